@@ -1,0 +1,55 @@
+# `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
+.PHONY: help run build test test-rust test-erlang test-wire test-clients lint bench clean
+
+CARGO_FLAGS := --release --locked
+NIFS := nats_gateway_nif nats_gateway_mqtt_nif
+
+help:
+	@echo "make run    install what is missing, build, start the gateway and a broker beside it"
+	@echo "            NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
+	@echo "make test   install what is missing, build, run every test"
+	@echo "make build  build only"
+	@echo "make bench  decode and encode, ns per operation"
+
+run:
+	@bin/install-missing run
+	@$(MAKE) --no-print-directory build
+	@bin/run
+
+build:
+	@bin/install-missing build
+	cargo build $(CARGO_FLAGS) $(addprefix -p ,$(NIFS))
+	@# A running node has the library mapped: it is replaced, never overwritten.
+	@for nif in $(NIFS); do \
+	    cmp -s target/release/lib$$nif.so priv/$$nif.so || { \
+	        cp target/release/lib$$nif.so priv/$$nif.so.new && mv priv/$$nif.so.new priv/$$nif.so; }; \
+	done
+	@TERM=dumb rebar3 compile
+
+test:
+	@bin/install-missing test
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-wire test-clients
+
+test-rust:
+	cargo test --locked -p nats-protocol
+
+test-erlang: build
+	@TERM=dumb rebar3 eunit
+
+test-wire: build
+	.tools/venv/bin/pytest test/wire
+
+test-clients: build
+	.tools/venv/bin/pytest test/clients
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@TERM=dumb rebar3 xref
+
+bench:
+	@bin/install-missing build
+	cargo bench --locked -p nats-protocol
+
+clean:
+	rm -rf target _build priv/*.so .tools

@@ -1,0 +1,638 @@
+%% The NATS protocol state machine of one client: operations and broker events in, bytes out.
+%%
+%% It has no process, socket or clock. What it does to the world are calls to the host module it
+%% was given. Where the host answers `wait', the operations that follow stay in `todo' until the
+%% host's completion arrives: replies keep their order without a queue of open promises.
+-module(nats_gateway_channel).
+
+-export([init/2]).
+-export([settings/1]).
+-export([busy/1]).
+-export([connected/1]).
+-export([refuse/2]).
+-export([handle_ops/2]).
+-export([handle_info/2]).
+-export([handle_timeout/2]).
+-export([lame_duck/1]).
+-export([terminate/2]).
+-export([info/1]).
+-export([stats/1]).
+-export([subscriptions/1]).
+
+-export_type([channel/0, input/0, result/0, stop_reason/0]).
+
+%% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
+%% client's FIN. Both wait for their turn.
+-type input() :: nats_gateway_nif:op() | {error, nats_gateway_nif:error_reason()} | eof.
+
+-type stop_reason() ::
+    nats_gateway_host:close_reason()
+    | nats_gateway_nif:error_reason()
+    | client_closed
+    | stale_connection
+    | authentication_timeout
+    | idle_timeout
+    | session_changed
+    | maximum_connections_exceeded
+    | invalid_client_protocol
+    | no_responders_requires_headers.
+
+-type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
+
+-type waiting() ::
+    none
+    | {connect, explicit | implicit | again}
+    | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
+    | {subscribe, nats_gateway_host:key()}
+    | barrier.
+
+%% What the channel itself says of a publish, before the host is asked.
+-type verdict() :: pass | denied | reply_denied.
+
+-record(channel, {
+    host :: module(),
+    host_state :: term(),
+    client :: nats_gateway_host:client(),
+    config :: nats_gateway_config:config(),
+    phase = new :: new | connected,
+    %% nats-protocol section 2: the defaults of a client that sent no CONNECT
+    verbose = true :: boolean(),
+    pedantic = true :: boolean(),
+    echo = true :: boolean(),
+    no_responders = false :: boolean(),
+    protocol = 0 :: 0 | 1,
+    settings :: nats_gateway_nif:settings(),
+    session :: undefined | nats_gateway_host:session(),
+    subscriptions = nats_gateway_subscriptions:new() ::
+        nats_gateway_subscriptions:subscriptions(),
+    waiting = none :: waiting(),
+    todo = [] :: [input()],
+    %% deliveries that must not overtake the +OK of the operation being waited for
+    held = [] :: iodata(),
+    received = 0 :: non_neg_integer(),
+    sent = 0 :: non_neg_integer(),
+    unroutable = 0 :: non_neg_integer()
+}).
+
+-opaque channel() :: #channel{}.
+
+-define(OK, <<"+OK\r\n">>).
+-define(PING, <<"PING\r\n">>).
+-define(PONG, <<"PONG\r\n">>).
+
+%% The INFO line goes out at accept, before any byte of the client.
+-spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
+init(Host, Client = #{config := Config}) ->
+    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload} = Config,
+    Phase =
+        case auth_required(Config) of
+            true -> connect_only;
+            false -> open
+        end,
+    Channel = #channel{
+        host = Host,
+        client = Client#{connect => #{}},
+        config = Config,
+        settings = {MaxControlLine, MaxPayload, Phase, false, <<>>}
+    },
+    {server_info(#{}, Channel), Channel}.
+
+%% The settings of the next decode call.
+-spec settings(channel()) -> nats_gateway_nif:settings().
+settings(#channel{settings = Settings}) -> Settings.
+
+%% Input should stay in the socket while the host is being waited for.
+-spec busy(channel()) -> boolean().
+busy(#channel{waiting = Waiting}) -> Waiting =/= none.
+
+-spec connected(channel()) -> boolean().
+connected(#channel{phase = Phase}) -> Phase =:= connected.
+
+-spec info(channel()) -> map().
+info(Channel = #channel{client = Client, session = Session}) ->
+    (stats(Channel))#{
+        client => maps:remove(config, Client#{connect := public(maps:get(connect, Client))}),
+        session => Session,
+        connected => connected(Channel),
+        verbose => Channel#channel.verbose
+    }.
+
+-spec stats(channel()) -> #{atom() => non_neg_integer()}.
+stats(Channel) ->
+    #{
+        subscriptions => nats_gateway_subscriptions:count(Channel#channel.subscriptions),
+        messages_received => Channel#channel.received,
+        messages_sent => Channel#channel.sent,
+        messages_unroutable => Channel#channel.unroutable
+    }.
+
+-spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
+subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
+
+public(Fields) -> maps:without([pass, auth_token, jwt, nkey, sig], Fields).
+
+%% A client that is told INFO and why it can't stay.
+-spec refuse(stop_reason(), channel()) -> result().
+refuse(Reason, Channel) -> stop(Reason, [], Channel).
+
+%% INFO with ldm to the clients that take an INFO at any time.
+-spec lame_duck(channel()) -> iodata().
+lame_duck(Channel = #channel{phase = connected, protocol = 1}) ->
+    server_info(#{ldm => true}, Channel);
+lame_duck(_) ->
+    [].
+
+-spec terminate(term(), channel()) -> ok.
+terminate(_, #channel{host_state = undefined}) -> ok;
+terminate(Reason, #channel{host = Host, host_state = HostState}) ->
+    Host:disconnect(Reason, HostState).
+
+%% -------------------------------------------------------------------------------------------
+%% Input of the client
+
+-spec handle_ops([input()], channel()) -> result().
+handle_ops(Ops, Channel = #channel{waiting = none, todo = []}) ->
+    run(Ops, [], Channel);
+handle_ops(Ops, Channel = #channel{todo = Todo}) ->
+    {ok, [], Channel#channel{todo = Todo ++ Ops}}.
+
+run([], Out, Channel) ->
+    {ok, Out, Channel};
+run([{error, Reason} | _], Out, Channel) ->
+    stop(Reason, Out, Channel);
+run([eof | _], Out, Channel) ->
+    stop(client_closed, Out, Channel);
+run([{connect, Fields} | Rest], Out, Channel) ->
+    connect(Fields, Rest, Out, Channel);
+run(Ops, Out, Channel = #channel{phase = new}) ->
+    %% No CONNECT: a client with the defaults, known to the host as any other.
+    login(implicit, Ops, Out, Channel);
+run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
+    {Pubs, Rest} = take_publishes(Ops, []),
+    publish(Pubs, Rest, Out, Channel);
+run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:barrier(HostState) of
+        {ok, NHostState} ->
+            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState});
+        {wait, NHostState} ->
+            wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
+    end;
+run([pong | Rest], Out, Channel) ->
+    run(Rest, Out, Channel);
+run([{sub, _, _, _, _, _} = Sub | Rest], Out, Channel) ->
+    subscribe(Sub, Rest, Out, Channel);
+run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) ->
+    {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
+    NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
+    run(Rest, acknowledge(Out, NChannel), NChannel).
+
+wait(Waiting, Rest, Out, Channel) ->
+    {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
+
+%% The host's completion has come: what was held back, then the operations behind it.
+resume(Out, Channel = #channel{held = Held, todo = Todo}) ->
+    run(Todo, [Out | Held], Channel#channel{waiting = none, held = [], todo = []}).
+
+acknowledge(Out, #channel{verbose = true}) -> [Out | ?OK];
+acknowledge(Out, #channel{verbose = false}) -> Out.
+
+stop(Reason, Out, Channel = #channel{held = Held}) ->
+    {stop, Reason, [Out, Held | error_line(Reason)], Channel#channel{held = [], todo = []}}.
+
+%% -------------------------------------------------------------------------------------------
+%% CONNECT
+
+connect(Fields, Rest, Out, Channel = #channel{client = Client = #{connect := Old}}) ->
+    New = maps:merge(Old, Fields),
+    NChannel = Channel#channel{client = Client#{connect := New}},
+    case New of
+        #{account := Account} when Account =/= <<>> ->
+            stop(authorization_violation, Out, NChannel);
+        #{new_account := true} ->
+            stop(authorization_violation, Out, NChannel);
+        #{} ->
+            case Channel of
+                #channel{phase = connected, session = Session} ->
+                    case credentials(New) =:= credentials(Old) of
+                        true -> logged_in(explicit, Session, Rest, Out, NChannel);
+                        false -> login_again(Rest, Out, NChannel)
+                    end;
+                #channel{} ->
+                    login(explicit, Rest, Out, NChannel)
+            end
+    end.
+
+credentials(Fields) -> maps:with([user, pass, auth_token, jwt, nkey, sig], Fields).
+
+login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    ok = Host:disconnect(login_again, HostState),
+    login(again, Rest, Out, Channel#channel{host_state = undefined}).
+
+login(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) ->
+    case Host:connect(Client) of
+        {ok, Session, HostState} ->
+            logged_in(Kind, Session, Rest, Out, Channel#channel{host_state = HostState});
+        {wait, HostState} ->
+            wait({connect, Kind}, Rest, Out, Channel#channel{host_state = HostState});
+        {error, Reason} ->
+            stop(Reason, Out, Channel)
+    end.
+
+logged_in(_, #{mountpoint := New}, _, Out, Channel = #channel{session = #{mountpoint := Old}}) when
+    New =/= Old
+->
+    %% The subscriptions of the old login live under its mountpoint: begin anew.
+    stop(session_changed, Out, Channel);
+logged_in(Kind, Session, Rest, Out, Channel) ->
+    #channel{client = #{connect := Fields}, echo = OldEcho} = Channel,
+    #{mountpoint := Mountpoint} = Session,
+    {MaxControlLine, MaxPayload, _, _, _} = Channel#channel.settings,
+    Headers = maps:get(headers, Fields, false),
+    NoResponders = maps:get(no_responders, Fields, false),
+    Protocol = maps:get(protocol, Fields, 0),
+    NChannel = Channel#channel{
+        phase = connected,
+        session = Session,
+        settings = {MaxControlLine, MaxPayload, open, Headers, Mountpoint},
+        verbose = maps:get(verbose, Fields, true),
+        pedantic = maps:get(pedantic, Fields, true),
+        echo = maps:get(echo, Fields, true),
+        no_responders = NoResponders,
+        protocol = Protocol
+    },
+    if
+        Protocol =/= 0, Protocol =/= 1 ->
+            stop(invalid_client_protocol, Out, NChannel);
+        NoResponders, not Headers ->
+            stop(no_responders_requires_headers, Out, NChannel);
+        true ->
+            NOut =
+                case Kind of
+                    implicit -> Out;
+                    _ -> acknowledge(Out, NChannel)
+                end,
+            case Kind =:= again orelse OldEcho =/= NChannel#channel.echo of
+                true -> subscribe_again(Rest, NOut, NChannel);
+                false -> run(Rest, NOut, NChannel)
+            end
+    end.
+
+%% After another login, or with another no-local option.
+subscribe_again(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
+    subscribe_again(nats_gateway_subscriptions:keys(Subs), Rest, Out, Channel).
+
+subscribe_again([], Rest, Out, Channel) ->
+    run(Rest, Out, Channel);
+subscribe_again([Key | Keys], Rest, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:subscribe(Key, subscribe_options(false, Channel), HostState) of
+        {ok, NHostState} ->
+            subscribe_again(Keys, Rest, Out, Channel#channel{host_state = NHostState});
+        {denied, NHostState} ->
+            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
+            subscribe_again(Keys, Rest, [Out | Denied], NChannel);
+        {stop, Reason, NHostState} ->
+            stop(Reason, Out, Channel#channel{host_state = NHostState})
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% PUB and HPUB
+
+take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes(Rest, [Pub | Acc]);
+take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
+
+publish(Pubs, Rest, Out, Channel = #channel{received = Received}) ->
+    NChannel = Channel#channel{received = Received + length(Pubs)},
+    case lists:any(fun is_special/1, Pubs) of
+        false ->
+            publish(Pubs, Pubs, pass, Rest, Out, NChannel);
+        true ->
+            Verdicts = [verdict(Pub) || Pub <- Pubs],
+            Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
+            Unroutable = length([Pub || Pub = {pub, _, invalid, _, _, _, _} <- Passed]),
+            publish(Pubs, Passed, Verdicts, Rest, Out, NChannel#channel{
+                unroutable = Channel#channel.unroutable + Unroutable
+            })
+    end.
+
+publish(Pubs, [], Verdicts, Rest, Out, Channel) ->
+    run(Rest, [Out | answers(Pubs, Verdicts, [], Channel)], Channel);
+publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
+    #channel{
+        host = Host, host_state = HostState, verbose = Verbose, no_responders = NoResponders
+    } = Channel,
+    Options = #{confirm => Verbose, no_responders => NoResponders},
+    case Host:publish(Passed, Options, HostState) of
+        {ok, Rejections, NHostState} ->
+            NChannel = Channel#channel{host_state = NHostState},
+            run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
+        {wait, NHostState} ->
+            NChannel = Channel#channel{host_state = NHostState},
+            wait({publish, Pubs, Verdicts}, Rest, Out, NChannel);
+        {stop, Reason, NHostState} ->
+            stop(Reason, Out, Channel#channel{host_state = NHostState})
+    end.
+
+%% One look for the rare publish that needs more than the host.
+is_special({pub, _, invalid, _, _, _, _}) -> true;
+is_special({pub, <<"$", _/binary>>, _, _, _, _, _}) -> true;
+is_special({pub, _, {_, _}, _, _, _, _}) -> true;
+is_special({pub, _, _, <<C, _/binary>>, _, _, _}) when C =:= $_; C =:= $$ -> true;
+is_special(_) -> false.
+
+verdict({pub, Subject, Topic, ReplyTo, _, _, _}) ->
+    case is_reserved_reply(ReplyTo) of
+        true ->
+            reply_denied;
+        false ->
+            case is_reserved_name(Subject) orelse is_reserved_answer(Topic) of
+                true -> denied;
+                false -> pass
+            end
+    end.
+
+%% Names that only the broker itself may publish to (design section 3.3).
+is_reserved_name(<<"$SYS.", _/binary>>) -> true;
+is_reserved_name(<<"$share.", _/binary>>) -> true;
+is_reserved_name(<<"$queue.", _/binary>>) -> true;
+is_reserved_name(_) -> false.
+
+%% The same, where a requester chose the topic of the answer.
+is_reserved_answer({<<"$SYS/", _/binary>>, _}) -> true;
+is_reserved_answer({<<"$share/", _/binary>>, _}) -> true;
+is_reserved_answer({<<"$queue/", _/binary>>, _}) -> true;
+is_reserved_answer(_) -> false.
+
+%% nats-protocol section 1: reply subjects that nats-server keeps to itself.
+is_reserved_reply(<<"_R_.", _/binary>>) -> true;
+is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
+is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
+is_reserved_reply(_) -> false.
+
+%% What the client is told of a batch, in its order.
+answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
+    [];
+answers(Pubs, pass, [], #channel{verbose = true, pedantic = false}) ->
+    lists:duplicate(length(Pubs), ?OK);
+answers(Pubs, pass, Rejections, Channel) ->
+    answers(Pubs, [pass || _ <- Pubs], Rejections, 1, Channel);
+answers(Pubs, Verdicts, Rejections, Channel) ->
+    answers(Pubs, Verdicts, Rejections, 1, Channel).
+
+%% Index counts what was passed to the host.
+answers([], [], [], _, _) ->
+    [];
+answers([Pub | Pubs], [pass | Verdicts], [{Index, Rejection} | Rejections], Index, Channel) ->
+    [
+        answer(Pub, Rejection, Channel)
+        | answers(Pubs, Verdicts, Rejections, Index + 1, Channel)
+    ];
+answers([Pub | Pubs], [pass | Verdicts], Rejections, Index, Channel) ->
+    [answer(Pub, pass, Channel) | answers(Pubs, Verdicts, Rejections, Index + 1, Channel)];
+answers([Pub | Pubs], [Verdict | Verdicts], Rejections, Index, Channel) ->
+    [answer(Pub, Verdict, Channel) | answers(Pubs, Verdicts, Rejections, Index, Channel)].
+
+answer(Pub, Verdict, Channel) -> [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
+
+%% The message is processed all the same.
+pedantic_answer({pub, Subject, _, _, _, _, _}, #channel{pedantic = true}) ->
+    case nats_gateway_nif:valid_publish_subject(Subject) of
+        true -> [];
+        false -> <<"-ERR 'Invalid Publish Subject'\r\n">>
+    end;
+pedantic_answer(_, _) ->
+    [].
+
+verdict_answer(_, pass, Channel) ->
+    acknowledge([], Channel);
+verdict_answer({pub, Subject, _, ReplyTo, _, _, _}, no_responders, Channel) ->
+    [acknowledge([], Channel) | no_responders(Subject, ReplyTo, Channel)];
+verdict_answer({pub, Subject, _, _, _, _, _}, denied, _) ->
+    publish_denied(Subject);
+verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, _) ->
+    violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]).
+
+publish_denied(Subject) ->
+    violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
+
+%% Only to a plain subscription of the requester; it does not count towards its max.
+no_responders(_, ReplyTo, #channel{no_responders = true, subscriptions = Subs}) when
+    is_binary(ReplyTo)
+->
+    case nats_gateway_subscriptions:plain_sid(ReplyTo, Subs) of
+        undefined ->
+            [];
+        Sid ->
+            [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
+    end;
+no_responders(_, _, _) ->
+    [].
+
+%% -------------------------------------------------------------------------------------------
+%% SUB and UNSUB
+
+%% The order of the checks is nats-server's: permission, limit, sid in use, subject.
+subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Channel) ->
+    #channel{subscriptions = Subs, config = #{max_subscriptions := Max}} = Channel,
+    Count = nats_gateway_subscriptions:count(Subs),
+    InUse = nats_gateway_subscriptions:member(Sid, Subs),
+    Reserved = is_reserved_filter(Subject),
+    if
+        Reserved ->
+            run(Rest, [Out | subscribe_denied(Subject, QueueGroup)], Channel);
+        Max =/= infinity, Count >= Max ->
+            run(Rest, [Out | <<"-ERR 'maximum subscriptions exceeded'\r\n">>], Channel);
+        InUse ->
+            run(Rest, acknowledge(Out, Channel), Channel);
+        Filter =:= invalid; Share =:= invalid ->
+            run(Rest, [Out | <<"-ERR 'Invalid Subject'\r\n">>], Channel);
+        true ->
+            Key = {Share, Filter},
+            case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
+                {known_key, NSubs} ->
+                    NChannel = Channel#channel{subscriptions = NSubs},
+                    run(Rest, acknowledge(Out, NChannel), NChannel);
+                {new_key, NSubs} ->
+                    subscribe_key(Key, Rest, Out, Channel#channel{subscriptions = NSubs})
+            end
+    end.
+
+subscribe_key(Key, Rest, Out, Channel) ->
+    #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
+    case Host:subscribe(Key, subscribe_options(Verbose, Channel), HostState) of
+        {ok, NHostState} ->
+            NChannel = Channel#channel{host_state = NHostState},
+            run(Rest, acknowledge(Out, NChannel), NChannel);
+        {denied, NHostState} ->
+            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
+            run(Rest, [Out | Denied], NChannel);
+        {wait, NHostState} ->
+            wait({subscribe, Key}, Rest, Out, Channel#channel{host_state = NHostState});
+        {stop, Reason, NHostState} ->
+            stop(Reason, Out, Channel#channel{host_state = NHostState})
+    end.
+
+subscribe_options(Confirm, #channel{echo = Echo}) ->
+    #{confirm => Confirm, no_local => not Echo}.
+
+%% Filters that mean something else to a broker (design section 3.3).
+is_reserved_filter(<<"$share.", _/binary>>) -> true;
+is_reserved_filter(<<"$queue.", _/binary>>) -> true;
+is_reserved_filter(<<"$exclusive.", _/binary>>) -> true;
+is_reserved_filter(_) -> false.
+
+reject(Key, Channel = #channel{subscriptions = Subs}) ->
+    {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
+    Denied = [
+        subscribe_denied(Subject, QueueGroup)
+     || #{subject := Subject, queue_group := QueueGroup} <- Rejected
+    ],
+    {Denied, Channel#channel{subscriptions = NSubs}}.
+
+subscribe_denied(Subject, undefined) ->
+    violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject)]);
+subscribe_denied(Subject, QueueGroup) ->
+    violation([
+        <<"Subscription to ">>,
+        nats_gateway_nif:quote(Subject),
+        <<" using queue ">>,
+        nats_gateway_nif:quote(QueueGroup)
+    ]).
+
+unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
+    Channel#channel{host_state = lists:foldl(fun Host:unsubscribe/2, HostState, Keys)}.
+
+%% -------------------------------------------------------------------------------------------
+%% Events of the host
+
+-spec handle_info(term(), channel()) -> result().
+handle_info(_, Channel = #channel{host_state = undefined}) ->
+    {ok, [], Channel};
+handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:handle_info(Message, HostState) of
+        ignore -> {ok, [], Channel};
+        {Events, NHostState} -> events(Events, [], Channel#channel{host_state = NHostState})
+    end.
+
+events([], Out, Channel) ->
+    {ok, Out, Channel};
+events([Event | Events], Out, Channel) ->
+    case event(Event, Out, Channel) of
+        {ok, NOut, NChannel} -> events(Events, NOut, NChannel);
+        Stop -> Stop
+    end.
+
+event({deliver, Deliveries}, Out, Channel) ->
+    deliver(Deliveries, Out, Channel);
+event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
+    resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
+event({subscribed, ok}, Out, Channel = #channel{waiting = {subscribe, _}}) ->
+    resume(acknowledge(Out, Channel), Channel);
+event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
+    {Denied, NChannel} = reject(Key, Channel),
+    resume([Out | Denied], NChannel);
+event(barrier, Out, Channel = #channel{waiting = barrier}) ->
+    resume([Out | ?PONG], Channel);
+event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
+    logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
+event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
+    stop(Reason, Out, Channel);
+event({publish_rejected, Subject, ReplyTo, no_responders}, Out, Channel) ->
+    {ok, [Out | no_responders(Subject, ReplyTo, Channel)], Channel};
+event({publish_rejected, Subject, _, denied}, Out, Channel) ->
+    {ok, [Out | publish_denied(Subject)], Channel};
+event({subscribe_rejected, Key, denied}, Out, Channel) ->
+    {Denied, NChannel} = reject(Key, Channel),
+    {ok, [Out | Denied], NChannel};
+event({close, Reason}, Out, Channel) ->
+    stop(Reason, Out, Channel).
+
+deliver(Deliveries, Out, Channel) ->
+    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs, sent = Sent} =
+        Channel,
+    {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
+    NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
+    {Encoded, _} = nats_gateway_nif:encode(Frames, Mountpoint),
+    case Channel#channel.waiting of
+        %% nats-server answers +OK before the message that the operation causes.
+        {Waiting, _, _} when Waiting =:= publish -> hold(Encoded, Out, NChannel);
+        {subscribe, _} -> hold(Encoded, Out, NChannel);
+        _ -> {ok, [Out | Encoded], NChannel}
+    end.
+
+hold(Encoded, Out, Channel = #channel{held = Held}) ->
+    {ok, Out, Channel#channel{held = [Held | Encoded]}}.
+
+fan_out([], _, Frames, Count, Unused, Subs) ->
+    {lists:reverse(Frames), Count, Unused, Subs};
+fan_out([{Key, Topic, Reply, Headers, Payload} | Deliveries], Take, Frames, Count, Unused, Subs) ->
+    case nats_gateway_subscriptions:deliver(Key, Topic, Subs) of
+        {[], [], NSubs} ->
+            fan_out(Deliveries, Take, Frames, Count, Unused, NSubs);
+        {Sids, NUnused, NSubs} ->
+            Frame = {Topic, Sids, Reply, take_headers(Take, Headers), Payload},
+            NCount = Count + length(Sids),
+            fan_out(Deliveries, Take, [Frame | Frames], NCount, NUnused ++ Unused, NSubs)
+    end.
+
+take_headers(true, Headers) -> Headers;
+take_headers(false, _) -> undefined.
+
+%% -------------------------------------------------------------------------------------------
+%% Timers, which the connection keeps
+
+-spec handle_timeout(heartbeat | heartbeat_wait | authentication | idle, channel()) -> result().
+handle_timeout(heartbeat, Channel) -> {ok, ?PING, Channel};
+handle_timeout(heartbeat_wait, Channel) -> stop(stale_connection, [], Channel);
+handle_timeout(authentication, Channel = #channel{phase = connected}) -> {ok, [], Channel};
+handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
+handle_timeout(idle, Channel = #channel{phase = connected}) -> {ok, [], Channel};
+handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
+
+%% -------------------------------------------------------------------------------------------
+%% INFO and -ERR
+
+auth_required(#{auth_required := Required}) -> Required.
+
+%% nats-protocol section 3: no null, a version that clients can parse, `go' for nats-core.
+server_info(Extra, #channel{client = Client, config = Config}) ->
+    #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
+    #{server_id := ServerId, server_name := ServerName, max_payload_size := MaxPayload} = Config,
+    Required =
+        case auth_required(Config) of
+            true -> #{auth_required => true};
+            false -> #{}
+        end,
+    nats_gateway_nif:info(
+        maps:merge(Required, Extra#{
+            server_id => ServerId,
+            server_name => ServerName,
+            version => <<"2.10.27">>,
+            proto => 1,
+            go => list_to_binary("erlang" ++ erlang:system_info(otp_release)),
+            host => address(Host),
+            port => Port,
+            headers => true,
+            max_payload => MaxPayload,
+            client_id => ClientId,
+            client_ip => address(PeerHost)
+        })
+    ).
+
+address(Host) -> list_to_binary(inet:ntoa(Host)).
+
+violation(What) -> [<<"-ERR 'Permissions Violation for ">>, What, <<"'\r\n">>].
+
+%% Exactly nats-server's texts and only where it has one: an unknown text makes three of the
+%% official clients close for good (nats-protocol section 1).
+error_line(unknown_protocol_operation) -> <<"-ERR 'Unknown Protocol Operation'\r\n">>;
+error_line(authorization_violation) -> <<"-ERR 'Authorization Violation'\r\n">>;
+error_line(authentication_timeout) -> <<"-ERR 'Authentication Timeout'\r\n">>;
+error_line(user_authentication_expired) -> <<"-ERR 'User Authentication Expired'\r\n">>;
+error_line(maximum_payload_violation) -> <<"-ERR 'Maximum Payload Violation'\r\n">>;
+error_line(maximum_control_line_exceeded) -> <<"-ERR 'maximum control line exceeded'\r\n">>;
+error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceeded'\r\n">>;
+error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
+error_line(no_responders_requires_headers) ->
+    <<"-ERR 'no responders requires headers support'\r\n">>;
+error_line(stale_connection) -> <<"-ERR 'Stale Connection'\r\n">>;
+error_line(_) -> [].

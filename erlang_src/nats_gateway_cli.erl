@@ -1,0 +1,157 @@
+%% `bin/nats_gateway': reads the settings, starts the standalone gateway, or says in one line why
+%% it can't.
+-module(nats_gateway_cli).
+
+-export([main/0]).
+
+-define(USAGE, <<
+    "usage: nats_gateway [-c FILE] [--upstream mqtt://HOST:PORT] [--listen ADDRESS:PORT] [--check]\n"
+    "  -c FILE     settings in TOML (README.md has the table); without it the defaults\n"
+    "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
+    "  --listen    one tcp listener, instead of those of the file\n"
+    "  --check     read the settings, and end\n"
+>>).
+
+%% sysexits(3): usage, configuration, and what others must provide.
+-define(EX_USAGE, 64).
+-define(EX_UNAVAILABLE, 69).
+-define(EX_CONFIG, 78).
+
+-spec main() -> no_return() | ok.
+main() ->
+    try arguments(init:get_plain_arguments(), #{}) of
+        #{help := true} ->
+            ok = file:write(standard_io, ?USAGE),
+            erlang:halt(0);
+        Arguments ->
+            run(Arguments, settings(Arguments))
+    catch
+        throw:{stop, Status, Text} -> fail(Status, Text)
+    end.
+
+arguments([], Acc) ->
+    Acc;
+arguments([Help | _], _) when Help =:= "-h"; Help =:= "--help" -> #{help => true};
+arguments(["-c", File | Rest], Acc) ->
+    arguments(Rest, Acc#{file => File});
+arguments(["--upstream", Url | Rest], Acc) ->
+    arguments(Rest, Acc#{upstream => list_to_binary(Url)});
+arguments(["--listen", Address | Rest], Acc) ->
+    arguments(Rest, Acc#{listen => list_to_binary(Address)});
+arguments(["--check" | Rest], Acc) ->
+    arguments(Rest, Acc#{check => true});
+arguments([Unknown | _], _) ->
+    throw({stop, ?EX_USAGE, ["unknown option ", Unknown, "; --help lists them"]}).
+
+settings(Arguments) ->
+    Tables = override(Arguments, tables(Arguments)),
+    case nats_gateway_config:parse(Tables) of
+        {ok, Config} -> Config;
+        {error, Text} -> throw({stop, ?EX_CONFIG, [source(Arguments), Text]})
+    end.
+
+tables(#{file := File}) ->
+    case file:read_file(File) of
+        {ok, Toml} ->
+            case nats_gateway_mqtt_nif:toml(Toml) of
+                {ok, Tables} -> Tables;
+                {error, Text} -> throw({stop, ?EX_CONFIG, [File, ": ", Text]})
+            end;
+        {error, Reason} ->
+            throw({stop, ?EX_CONFIG, [File, ": ", file:format_error(Reason)]})
+    end;
+tables(_) ->
+    #{}.
+
+override(Arguments, Tables) ->
+    WithUpstream =
+        case Arguments of
+            #{upstream := Url} -> put_in([<<"upstream">>, <<"url">>], Url, Tables);
+            #{} -> Tables
+        end,
+    case Arguments of
+        #{listen := Address} ->
+            Listener = #{<<"default">> => #{<<"bind">> => Address}},
+            put_in([<<"listeners">>, <<"tcp">>], Listener, WithUpstream);
+        #{} ->
+            WithUpstream
+    end.
+
+put_in([Key], Value, Table) ->
+    Table#{Key => Value};
+put_in([Key | Keys], Value, Table) ->
+    case maps:get(Key, Table, #{}) of
+        Inner when is_map(Inner) -> Table#{Key => put_in(Keys, Value, Inner)};
+        %% left as it is: the check of the settings names it
+        _ -> Table
+    end.
+
+source(#{file := File}) -> [File, ": "];
+source(_) -> "".
+
+run(#{check := true}, _) ->
+    erlang:halt(0);
+run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners := Listeners}) ->
+    reachable(Upstream),
+    ok = logger:set_primary_config(level, error),
+    {ok, _} = application:ensure_all_started(nats_gateway),
+    lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),
+    log_to_stderr(Level).
+
+reachable(#{host := Host, port := Port, connect_timeout := Timeout}) ->
+    case gen_tcp:connect(Host, Port, [], Timeout) of
+        {ok, Socket} ->
+            gen_tcp:close(Socket);
+        {error, Reason} ->
+            throw(
+                {stop, ?EX_UNAVAILABLE, [
+                    "no MQTT broker at ",
+                    at(Host, Port),
+                    " (",
+                    inet:format_error(Reason),
+                    "): start one there, or name another with --upstream or upstream.url"
+                ]}
+            )
+    end.
+
+listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) ->
+    Connection = #{host => nats_gateway_host_mqtt, config => Config, listener => Name},
+    case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of
+        ok ->
+            io:format("nats_gateway: listening on ~ts~n", [at(inet:ntoa(Address), Port)]);
+        {error, Reason} ->
+            throw(
+                {stop, ?EX_UNAVAILABLE, [
+                    source(Arguments),
+                    "cannot listen on ",
+                    at(inet:ntoa(Address), Port),
+                    " (",
+                    inet:format_error(Reason),
+                    "): choose another with --listen or listeners.tcp"
+                ]}
+            )
+    end.
+
+at(Host, Port) ->
+    case lists:member($:, Host) of
+        true -> ["[", Host, "]:", integer_to_list(Port)];
+        false -> [Host, ":", integer_to_list(Port)]
+    end.
+
+log_to_stderr(Level) ->
+    ok = logger:remove_handler(default),
+    ok = logger:add_handler(default, logger_std_h, #{
+        config => #{type => standard_error},
+        formatter => {logger_formatter, #{single_line => true, template => [
+            time, " ", level, " ", msg, "\n"
+        ]}},
+        filters => [
+            {progress, {fun logger_filters:progress/2, stop}}
+        ]
+    }),
+    logger:set_primary_config(level, Level).
+
+-spec fail(pos_integer(), iodata()) -> no_return().
+fail(Status, Text) ->
+    io:format(standard_error, "nats_gateway: ~ts~n", [Text]),
+    erlang:halt(Status).

@@ -1,0 +1,331 @@
+%% Settings: from the file's tables to one checked map with every default filled in.
+%%
+%% Names are those of the EMQX gateway settings; units and defaults stand in README.md.
+-module(nats_gateway_config).
+
+-export([parse/1]).
+-export([defaults/0]).
+
+-export_type([config/0, listener/0]).
+
+%% Times are milliseconds, sizes bytes.
+-type config() :: #{
+    server_id := binary(),
+    server_name := binary(),
+    mountpoint := binary(),
+    default_heartbeat_interval := pos_integer() | infinity,
+    heartbeat_wait_timeout := pos_integer(),
+    idle_timeout := pos_integer() | infinity,
+    authentication_timeout := pos_integer(),
+    auth_required := boolean(),
+    max_payload_size := non_neg_integer(),
+    max_control_line := pos_integer(),
+    max_subscriptions := pos_integer() | infinity,
+    retained_on_subscribe := boolean(),
+    enable_stats := boolean(),
+    clientinfo_override := #{clientid | username | password => binary()},
+    log_level := logger:level(),
+    upstream := #{
+        host := string() | inet:ip_address(),
+        port := inet:port_number(),
+        connect_timeout := pos_integer(),
+        keepalive := pos_integer()
+    },
+    listeners := [listener()]
+}.
+
+-type listener() :: #{
+    name := binary(),
+    bind := {inet:ip_address(), inet:port_number()},
+    acceptors := pos_integer(),
+    max_connections := pos_integer() | infinity,
+    backlog := pos_integer(),
+    send_timeout := pos_integer()
+}.
+
+%% nats-protocol section 1: sizes have at most 9 digits.
+-define(MAX_PAYLOAD_LIMIT, 999999999).
+
+-type kind() ::
+    string
+    | boolean
+    | {duration, Min :: 0 | 1}
+    | {bytes, Min :: non_neg_integer(), Max :: pos_integer()}
+    | {integer, Min :: integer(), Max :: pos_integer()}
+    %% 0 is no limit
+    | {limit, Max :: pos_integer()}
+    | address
+    | url
+    | {one_of, [atom()]}
+    | {table, schema()}
+    %% any name: the same table under each
+    | {named, schema()}.
+
+-type schema() :: #{atom() => {kind(), Default :: term()}}.
+
+-spec schema() -> schema().
+schema() ->
+    #{
+        server_name => {string, <<"nats_gateway">>},
+        mountpoint => {string, <<>>},
+        default_heartbeat_interval => {{duration, 0}, 60000},
+        heartbeat_wait_timeout => {{duration, 1}, 5000},
+        idle_timeout => {{duration, 0}, 30000},
+        authentication_timeout => {{duration, 1}, 2000},
+        auth_required => {boolean, false},
+        max_payload_size => {{bytes, 0, ?MAX_PAYLOAD_LIMIT}, 1048576},
+        max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
+        max_connections => {{limit, 1 bsl 30}, infinity},
+        max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        retained_on_subscribe => {boolean, false},
+        enable_stats => {boolean, true},
+        log_level =>
+            {{one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
+                notice},
+        clientinfo_override =>
+            {
+                {table, #{
+                    clientid => {string, <<"${generated}">>},
+                    username => {string, <<"${Packet.user}">>},
+                    password => {string, <<"${Packet.pass}">>}
+                }},
+                #{}
+            },
+        upstream =>
+            {
+                {table, #{
+                    url => {url, {"127.0.0.1", 1883}},
+                    connect_timeout => {{duration, 1}, 5000},
+                    keepalive => {{integer, 1, 65535}, 60}
+                }},
+                #{}
+            },
+        listeners => {{table, #{tcp => {{named, listener_schema()}, #{}}}}, #{}}
+    }.
+
+listener_schema() ->
+    #{
+        bind => {address, {{127, 0, 0, 1}, 4222}},
+        acceptors => {{integer, 1, 1024}, 16},
+        max_connections => {{limit, 1 bsl 30}, infinity},
+        backlog => {{integer, 1, 65535}, 1024},
+        send_timeout => {{duration, 1}, 10000}
+    }.
+
+%% The settings of an empty file.
+-spec defaults() -> config().
+defaults() ->
+    {ok, Config} = parse(#{}),
+    Config.
+
+%% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
+-spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
+parse(Tables) ->
+    try table(schema(), Tables, []) of
+        Settings -> {ok, finish(Settings)}
+    catch
+        throw:{invalid, Path, Problem} ->
+            {error, iolist_to_binary([path(Path), <<": ">>, Problem])}
+    end.
+
+finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
+    #{max_connections := Max} = Settings,
+    {Host, Port} = maps:get(url, Upstream),
+    Named =
+        case map_size(Tcp) of
+            0 -> #{<<"default">> => table(listener_schema(), #{}, [])};
+            _ -> Tcp
+        end,
+    (maps:remove(max_connections, Settings))#{
+        server_id => server_id(),
+        upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
+        listeners := [
+            Listener#{
+                name => <<"tcp:", Name/binary>>,
+                max_connections := min(Max, maps:get(max_connections, Listener))
+            }
+         || {Name, Listener} <- lists:sort(maps:to_list(Named))
+        ]
+    }.
+
+%% Looks like nats-server's: an nkey of a server, unique per start.
+server_id() ->
+    Alphabet = <<"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567">>,
+    Random = crypto:strong_rand_bytes(55),
+    <<"N", <<<<(binary:at(Alphabet, Byte band 31))>> || <<Byte>> <= Random>>/binary>>.
+
+table(Schema, Values, Path) when is_map(Values) ->
+    Names = maps:from_list([{atom_to_binary(Name), Name} || Name <- maps:keys(Schema)]),
+    case [Key || Key <- lists:sort(maps:keys(Values)), not is_map_key(Key, Names)] of
+        [] ->
+            maps:map(
+                fun(Name, {Kind, Default}) ->
+                    Key = atom_to_binary(Name),
+                    case Values of
+                        #{Key := Value} -> value(Kind, Value, [Key | Path]);
+                        #{} -> default(Kind, Default, [Key | Path])
+                    end
+                end,
+                Schema
+            );
+        [Key | _] ->
+            invalid([Key | Path], [<<"unknown key; known here: ">>, known(Schema)])
+    end;
+table(_, _, Path) ->
+    invalid(Path, <<"must be a table">>).
+
+known(Schema) ->
+    lists:join(<<", ">>, lists:sort([atom_to_binary(Name) || Name <- maps:keys(Schema)])).
+
+default(Kind = {table, _}, Default, Path) -> value(Kind, Default, Path);
+default(_, Default, _) -> Default.
+
+value({table, Schema}, Value, Path) ->
+    table(Schema, Value, Path);
+value({named, Schema}, Value, Path) when is_map(Value) ->
+    maps:map(fun(Name, Entry) -> table(Schema, Entry, [Name | Path]) end, Value);
+value({named, _}, _, Path) ->
+    invalid(Path, <<"must be a table of named tables">>);
+value(string, Value, Path) ->
+    case is_binary(Value) andalso binary:match(Value, <<0>>) =:= nomatch of
+        true -> Value;
+        false -> invalid(Path, <<"must be a string">>)
+    end;
+value(boolean, Value, Path) ->
+    case is_boolean(Value) of
+        true -> Value;
+        false -> invalid(Path, <<"must be true or false">>)
+    end;
+value({duration, Min}, Value, Path) ->
+    case duration(Value) of
+        0 when Min =:= 0 -> infinity;
+        %% the largest timeout that every timer of the runtime takes
+        Ms when is_integer(Ms), Ms >= 1, Ms =< 16#FFFFFFFF -> Ms;
+        _ when Min =:= 0 -> invalid(Path, <<"must be a duration such as \"30s\"; 0 is never">>);
+        _ -> invalid(Path, <<"must be a duration such as \"30s\", at least 1 ms">>)
+    end;
+value({bytes, Min, Max}, Value, Path) ->
+    case bytes(Value) of
+        Bytes when is_integer(Bytes), Bytes >= Min, Bytes =< Max ->
+            Bytes;
+        _ ->
+            invalid(Path, [
+                <<"must be a size from ">>,
+                integer_to_binary(Min),
+                <<" to ">>,
+                integer_to_binary(Max),
+                <<" bytes, such as 1048576 or \"1MB\"">>
+            ])
+    end;
+value({integer, Min, Max}, Value, _) when is_integer(Value), Value >= Min, Value =< Max ->
+    Value;
+value({integer, Min, Max}, _, Path) ->
+    invalid(Path, [
+        <<"must be an integer from ">>,
+        integer_to_binary(Min),
+        <<" to ">>,
+        integer_to_binary(Max)
+    ]);
+value({limit, _}, 0, _) ->
+    infinity;
+value({limit, Max}, Value, _) when is_integer(Value), Value >= 1, Value =< Max ->
+    Value;
+value({limit, Max}, _, Path) ->
+    invalid(Path, [
+        <<"must be an integer from 0 (no limit) to ">>, integer_to_binary(Max)
+    ]);
+value(address, Value, Path) ->
+    case address(Value) of
+        {ok, Address} ->
+            Address;
+        error ->
+            invalid(Path, <<"must be a port, or an address such as \"127.0.0.1:4222\"">>)
+    end;
+value(url, Value, Path) ->
+    case url(Value) of
+        {ok, Upstream} -> Upstream;
+        error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
+    end;
+value({one_of, Names}, Value, Path) ->
+    case [Name || Name <- Names, atom_to_binary(Name) =:= Value] of
+        [Name] ->
+            Name;
+        [] ->
+            invalid(Path, [
+                <<"must be one of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
+            ])
+    end.
+
+%% An integer is milliseconds; a string has units, "1m30s".
+duration(Ms) when is_integer(Ms) -> Ms;
+duration(Text) when is_binary(Text) ->
+    units(Text, [
+        {<<"ms">>, 1}, {<<"s">>, 1000}, {<<"m">>, 60000}, {<<"h">>, 3600000}, {<<"d">>, 86400000}
+    ]);
+duration(_) -> error.
+
+bytes(Bytes) when is_integer(Bytes) -> Bytes;
+bytes(Text) when is_binary(Text) ->
+    units(Text, [{<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}]);
+bytes(_) -> error.
+
+units(Text, Units) ->
+    case re:run(Text, <<"^(?:\\s*([0-9]{1,12})\\s*([a-zA-Z]+))+\\s*$">>, [{capture, none}]) of
+        match ->
+            {match, Parts} = re:run(Text, <<"([0-9]+)\\s*([a-zA-Z]+)">>, [
+                global, {capture, all_but_first, binary}
+            ]),
+            sum(Parts, Units, 0);
+        nomatch ->
+            error
+    end.
+
+sum([], _, Total) ->
+    Total;
+sum([[Number, Unit] | Parts], Units, Total) ->
+    case [Factor || {Name, Factor} <- Units, string:equal(Name, Unit, true)] of
+        [Factor] -> sum(Parts, Units, Total + binary_to_integer(Number) * Factor);
+        [] -> error
+    end.
+
+address(Port) when is_integer(Port), Port >= 0, Port =< 65535 -> {ok, {{0, 0, 0, 0}, Port}};
+address(Text) when is_binary(Text) ->
+    case host_port(Text) of
+        {ok, Host, Port} ->
+            case inet:parse_strict_address(Host) of
+                {ok, Address} -> {ok, {Address, Port}};
+                {error, _} -> error
+            end;
+        error ->
+            error
+    end;
+address(_) ->
+    error.
+
+url(<<"mqtt://", Rest/binary>>) ->
+    case host_port(hd(binary:split(Rest, <<"/">>))) of
+        {ok, Host, Port} -> {ok, {Host, Port}};
+        error -> error
+    end;
+url(_) ->
+    error.
+
+%% `host:port', or `[v6]:port'.
+host_port(Text) ->
+    case re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
+        {capture, all_but_first, list}
+    ]) of
+        {match, [V6, Name, Digits]} ->
+            case list_to_integer(Digits) of
+                Port when Port =< 65535 -> {ok, V6 ++ Name, Port};
+                _ -> error
+            end;
+        nomatch ->
+            error
+    end.
+
+-spec invalid([binary()], iodata()) -> no_return().
+invalid(Path, Problem) -> throw({invalid, Path, Problem}).
+
+path([]) -> <<"the file">>;
+path(Path) -> lists:join(<<".">>, lists:reverse(Path)).

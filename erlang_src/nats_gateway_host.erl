@@ -1,0 +1,95 @@
+%% The broker behind the gateway, as the channel sees it.
+%%
+%% A host lives inside the connection process of its client. The channel has at most one request
+%% in flight: a callback that answers `{wait, State}' is completed later by the matching event
+%% from `handle_info/2', and until then the channel makes no further request (deliveries and
+%% rejections may arrive at any time).
+-module(nats_gateway_host).
+
+-export_type([client/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
+
+-type client() :: #{
+    %% CONNECT fields, merged over all CONNECTs; empty when none was sent
+    connect := #{atom() => term()},
+    %% unique among the connections of this node (INFO's client_id)
+    client_id := pos_integer(),
+    transport := tcp | ssl | ws | wss,
+    listener := atom() | binary(),
+    peername := {inet:ip_address(), inet:port_number()},
+    sockname := {inet:ip_address(), inet:port_number()},
+    peercert => nossl | binary(),
+    config := nats_gateway_config:config()
+}.
+
+%% One broker subscription: a mounted topic filter, in a shared group or not.
+-type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
+
+%% {Key, Topic, Reply, Headers, Payload}, topics mounted.
+-type delivery() ::
+    {key(), binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), binary()}.
+
+-type rejection() :: denied | no_responders.
+
+%% What the client is told is the channel's business: `authorization_violation' and
+%% `user_authentication_expired' have a text, the others close in the way on which every client
+%% reconnects.
+-type close_reason() ::
+    authorization_violation
+    | user_authentication_expired
+    | kicked
+    | upstream_lost
+    | {error, term()}.
+
+-type event() ::
+    {deliver, [delivery()]}
+    %% completions of `{wait, State}'
+    | {connected, session()}
+    | {refused, close_reason()}
+    | {published, [{Index :: pos_integer(), rejection()}]}
+    | {subscribed, ok | denied}
+    | barrier
+    %% what became of requests that were answered `ok' before the broker had decided
+    | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
+    | {subscribe_rejected, key(), denied}
+    | {close, close_reason()}.
+
+%% What login fixed for this connection.
+-type session() :: #{
+    mountpoint := binary(),
+    clientid := binary(),
+    username => undefined | binary()
+}.
+-export_type([session/0]).
+
+%% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the
+%% credentials; the channel then subscribes anew.
+-callback connect(client()) ->
+    {ok, session(), State :: term()} | {wait, State :: term()} | {error, close_reason()}.
+
+%% Hand messages to the broker in order. Topic `invalid' goes to nobody.
+%% `confirm': the client is told of each message (verbose), so every rejection must be known when
+%% this completes; QoS 1. Otherwise QoS 0, and rejections may follow as events.
+%% `no_responders': the client wants to know of requests that nobody took.
+-callback publish([nats_gateway_nif:publish()], Options, State) ->
+    {ok, [{Index :: pos_integer(), rejection()}], State}
+    | {wait, State}
+    | {stop, close_reason(), State}
+when
+    Options :: #{confirm := boolean(), no_responders := boolean()}, State :: term().
+
+%% Once per key. `confirm' as above, with `{subscribed, ok | denied}'.
+-callback subscribe(key(), Options, State) ->
+    {ok, State} | {denied, State} | {wait, State} | {stop, close_reason(), State}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
+
+-callback unsubscribe(key(), State) -> State when State :: term().
+
+%% Complete when the broker has seen all that was handed over before, and what it delivered to
+%% this connection because of that has come out of `handle_info/2'.
+-callback barrier(State) -> {ok, State} | {wait, State} when State :: term().
+
+%% Any message of the connection process that is not the client socket's.
+-callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
+
+-callback disconnect(Reason :: term(), State :: term()) -> ok.

@@ -1,0 +1,99 @@
+%% A listening socket of the standalone gateway, its acceptors and its connections.
+-module(nats_gateway_listener).
+
+-behaviour(supervisor).
+
+-export([start_link/1]).
+-export([start_acceptor/3]).
+-export([connections/1]).
+-export([init/1]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-type listener() :: #{
+    name := binary(),
+    bind := {inet:ip_address(), inet:port_number()},
+    acceptors := pos_integer(),
+    max_connections := non_neg_integer() | infinity,
+    connection := map()
+}.
+-export_type([listener/0]).
+
+%% Out of file descriptors: others may be closed soon.
+-define(EMFILE_PAUSE_MS, 100).
+
+%% Binds before it answers, so that a port in use is known at once.
+-spec start_link(listener()) -> {ok, pid()} | {error, {shutdown, {listen, inet:posix()}}}.
+start_link(Listener) -> supervisor:start_link(?MODULE, {listener, Listener}).
+
+%% The connection processes of a listener.
+-spec connections(pid()) -> [pid()].
+connections(Sup) ->
+    [Pid || {_, Pid, _, _} <- supervisor:which_children(connection_sup(Sup)), is_pid(Pid)].
+
+connection_sup(Sup) ->
+    {_, Pid, _, _} = lists:keyfind(connections, 1, supervisor:which_children(Sup)),
+    Pid.
+
+%% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
+%% when it is started again.
+init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
+    case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
+        {ok, ListenSocket} ->
+            Connections = #{
+                id => connections,
+                start => {supervisor, start_link, [?MODULE, connections]},
+                type => supervisor,
+                shutdown => infinity
+            },
+            {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
+                Connections
+                | [
+                    #{
+                        id => {acceptor, N},
+                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener]},
+                        shutdown => brutal_kill
+                    }
+                 || N <- lists:seq(1, Acceptors)
+                ]
+            ]}};
+        {error, Reason} ->
+            exit({shutdown, {listen, Reason}})
+    end;
+init(connections) ->
+    Connection = #{
+        id => connection,
+        start => {nats_gateway_connection, start_link, []},
+        restart => temporary,
+        shutdown => 5000
+    },
+    {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
+
+-spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
+start_acceptor(ListenSocket, Sup, Listener) ->
+    {ok,
+        proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
+
+accept(ListenSocket, Connections, Listener) ->
+    case nats_gateway_transport:accept(ListenSocket) of
+        {ok, Socket} ->
+            Options = admit(Connections, Listener),
+            {ok, Pid} = supervisor:start_child(Connections, [Socket, Options]),
+            ok = nats_gateway_connection:hand_over(Socket, Pid),
+            accept(ListenSocket, Connections, Listener);
+        {error, Reason} when Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs ->
+            ?LOG_WARNING(#{msg => "accept_failed", reason => Reason}),
+            timer:sleep(?EMFILE_PAUSE_MS),
+            accept(ListenSocket, Connections, Listener);
+        {error, closed} ->
+            exit(shutdown);
+        {error, _} ->
+            %% The client gave up between SYN and accept.
+            accept(ListenSocket, Connections, Listener)
+    end.
+
+admit(Connections, #{max_connections := Max, connection := Options}) ->
+    case proplists:get_value(active, supervisor:count_children(Connections)) of
+        Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
+        _ -> Options
+    end.

@@ -1,0 +1,119 @@
+%% MQTT 5 packets, percent coding and TOML for the standalone gateway.
+%%
+%% Every function is stateless. `decode/2' takes a bounded number of packets and bytes per call
+%% and says so with `Need = 0' (call again with the rest).
+-module(nats_gateway_mqtt_nif).
+
+-on_load(load/0).
+
+-export([decode/2]).
+-export([encode/1]).
+-export([quote/1]).
+-export([unquote/1]).
+-export([toml/1]).
+
+-nifs([decode_bounded/2, decode_long/2, encode/1, quote/1, unquote/1, toml/1]).
+
+-export_type([packet/0, received/0, publish/0, properties/0, decode_error/0, toml/0]).
+
+-type qos() :: 0..2.
+-type packet_id() :: 1..65535.
+
+%% {publish, Topic, Payload, QoS, Retain, PacketId, ResponseTopic, CorrelationData, ContentType,
+%% UserProperties, SubscriptionIds}. PacketId is `undefined' exactly when QoS is 0. A client
+%% sends no subscription identifiers.
+-type publish() ::
+    {publish, binary(), binary(), qos(), Retain :: boolean(), undefined | packet_id(),
+        undefined | binary(), undefined | binary(), undefined | binary(), [{binary(), binary()}],
+        [pos_integer()]}.
+
+%% What a client sends. A session is always a new one, and a password wants a username (the empty
+%% one will do).
+-type packet() ::
+    publish()
+    | {puback, packet_id(), Reason :: byte()}
+    | {connect, ClientId :: binary(), Username :: undefined | binary(),
+        Password :: undefined | binary(), KeepAlive :: 0..65535,
+        ReceiveMaximum :: undefined | 1..65535, MaximumPacketSize :: undefined | pos_integer()}
+    | {subscribe, packet_id(), SubscriptionId :: undefined | pos_integer(), [
+        {Filter :: binary(), qos(), NoLocal :: boolean(), RetainHandling :: 0..2}
+    ]}
+    | {unsubscribe, packet_id(), Filters :: [binary()]}
+    | pingreq
+    | {disconnect, Reason :: byte()}.
+
+%% What a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
+-type received() ::
+    publish()
+    | {puback, packet_id(), Reason :: byte()}
+    | {connack, SessionPresent :: boolean(), Reason :: byte(), properties()}
+    | {suback, packet_id(), [Reason :: byte()]}
+    | {unsuback, packet_id(), [Reason :: byte()]}
+    | pingresp
+    | {disconnect, Reason :: byte(), properties()}.
+
+%% Only what was there.
+-type properties() :: #{
+    assigned_client_identifier => binary(),
+    maximum_packet_size => pos_integer(),
+    maximum_qos => 0..1,
+    reason_string => binary(),
+    receive_maximum => 1..65535,
+    retain_available => boolean(),
+    server_keep_alive => 0..65535,
+    shared_subscription_available => boolean(),
+    subscription_identifier_available => boolean(),
+    wildcard_subscription_available => boolean()
+}.
+
+-type decode_error() :: malformed_packet | packet_too_large | unexpected_packet.
+
+%% Dates and times are their text.
+-type toml() ::
+    binary() | integer() | float() | boolean() | [toml()] | #{binary() => toml()}.
+
+-spec load() -> ok | {error, term()}.
+load() ->
+    erlang:load_nif(filename:join(priv_dir(), "nats_gateway_mqtt_nif"), 0).
+
+%% `code:priv_dir/1' knows the directory only once the application is in the code path under
+%% its own name, which a plugin loader does not promise.
+priv_dir() ->
+    case code:priv_dir(nats_gateway) of
+        {error, bad_name} ->
+            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
+        Dir ->
+            Dir
+    end.
+
+%% All complete packets of the bytes, the rest, and the number of bytes the rest must have before
+%% another call can yield more (0: call again at once). On an error the packets before it are
+%% still valid. Payloads of 1 KiB and more are references into the bytes.
+-spec decode(binary(), MaxPacketSize :: pos_integer()) ->
+    {ok, [received()], Rest :: binary(), Need :: non_neg_integer()}
+    | {error, decode_error(), [received()]}.
+decode(Bytes, MaxPacketSize) ->
+    case decode_bounded(Bytes, MaxPacketSize) of
+        %% The first packet has more properties than a normal scheduler should be held for.
+        long -> decode_long(Bytes, MaxPacketSize);
+        Result -> Result
+    end.
+
+decode_bounded(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
+
+decode_long(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
+
+%% Payloads of 4 KiB and more are passed by reference.
+-spec encode([packet()]) -> iodata().
+encode(_Packets) -> erlang:nif_error(not_loaded).
+
+%% Any bytes as ASCII without control characters, and back.
+-spec quote(binary()) -> binary().
+quote(_Bytes) -> erlang:nif_error(not_loaded).
+
+-spec unquote(binary()) -> binary().
+unquote(_Text) -> erlang:nif_error(not_loaded).
+
+%% The error text begins with the number of the line and quotes nothing of it.
+-spec toml(binary()) -> {ok, #{binary() => toml()}} | {error, Text :: binary()}.
+toml(_Text) -> erlang:nif_error(not_loaded).

@@ -1,0 +1,156 @@
+%% The Rust hot path: NATS framing and the conversions between NATS subjects and MQTT topics.
+%%
+%% Every function is stateless and runs on a normal scheduler. `decode/2' looks at no more than
+%% a bounded number of bytes per call and says so with `Need = 0' (call again with the rest).
+-module(nats_gateway_nif).
+
+-on_load(load/0).
+
+-export([decode/2]).
+-export([encode/2]).
+-export([info/1]).
+-export([topic/2]).
+-export([filter/2]).
+-export([subject/2]).
+-export([share_name/1]).
+-export([subject_matches/2]).
+-export([topic_matches/2]).
+-export([valid_publish_subject/1]).
+-export([header_properties/1]).
+-export([quote/1]).
+
+-nifs([
+    decode/2,
+    encode/2,
+    info/1,
+    topic/2,
+    filter/2,
+    subject/2,
+    share_name/1,
+    subject_matches/2,
+    topic_matches/2,
+    valid_publish_subject/1,
+    header_properties/1,
+    quote/1
+]).
+
+-export_type([settings/0, op/0, publish/0, reply/0, headers/0, delivery/0, error_reason/0]).
+
+%% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
+%% Phase `connect_only': any first byte of an operation other than C or c is an
+%% `authorization_violation' (nats-protocol section 1).
+-type settings() :: {pos_integer(), non_neg_integer(), connect_only | open, boolean(), binary()}.
+
+%% Mounted topic of a subject; `invalid' when no topic can hold it; with the correlation data of
+%% an MQTT 5 request when the subject is a reply subject that `encode/2' made.
+-type topic() :: binary() | invalid | {binary(), CorrelationData :: binary()}.
+
+%% {pub, Subject, Topic, ReplyTo, ReplyTopic, HeaderBlock, Payload}.
+%% ReplyTopic is `invalid' when no topic stands for exactly this reply subject; the host then
+%% carries the reply subject itself. HeaderBlock is `undefined' for PUB (and HPUB with #hdr = 0).
+-type publish() ::
+    {pub, binary(), topic(), undefined | binary(), undefined | topic(), undefined | binary(),
+        binary()}.
+
+-type op() ::
+    {connect, #{atom() => binary() | boolean() | integer()}}
+    | ping
+    | pong
+    | publish()
+    %% {sub, Subject, Filter, QueueGroup, ShareName, Sid}
+    | {sub, binary(), binary() | invalid, undefined | binary(), undefined | binary(), binary()}
+    %% Max = 0: at once.
+    | {unsub, Sid :: binary(), Max :: non_neg_integer()}.
+
+-type error_reason() ::
+    unknown_protocol_operation
+    | authorization_violation
+    | maximum_payload_violation
+    | maximum_control_line_exceeded
+    %% Closed without a text:
+    | bad_arguments
+    | bad_size
+    | bad_json
+    | headers_not_supported
+    | client_error.
+
+-type reply() ::
+    undefined
+    | {subject, binary()}
+    | {topic, binary(), CorrelationData :: undefined | binary()}.
+
+-type headers() ::
+    undefined
+    %% a NATS/1.0 block, as it is
+    | binary()
+    %% MQTT 5 user properties in order, and the Content-Type property
+    | {properties, [{binary(), binary()}], ContentType :: undefined | binary()}.
+
+%% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
+-type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.
+
+-spec load() -> ok | {error, term()}.
+load() ->
+    erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
+
+%% `code:priv_dir/1' knows the directory only once the application is in the code path under
+%% its own name, which a plugin loader does not promise.
+priv_dir() ->
+    case code:priv_dir(nats_gateway) of
+        {error, bad_name} ->
+            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
+        Dir ->
+            Dir
+    end.
+
+%% All complete operations of the bytes, the rest, and the number of bytes the rest must have
+%% before another call can yield more (0: call again at once; a CONNECT ends a call, because it
+%% may change the settings). On an error the operations before it are still valid.
+-spec decode(binary(), settings()) ->
+    {ok, [op()], Rest :: binary(), Need :: non_neg_integer()}
+    | {error, error_reason(), [op()]}.
+decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
+
+%% MSG and HMSG frames, and their size in bytes. Mountpoint is removed from topics.
+-spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), non_neg_integer()}.
+encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% The INFO line with CRLF. Keys are the JSON field names as atoms.
+-spec info(#{atom() => binary() | boolean() | integer()}) -> binary().
+info(_Fields) -> erlang:nif_error(not_loaded).
+
+-spec topic(Subject :: binary(), Mountpoint :: binary()) -> topic().
+topic(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% The MQTT topic filter of a subscribe subject; `invalid' is `Invalid Subject'.
+-spec filter(Subject :: binary(), Mountpoint :: binary()) -> binary() | invalid.
+filter(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+-spec subject(Topic :: binary(), Mountpoint :: binary()) -> binary().
+subject(_Topic, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% The MQTT share name of a queue group, reversible.
+-spec share_name(QueueGroup :: binary()) -> binary() | invalid.
+share_name(_QueueGroup) -> erlang:nif_error(not_loaded).
+
+%% NATS rules: `*' is one token, a final `>' one or more.
+-spec subject_matches(Pattern :: binary(), Subject :: binary()) -> boolean().
+subject_matches(_Pattern, _Subject) -> erlang:nif_error(not_loaded).
+
+%% MQTT rules, `#' matching the parent level and `$' topics hidden from first-level wildcards.
+-spec topic_matches(Filter :: binary(), Topic :: binary()) -> boolean().
+topic_matches(_Filter, _Topic) -> erlang:nif_error(not_loaded).
+
+%% The pedantic check: no empty token, no token that is `*' or `>'.
+-spec valid_publish_subject(binary()) -> boolean().
+valid_publish_subject(_Subject) -> erlang:nif_error(not_loaded).
+
+%% The MQTT 5 side of a header block. `Exact' is true when building the block from these
+%% properties again gives the same bytes; otherwise the host must carry the block itself too.
+-spec header_properties(binary()) ->
+    {[{binary(), binary()}], ContentType :: undefined | binary(), Exact :: boolean()}.
+header_properties(_Block) -> erlang:nif_error(not_loaded).
+
+%% A subject or queue name as nats-server quotes it in -ERR texts (Go's %q, quotes included).
+-spec quote(binary()) -> binary().
+quote(_Text) -> erlang:nif_error(not_loaded).

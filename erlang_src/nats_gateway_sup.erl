@@ -1,0 +1,33 @@
+%% The listeners of the standalone gateway.
+-module(nats_gateway_sup).
+
+-behaviour(supervisor).
+
+-export([start_link/0]).
+-export([start_listener/1]).
+-export([listeners/0]).
+-export([init/1]).
+
+-spec start_link() -> {ok, pid()} | {error, term()}.
+start_link() -> supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+
+-spec start_listener(nats_gateway_listener:listener()) -> ok | {error, term()}.
+start_listener(Listener = #{name := Name}) ->
+    Child = #{
+        id => Name,
+        start => {nats_gateway_listener, start_link, [Listener]},
+        type => supervisor,
+        shutdown => infinity
+    },
+    case supervisor:start_child(?MODULE, Child) of
+        {ok, _} -> ok;
+        {error, {shutdown, {listen, Reason}}} -> {error, Reason};
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec listeners() -> [{binary(), pid()}].
+listeners() ->
+    [{Name, Pid} || {Name, Pid, _, _} <- supervisor:which_children(?MODULE), is_pid(Pid)].
+
+init([]) ->
+    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, []}}.

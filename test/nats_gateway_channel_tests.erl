@@ -1,0 +1,389 @@
+%% The channel as a function: bytes of a client and events of a fake host in, bytes and calls of
+%% the host out.
+-module(nats_gateway_channel_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_channel, [handle_info/2, handle_timeout/2, busy/1]).
+
+-define(CONNECT, "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").
+-define(CONNECT_REQUESTER,
+    "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n"
+).
+
+channel() -> channel(#{}).
+
+channel(Settings) ->
+    flush(),
+    Config = maps:merge(nats_gateway_config:defaults(), Settings),
+    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, #{
+        connect => #{},
+        client_id => 7,
+        transport => tcp,
+        listener => <<"tcp:test">>,
+        peername => {{127, 0, 0, 1}, 50000},
+        sockname => {{127, 0, 0, 1}, 4222},
+        config => Config
+    }),
+    {iolist_to_binary(Info), Channel}.
+
+open(Text) -> open(Text, #{}).
+
+open(Text, Settings) ->
+    {_, Channel} = channel(Settings),
+    {<<>>, NChannel} = input(Text, Channel),
+    _ = calls(),
+    NChannel.
+
+%% Feeds bytes as the connection does, in as many decode calls as it takes.
+input(Text, Channel) -> input(iolist_to_binary(Text), <<>>, Channel).
+
+input(<<>>, Out, Channel) ->
+    {Out, Channel};
+input(Bytes, Out, Channel) ->
+    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:settings(Channel)) of
+        {ok, Ops, Rest, Need} ->
+            case nats_gateway_channel:handle_ops(Ops, Channel) of
+                {ok, More, NChannel} when Need =:= 0 ->
+                    input(Rest, append(Out, More), NChannel);
+                {ok, More, NChannel} ->
+                    <<>> = Rest,
+                    {append(Out, More), NChannel};
+                {stop, Reason, More, _} ->
+                    {stop, Reason, append(Out, More)}
+            end;
+        {error, Reason, Ops} ->
+            case nats_gateway_channel:handle_ops(Ops ++ [{error, Reason}], Channel) of
+                {ok, More, NChannel} -> {append(Out, More), NChannel};
+                {stop, R, More, _} -> {stop, R, append(Out, More)}
+            end
+    end.
+
+append(Out, More) -> iolist_to_binary([Out, More]).
+
+events(Events, Channel) ->
+    case handle_info({fake, events, Events}, Channel) of
+        {ok, Out, NChannel} -> {iolist_to_binary(Out), NChannel};
+        {stop, Reason, Out, _} -> {stop, Reason, iolist_to_binary(Out)}
+    end.
+
+set(Callback, Answer, Channel) ->
+    {ok, [], NChannel} = handle_info({fake, set, Callback, Answer}, Channel),
+    NChannel.
+
+%% What the host was asked since the last look.
+calls() ->
+    receive
+        {host, Call} -> [Call | calls()]
+    after 0 -> []
+    end.
+
+flush() ->
+    _ = calls(),
+    ok.
+
+delivery(Filter, Topic, Payload) -> {{undefined, Filter}, Topic, undefined, undefined, Payload}.
+
+%% -------------------------------------------------------------------------------------------
+
+info_tells_the_settings_test() ->
+    {Info, _} = channel(#{max_payload_size => 99, auth_required => true}),
+    ?assertMatch({0, _}, binary:match(Info, <<"INFO {">>)),
+    lists:foreach(
+        fun(Field) -> ?assertNotEqual(nomatch, binary:match(Info, Field)) end,
+        [
+            <<"\"max_payload\":99">>,
+            <<"\"client_id\":7">>,
+            <<"\"client_ip\":\"127.0.0.1\"">>,
+            <<"\"auth_required\":true">>,
+            <<"\"version\":\"2.10.27\"">>,
+            <<"\"proto\":1">>,
+            <<"\"go\":">>
+        ]
+    ),
+    ?assertEqual(nomatch, binary:match(Info, <<"null">>)).
+
+connect_fields_reach_the_host_test() ->
+    {_, Channel} = channel(),
+    {<<"+OK\r\n">>, _} = input(
+        "CONNECT {\"user\":\"u\",\"pass\":\"p\",\"name\":\"n\",\"x\":1}\r\n", Channel
+    ),
+    ?assertMatch([{connect, #{user := <<"u">>, pass := <<"p">>, name := <<"n">>}}], calls()).
+
+without_connect_a_client_has_the_defaults_test() ->
+    {_, Channel} = channel(),
+    {<<"+OK\r\n">>, _} = input("SUB a 1\r\n", Channel),
+    ?assertMatch([{connect, Fields}, {subscribe, _, #{confirm := true}}] when Fields =:= #{}, calls()).
+
+with_auth_required_nothing_comes_before_connect_test() ->
+    {_, Channel} = channel(#{auth_required => true}),
+    ?assertEqual(
+        {stop, authorization_violation, <<"-ERR 'Authorization Violation'\r\n">>},
+        input("PING\r\n", Channel)
+    ),
+    ?assertEqual([], calls()),
+    {<<"+OK\r\nPONG\r\n">>, _} = input("CONNECT {}\r\nPING\r\n", Channel).
+
+a_refused_login_drops_what_follows_test() ->
+    {_, Channel} = channel(#{fake => #{connect => {error, authorization_violation}}}),
+    ?assertEqual(
+        {stop, authorization_violation, <<"-ERR 'Authorization Violation'\r\n">>},
+        input("CONNECT {}\r\nPING\r\nSUB a 1\r\n", Channel)
+    ),
+    ?assertMatch([{connect, _}], calls()).
+
+operations_wait_for_the_login_test() ->
+    {_, Channel} = channel(#{fake => #{connect => wait}}),
+    {<<>>, C1} = input(?CONNECT, Channel),
+    ?assert(busy(C1)),
+    {ok, [], C2} = nats_gateway_channel:handle_ops([ping], C1),
+    Session = #{mountpoint => <<"m/">>, clientid => <<"c">>},
+    {<<"PONG\r\n">>, C3} = events([{connected, Session}], C2),
+    ?assertNot(busy(C3)),
+    ?assertMatch({_, _, open, false, <<"m/">>}, nats_gateway_channel:settings(C3)).
+
+a_login_refused_later_test() ->
+    {_, Channel} = channel(#{fake => #{connect => wait}}),
+    {<<>>, C1} = input(?CONNECT, Channel),
+    ?assertEqual({stop, upstream_lost, <<>>}, events([{refused, upstream_lost}], C1)).
+
+%% nats-protocol section 2: a later CONNECT overwrites what it gives, and logs in again only
+%% when the credentials change.
+a_later_connect_merges_test() ->
+    {_, Channel} = channel(),
+    {_, C1} = input("CONNECT {\"user\":\"u\",\"pass\":\"p\"}\r\n", Channel),
+    _ = calls(),
+    {<<>>, C2} = input("CONNECT {\"verbose\":false}\r\n", C1),
+    ?assertEqual([], calls()),
+    {<<>>, C3} = input("SUB a 1\r\n", C2),
+    _ = calls(),
+    {<<>>, _} = input("CONNECT {\"pass\":\"other\"}\r\n", C3),
+    ?assertMatch(
+        [
+            {disconnect, _},
+            {connect, #{user := <<"u">>, pass := <<"other">>}},
+            {subscribe, {undefined, <<"a">>}, _}
+        ],
+        calls()
+    ).
+
+accounts_are_refused_test() ->
+    {_, Channel} = channel(),
+    ?assertMatch({stop, authorization_violation, _}, input("CONNECT {\"account\":\"A\"}\r\n", Channel)).
+
+verbose_acknowledges_everything_but_pings_test() ->
+    {_, Channel} = channel(),
+    {Out, _} = input(
+        "CONNECT {\"pedantic\":false}\r\nSUB a 1\r\nPUB a 1\r\nx\r\nPUB a 1\r\ny\r\nUNSUB 1\r\nPING\r\nPONG\r\n",
+        Channel
+    ),
+    ?assertEqual(<<"+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\nPONG\r\n">>, Out).
+
+a_run_of_publishes_is_one_batch_test() ->
+    C = open(?CONNECT),
+    {<<>>, _} = input("PUB a 1\r\n1\r\nPUB b 1\r\n2\r\nSUB c 1\r\nPUB d 1\r\n3\r\n", C),
+    ?assertMatch(
+        [
+            {publish, [{pub, <<"a">>, _, _, _, _, _}, {pub, <<"b">>, _, _, _, _, _}], #{confirm := false}},
+            {subscribe, _, _},
+            {publish, [{pub, <<"d">>, _, _, _, _, <<"3">>}], _}
+        ],
+        calls()
+    ).
+
+%% The +OKs come before the message that the publish causes, and the rest after both.
+deliveries_do_not_overtake_the_ok_of_their_publish_test() ->
+    {_, Channel} = channel(),
+    {_, C0} = input("CONNECT {\"pedantic\":false}\r\nSUB a 1\r\n", Channel),
+    C1 = set(publish, wait, C0),
+    {<<>>, C2} = input("PUB a 1\r\nx\r\nPUB b 1\r\ny\r\nPING\r\n", C1),
+    ?assert(busy(C2)),
+    {<<>>, C3} = events([{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]}], C2),
+    {Out, C4} = events([{published, []}], C3),
+    ?assertEqual(<<"+OK\r\n+OK\r\nMSG a 1 1\r\nx\r\nPONG\r\n">>, Out),
+    ?assertNot(busy(C4)).
+
+%% The PONG comes after what was delivered before it.
+pong_is_a_barrier_test() ->
+    C0 = open([?CONNECT, "SUB a 1\r\n"]),
+    C1 = set(barrier, wait, C0),
+    {<<>>, C2} = input("PING\r\nPUB a 1\r\nx\r\n", C1),
+    ?assertEqual([barrier], calls()),
+    {<<"MSG a 1 1\r\nx\r\n">>, C3} =
+        events([{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]}], C2),
+    {<<"PONG\r\n">>, _} = events([barrier], C3),
+    ?assertMatch([{publish, _, _}], calls()).
+
+rejections_take_the_place_of_the_ok_test() ->
+    {_, Channel} = channel(),
+    {_, C0} = input("CONNECT {\"pedantic\":false}\r\n", Channel),
+    C1 = set(publish, {ok, [{2, denied}]}, C0),
+    {Out, _} = input("PUB a 0\r\n\r\nPUB b 0\r\n\r\nPUB $SYS.c 0\r\n\r\nPUB d _R_.x 0\r\n\r\n", C1),
+    ?assertEqual(
+        <<
+            "+OK\r\n"
+            "-ERR 'Permissions Violation for Publish to \"b\"'\r\n"
+            "-ERR 'Permissions Violation for Publish to \"$SYS.c\"'\r\n"
+            "-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n"
+        >>,
+        Out
+    ),
+    {publish, Passed, _} = lists:last(calls()),
+    ?assertEqual([<<"a">>, <<"b">>], [Subject || {pub, Subject, _, _, _, _, _} <- Passed]).
+
+reserved_names_are_violations_test_() ->
+    [
+        {Subject, fun() ->
+            C = open(?CONNECT),
+            {Out, _} = input([Operation, " ", Subject, Tail], C),
+            ?assertMatch({_, _}, binary:match(Out, <<"Permissions Violation">>)),
+            ?assertEqual([], calls())
+        end}
+     || {Operation, Subjects, Tail} <- [
+            {"PUB", ["$SYS.a", "$share.g.a", "$queue.a"], " 0\r\n\r\n"},
+            {"SUB", ["$share.g.a", "$queue.a", "$exclusive.a"], " 1\r\n"},
+            {"SUB", ["$share.g.a"], " q 1\r\n"}
+        ],
+        Subject <- Subjects
+    ].
+
+pedantic_speaks_up_in_addition_test() ->
+    {_, Channel} = channel(),
+    {Out, _} = input("CONNECT {}\r\nPUB a.* 0\r\n\r\nPUB a 0\r\n\r\n", Channel),
+    ?assertEqual(<<"+OK\r\n-ERR 'Invalid Publish Subject'\r\n+OK\r\n+OK\r\n">>, Out).
+
+no_responders_at_once_and_later_test() ->
+    C0 = open([?CONNECT_REQUESTER, "SUB r.* 1\r\n"]),
+    C1 = set(publish, {ok, [{1, no_responders}]}, C0),
+    Answer = <<"HMSG r.1 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>,
+    {Answer, C2} = input("PUB svc r.1 0\r\n\r\n", C1),
+    {Answer, C3} = events([{publish_rejected, <<"svc">>, <<"r.1">>, no_responders}], C2),
+    %% nobody listens for it
+    {<<>>, _} = events([{publish_rejected, <<"svc">>, <<"other">>, no_responders}], C3).
+
+no_responders_needs_headers_test() ->
+    {_, Channel} = channel(),
+    ?assertEqual(
+        {stop, no_responders_requires_headers,
+            <<"-ERR 'no responders requires headers support'\r\n">>},
+        input("CONNECT {\"no_responders\":true}\r\n", Channel)
+    ).
+
+fan_out_to_the_sids_of_a_subject_test() ->
+    C0 = open([?CONNECT, "SUB a 1\r\nSUB a 2\r\nSUB a q 3\r\n"]),
+    {Out, C1} = events([{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]}], C0),
+    ?assertEqual(
+        [<<"">>, <<"MSG a 1 1">>, <<"MSG a 2 1">>, <<"x">>, <<"x">>],
+        lists:sort(binary:split(Out, <<"\r\n">>, [global]))
+    ),
+    {<<"MSG a 3 1\r\ny\r\n">>, _} = events(
+        [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>}]}], C1
+    ).
+
+headers_only_to_those_who_take_them_test() ->
+    Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
+    Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>},
+    C0 = open(["CONNECT {\"verbose\":false,\"headers\":true}\r\n", "SUB a 1\r\n"]),
+    {<<"HMSG a 1 r 18 19\r\nNATS/1.0\r\nA: b\r\n\r\nx\r\n">>, _} =
+        events([{deliver, [Delivery]}], C0),
+    C1 = open([?CONNECT, "SUB a 1\r\n"]),
+    {<<"MSG a 1 r 1\r\nx\r\n">>, _} = events([{deliver, [Delivery]}], C1).
+
+a_max_reached_by_a_delivery_unsubscribes_test() ->
+    C0 = open([?CONNECT, "SUB a 1\r\nUNSUB 1 2\r\n"]),
+    Copy = delivery(<<"a">>, <<"a">>, <<"x">>),
+    {Out, C1} = events([{deliver, [Copy, Copy, Copy]}], C0),
+    ?assertEqual(<<"MSG a 1 1\r\nx\r\nMSG a 1 1\r\nx\r\n">>, Out),
+    ?assertEqual([{unsubscribe, {undefined, <<"a">>}}], calls()),
+    %% the sid is free again
+    {<<>>, _} = input("SUB b 1\r\n", C1),
+    ?assertMatch([{subscribe, {undefined, <<"b">>}, _}], calls()).
+
+a_denied_subscription_frees_the_sid_test() ->
+    C0 = set(subscribe, denied, open(?CONNECT)),
+    {Out, C1} = input("SUB a q 1\r\n", C0),
+    ?assertEqual(
+        <<"-ERR 'Permissions Violation for Subscription to \"a\" using queue \"q\"'\r\n">>, Out
+    ),
+    {<<>>, C2} = input("SUB b 1\r\n", set(subscribe, ok, C1)),
+    {Later, C3} = events([{subscribe_rejected, {undefined, <<"b">>}, denied}], C2),
+    ?assertEqual(<<"-ERR 'Permissions Violation for Subscription to \"b\"'\r\n">>, Later),
+    ?assertEqual([], nats_gateway_channel:subscriptions(C3)).
+
+a_subscription_confirmed_later_test() ->
+    {_, Channel} = channel(),
+    {_, C0} = input("CONNECT {}\r\n", Channel),
+    {<<>>, C1} = input("SUB a 1\r\nPING\r\n", set(subscribe, wait, C0)),
+    {<<"+OK\r\nPONG\r\n">>, _} = events([{subscribed, ok}], C1),
+    {Denied, _} = events([{subscribed, denied}], C1),
+    ?assertEqual(
+        <<"-ERR 'Permissions Violation for Subscription to \"a\"'\r\nPONG\r\n">>, Denied
+    ).
+
+%% 0 is no limit (nats_gateway_config), so the smallest is 1.
+max_subscriptions_test() ->
+    C0 = open([?CONNECT, "SUB a 1\r\n"], #{max_subscriptions => 2}),
+    {<<>>, C1} = input("SUB b 2\r\n", C0),
+    {<<"-ERR 'maximum subscriptions exceeded'\r\n">>, C2} = input("SUB c 3\r\n", C1),
+    %% checked before the sid in use
+    {<<"-ERR 'maximum subscriptions exceeded'\r\n">>, C3} = input("SUB a 1\r\n", C2),
+    {<<>>, _} = input("UNSUB 2\r\nSUB c 3\r\n", C3).
+
+invalid_subjects_stay_open_test() ->
+    C = open(?CONNECT),
+    {Out, _} = input("SUB a..b 1\r\nSUB a.>.b 1\r\nSUB .a 1\r\nPING\r\n", C),
+    Line = <<"-ERR 'Invalid Subject'\r\n">>,
+    ?assertEqual(<<Line/binary, Line/binary, Line/binary, "PONG\r\n">>, Out).
+
+what_precedes_an_error_is_done_test() ->
+    C = open([?CONNECT, "SUB a 1\r\n"]),
+    ?assertEqual(
+        {stop, unknown_protocol_operation,
+            <<"PONG\r\n-ERR 'Unknown Protocol Operation'\r\n">>},
+        input("PING\r\nGET / HTTP/1.1\r\nPING\r\n", C)
+    ).
+
+an_error_waits_for_its_turn_test() ->
+    C0 = set(barrier, wait, open(?CONNECT)),
+    {<<>>, C1} = input("PING\r\nxyz\r\n", C0),
+    ?assertEqual(
+        {stop, unknown_protocol_operation,
+            <<"PONG\r\n-ERR 'Unknown Protocol Operation'\r\n">>},
+        events([barrier], C1)
+    ).
+
+%% nats-protocol section 1: an unknown text closes three official clients for good.
+the_host_closes_test_() ->
+    [
+        {atom_to_list(Reason), fun() ->
+            ?assertEqual({stop, Reason, Text}, events([{close, Reason}], open(?CONNECT)))
+        end}
+     || {Reason, Text} <- [
+            {kicked, <<>>},
+            {upstream_lost, <<>>},
+            {user_authentication_expired, <<"-ERR 'User Authentication Expired'\r\n">>}
+        ]
+    ].
+
+timeouts_test() ->
+    {_, New} = channel(),
+    ?assertMatch({ok, <<"PING\r\n">>, _}, handle_timeout(heartbeat, New)),
+    ?assertMatch({stop, stale_connection, _, _}, handle_timeout(heartbeat_wait, New)),
+    ?assertMatch({stop, authentication_timeout, _, _}, handle_timeout(authentication, New)),
+    {stop, idle_timeout, Silent, _} = handle_timeout(idle, New),
+    ?assertEqual(<<>>, iolist_to_binary(Silent)),
+    Connected = open(?CONNECT),
+    ?assertMatch({ok, [], _}, handle_timeout(authentication, Connected)),
+    ?assertMatch({ok, [], _}, handle_timeout(idle, Connected)).
+
+only_protocol_1_hears_of_the_lame_duck_test() ->
+    ?assertEqual([], nats_gateway_channel:lame_duck(open(?CONNECT))),
+    Info = nats_gateway_channel:lame_duck(open("CONNECT {\"verbose\":false,\"protocol\":1}\r\n")),
+    ?assertMatch({_, _}, binary:match(iolist_to_binary(Info), <<"\"ldm\":true">>)).
+
+secrets_are_not_shown_test() ->
+    {_, Channel} = channel(),
+    {_, C} = input("CONNECT {\"user\":\"u\",\"pass\":\"hush\",\"auth_token\":\"hush\"}\r\n", Channel),
+    Shown = lists:flatten(io_lib:format("~p", [nats_gateway_channel:info(C)])),
+    ?assertEqual(nomatch, string:find(Shown, "hush")),
+    ?assertNotEqual(nomatch, string:find(Shown, "<<\"u\">>")).

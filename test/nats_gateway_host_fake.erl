@@ -1,0 +1,54 @@
+%% A host that tells the test process what it was asked, and answers as the test has set it.
+%%
+%% Messages it takes through handle_info/2: `{fake, events, [Event]}' come out as events,
+%% `{fake, set, Callback, Answer}' is the answer to the next calls of that callback.
+-module(nats_gateway_host_fake).
+
+-behaviour(nats_gateway_host).
+
+-export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/1, handle_info/2, disconnect/2]).
+
+connect(Client = #{config := Config}) ->
+    tell({connect, maps:get(connect, Client)}),
+    Answers = maps:get(fake, Config, #{}),
+    Session = #{mountpoint => maps:get(mountpoint, Config), clientid => <<"fake">>},
+    case maps:get(connect, Answers, ok) of
+        ok -> {ok, Session, Answers};
+        wait -> {wait, Answers};
+        {error, Reason} -> {error, Reason}
+    end.
+
+publish(Pubs, Options, Answers) ->
+    tell({publish, Pubs, Options}),
+    case maps:get(publish, Answers, {ok, []}) of
+        {ok, Rejections} -> {ok, Rejections, Answers};
+        wait -> {wait, Answers};
+        {stop, Reason} -> {stop, Reason, Answers}
+    end.
+
+subscribe(Key, Options, Answers) ->
+    tell({subscribe, Key, Options}),
+    case maps:get(subscribe, Answers, ok) of
+        {stop, Reason} -> {stop, Reason, Answers};
+        Answer -> {Answer, Answers}
+    end.
+
+unsubscribe(Key, Answers) ->
+    tell({unsubscribe, Key}),
+    Answers.
+
+barrier(Answers) ->
+    tell(barrier),
+    {maps:get(barrier, Answers, ok), Answers}.
+
+handle_info({fake, events, Events}, Answers) -> {Events, Answers};
+handle_info({fake, set, Callback, Answer}, Answers) -> {[], Answers#{Callback => Answer}};
+handle_info(_, _) -> ignore.
+
+disconnect(Reason, _) ->
+    tell({disconnect, Reason}),
+    ok.
+
+tell(Call) ->
+    self() ! {host, Call},
+    ok.

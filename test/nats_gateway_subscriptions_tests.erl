@@ -1,0 +1,159 @@
+-module(nats_gateway_subscriptions_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_subscriptions, [
+    new/0, add/5, remove/2, limit/3, reject/2, deliver/3, plain_sid/2, keys/1, count/1, member/2
+]).
+
+-define(PLAIN(Filter), {undefined, Filter}).
+
+plain(Sid, Filter, S) ->
+    {_, NS} = add(Sid, Filter, undefined, ?PLAIN(Filter), S),
+    NS.
+
+member_of(Group, Sid, Filter, S) ->
+    {_, NS} = add(Sid, Filter, Group, {Group, Filter}, S),
+    NS.
+
+sids(Key, Topic, S) ->
+    {Sids, _, _} = deliver(Key, Topic, S),
+    lists:sort(Sids).
+
+%% Delivers N copies, and counts who got how many.
+turns(Key, Topic, N, S) -> turns(Key, Topic, N, S, #{}).
+
+turns(_, _, 0, _, Counts) ->
+    Counts;
+turns(Key, Topic, N, S, Counts) ->
+    {Sids, _, NS} = deliver(Key, Topic, S),
+    NCounts = lists:foldl(
+        fun(Sid, Acc) -> maps:update_with(Sid, fun(C) -> C + 1 end, 1, Acc) end, Counts, Sids
+    ),
+    turns(Key, Topic, N - 1, NS, NCounts).
+
+the_broker_is_asked_once_per_key_test() ->
+    Key = ?PLAIN(<<"a">>),
+    {new_key, S1} = add(<<"1">>, <<"a">>, undefined, Key, new()),
+    {known_key, S2} = add(<<"2">>, <<"a">>, undefined, Key, S1),
+    {new_key, S3} = add(<<"3">>, <<"a">>, <<"q">>, {<<"q">>, <<"a">>}, S2),
+    ?assertEqual([<<"1">>, <<"2">>], sids(Key, <<"a">>, S3)),
+    ?assertEqual([<<"3">>], sids({<<"q">>, <<"a">>}, <<"a">>, S3)),
+    {[], S4} = remove(<<"1">>, S3),
+    {[Key], S5} = remove(<<"2">>, S4),
+    {[{<<"q">>, <<"a">>}], S6} = remove(<<"3">>, S5),
+    ?assertEqual({0, []}, {count(S6), keys(S6)}).
+
+removing_an_unknown_sid_changes_nothing_test() ->
+    S = plain(<<"1">>, <<"a">>, new()),
+    ?assertEqual({[], S}, remove(<<"2">>, S)),
+    ?assertEqual({[], S}, limit(<<"2">>, 1, S)).
+
+an_unknown_key_is_delivered_to_nobody_test() ->
+    S = plain(<<"1">>, <<"a">>, new()),
+    ?assertMatch({[], [], S}, deliver(?PLAIN(<<"b">>), <<"b">>, S)),
+    ?assertMatch({[], [], S}, deliver({<<"q">>, <<"a">>}, <<"a">>, S)).
+
+%% nats-protocol section 4: the max counts deliveries since the SUB.
+max_counts_from_the_subscription_test() ->
+    Key = ?PLAIN(<<"a">>),
+    S0 = plain(<<"1">>, <<"a">>, new()),
+    {_, [], S1} = deliver(Key, <<"a">>, S0),
+    %% a second sid on the same key counts from its own start
+    S2 = plain(<<"2">>, <<"a">>, S1),
+    {[], S3} = limit(<<"1">>, 2, S2),
+    {[], S4} = limit(<<"2">>, 2, S3),
+    {Both, [], S5} = deliver(Key, <<"a">>, S4),
+    ?assertEqual([<<"1">>, <<"2">>], lists:sort(Both)),
+    ?assertNot(member(<<"1">>, S5)),
+    {[<<"2">>], [Key], S6} = deliver(Key, <<"a">>, S5),
+    ?assertEqual(0, count(S6)).
+
+max_reached_already_removes_at_once_test() ->
+    Key = ?PLAIN(<<"a">>),
+    {_, [], S1} = deliver(Key, <<"a">>, plain(<<"1">>, <<"a">>, new())),
+    ?assertMatch({[Key], _}, limit(<<"1">>, 1, S1)),
+    ?assertMatch({[Key], _}, limit(<<"1">>, 0, S1)),
+    ?assertMatch({[], _}, limit(<<"1">>, 2, S1)).
+
+a_later_max_replaces_the_first_test() ->
+    Key = ?PLAIN(<<"a">>),
+    {[], S1} = limit(<<"1">>, 1, plain(<<"1">>, <<"a">>, new())),
+    {[], S2} = limit(<<"1">>, 2, S1),
+    {[<<"1">>], [], S3} = deliver(Key, <<"a">>, S2),
+    {[<<"1">>], [Key], _} = deliver(Key, <<"a">>, S3).
+
+members_of_a_group_take_turns_test() ->
+    Key = {<<"q">>, <<"a">>},
+    S = lists:foldl(
+        fun(Sid, Acc) -> member_of(<<"q">>, Sid, <<"a">>, Acc) end,
+        new(),
+        [<<"1">>, <<"2">>, <<"3">>]
+    ),
+    ?assertEqual(
+        #{<<"1">> => 10, <<"2">> => 10, <<"3">> => 10}, turns(Key, <<"a">>, 30, S)
+    ).
+
+a_member_with_a_max_leaves_the_rest_to_the_others_test() ->
+    Key = {<<"q">>, <<"a">>},
+    S0 = member_of(<<"q">>, <<"2">>, <<"a">>, member_of(<<"q">>, <<"1">>, <<"a">>, new())),
+    {[], S1} = limit(<<"1">>, 3, S0),
+    ?assertEqual(#{<<"1">> => 3, <<"2">> => 17}, turns(Key, <<"a">>, 20, S1)).
+
+%% nats-protocol section 4: one group per queue name, whatever the filters. The broker sends one
+%% copy per filter.
+one_copy_for_a_group_over_several_filters_test() ->
+    Narrow = {<<"q">>, <<"a/b">>},
+    Wide = {<<"q">>, <<"a/+">>},
+    S = member_of(<<"q">>, <<"2">>, <<"a/+">>, member_of(<<"q">>, <<"1">>, <<"a/b">>, new())),
+    Copies = [Key || Key <- [Narrow, Wide], sids(Key, <<"a/b">>, S) =/= []],
+    ?assertMatch([_], Copies),
+    ?assertEqual([], sids(Narrow, <<"a/c">>, S)),
+    ?assertEqual([<<"2">>], sids(Wide, <<"a/c">>, S)),
+    [Key] = Copies,
+    ?assertEqual(#{<<"1">> => 5, <<"2">> => 5}, turns(Key, <<"a/b">>, 10, S)),
+    %% another group is not touched
+    S2 = member_of(<<"p">>, <<"3">>, <<"a/b">>, S),
+    ?assertEqual([<<"3">>], sids({<<"p">>, <<"a/b">>}, <<"a/b">>, S2)).
+
+%% design section 3.2
+the_parent_of_a_full_wildcard_is_dropped_test_() ->
+    Cases = [
+        {<<"foo/#">>, <<"foo">>, false},
+        {<<"foo/#">>, <<"foo/">>, true},
+        {<<"foo/#">>, <<"foo/a">>, true},
+        {<<"foo/#">>, <<"foo/a/b">>, true},
+        {<<"+/#">>, <<"foo">>, false},
+        {<<"+/#">>, <<"foo/a">>, true},
+        {<<"a/+/#">>, <<"a/longer-than-the-filter">>, false},
+        {<<"a/+/#">>, <<"a//b">>, true},
+        {<<"#">>, <<"foo">>, true},
+        {<<"/#">>, <<"">>, false},
+        {<<"/#">>, <<"/a">>, true}
+    ],
+    [
+        {binary_to_list(<<Filter/binary, " ", Topic/binary>>), fun() ->
+            Plain = plain(<<"1">>, Filter, new()),
+            ?assertEqual(Expected, sids(?PLAIN(Filter), Topic, Plain) =:= [<<"1">>]),
+            Member = member_of(<<"q">>, <<"1">>, Filter, new()),
+            ?assertEqual(Expected, sids({<<"q">>, Filter}, Topic, Member) =:= [<<"1">>])
+        end}
+     || {Filter, Topic, Expected} <- Cases
+    ].
+
+%% nats-protocol section 6: a 503 goes to a plain subscription only.
+no_responders_finds_a_plain_subscription_test() ->
+    {_, S0} = add(<<"1">>, <<"_INBOX.x.*">>, <<"q">>, {<<"q">>, <<"_INBOX/x/+">>}, new()),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX.x.1">>, S0)),
+    {_, S1} = add(<<"2">>, <<"_INBOX.x.*">>, undefined, ?PLAIN(<<"_INBOX/x/+">>), S0),
+    ?assertEqual(<<"2">>, plain_sid(<<"_INBOX.x.1">>, S1)),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX.x">>, S1)),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX.y.1">>, S1)).
+
+a_rejected_key_frees_all_its_sids_test() ->
+    Key = ?PLAIN(<<"a">>),
+    S = plain(<<"3">>, <<"b">>, plain(<<"2">>, <<"a">>, plain(<<"1">>, <<"a">>, new()))),
+    {Rejected, NS} = reject(Key, S),
+    ?assertEqual([<<"1">>, <<"2">>], lists:sort([Sid || #{sid := Sid} <- Rejected])),
+    ?assertEqual({1, [?PLAIN(<<"b">>)]}, {count(NS), keys(NS)}),
+    ?assertEqual({[], NS}, reject(Key, NS)).
