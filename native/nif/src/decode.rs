@@ -1,0 +1,182 @@
+//! `decode/2`: bytes of a client to operations.
+
+use nats_protocol::subject;
+use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
+use rustler::types::atom::Atom;
+use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
+
+use crate::consume;
+use crate::terms::{Chunk, atoms, binary, connect, reason};
+
+/// Work of one call, in bytes that are looked at or copied; about half a millisecond.
+const MAX_WORK: usize = 256 * 1024;
+
+/// What an operation costs besides its bytes, in bytes: the terms it is made of.
+const WORK_PER_OP: usize = 64;
+
+#[rustler::nif(name = "decode")]
+fn decode_nif<'a>(env: Env<'a>, bytes: Binary<'a>, settings: Term<'a>) -> NifResult<Term<'a>> {
+    let (max_control_line, max_payload, phase, headers, mountpoint): (
+        usize,
+        usize,
+        Atom,
+        bool,
+        Binary<'a>,
+    ) = settings.decode()?;
+    let phase = if phase == atoms::open() {
+        Phase::Open
+    } else if phase == atoms::connect_only() {
+        Phase::ConnectOnly
+    } else {
+        return Err(Error::BadArg);
+    };
+    let settings = Settings { max_control_line, max_payload, phase, headers };
+    let chunk = Chunk::new(env, bytes);
+    let mut terms = Terms { env, chunk, mountpoint: mountpoint.as_slice(), scratch: Vec::new() };
+    let mut rest = bytes.as_slice();
+    let mut ops = Vec::new();
+    let mut work = 0_usize;
+    let end = loop {
+        if work >= MAX_WORK {
+            break Ok(0);
+        }
+        match decode(rest, &settings) {
+            Ok(Step::Op { op, used }) => {
+                rest = rest.get(used..).unwrap_or_default();
+                work = work.saturating_add(used).saturating_add(WORK_PER_OP);
+                match op {
+                    Op::Ping => ops.push(atoms::ping().to_term(env)),
+                    Op::Pong => ops.push(atoms::pong().to_term(env)),
+                    Op::Pub(message) => ops.push(terms.publish(&message)?),
+                    Op::Sub(subscription) => ops.push(terms.subscribe(&subscription)?),
+                    Op::Unsub { sid, max } => {
+                        ops.push((atoms::unsub(), chunk.part(sid)?, max).encode(env));
+                    }
+                    Op::Connect(fields) => {
+                        ops.push((atoms::connect(), connect(env, &fields)?).encode(env));
+                        break Ok(0);
+                    }
+                    Op::Ignored => {}
+                }
+            }
+            Ok(Step::Need(bytes)) => break Ok(bytes),
+            Err(error) => break Err(error),
+        }
+    };
+    consume(env, work);
+    match end {
+        Ok(need) => Ok((atoms::ok(), ops, chunk.part(rest)?, need).encode(env)),
+        Err(error) => Ok((atoms::error(), reason(error), ops).encode(env)),
+    }
+}
+
+/// What all operations of a call need to become terms.
+struct Terms<'a> {
+    env: Env<'a>,
+    chunk: Chunk<'a>,
+    mountpoint: &'a [u8],
+    scratch: Vec<u8>,
+}
+
+impl<'a> Terms<'a> {
+    fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
+        let topic = topic(self.env, message.subject, self.mountpoint, &mut self.scratch);
+        let reply_topic = match message.reply {
+            Some(reply) => self.reply_topic(reply),
+            None => atoms::undefined().to_term(self.env),
+        };
+        Ok((
+            atoms::publish(),
+            self.chunk.part(message.subject)?,
+            topic,
+            self.chunk.optional_part(message.reply)?,
+            reply_topic,
+            self.chunk.optional_part(message.headers)?,
+            self.chunk.part(message.payload)?,
+        )
+            .encode(self.env))
+    }
+
+    fn reply_topic(&mut self, reply: &[u8]) -> Term<'a> {
+        if let Some(term) = correlated_topic(self.env, reply, self.mountpoint) {
+            return term;
+        }
+        if let Some(term) = plain_topic(self.env, reply, self.mountpoint) {
+            return term;
+        }
+        self.scratch.clear();
+        if subject::write_reply_topic(reply, self.mountpoint, &mut self.scratch) {
+            binary(self.env, &self.scratch)
+        } else {
+            atoms::invalid().to_term(self.env)
+        }
+    }
+
+    fn subscribe(&mut self, subscription: &Subscribe<'_>) -> NifResult<Term<'a>> {
+        let undefined = atoms::undefined().to_term(self.env);
+        let invalid = atoms::invalid().to_term(self.env);
+        self.scratch.clear();
+        let mut filter = invalid;
+        if subject::write_filter(subscription.subject, self.mountpoint, &mut self.scratch) {
+            filter = binary(self.env, &self.scratch);
+        }
+        let share_name = match subscription.queue.map(subject::share_name) {
+            None => undefined,
+            Some(Some(name)) => binary(self.env, &name),
+            Some(None) => {
+                filter = invalid;
+                undefined
+            }
+        };
+        Ok((
+            atoms::sub(),
+            self.chunk.part(subscription.subject)?,
+            filter,
+            self.chunk.optional_part(subscription.queue)?,
+            share_name,
+            self.chunk.part(subscription.sid)?,
+        )
+            .encode(self.env))
+    }
+}
+
+/// The mounted topic of a published subject, as `topic/2` returns it.
+pub fn topic<'a>(
+    env: Env<'a>,
+    subject: &[u8],
+    mountpoint: &[u8],
+    scratch: &mut Vec<u8>,
+) -> Term<'a> {
+    if let Some(term) = correlated_topic(env, subject, mountpoint) {
+        return term;
+    }
+    if let Some(term) = plain_topic(env, subject, mountpoint) {
+        return term;
+    }
+    scratch.clear();
+    if subject::write_topic(subject, mountpoint, scratch) {
+        binary(env, scratch)
+    } else {
+        atoms::invalid().to_term(env)
+    }
+}
+
+/// The common case, written where it is to stay. If it is not the case after all, the garbage
+/// collector has a small binary more.
+fn plain_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Term<'a>> {
+    let size = mountpoint.len().saturating_add(subject.len());
+    if size > subject::MAX_TOPIC {
+        return None;
+    }
+    let mut topic = NewBinary::new(env, size);
+    let (front, back) = topic.as_mut_slice().split_at_mut_checked(mountpoint.len())?;
+    front.copy_from_slice(mountpoint);
+    subject::plain_topic(subject, back).then(|| topic.into())
+}
+
+fn correlated_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Term<'a>> {
+    let (topic, data) = subject::correlation(subject)?;
+    let mounted = [mountpoint, &topic].concat();
+    (mounted.len() <= subject::MAX_TOPIC)
+        .then(|| (binary(env, &mounted), binary(env, &data)).encode(env))
+}

@@ -1,0 +1,140 @@
+//! `encode/2`: deliveries to frames.
+
+use nats_protocol::encode::{Frames, Message, write_raw_subject};
+use nats_protocol::{headers, subject};
+use rustler::types::atom::Atom;
+use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
+
+use crate::consume;
+use crate::terms::{atoms, binary, for_each};
+
+/// Room that a delivery is likely to need; a guess that is too low costs a few copies.
+const FRAME_GUESS: usize = 256;
+
+/// What a delivery costs besides its bytes, in bytes: taking its terms apart.
+const WORK_PER_DELIVERY: usize = 128;
+
+#[rustler::nif]
+fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> NifResult<Term<'a>> {
+    let count = deliveries.list_length()?;
+    let mut frames = Frames::with_capacity(count.saturating_mul(FRAME_GUESS));
+    let mut scratch = Scratch::default();
+    for_each(deliveries, |delivery| scratch.push(delivery, &mountpoint, &mut frames))?;
+    let size = frames.size();
+    let (buffer, references) = frames.parts();
+    consume(env, buffer.len().saturating_add(count.saturating_mul(WORK_PER_DELIVERY)));
+    if references.is_empty() {
+        return Ok((binary(env, buffer), size).encode(env));
+    }
+    let flat: Binary<'a> = {
+        let mut flat = NewBinary::new(env, buffer.len());
+        flat.as_mut_slice().copy_from_slice(buffer);
+        flat.into()
+    };
+    let mut data = Term::list_new_empty(env);
+    let mut end = flat.len();
+    for &(start, payload) in references.iter().rev() {
+        let after: Term<'a> = flat.make_subbinary(start, end.saturating_sub(start))?.into();
+        data = data.list_prepend(after).list_prepend(payload);
+        end = start;
+    }
+    let first: Term<'a> = flat.make_subbinary(0, end)?.into();
+    Ok((data.list_prepend(first), size).encode(env))
+}
+
+/// Parts of a message that are not at hand as they are to be written.
+#[derive(Default)]
+struct Scratch {
+    subject: Vec<u8>,
+    reply: Vec<u8>,
+    headers: Vec<u8>,
+}
+
+impl Scratch {
+    fn push<'a>(
+        &mut self,
+        delivery: Term<'a>,
+        mountpoint: &[u8],
+        frames: &mut Frames<Term<'a>>,
+    ) -> NifResult<()> {
+        let (topic, sids, reply, headers, payload): (
+            Binary<'a>,
+            Term<'a>,
+            Term<'a>,
+            Term<'a>,
+            Binary<'a>,
+        ) = delivery.decode()?;
+        self.subject.clear();
+        subject::write_subject(&topic, mountpoint, &mut self.subject);
+        self.reply.clear();
+        self.write_reply(reply, mountpoint)?;
+        let headers = match Binary::from_term(headers) {
+            Ok(block) => block.as_slice(),
+            Err(_) => {
+                self.headers.clear();
+                self.write_headers(headers)?;
+                &self.headers
+            }
+        };
+        let message = Message {
+            subject: &self.subject,
+            reply: &self.reply,
+            headers,
+            payload: &payload,
+        };
+        let reference = payload.into();
+        for_each(sids, |sid| {
+            frames.push(&message, &Binary::from_term(sid)?, reference);
+            Ok(())
+        })
+    }
+
+    fn write_reply(&mut self, reply: Term<'_>, mountpoint: &[u8]) -> NifResult<()> {
+        if is_undefined(reply) {
+            return Ok(());
+        }
+        if let Ok((kind, subject)) = reply.decode::<(Atom, Binary<'_>)>() {
+            if kind != atoms::subject() {
+                return Err(Error::BadArg);
+            }
+            write_raw_subject(&subject, &mut self.reply);
+            return Ok(());
+        }
+        let (kind, topic, data) = reply.decode::<(Atom, Binary<'_>, Term<'_>)>()?;
+        if kind != atoms::topic() {
+            return Err(Error::BadArg);
+        }
+        let data = optional_binary(data)?;
+        subject::write_reply(&topic, data, mountpoint, &mut self.reply);
+        Ok(())
+    }
+
+    fn write_headers<'a>(&mut self, headers: Term<'a>) -> NifResult<()> {
+        if is_undefined(headers) {
+            return Ok(());
+        }
+        let (kind, list, content_type) = headers.decode::<(Atom, Term<'a>, Term<'a>)>()?;
+        if kind != atoms::properties() {
+            return Err(Error::BadArg);
+        }
+        let mut pairs: Vec<(&[u8], &[u8])> = Vec::new();
+        for_each(list, |pair| {
+            let (name, value): (Binary<'a>, Binary<'a>) = pair.decode()?;
+            pairs.push((name.as_slice(), value.as_slice()));
+            Ok(())
+        })?;
+        headers::build(pairs.into_iter(), optional_binary(content_type)?, &mut self.headers);
+        Ok(())
+    }
+}
+
+fn is_undefined(term: Term<'_>) -> bool {
+    Atom::from_term(term).is_ok_and(|atom| atom == atoms::undefined())
+}
+
+fn optional_binary(term: Term<'_>) -> NifResult<Option<&[u8]>> {
+    if is_undefined(term) {
+        return Ok(None);
+    }
+    Ok(Some(Binary::from_term(term)?.as_slice()))
+}

@@ -1,0 +1,121 @@
+//! Time per operation, both ways, topic conversion included.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nats_protocol::encode::{Frames, Message};
+use nats_protocol::subject::{plain_topic, write_subject};
+use nats_protocol::{Op, Settings, Step, decode};
+
+const SUBJECT: &str = "sensors.building7.room12";
+const TOPIC: &[u8] = b"sensors/building7/room12";
+
+/// Operations in one buffer, as a read under load brings them.
+const OPS: usize = 64;
+
+/// What a read brings when the socket's buffer has its default size.
+const READ: usize = 1460;
+
+/// Decodes all operations and converts their subjects; returns the rest and what it waits for.
+fn drain<'a>(mut bytes: &'a [u8], settings: &Settings, topic: &mut [u8]) -> (&'a [u8], usize) {
+    loop {
+        match decode(bytes, settings) {
+            Ok(Step::Op { op, used }) => {
+                if let Op::Pub(message) = &op {
+                    let topic = &mut topic[..message.subject.len()];
+                    assert!(plain_topic(message.subject, topic));
+                    black_box(&*topic);
+                }
+                black_box(&op);
+                bytes = &bytes[used..];
+            }
+            Ok(Step::Need(size)) => return (bytes, size),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn decoding(criterion: &mut Criterion) {
+    let settings = Settings::default();
+    let mut topic = [0; 256];
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(OPS as u64));
+    for size in [16, 128, 4096] {
+        let one = format!("PUB {SUBJECT} {size}\r\n{}\r\n", "x".repeat(size));
+        let bytes = one.repeat(OPS);
+        group.bench_function(format!("{OPS} PUB of {size} B"), |bencher| {
+            bencher.iter(|| drain(black_box(bytes.as_bytes()), &settings, &mut topic));
+        });
+    }
+    let one = format!("PUB {SUBJECT} _INBOX.A1b2C3d4E5f6G7h8I9j0K1.x 128\r\n{}\r\n", "x".repeat(128));
+    let bytes = one.repeat(OPS);
+    group.bench_function(format!("{OPS} requests of 128 B"), |bencher| {
+        bencher.iter(|| drain(black_box(bytes.as_bytes()), &settings, &mut topic));
+    });
+    group.finish();
+}
+
+/// A large payload in small reads: fragments are kept until there are as many bytes as the
+/// decoder asked for, then joined once.
+fn fragments(criterion: &mut Criterion) {
+    let settings = Settings::default();
+    let mut topic = [0; 256];
+    let size = 1024 * 1024;
+    let bytes = format!("PUB {SUBJECT} {size}\r\n{}\r\n", "x".repeat(size)).into_bytes();
+    let mut group = criterion.benchmark_group("fragments");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("1 MiB in reads of 1460 B", |bencher| {
+        bencher.iter(|| {
+            let mut waiting: Vec<&[u8]> = Vec::new();
+            let (mut received, mut needed, mut joins) = (0, 1, 0);
+            for read in black_box(bytes.as_slice()).chunks(READ) {
+                waiting.push(read);
+                received += read.len();
+                if received >= needed {
+                    let joined = waiting.concat();
+                    joins += 1;
+                    let (rest, need) = drain(&joined, &settings, &mut topic);
+                    (received, needed) = (rest.len(), need);
+                    let consumed = joined.len() - rest.len();
+                    waiting = if consumed == joined.len() { Vec::new() } else { waiting };
+                }
+            }
+            assert!(received == 0 && joins == 2);
+        });
+    });
+    group.finish();
+}
+
+fn encoding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encode");
+    group.throughput(Throughput::Elements(OPS as u64));
+    for size in [16, 128, 4096] {
+        let payload = vec![b'x'; size];
+        group.bench_function(format!("{OPS} MSG of {size} B"), |bencher| {
+            bencher.iter(|| {
+                let mut frames = Frames::with_capacity(OPS * 256);
+                let mut subject = Vec::new();
+                for _ in 0..OPS {
+                    subject.clear();
+                    write_subject(black_box(TOPIC), b"", &mut subject);
+                    let message =
+                        Message { subject: &subject, payload: &payload, ..Message::default() };
+                    frames.push(&message, b"17", ());
+                }
+                black_box(frames.size())
+            });
+        });
+    }
+    group.finish();
+}
+
+fn configuration() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .without_plots()
+}
+
+criterion_group! { name = codec; config = configuration(); targets = decoding, fragments, encoding }
+criterion_main!(codec);

@@ -1,0 +1,268 @@
+//! The JSON of CONNECT and INFO (nats-protocol sections 2 and 3).
+
+use std::fmt;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// The fields that a CONNECT gave. What is absent, or null, keeps its earlier value or default.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Connect {
+    /// `+OK` for each operation; nats-server's default is true.
+    pub verbose: Option<bool>,
+    /// Check the subjects of published messages; the default is true.
+    pub pedantic: Option<bool>,
+    /// Deliver this connection's own messages to it; the default is true.
+    pub echo: Option<bool>,
+    /// The client can take HMSG and send HPUB.
+    pub headers: Option<bool>,
+    /// The client wants a 503 for requests without subscribers.
+    pub no_responders: Option<bool>,
+    /// 1: the client can take an INFO at any time.
+    pub protocol: Option<i64>,
+    /// User name.
+    pub user: Option<String>,
+    /// Password.
+    pub pass: Option<String>,
+    /// Token.
+    pub auth_token: Option<String>,
+    /// What the client calls itself.
+    pub name: Option<String>,
+    /// Language of the client library.
+    pub lang: Option<String>,
+    /// Version of the client library.
+    pub version: Option<String>,
+    /// The client wants TLS; nats-server ignores it.
+    pub tls_required: Option<bool>,
+    /// User JWT.
+    pub jwt: Option<String>,
+    /// Public NKey.
+    pub nkey: Option<String>,
+    /// Signature of INFO's nonce.
+    pub sig: Option<String>,
+    /// Refused by nats-server.
+    pub account: Option<String>,
+    /// Refused by nats-server.
+    pub new_account: Option<bool>,
+}
+
+/// Without what a log must not show.
+impl fmt::Debug for Connect {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connect")
+            .field("verbose", &self.verbose)
+            .field("pedantic", &self.pedantic)
+            .field("echo", &self.echo)
+            .field("headers", &self.headers)
+            .field("no_responders", &self.no_responders)
+            .field("protocol", &self.protocol)
+            .field("name", &self.name)
+            .field("lang", &self.lang)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connect {
+    /// Reads the argument of CONNECT. `None` if it is anything but an object of the right types,
+    /// or `null`.
+    ///
+    /// Go's reader is imitated where clients could notice: keys match in any letter case, the
+    /// last of several wins, null is as good as absent, bytes that are not UTF-8 become U+FFFD.
+    #[must_use]
+    pub fn from_json(json: &[u8]) -> Option<Self> {
+        serde_json::from_str(&String::from_utf8_lossy(json)).ok()
+    }
+}
+
+impl<'de> Deserialize<'de> for Connect {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ConnectVisitor)
+    }
+}
+
+struct ConnectVisitor;
+
+impl<'de> Visitor<'de> for ConnectVisitor {
+    type Value = Connect;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object or null")
+    }
+
+    fn visit_unit<E>(self) -> Result<Connect, E> {
+        Ok(Connect::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Connect, A::Error> {
+        let mut connect = Connect::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match fold(&key).as_str() {
+                "verbose" => set(&mut connect.verbose, map.next_value()?),
+                "pedantic" => set(&mut connect.pedantic, map.next_value()?),
+                "echo" => set(&mut connect.echo, map.next_value()?),
+                "headers" => set(&mut connect.headers, map.next_value()?),
+                "no_responders" => set(&mut connect.no_responders, map.next_value()?),
+                "protocol" => set(&mut connect.protocol, map.next_value()?),
+                "user" => set(&mut connect.user, map.next_value()?),
+                "pass" => set(&mut connect.pass, map.next_value()?),
+                "auth_token" => set(&mut connect.auth_token, map.next_value()?),
+                "name" => set(&mut connect.name, map.next_value()?),
+                "lang" => set(&mut connect.lang, map.next_value()?),
+                "version" => set(&mut connect.version, map.next_value()?),
+                "tls_required" => set(&mut connect.tls_required, map.next_value()?),
+                "jwt" => set(&mut connect.jwt, map.next_value()?),
+                "nkey" => set(&mut connect.nkey, map.next_value()?),
+                "sig" => set(&mut connect.sig, map.next_value()?),
+                "account" => set(&mut connect.account, map.next_value()?),
+                "new_account" => set(&mut connect.new_account, map.next_value()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(connect)
+    }
+}
+
+/// In Go a null leaves the field as it is, also when an earlier duplicate has set it.
+fn set<T>(field: &mut Option<T>, value: Option<T>) {
+    if value.is_some() {
+        *field = value;
+    }
+}
+
+/// Go folds keys by Unicode's simple folding, in which two other characters are ASCII letters.
+fn fold(key: &str) -> String {
+    key.chars()
+        .map(|character| match character {
+            '\u{17F}' => 's',
+            '\u{212A}' => 'k',
+            other => other.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+/// Whether this is a JSON object, or `null`: all that an INFO from a client is checked for.
+pub(crate) fn is_object(json: &[u8]) -> bool {
+    serde_json::from_str::<Object>(&String::from_utf8_lossy(json)).is_ok()
+}
+
+struct Object;
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object or null")
+    }
+
+    fn visit_unit<E>(self) -> Result<Object, E> {
+        Ok(Object)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Object)
+    }
+}
+
+/// What a server tells of itself. Only fields with a value are written: async-nats rejects
+/// `null`.
+///
+/// nats-core needs `server_id`, `version`, `go`, `host`, `port` and `headers`, nats.js a `version`
+/// of three numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Info<'a> {
+    /// Unique name of the server process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<&'a str>,
+    /// Configured name of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<&'a str>,
+    /// Server version, three numbers and perhaps a suffix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<&'a str>,
+    /// 1: asynchronous INFO and echo are supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<u32>,
+    /// Commit the server was built from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub git_commit: Option<&'a str>,
+    /// Go version, or what stands for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub go: Option<&'a str>,
+    /// Address the server listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<&'a str>,
+    /// Port the server listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Header support; without it clients send neither headers nor `no_responders`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers: Option<bool>,
+    /// CONNECT must hold credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_required: Option<bool>,
+    /// The client must start TLS now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_required: Option<bool>,
+    /// The client must show a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_verify: Option<bool>,
+    /// The client may start TLS now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_available: Option<bool>,
+    /// Most bytes of header block and payload together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_payload: Option<u64>,
+    /// Number of the connection; jnats reads 31 bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<u64>,
+    /// Address of the client as the server sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ip: Option<&'a str>,
+    /// What an NKey or JWT login signs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<&'a str>,
+    /// Name of the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<&'a str>,
+    /// `host:port` of other servers, which clients add to their pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_urls: Option<Vec<&'a str>>,
+    /// The server is about to close its connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ldm: Option<bool>,
+    /// JetStream domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<&'a str>,
+    /// Public curve key of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xkey: Option<&'a str>,
+}
+
+impl Info<'_> {
+    /// Appends the INFO line: `INFO {json} \r\n`, with the space before the line end that
+    /// nats-server writes.
+    pub fn write_line(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"INFO ");
+        let start = out.len();
+        // Strings, numbers and booleans in memory cannot fail to serialise; should a later field
+        // do, an empty object is still a legal line.
+        if serde_json::to_writer(&mut *out, self).is_err() {
+            out.truncate(start);
+            out.extend_from_slice(b"{}");
+        }
+        out.extend_from_slice(b" \r\n");
+    }
+}

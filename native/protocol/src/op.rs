@@ -1,0 +1,53 @@
+//! The operations of a client.
+
+use crate::connect::Connect;
+
+/// One operation, borrowing from the bytes it was decoded from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// `CONNECT {json}`
+    Connect(Box<Connect>),
+    /// `PING`
+    Ping,
+    /// `PONG`
+    Pong,
+    /// `PUB subject [reply] #bytes` or `HPUB subject [reply] #header #total`
+    Pub(Publish<'a>),
+    /// `SUB subject [queue] sid`
+    Sub(Subscribe<'a>),
+    /// `UNSUB sid [max]`
+    Unsub {
+        /// The subscription, as its SUB spelt it.
+        sid: &'a [u8],
+        /// Messages after which it ends, counted from its SUB; 0 is at once.
+        max: u32,
+    },
+    /// `+OK` and `INFO {json}`: legal, and without effect.
+    Ignored,
+}
+
+/// A published message. Subjects are any run of bytes without blanks and are not checked, as in
+/// nats-server (nats-protocol section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publish<'a> {
+    /// Where it goes to.
+    pub subject: &'a [u8],
+    /// Where an answer is expected.
+    pub reply: Option<&'a [u8]>,
+    /// The header block with its last CR LF, not validated; `None` for PUB and for an HPUB
+    /// whose header size is 0.
+    pub headers: Option<&'a [u8]>,
+    /// What follows the header block.
+    pub payload: &'a [u8],
+}
+
+/// A subscription. The subject is not checked, see [`crate::subject::filter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscribe<'a> {
+    /// The subject, which may hold wildcards.
+    pub subject: &'a [u8],
+    /// The queue group: any run of bytes without blanks.
+    pub queue: Option<&'a [u8]>,
+    /// Any run of bytes without blanks, echoed in MSG as it was sent.
+    pub sid: &'a [u8],
+}

@@ -1,0 +1,219 @@
+//! Subjects and topics are two spellings of the same names: shown for all names over the bytes
+//! that matter, up to the lengths that fit into a test run.
+
+use nats_protocol::subject::{plain_topic, write_subject, write_topic};
+
+fn topic(subject: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    assert!(write_topic(subject, b"", &mut out), "no topic for {}", subject.escape_ascii());
+    out
+}
+
+fn subject(topic: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_subject(topic, b"", &mut out);
+    out
+}
+
+/// Calls `each` with all sequences of 1 to `most` of the atoms, joined.
+fn sequences(atoms: &[&str], most: usize, each: &mut dyn FnMut(&[u8])) {
+    fn extend(atoms: &[&str], left: usize, text: &mut Vec<u8>, each: &mut dyn FnMut(&[u8])) {
+        for atom in atoms {
+            let before = text.len();
+            text.extend_from_slice(atom.as_bytes());
+            each(text);
+            if left > 1 {
+                extend(atoms, left - 1, text, each);
+            }
+            text.truncate(before);
+        }
+    }
+    extend(atoms, most, &mut Vec::new(), each);
+}
+
+fn is_legal_token(token: &[u8]) -> bool {
+    !token.is_empty() && token.iter().all(|&byte| byte > b' ' && byte != 0x7F && byte != b'.')
+}
+
+fn is_legal_level(level: &[u8]) -> bool {
+    level.iter().all(|byte| !b"/+#\0".contains(byte))
+}
+
+/// A token gives a legal level, and that level the token.
+fn check_token(token: &[u8]) {
+    let level = topic(token);
+    assert!(
+        is_legal_level(&level),
+        "{} -> {}",
+        token.escape_ascii(),
+        level.escape_ascii()
+    );
+    let again = subject(&level);
+    assert!(
+        again == token,
+        "{} -> {} -> {}",
+        token.escape_ascii(),
+        level.escape_ascii(),
+        again.escape_ascii()
+    );
+    let mut plain = vec![0; token.len()];
+    if plain_topic(token, &mut plain) {
+        assert_eq!(plain, level);
+    }
+}
+
+/// A level gives a legal token, and that token the level.
+fn check_level(level: &[u8]) {
+    let token = subject(level);
+    assert!(
+        is_legal_token(&token),
+        "{} -> {}",
+        level.escape_ascii(),
+        token.escape_ascii()
+    );
+    let again = topic(&token);
+    assert!(
+        again == level,
+        "{} -> {} -> {}",
+        level.escape_ascii(),
+        token.escape_ascii(),
+        again.escape_ascii()
+    );
+}
+
+/// Atoms in a row: `cargo test --release` goes further, in the same time.
+const ATOMS: usize = if cfg!(debug_assertions) { 4 } else { 6 };
+
+/// Every character that a code of an escape consists of, besides what is special by itself.
+const CODE_CHARACTERS: &[&str] = &["%", "2", "5", "F", "B", "3", "A", "E", "0", "a"];
+
+#[test]
+fn all_short_tokens() {
+    let atoms = [CODE_CHARACTERS, &["/", "+", "#", "*", ">"]].concat();
+    sequences(&atoms, ATOMS, &mut check_token);
+}
+
+#[test]
+fn all_short_levels() {
+    let atoms = [CODE_CHARACTERS, &[".", "*", ">", " ", "\x7F"]].concat();
+    check_level(b"");
+    sequences(&atoms, ATOMS, &mut check_level);
+}
+
+/// Longer names, made of whole escapes and what changes their meaning.
+const ESCAPES: &[&str] =
+    &["%2F", "%252F", "%25252F", "%2B", "%2523", "%2A", "%253E", "%20", "%2520", "%25", "25", "a"];
+
+#[test]
+fn all_tokens_of_escapes() {
+    let atoms = [ESCAPES, &["/", "//", "+", "*"]].concat();
+    sequences(&atoms, ATOMS, &mut check_token);
+}
+
+#[test]
+fn all_levels_of_escapes() {
+    let atoms = [ESCAPES, &[".", "*", " ", "\x01"]].concat();
+    sequences(&atoms, ATOMS, &mut check_level);
+}
+
+/// Only what a slash depends on, but at a length at which runs of each kind meet.
+#[test]
+fn all_slashes() {
+    sequences(&["/", "%2F", "%252F", "a"], 2 * ATOMS, &mut check_token);
+    sequences(&[".", "%2F", "%252F", "a"], 2 * ATOMS, &mut check_level);
+}
+
+#[test]
+fn all_single_bytes() {
+    for byte in 1..=0x7F_u8 {
+        if is_legal_level(&[byte]) {
+            check_level(&[byte]);
+            check_level(&[b'a', byte, b'a']);
+            check_level(format!("%{byte:02X}").as_bytes());
+            check_level(format!("a%{byte:02X}").as_bytes());
+            check_level(format!("a%25{byte:02X}").as_bytes());
+        }
+        if is_legal_token(&[byte]) {
+            check_token(&[byte]);
+            check_token(&[b'a', byte, b'a']);
+        }
+        check_token(format!("%{byte:02X}").as_bytes());
+        check_token(format!("a%{byte:02X}").as_bytes());
+        check_token(format!("a%25{byte:02X}").as_bytes());
+        check_token(format!("%{byte:02x}a").as_bytes());
+    }
+}
+
+/// Tokens and levels do not influence each other across a separator.
+#[test]
+fn names_of_several_tokens() {
+    let atoms = [".", "a", "/", "//", "+", "*", ">", "%2F", "%2A", "%20"];
+    sequences(&atoms, 5, &mut |name| {
+        let tokens: Vec<&[u8]> = name.split(|&byte| byte == b'.').collect();
+        if tokens.iter().any(|token| token.is_empty()) {
+            return;
+        }
+        let levels: Vec<Vec<u8>> = tokens.iter().map(|token| topic(token)).collect();
+        let whole = topic(name);
+        assert_eq!(whole, levels.join(&b'/'));
+        assert_eq!(subject(&whole), name);
+    });
+}
+
+/// Tables of the specification and of nats-server's own mapping.
+#[test]
+fn examples() {
+    for (subject_text, topic_text) in [
+        ("t.a", "t/a"),
+        ("spBv1//0.x", "spBv1.0/x"),
+        ("/.a", "/a"),
+        ("a./.b", "a//b"),
+        ("a./", "a/"),
+        ("/././", "//"),
+        ("//", "."),
+        ("a//b.c", "a.b/c"),
+        ("+", "*"),
+        ("#", ">"),
+        ("w.+", "w/*"),
+        ("a.*", "a/%2A"),
+        ("a.>", "a/%3E"),
+        ("a.%2A", "a/%252A"),
+        ("100%", "100%"),
+        ("a%20b", "a b"),
+        ("a%2520b", "a%20b"),
+        ("a%09%0D%0A%7Fb", "a\t\r\n\x7Fb"),
+        ("a/b", "a%2Fb"),
+        ("a%2Fb", "a%252Fb"),
+        ("a%252Fb", "a%25252Fb"),
+        ("a///b", "a.%2Fb"),
+        ("%2F//", "%2F."),
+        ("%2F/", "%2F%2F"),
+        ("%2F", "%2F"),
+        ("%2B", "%2B"),
+        ("a+b", "a%2Bb"),
+        ("a#b", "a%23b"),
+        ("a%2Bb", "a%252Bb"),
+        ("a%2Ab", "a%2Ab"),
+        ("a%2fb", "a%2fb"),
+        ("grüße.日本", "grüße/日本"),
+        ("$SRV.PING", "$SRV/PING"),
+        ("_INBOX.x.y", "_INBOX/x/y"),
+    ] {
+        assert_eq!(topic(subject_text.as_bytes()), topic_text.as_bytes(), "{subject_text}");
+        assert_eq!(subject(topic_text.as_bytes()), subject_text.as_bytes(), "{topic_text}");
+    }
+}
+
+/// A level of escapes costs time in proportion to its length, not to its square.
+#[test]
+fn long_runs_convert_in_linear_time() {
+    for atom in ["%2F", "%252F", "%25", "/", ".", "%", "25"] {
+        for text in [atom.repeat(60_000 / atom.len()), format!("a{}", atom.repeat(20_000))] {
+            let start = std::time::Instant::now();
+            let _ = subject(text.as_bytes());
+            let mut out = Vec::new();
+            let _ = write_topic(text.as_bytes(), b"", &mut out);
+            assert!(start.elapsed().as_millis() < 1000, "{atom}");
+        }
+    }
+}
