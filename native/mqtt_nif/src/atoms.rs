@@ -1,0 +1,36 @@
+rustler::atoms! {
+    ok,
+    error,
+    undefined,
+
+    // packets
+    connect,
+    connack,
+    publish,
+    puback,
+    subscribe,
+    suback,
+    unsubscribe,
+    unsuback,
+    pingreq,
+    pingresp,
+    disconnect,
+
+    // CONNACK properties
+    assigned_client_identifier,
+    maximum_packet_size,
+    maximum_qos,
+    reason_string,
+    receive_maximum,
+    retain_available,
+    server_keep_alive,
+    shared_subscription_available,
+    subscription_identifier_available,
+    wildcard_subscription_available,
+
+    // decode
+    long,
+    malformed_packet,
+    packet_too_large,
+    unexpected_packet,
+}

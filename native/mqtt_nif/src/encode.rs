@@ -1,0 +1,335 @@
+//! Packet terms to bytes for the broker.
+
+use crate::atoms;
+use mqtt_protocol_core::mqtt::packet::v5_0::{
+    Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Unsubscribe,
+};
+use mqtt_protocol_core::mqtt::packet::{
+    ContentType, CorrelationData, DecodeResult, MaximumPacketSize, Properties, Property, Qos,
+    ReceiveMaximum, ResponseTopic, RetainHandling, SubEntry, SubOpts, SubscriptionIdentifier,
+    UserProperty, VariableByteInteger,
+};
+use mqtt_protocol_core::mqtt::result_code::{DisconnectReasonCode, MqttError, PubackReasonCode};
+use rustler::types::atom::Atom;
+use rustler::types::tuple::get_tuple;
+use rustler::{Binary, Decoder, Encoder, Env, Error, ListIterator, NewBinary, NifResult, Term};
+
+/// Payloads from this size on are passed by reference; below, one flat copy for the socket is
+/// cheaper than another element of the list.
+const REFERENCE_FROM: usize = 4096;
+
+/// Most bytes of an MQTT string.
+const MAX_STRING: usize = 65_535;
+
+/// Bytes encoded in about a millisecond, and what one packet costs besides its own.
+const TIMESLICE: usize = 2 * 1024 * 1024;
+const PACKET_COST: usize = 512;
+
+#[rustler::nif]
+fn encode<'a>(env: Env<'a>, packets: ListIterator<'a>) -> NifResult<Term<'a>> {
+    let mut output = Output {
+        env,
+        parts: Vec::new(),
+        flat: Vec::with_capacity(512),
+    };
+    let mut cost = 0;
+    for packet in packets {
+        encode_packet(packet, &mut output)?;
+        cost += PACKET_COST;
+    }
+    cost += output.flat.len();
+    rustler::schedule::consume_timeslice(env, (cost * 100 / TIMESLICE).clamp(1, 100) as i32);
+    Ok(output.finish())
+}
+
+#[rustler::nif]
+fn is_string(bytes: Binary<'_>) -> bool {
+    text(bytes.as_slice()).is_some()
+}
+
+/// Text that every broker takes: brokers may close the connection on code points that MQTT says
+/// a string should not hold (1.5.4: control characters and non-characters), and Mosquitto does.
+fn text(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let plain = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    (text.len() <= MAX_STRING && (plain || !text.chars().any(is_disallowed))).then_some(text)
+}
+
+fn is_disallowed(char: char) -> bool {
+    let code = u32::from(char);
+    char.is_control() || (0xfdd0..=0xfdef).contains(&code) || code & 0xfffe == 0xfffe
+}
+
+struct Output<'a> {
+    env: Env<'a>,
+    /// What is finished already: flat binaries and the payloads between them.
+    parts: Vec<Term<'a>>,
+    flat: Vec<u8>,
+}
+
+impl<'a> Output<'a> {
+    fn payload(&mut self, payload: Binary<'a>) {
+        if payload.len() < REFERENCE_FROM {
+            self.flat.extend_from_slice(payload.as_slice());
+        } else {
+            self.flush();
+            self.parts.push(payload.to_term(self.env));
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.flat.is_empty() {
+            self.parts
+                .push(NewBinary::from_slice(self.env, &self.flat).into());
+            self.flat.clear();
+        }
+    }
+
+    fn finish(mut self) -> Term<'a> {
+        self.flush();
+        self.parts.encode(self.env)
+    }
+}
+
+fn encode_packet<'a>(packet: Term<'a>, output: &mut Output<'a>) -> NifResult<()> {
+    if packet.is_atom() {
+        if atoms::pingreq() != packet {
+            return Err(Error::BadArg);
+        }
+        let pingreq = Pingreq::builder().build().map_err(invalid)?;
+        output.flat.extend(pingreq.to_continuous_buffer());
+        return Ok(());
+    }
+    let fields = get_tuple(packet)?;
+    let (tag, fields) = fields.split_first().ok_or(Error::BadArg)?;
+    let tag: Atom = tag.decode()?;
+    if tag == atoms::publish() {
+        publish(fields, output)
+    } else if tag == atoms::puback() {
+        puback(fields, output)
+    } else if tag == atoms::subscribe() {
+        subscribe(fields, output)
+    } else if tag == atoms::unsubscribe() {
+        unsubscribe(fields, output)
+    } else if tag == atoms::connect() {
+        connect(fields, output)
+    } else if tag == atoms::disconnect() {
+        disconnect(fields, output)
+    } else {
+        Err(Error::BadArg)
+    }
+}
+
+fn invalid(_: MqttError) -> Error {
+    Error::BadArg
+}
+
+fn fields<'f, 'a, const N: usize>(fields: &'f [Term<'a>]) -> NifResult<&'f [Term<'a>; N]> {
+    fields.try_into().map_err(|_| Error::BadArg)
+}
+
+/// A topic or filter: any MQTT string.
+fn topic_string<'a>(term: Term<'a>) -> NifResult<&'a str> {
+    let binary: Binary<'a> = term.decode()?;
+    match std::str::from_utf8(binary.as_slice()) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        _ => Err(Error::BadArg),
+    }
+}
+
+fn string<'a>(term: Term<'a>) -> NifResult<&'a str> {
+    let binary: Binary<'a> = term.decode()?;
+    text(binary.as_slice()).ok_or(Error::BadArg)
+}
+
+fn bytes(term: Term<'_>) -> NifResult<Vec<u8>> {
+    let binary: Binary<'_> = term.decode()?;
+    Ok(binary.as_slice().to_vec())
+}
+
+fn optional<'a, T>(
+    term: Term<'a>,
+    convert: impl FnOnce(Term<'a>) -> NifResult<T>,
+) -> NifResult<Option<T>> {
+    if atoms::undefined() == term {
+        Ok(None)
+    } else {
+        convert(term).map(Some)
+    }
+}
+
+fn packet_id(term: Term<'_>) -> NifResult<u16> {
+    match term.decode()? {
+        0 => Err(Error::BadArg),
+        id => Ok(id),
+    }
+}
+
+fn qos(term: Term<'_>) -> NifResult<Qos> {
+    Qos::try_from(term.decode::<u8>()?).map_err(|_| Error::BadArg)
+}
+
+fn list<'a, T>(term: Term<'a>, convert: impl Fn(Term<'a>) -> NifResult<T>) -> NifResult<Vec<T>> {
+    ListIterator::decode(term)?.map(convert).collect()
+}
+
+fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
+    let [
+        client_id,
+        user_name,
+        password,
+        keep_alive,
+        receive_maximum,
+        maximum_packet_size,
+    ] = *fields(terms)?;
+    let mut properties = Properties::new();
+    if let Some(maximum) = optional(receive_maximum, |term| term.decode())? {
+        properties.push(ReceiveMaximum::new(maximum).map_err(invalid)?.into());
+    }
+    if let Some(maximum) = optional(maximum_packet_size, |term| term.decode())? {
+        properties.push(MaximumPacketSize::new(maximum).map_err(invalid)?.into());
+    }
+    let mut builder = Connect::builder()
+        .client_id(string(client_id)?)
+        .map_err(invalid)?
+        .clean_start(true)
+        .keep_alive(keep_alive.decode()?)
+        .props(properties);
+    if let Some(name) = optional(user_name, string)? {
+        builder = builder.user_name(name).map_err(invalid)?;
+    }
+    if let Some(password) = optional(password, bytes)? {
+        builder = builder.password(password).map_err(invalid)?;
+    }
+    let connect = builder.build().map_err(invalid)?;
+    output.flat.extend(connect.to_continuous_buffer());
+    Ok(())
+}
+
+fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
+    let [
+        topic,
+        payload,
+        quality,
+        retain,
+        id,
+        response_topic,
+        correlation_data,
+        content_type,
+        user_properties,
+        subscription_ids,
+    ] = *fields(terms)?;
+    if !subscription_ids.is_empty_list() {
+        return Err(Error::BadArg);
+    }
+    let mut properties = Properties::new();
+    if let Some(topic) = optional(response_topic, string)? {
+        properties.push(ResponseTopic::new(topic).map_err(invalid)?.into());
+    }
+    if let Some(data) = optional(correlation_data, bytes)? {
+        properties.push(CorrelationData::new(data).map_err(invalid)?.into());
+    }
+    if let Some(name) = optional(content_type, string)? {
+        properties.push(ContentType::new(name).map_err(invalid)?.into());
+    }
+    for pair in ListIterator::decode(user_properties)? {
+        let (name, value) = pair.decode::<(Term<'a>, Term<'a>)>()?;
+        let property = UserProperty::new(string(name)?, string(value)?).map_err(invalid)?;
+        properties.push(Property::UserProperty(property));
+    }
+    let mut builder = Publish::builder()
+        .topic_name(topic_string(topic)?)
+        .map_err(invalid)?
+        .qos(qos(quality)?)
+        .retain(retain.decode()?)
+        .props(properties);
+    if let Some(id) = optional(id, packet_id)? {
+        builder = builder.packet_id(id);
+    }
+    let payload: Binary<'a> = payload.decode()?;
+    let publish = builder.build().map_err(invalid)?;
+    // The crate wants the payload in an `Arc` of its own. It encodes the packet without one, and
+    // the remaining length is put right here.
+    let slices = publish.to_buffers();
+    let [fixed_header, length, rest @ ..] = slices.as_slice() else {
+        return Err(Error::BadArg);
+    };
+    let DecodeResult::Ok(length, _) = VariableByteInteger::decode_stream(length) else {
+        return Err(Error::BadArg);
+    };
+    let length = u32::try_from(payload.len())
+        .ok()
+        .and_then(|payload| payload.checked_add(length.to_u32()))
+        .and_then(VariableByteInteger::from_u32)
+        .ok_or(Error::BadArg)?;
+    output.flat.extend_from_slice(fixed_header);
+    output.flat.extend_from_slice(length.as_bytes());
+    for slice in rest {
+        output.flat.extend_from_slice(slice);
+    }
+    output.payload(payload);
+    Ok(())
+}
+
+fn puback(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [id, reason] = *fields(terms)?;
+    let mut builder = Puback::builder().packet_id(packet_id(id)?);
+    let reason: u8 = reason.decode()?;
+    if reason != 0 {
+        let reason = PubackReasonCode::try_from(reason).map_err(|_| Error::BadArg)?;
+        builder = builder.reason_code(reason);
+    }
+    let puback = builder.build().map_err(invalid)?;
+    output.flat.extend(puback.to_continuous_buffer());
+    Ok(())
+}
+
+fn subscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [id, subscription_id, filters] = *fields(terms)?;
+    let mut properties = Properties::new();
+    if let Some(id) = optional(subscription_id, |term| term.decode())? {
+        properties.push(SubscriptionIdentifier::new(id).map_err(invalid)?.into());
+    }
+    let subscribe = Subscribe::builder()
+        .packet_id(packet_id(id)?)
+        .entries(list(filters, sub_entry)?)
+        .props(properties)
+        .build()
+        .map_err(invalid)?;
+    output.flat.extend(subscribe.to_continuous_buffer());
+    Ok(())
+}
+
+fn sub_entry(term: Term<'_>) -> NifResult<SubEntry> {
+    let (filter, quality, no_local, retain_handling): (Term<'_>, Term<'_>, bool, u8) =
+        term.decode()?;
+    let retain_handling = RetainHandling::try_from(retain_handling).map_err(|_| Error::BadArg)?;
+    let options = SubOpts::new()
+        .set_qos(qos(quality)?)
+        .set_nl(no_local)
+        .set_rh(retain_handling);
+    SubEntry::new(topic_string(filter)?, options).map_err(invalid)
+}
+
+fn unsubscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [id, filters] = *fields(terms)?;
+    let unsubscribe = Unsubscribe::builder()
+        .packet_id(packet_id(id)?)
+        .entries(list(filters, topic_string)?)
+        .map_err(invalid)?
+        .build()
+        .map_err(invalid)?;
+    output.flat.extend(unsubscribe.to_continuous_buffer());
+    Ok(())
+}
+
+fn disconnect(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [reason] = *fields(terms)?;
+    let reason = DisconnectReasonCode::try_from(reason.decode::<u8>()?);
+    let disconnect = Disconnect::builder()
+        .reason_code(reason.map_err(|_| Error::BadArg)?)
+        .build()
+        .map_err(invalid)?;
+    output.flat.extend(disconnect.to_continuous_buffer());
+    Ok(())
+}
