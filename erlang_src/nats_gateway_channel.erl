@@ -44,7 +44,8 @@
     | {connect, explicit | implicit | again}
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
-    | barrier.
+    | barrier
+    | {finish, stop_reason()}.
 
 %% What the channel itself says of a publish, before the host is asked.
 -type verdict() :: pass | denied | reply_denied.
@@ -159,9 +160,9 @@ handle_ops(Ops, Channel = #channel{todo = Todo}) ->
 run([], Out, Channel) ->
     {ok, Out, Channel};
 run([{error, Reason} | _], Out, Channel) ->
-    stop(Reason, Out, Channel);
+    finish(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
-    stop(client_closed, Out, Channel);
+    finish(client_closed, Out, Channel);
 run([{connect, Fields} | Rest], Out, Channel) ->
     connect(Fields, Rest, Out, Channel);
 run(Ops, Out, Channel = #channel{phase = new}) ->
@@ -185,6 +186,17 @@ run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) -
     {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
+
+%% What came before the end is processed, and what it causes is written, before the end.
+finish(Reason, Out, Channel = #channel{phase = new}) ->
+    stop(Reason, Out, Channel);
+finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:barrier(HostState) of
+        {ok, NHostState} ->
+            stop(Reason, Out, Channel#channel{host_state = NHostState});
+        {wait, NHostState} ->
+            wait({finish, Reason}, [], Out, Channel#channel{host_state = NHostState})
+    end.
 
 wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
@@ -532,6 +544,8 @@ event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}})
     resume([Out | Denied], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume([Out | ?PONG], Channel);
+event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
+    stop(Reason, Out, Channel);
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
@@ -543,6 +557,10 @@ event({publish_rejected, Subject, _, denied}, Out, Channel) ->
 event({subscribe_rejected, Key, denied}, Out, Channel) ->
     {Denied, NChannel} = reject(Key, Channel),
     {ok, [Out | Denied], NChannel};
+event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
+    {ok, Out, Channel#channel{
+        subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
+    }};
 event({close, Reason}, Out, Channel) ->
     stop(Reason, Out, Channel).
 
@@ -554,7 +572,7 @@ deliver(Deliveries, Out, Channel) ->
     {Encoded, _} = nats_gateway_nif:encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
-        {Waiting, _, _} when Waiting =:= publish -> hold(Encoded, Out, NChannel);
+        {publish, _, _} -> hold(Encoded, Out, NChannel);
         {subscribe, _} -> hold(Encoded, Out, NChannel);
         _ -> {ok, [Out | Encoded], NChannel}
     end.

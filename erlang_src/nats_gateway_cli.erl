@@ -3,6 +3,7 @@
 -module(nats_gateway_cli).
 
 -export([main/0]).
+-export([format_report/1]).
 
 -define(USAGE, <<
     "usage: nats_gateway [-c FILE] [--upstream mqtt://HOST:PORT] [--listen ADDRESS:PORT] [--check]\n"
@@ -142,7 +143,7 @@ log_to_stderr(Level) ->
     ok = logger:remove_handler(default),
     ok = logger:add_handler(default, logger_std_h, #{
         config => #{type => standard_error},
-        formatter => {logger_formatter, #{single_line => true, template => [
+        formatter => {logger_formatter, #{single_line => true, report_cb => fun ?MODULE:format_report/1, template => [
             time, " ", level, " ", msg, "\n"
         ]}},
         filters => [
@@ -150,6 +151,19 @@ log_to_stderr(Level) ->
         ]
     }),
     logger:set_primary_config(level, Level).
+
+%% What happened, then what is known of it.
+-spec format_report(logger:report()) -> {io:format(), [term()]}.
+format_report(Report = #{msg := Msg}) ->
+    Known = lists:sort(maps:to_list(maps:remove(msg, Report))),
+    {lists:flatten(["~ts" | [" ~ts=~ts" || _ <- Known]]), [
+        Msg | lists:append([[Key, text(Value)] || {Key, Value} <- Known])
+    ]};
+format_report(Report) ->
+    logger:format_report(Report).
+
+text(Value) when is_binary(Value); is_atom(Value) -> Value;
+text(Value) -> io_lib:format("~0p", [Value]).
 
 -spec fail(pos_integer(), iodata()) -> no_return().
 fail(Status, Text) ->

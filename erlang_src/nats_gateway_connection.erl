@@ -149,7 +149,7 @@ handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
         closed ->
             decode(State#state{closed = true});
         {error, Reason} ->
-            {stop, {shutdown, Reason}, State};
+            {stop, {shutdown, send_error(Reason)}, State};
         other ->
             WasBusy = nats_gateway_channel:busy(Channel),
             case result(nats_gateway_channel:handle_info(Message, Channel), State) of
@@ -237,8 +237,9 @@ is_empty([]) -> true;
 is_empty([Head | Tail]) -> is_empty(Head) andalso is_empty(Tail);
 is_empty(Binary) -> Binary =:= <<>>.
 
-%% A client that does not read: nats-server's write deadline.
+%% A client that does not read (nats-server's write deadline), or that is not there any more.
 send_error(timeout) -> slow_consumer;
+send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
 
 close(Reason, State) -> {stop, {shutdown, Reason}, State}.
@@ -286,7 +287,9 @@ terminate(Reason, State = #state{socket = Socket, channel = Channel}) ->
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
-    Report = #{msg => "connection_closed", peername => Peername, listener => Listener},
+    Report = #{
+        msg => connection_closed, peername => address(Peername), listener => Listener
+    },
     case Reason of
         {shutdown, client_closed} ->
             ?LOG_INFO(maps:merge(Report#{reason => client_closed}, stats(State)));
@@ -295,6 +298,9 @@ log_end(Reason, State = #state{peername = Peername, options = #{listener := List
         _ ->
             ok
     end.
+
+address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);
+address(undefined) -> undefined.
 
 stats(#state{socket = Socket, channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined

@@ -51,6 +51,8 @@
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), denied}
+    %% nothing more comes for a key that was unsubscribed before
+    | {unsubscribed, key()}
     | {close, close_reason()}.
 
 %% What login fixed for this connection.
@@ -83,6 +85,7 @@ when
 when
     Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
 
+%% What the broker has sent already is still delivered, until `{unsubscribed, Key}'.
 -callback unsubscribe(key(), State) -> State when State :: term().
 
 %% Complete when the broker has seen all that was handed over before, and what it delivered to
