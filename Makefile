@@ -1,5 +1,5 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build test test-rust test-erlang test-wire test-clients lint bench clean
+.PHONY: help run build test test-rust test-erlang test-cli test-wire test-clients lint bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -28,13 +28,16 @@ build:
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-wire test-clients
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients
 
 test-rust:
 	cargo test --locked -p nats-protocol
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit
+
+test-cli: build
+	.tools/venv/bin/pytest test/cli
 
 test-wire: build
 	.tools/venv/bin/pytest test/wire
