@@ -45,15 +45,18 @@ mosquitto_test_() ->
         ],
         [
             fun login/1,
+            fun host_name/1,
             fun publish_plain/1,
             fun publish_confirmed/1,
             fun publish_requests/1,
             fun unroutable/1,
             fun request_reply/1,
             fun correlation_data/1,
+            fun forged_reply_subjects/1,
             fun reply_subject_without_topic/1,
             fun headers/1,
             fun header_block/1,
+            fun header_block_of_another/1,
             fun header_block_longer_than_a_string/1,
             fun reserved_headers_of_the_client/1,
             fun strings_that_brokers_refuse/1,
@@ -83,6 +86,10 @@ login(Port) ->
     ?assertMatch(<<"nats-", _:18/binary>>, ClientId),
     {ok, #{clientid := Other}} = login_as(client(Port)),
     ?assertNotEqual(ClientId, Other).
+
+host_name(Port) ->
+    Upstream = #{host => "localhost", port => Port, connect_timeout => 2000, keepalive => 60},
+    {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
     Pub = start(Port),
@@ -202,6 +209,21 @@ correlation_data(Port) ->
         deliveries(4, Gateway)
     ).
 
+%% Such reply subjects can be made up, and what they stand for can be no topic at all.
+forged_reply_subjects(Port) ->
+    Gateway = start(Port),
+    Key = {undefined, <<"fr">>},
+    ok = subscribe(Gateway, Key),
+    Long = binary:copy(<<"c">>, 65536),
+    Bad = [{<<"a/+">>, <<>>}, {<<>>, <<>>}, {<<"fr">>, Long}, {<<1>>, <<>>}],
+    ok = publish(
+        Gateway,
+        [{pub, <<"_R.1">>, Topic, undefined, undefined, undefined, <<"1">>} || Topic <- Bad] ++
+            [{pub, <<"fr">>, <<"fr">>, <<"_R.1">>, Topic, undefined, <<"2">>} || Topic <- Bad]
+    ),
+    Delivery = {Key, <<"fr">>, {subject, <<"_R.1">>}, undefined, <<"2">>},
+    ?assertEqual(lists:duplicate(4, Delivery), deliveries(4, Gateway)).
+
 reply_subject_without_topic(Port) ->
     Gateway = start(Port),
     Key = {undefined, <<"rs">>},
@@ -258,6 +280,28 @@ header_block(Port) ->
     ],
     ok = publish(Gateway, [pub(<<"hb">>, <<>>, Block) || Block <- Blocks]),
     ?assertEqual(Blocks, [Headers || {_, _, _, Headers, _} <- deliveries(4, Gateway)]).
+
+%% A block that another gateway wrote, or anyone, must look like one; else its properties count.
+header_block_of_another(Port) ->
+    Other = start(client(Port, #{secret => <<"of another gateway">>}, #{})),
+    Gateway = start(Port),
+    ok = subscribe(Gateway, {undefined, <<"ho">>}),
+    ok = barrier(Gateway),
+    Good = [
+        <<"NATS/1.0\r\nA:1\r\n\r\n">>,
+        <<"NATS/1.0 408 Request Timeout\r\nA:\t1\r\nA:2\r\n\r\n">>
+    ],
+    Bad = [
+        <<"NATS/1.0\r\nA:1\r\ngarbage\r\n\r\n">>,
+        <<"NATS/1.0\r\nA b:1\r\n\r\n">>,
+        <<"NATS/1.0\r\nA:1\r\n\r\nB:1\r\n\r\n">>,
+        <<"NATS/1.0 x\r\nA:1\r\n\r\n">>,
+        <<"NATS/1.0\r\nA:1", 255, "\r\n\r\n">>
+    ],
+    ok = publish(Other, [pub(<<"ho">>, <<>>, Block) || Block <- Good ++ Bad]),
+    Headers = [Headers || {_, _, _, Headers, _} <- deliveries(7, Gateway)],
+    ?assertEqual(Good, lists:sublist(Headers, 2)),
+    [?assertNot(is_binary(Header)) || Header <- lists:nthtail(2, Headers)].
 
 header_block_longer_than_a_string(Port) ->
     Gateway = start(Port),
@@ -384,7 +428,7 @@ mosquitto_echo_order(Port) ->
     ok = barrier(Gateway),
     ?assertEqual([<<"3">>], [P || {_, _, _, _, P} <- delivered(events(Gateway))]).
 
-%% Nothing comes for a dropped key, not even what was under way.
+%% What was under way still comes, and nothing after the broker has confirmed.
 unsubscribe(Port) ->
     Gateway = start(Port),
     Key = {undefined, <<"us">>},
@@ -392,11 +436,14 @@ unsubscribe(Port) ->
     ok = publish(Gateway, [pub(<<"us">>, <<"1">>)]),
     ok = unsubscribe_key(Gateway, Key),
     ok = unsubscribe_key(Gateway, Key),
-    ok = barrier(Gateway),
-    ?assertEqual([], events(Gateway)),
-    ok = subscribe(Gateway, Key),
     ok = publish(Gateway, [pub(<<"us">>, <<"2">>)]),
-    ?assertMatch([{Key, _, _, _, <<"2">>}], deliveries(1, Gateway)).
+    ok = barrier(Gateway),
+    ?assertMatch(
+        [{deliver, [{Key, _, _, _, <<"1">>}]}, {unsubscribed, Key}], events(Gateway)
+    ),
+    ok = subscribe(Gateway, Key),
+    ok = publish(Gateway, [pub(<<"us">>, <<"3">>)]),
+    ?assertMatch([{Key, _, _, _, <<"3">>}], deliveries(1, Gateway)).
 
 %% With another no-local option: replaced, not doubled.
 resubscribe(Port) ->
@@ -419,9 +466,10 @@ barrier_only_when_needed(Port) ->
     ?assertEqual(wait, call(Gateway, fun barrier_call/1)),
     [barrier] = await(Gateway, barrier),
     ?assertEqual(now, call(Gateway, fun barrier_call/1)),
-    ok = unsubscribe_key(Gateway, {undefined, <<"ba">>}),
+    Key = {undefined, <<"ba">>},
+    ok = unsubscribe_key(Gateway, Key),
     ?assertEqual(wait, call(Gateway, fun barrier_call/1)),
-    [barrier] = await(Gateway, barrier).
+    [{unsubscribed, Key}, barrier] = await(Gateway, barrier).
 
 %% QoS 1 both ways, beyond Mosquitto's 20 messages in flight: acknowledged, in order, all before
 %% the barrier.
@@ -634,6 +682,536 @@ credentials_of_the_gateway(Port) ->
     ).
 
 %% -------------------------------------------------------------------------------------------
+%% With a scripted broker
+
+no_upstream_test() ->
+    Client = client(free_port()),
+    {Microseconds, Outcome} = timer:tc(fun() -> login_as(Client) end),
+    ?assertEqual({error, upstream_lost}, Outcome),
+    ?assert(Microseconds < 1000000).
+
+silent_upstream_test() ->
+    {Listen, Port} = listen(),
+    {Microseconds, Outcome} = timer:tc(fun() -> login_as(impatient(Port)) end),
+    ?assertEqual({refused, upstream_lost}, Outcome),
+    ?assert(Microseconds > 200000 andalso Microseconds < 1000000),
+    ok = gen_tcp:close(Listen).
+
+refusals_test_() ->
+    [
+        {integer_to_list(Reason, 16),
+            ?_assertEqual({refused, Expected}, answered(<<16#20, 3, 0, Reason, 0>>))}
+     || {Reason, Expected} <- [
+            {16#80, upstream_lost},
+            {16#84, upstream_lost},
+            {16#85, authorization_violation},
+            {16#86, authorization_violation},
+            {16#87, authorization_violation},
+            {16#88, upstream_lost},
+            {16#89, upstream_lost},
+            {16#8A, authorization_violation},
+            {16#8C, authorization_violation},
+            {16#97, upstream_lost},
+            {16#9F, upstream_lost}
+        ]
+    ].
+
+no_connack_test_() ->
+    [
+        ?_assertEqual({refused, upstream_lost}, answered(Bytes))
+     || Bytes <- [
+            %% a broker of MQTT 3.1.1 refuses the version
+            <<16#20, 2, 0, 1>>,
+            <<"HTTP/1.1 400 Bad Request\r\n\r\n">>,
+            <<16#D0, 0>>,
+            <<16#40, 2, 0, 1>>,
+            <<16#E0, 1, 16#82>>,
+            close
+        ]
+    ].
+
+answered(Bytes) ->
+    {Listen, Port} = listen(),
+    Pid = spawn_link(fun() -> driver(client(Port)) end),
+    {ok, Socket} = gen_tcp:accept(Listen, ?WAIT),
+    <<16#10, _/binary>> = packet(Socket),
+    case Bytes of
+        close -> ok = gen_tcp:close(Socket);
+        _ -> ok = gen_tcp:send(Socket, Bytes)
+    end,
+    Outcome = call(Pid, outcome),
+    ?assertEqual([], events(Pid)),
+    ok = stop(Pid),
+    ok = gen_tcp:close(Listen),
+    Outcome.
+
+%% What the client gave is what the broker gets.
+connect_packet_test_() ->
+    Name = <<0, 4, "MQTT", 5>>,
+    Sent = fun(Override, Fields) ->
+        Client = fun(Port) ->
+            Ids = #{clientid => <<"id">>},
+            client(Port, #{clientinfo_override => maps:merge(Ids, Override)}, Fields)
+        end,
+        {Pid, Socket, <<16#10, _, Connect/binary>>} = fake(Client, <<>>),
+        ok = over(Pid, Socket),
+        Connect
+    end,
+    %% Maximum Packet Size: 4 MiB of a payload, and 256 KiB
+    Properties = <<5, 39, 4456448:32>>,
+    [
+        ?_assertEqual(
+            <<Name/binary, 2, 60:16, Properties/binary, 0, 2, "id">>,
+            Sent(#{}, #{})
+        ),
+        ?_assertEqual(
+            <<Name/binary, 16#C2, 60:16, Properties/binary, 0, 2, "id", 0, 1, "u", 0, 1, "p">>,
+            Sent(#{}, #{user => <<"u">>, pass => <<"p">>, auth_token => <<"t">>})
+        ),
+        ?_assertEqual(
+            <<Name/binary, 16#82, 60:16, Properties/binary, 0, 2, "id", 0, 1, "u">>,
+            Sent(#{}, #{user => <<"u">>})
+        ),
+        ?_assertEqual(
+            <<Name/binary, 16#C2, 60:16, Properties/binary, 0, 2, "id", 0, 0, 0, 1, "t">>,
+            Sent(#{}, #{auth_token => <<"t">>})
+        ),
+        ?_assertEqual(
+            <<Name/binary, 16#82, 60:16, Properties/binary, 0, 2, "id", 0, 1, "t">>,
+            Sent(
+                #{username => <<"${Packet.auth_token}">>, password => <<>>},
+                #{auth_token => <<"t">>}
+            )
+        ),
+        ?_assertEqual(
+            <<Name/binary, 16#82, 60:16, Properties/binary, 0, 1, "n", 0, 6, "true-1">>,
+            Sent(
+                #{
+                    clientid => <<"${Packet.name}">>,
+                    username => <<"${Packet.verbose}-${Packet.protocol}">>
+                },
+                #{name => <<"n">>, verbose => true, protocol => 1}
+            )
+        )
+    ].
+
+disconnected_test_() ->
+    [
+        {integer_to_list(Reason, 16), fun() ->
+            {Pid, Socket} = connected(<<>>),
+            ok = gen_tcp:send(Socket, <<16#E0, 1, Reason>>),
+            ?assertEqual([{close, Expected}], await(Pid, {close, Expected})),
+            ok = gen_tcp:close(Socket),
+            closed_for_good(Pid)
+        end}
+     || {Reason, Expected} <- [
+            {0, upstream_lost},
+            {16#82, upstream_lost},
+            {16#87, authorization_violation},
+            {16#8B, upstream_lost},
+            {16#8E, kicked},
+            {16#98, kicked},
+            {16#A0, user_authentication_expired}
+        ]
+    ].
+
+%% Whoever notices first, there is one event.
+closed_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ok = gen_tcp:close(Socket),
+    ?assertEqual([{close, upstream_lost}], await(Pid, {close, upstream_lost})),
+    closed_for_good(Pid).
+
+closed_for_good(Pid) ->
+    Key = {undefined, <<"a">>},
+    ?assertEqual({stop, upstream_lost}, publish(Pid, [pub(<<"a">>, <<>>)])),
+    ?assertEqual({stop, upstream_lost}, subscribe(Pid, Key)),
+    ?assertEqual(ok, unsubscribe_key(Pid, Key)),
+    ?assertEqual(wait, call(Pid, fun barrier_call/1)),
+    timer:sleep(50),
+    ?assertEqual([], events(Pid)),
+    ?assertEqual(ok, stop(Pid)).
+
+%% A callback that can't say that the connection is gone.
+lost_while_unsubscribing_test() ->
+    lost_in(fun(Pid) -> unsubscribe_key(Pid, {undefined, <<"a">>}) end).
+
+lost_at_a_barrier_test() ->
+    lost_in(fun(Pid) -> wait = call(Pid, fun barrier_call/1) end).
+
+lost_in(Act) ->
+    {Pid, Socket} = connected(<<>>),
+    ok = subscribe(Pid, {undefined, <<"a">>}),
+    %% The process must not see the end of the connection before it acts.
+    ok = call(Pid, fun(Host) -> {inet:setopts(socket(Host), [{active, false}]), Host} end),
+    ok = inet:setopts(Socket, [{linger, {true, 0}}]),
+    ok = gen_tcp:close(Socket),
+    timer:sleep(50),
+    _ = Act(Pid),
+    ?assertEqual([{close, upstream_lost}], await(Pid, {close, upstream_lost})),
+    timer:sleep(20),
+    ?assertEqual([], events(Pid)).
+
+socket(Host) -> element(2, Host).
+
+%% The broker is told what is wrong with it.
+protocol_errors_test_() ->
+    [
+        ?_test(begin
+            {Pid, Socket} = connected(<<>>),
+            ok = gen_tcp:send(Socket, Bytes),
+            ?assertEqual([{close, upstream_lost}], await(Pid, {close, upstream_lost})),
+            ?assertEqual(<<16#E0, 1, Reason>>, packet(Socket)),
+            ?assertEqual({error, closed}, gen_tcp:recv(Socket, 0, ?WAIT))
+        end)
+     || {Bytes, Reason} <- [
+            {<<16#30, 0>>, 16#81},
+            {<<16#30, 16#FF, 16#FF, 16#FF, 16#7F>>, 16#95},
+            {<<16#20, 3, 0, 0, 0>>, 16#82},
+            {<<16#50, 2, 0, 1>>, 16#82},
+            {<<16#34, 6, 0, 1, "t", 0, 1, 0>>, 16#82}
+        ]
+    ].
+
+%% Broken into single bytes, and several packets at once.
+chunks_test() ->
+    {Pid, Socket} = connected(<<>>),
+    Key = {undefined, <<"t">>},
+    ok = subscribe(Pid, Key),
+    <<16#82, _, Id:16, 2, 11, 1, _/binary>> = packet(Socket),
+    Publish = fun(Payload) -> <<16#30, 7, 0, 1, "t", 2, 11, 1, Payload>> end,
+    Stream = <<16#90, 4, Id:16, 0, 0, (Publish($a))/binary, (Publish($b))/binary>>,
+    [
+        begin
+            ok = gen_tcp:send(Socket, <<Byte>>),
+            timer:sleep(2)
+        end
+     || <<Byte>> <= Stream
+    ],
+    Expected = [{Key, <<"t">>, undefined, undefined, <<Byte>>} || Byte <- "ab"],
+    ?assertEqual(Expected, deliveries(2, Pid)),
+    ok = gen_tcp:send(Socket, [Publish($a), Publish($b)]),
+    %% one run of deliveries for a chunk
+    ?assertEqual([{deliver, Expected}], await_any(Pid)),
+    ok = over(Pid, Socket).
+
+%% A copy with all identifiers: one delivery each. Unknown ones are dropped.
+several_identifiers_test() ->
+    {Pid, Socket} = connected(<<>>),
+    Keys = [{undefined, <<"t">>}, {undefined, <<"+">>}, {<<"g">>, <<"t">>}],
+    [ok = subscribe(Pid, Key) || Key <- Keys],
+    [_, _, _] = [packet(Socket) || _ <- Keys],
+    ok = gen_tcp:send(Socket, [
+        <<16#30, 13, 0, 1, "t", 8, 11, 1, 11, 9, 11, 3, 11, 1, "1">>,
+        <<16#30, 7, 0, 1, "t", 2, 11, 9, "2">>,
+        <<16#30, 7, 0, 1, "t", 2, 11, 2, "3">>
+    ]),
+    [K1, K2, K3] = Keys,
+    ?assertEqual(
+        [{<<"1">>, K1}, {<<"1">>, K3}, {<<"3">>, K2}],
+        [{P, K} || {K, _, _, _, P} <- deliveries(3, Pid)]
+    ),
+    ok = over(Pid, Socket).
+
+no_identifiers_test() ->
+    {Pid, Socket} = connected(<<41, 0>>),
+    Keys = [
+        {undefined, <<"t/#">>}, {undefined, <<"t/+">>}, {<<"g">>, <<"t/a">>}, {<<"g">>, <<"u">>}
+    ],
+    [ok = subscribe(Pid, Key) || Key <- Keys],
+    ?assertMatch([<<16#82, _, _:16, 0, _/binary>> | _], [packet(Socket) || _ <- Keys]),
+    ok = gen_tcp:send(Socket, [
+        <<16#30, 7, 0, 3, "t/a", 0, "1">>, <<16#30, 5, 0, 1, "u", 0, "2">>,
+        <<16#30, 5, 0, 1, "x", 0, "3">>, <<16#30, 5, 0, 1, "t", 0, "4">>
+    ]),
+    ?assertEqual(
+        [
+            {<<"1">>, {undefined, <<"t/#">>}},
+            {<<"1">>, {undefined, <<"t/+">>}},
+            {<<"2">>, {<<"g">>, <<"u">>}},
+            {<<"4">>, {undefined, <<"t/#">>}}
+        ],
+        lists:sort([{P, K} || {K, _, _, _, P} <- deliveries(4, Pid)])
+    ),
+    ok = over(Pid, Socket).
+
+unavailable_test() ->
+    {Pid, Socket} = connected(<<40, 0, 42, 0>>),
+    Confirm = #{confirm => true, no_local => false},
+    [
+        ?assertEqual(denied, subscribe(Pid, Key, Options))
+     || Key <- [{undefined, <<"a/#">>}, {undefined, <<"+">>}, {<<"g">>, <<"a">>}],
+        Options <- [Confirm, Confirm#{confirm := false}]
+    ],
+    ok = subscribe(Pid, {undefined, <<"a">>}),
+    ?assertMatch(<<16#82, _, _:16, 2, 11, 1, 0, 1, "a", _>>, packet(Socket)),
+    ok = over(Pid, Socket).
+
+%% A filter that would be read as a shared one.
+share_filter_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ?assertEqual(denied, subscribe(Pid, {undefined, <<"$share/g/a">>})),
+    ok = over(Pid, Socket).
+
+acknowledged_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ok = subscribe(Pid, {undefined, <<"t">>}),
+    <<16#82, _/binary>> = packet(Socket),
+    ok = gen_tcp:send(Socket, [
+        <<16#32, 9, 0, 1, "t", 0, 7, 2, 11, 1, "1">>,
+        %% what can't be read is acknowledged, too, and what nobody wants any more
+        <<16#32, 9, 0, 1, 255, 0, 8, 2, 11, 1, "2">>,
+        <<16#30, 7, 0, 1, 255, 2, 11, 1, "3">>,
+        <<16#32, 9, 0, 1, "t", 0, 9, 2, 11, 5, "4">>
+    ]),
+    ?assertEqual([<<16#40, 2, 0, Id>> || Id <- [7, 8, 9]], [packet(Socket) || _ <- [1, 2, 3]]),
+    ?assertMatch([{_, _, _, _, <<"1">>}], deliveries(1, Pid)),
+    ok = over(Pid, Socket).
+
+%% What waits behind the Receive Maximum keeps its order, whatever its QoS, and so does what
+%% comes after it.
+receive_maximum_test() ->
+    {Pid, Socket} = connected(<<33, 1:16>>),
+    Self = self(),
+    spawn_link(fun() ->
+        Pubs = [
+            request(<<"a">>, <<"r">>, <<"1">>),
+            pub(<<"a">>, <<"2">>),
+            request(<<"a">>, <<"r">>, <<"3">>),
+            pub(<<"a">>, <<"4">>)
+        ],
+        Self ! {published, publish(Pid, Pubs, requests())}
+    end),
+    <<16#32, _, 0, 1, "a", First:16, _:5/binary, "1">> = packet(Socket),
+    <<16#30, _, 0, 1, "a", 0, "2">> = packet(Socket),
+    ok = unsubscribe_key(Pid, {undefined, <<"x">>}),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Socket, 0, 50)),
+    ok = gen_tcp:send(Socket, <<16#40, 3, First:16, 16#10>>),
+    <<16#32, _, 0, 1, "a", Second:16, _:5/binary, "3">> = packet(Socket),
+    <<16#30, _, 0, 1, "a", 0, "4">> = packet(Socket),
+    receive
+        {published, Outcome} -> ?assertEqual({published, []}, Outcome)
+    after ?WAIT -> error(not_published)
+    end,
+    ?assertEqual([{publish_rejected, <<"a">>, <<"r">>, no_responders}], events(Pid)),
+    ok = gen_tcp:send(Socket, <<16#40, 2, Second:16>>),
+    %% a stray one
+    ok = gen_tcp:send(Socket, <<16#40, 2, 16#FFFF:16>>),
+    timer:sleep(20),
+    ?assertEqual([], events(Pid)),
+    ok = over(Pid, Socket).
+
+confirmations_test() ->
+    {Pid, Socket} = connected(<<33, 2:16>>),
+    Self = self(),
+    Options = #{confirm => true, no_responders => true},
+    spawn_link(fun() ->
+        Pubs = [
+            pub(<<"a">>, <<"1">>),
+            {pub, <<"a..b">>, invalid, <<"r">>, <<"r">>, undefined, <<>>},
+            pub(<<"a">>, <<"3">>),
+            request(<<"a">>, <<"r">>, <<"4">>)
+        ],
+        Self ! {published, publish(Pid, Pubs, Options)}
+    end),
+    <<16#32, _, 0, 1, "a", A:16, 0, "1">> = packet(Socket),
+    <<16#32, _, 0, 1, "a", B:16, 0, "3">> = packet(Socket),
+    %% not in order, to see that each answer finds its message
+    ok = gen_tcp:send(Socket, <<16#40, 3, B:16, 16#97>>),
+    <<16#32, _, 0, 1, "a", C:16, _/binary>> = packet(Socket),
+    ok = gen_tcp:send(Socket, <<16#40, 3, C:16, 16#10, 16#40, 3, A:16, 16#10>>),
+    receive
+        {published, Outcome} ->
+            ?assertEqual(
+                {published, [{2, no_responders}, {3, denied}, {4, no_responders}]}, Outcome
+            )
+    after ?WAIT -> error(not_published)
+    end,
+    ok = over(Pid, Socket).
+
+%% Nothing is known of messages to such a broker.
+maximum_qos_test() ->
+    {Pid, Socket} = connected(<<36, 0>>),
+    Options = #{confirm => true, no_responders => true},
+    ok = publish(Pid, [pub(<<"a">>, <<"1">>), request(<<"a">>, <<"r">>, <<"2">>)], Options),
+    <<16#30, _, 0, 1, "a", 0, "1">> = packet(Socket),
+    <<16#30, _, 0, 1, "a", 4, 8, 0, 1, "r", "2">> = packet(Socket),
+    ok = over(Pid, Socket).
+
+maximum_packet_size_test() ->
+    {Pid, Socket} = connected(<<39, 100:32>>),
+    Fits = binary:copy(<<"x">>, 94),
+    Large = binary:copy(<<"x">>, 95),
+    Options = #{confirm => false, no_responders => false},
+    ok = publish(Pid, [pub(<<"a">>, Large), pub(<<"a">>, Fits), pub(<<"a">>, <<>>)], Options),
+    <<16#30, 98, 0, 1, "a", 0, Fits/binary>> = packet(Socket),
+    <<16#30, 4, 0, 1, "a", 0>> = packet(Socket),
+    ?assertEqual({rejected, [{1, denied}]}, publish(Pid, [pub(<<"a">>, Large)], #{
+        confirm => true, no_responders => false
+    })),
+    ok = over(Pid, Socket).
+
+%% The answer to a subscription that is not wanted any more changes nothing.
+late_refusal_test() ->
+    {Pid, Socket} = connected(<<>>),
+    Key = {undefined, <<"a">>},
+    ok = subscribe(Pid, Key),
+    <<16#82, _, First:16, 2, 11, 1, _/binary>> = packet(Socket),
+    ok = unsubscribe_key(Pid, Key),
+    <<16#A2, _, Second:16, _/binary>> = packet(Socket),
+    ok = subscribe(Pid, Key),
+    <<16#82, _, Third:16, 2, 11, 2, _/binary>> = packet(Socket),
+    ok = gen_tcp:send(Socket, [
+        <<16#90, 4, First:16, 0, 16#87>>,
+        <<16#B0, 4, Second:16, 0, 0>>,
+        <<16#90, 4, Third:16, 0, 0>>,
+        <<16#30, 7, 0, 1, "a", 2, 11, 1, "1">>, <<16#30, 7, 0, 1, "a", 2, 11, 2, "2">>
+    ]),
+    ?assertMatch(
+        [{unsubscribed, Key}, {deliver, [{Key, _, _, _, <<"2">>}]}],
+        await(Pid, fun(Event) -> element(1, Event) =:= deliver end, [], deadline())
+    ),
+    ok = over(Pid, Socket).
+
+%% A barrier waits for the answers that are missing, too.
+barrier_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ok = subscribe(Pid, {undefined, <<"a">>}),
+    <<16#82, _, Id:16, _/binary>> = packet(Socket),
+    wait = call(Pid, fun barrier_call/1),
+    <<16#C0, 0>> = packet(Socket),
+    ok = gen_tcp:send(Socket, <<16#D0, 0>>),
+    timer:sleep(20),
+    ?assertEqual([], events(Pid)),
+    ok = gen_tcp:send(Socket, <<16#30, 7, 0, 1, "a", 2, 11, 1, "1", 16#90, 4, Id:16, 0, 0>>),
+    ?assertMatch([{deliver, [_]}, barrier], await(Pid, barrier)),
+    ok = over(Pid, Socket).
+
+%% Something is said and heard within every keepalive interval.
+keepalive_test_() ->
+    {timeout, 10, fun() ->
+        {Pid, Socket} = connected(<<19, 1:16>>),
+        [
+            begin
+                {Microseconds, <<16#C0, 0>>} = timer:tc(fun() -> packet(Socket) end),
+                ?assert(Microseconds < 1000000),
+                ok = gen_tcp:send(Socket, <<16#D0, 0>>)
+            end
+         || _ <- [1, 2, 3]
+        ],
+        ?assertEqual([], events(Pid)),
+        %% now the broker is silent
+        <<16#C0, 0>> = packet(Socket),
+        {Silence, [{close, upstream_lost}]} =
+            timer:tc(fun() -> await(Pid, {close, upstream_lost}) end),
+        ?assert(Silence < 1500000),
+        timer:sleep(700),
+        ?assertEqual([], events(Pid)),
+        ok = gen_tcp:close(Socket)
+    end}.
+
+%% A broker that does not read holds up a publisher for the send timeout at most, and nobody at
+%% the end.
+stuck_upstream_test_() ->
+    {timeout, 30, fun() ->
+        Payload = binary:copy(<<"x">>, 16777216),
+        {Pid, Socket} = connected(<<>>),
+        Publish = fun(Host) ->
+            case ?HOST:publish([pub(<<"a">>, Payload)], requests(), Host) of
+                {stop, Reason, NHost} -> {{stop, Reason}, NHost};
+                {ok, [], NHost} -> {ok, NHost}
+            end
+        end,
+        %% not the 10 seconds that it has
+        ok = call(Pid, fun(Host) ->
+            {inet:setopts(socket(Host), [{send_timeout, 500}]), Host}
+        end),
+        Outcomes = [call(Pid, Publish) || _ <- [1, 2]],
+        ?assertEqual({stop, upstream_lost}, lists:last(Outcomes)),
+        ok = gen_tcp:close(Socket),
+
+        {Other, OtherSocket} = connected(<<>>),
+        %% what does not go out stays in the socket's queue
+        ok = call(Other, fun(Host) ->
+            ok = inet:setopts(socket(Host), [{high_watermark, 100000000}]),
+            {ok, Host}
+        end),
+        ok = call(Other, Publish),
+        {Microseconds, ok} = timer:tc(fun() -> stop(Other) end),
+        ?assert(Microseconds < 1000000),
+        ok = gen_tcp:close(OtherSocket)
+    end}.
+
+%% Messages that are not the host's, and those of an earlier connection.
+foreign_messages_test() ->
+    {Pid, Socket} = connected(<<>>),
+    Own = call(Pid, fun(Host) -> {socket(Host), Host} end),
+    Ignored = fun(Message) ->
+        call(Pid, fun(Host) -> {?HOST:handle_info(Message, Host), Host} end)
+    end,
+    Messages = [
+        hello,
+        {tcp, Socket, <<"x">>},
+        {tcp_closed, Socket},
+        {tcp_passive, Socket},
+        {?HOST, make_ref(), timeout},
+        {?HOST, undefined, lost}
+    ],
+    [?assertEqual(ignore, Ignored(Message)) || Message <- Messages],
+    ok = gen_tcp:send(Socket, <<16#E0, 0>>),
+    [{close, upstream_lost}] = await(Pid, {close, upstream_lost}),
+    [
+        ?assertEqual(ignore, Ignored(Message))
+     || Message <- [{tcp, Own, <<"x">>}, {tcp_closed, Own}, {?HOST, undefined, lost} | Messages]
+    ],
+    ok = gen_tcp:close(Socket).
+
+listen() ->
+    {ok, Listen} = gen_tcp:listen(0, [
+        binary, {active, false}, {ip, {127, 0, 0, 1}}, {nodelay, true}
+    ]),
+    {ok, Port} = inet:port(Listen),
+    {Listen, Port}.
+
+impatient(Port) ->
+    Upstream = #{host => {127, 0, 0, 1}, port => Port, connect_timeout => 300, keepalive => 60},
+    client(Port, #{upstream => Upstream}, #{}).
+
+connected(Properties) ->
+    {Pid, Socket, _} = fake(fun client/1, Properties),
+    {Pid, Socket}.
+
+%% A client that is logged in, the broker's socket, and the CONNECT.
+fake(Client, Properties) ->
+    {Listen, Port} = listen(),
+    Pid = spawn_link(fun() -> driver(Client(Port)) end),
+    {ok, Socket} = gen_tcp:accept(Listen, ?WAIT),
+    ok = gen_tcp:close(Listen),
+    Connect = packet(Socket),
+    Size = byte_size(Properties),
+    ok = gen_tcp:send(Socket, <<16#20, (3 + Size), 0, 0, Size, Properties/binary>>),
+    {ok, _} = call(Pid, outcome),
+    {Pid, Socket, Connect}.
+
+%% Nothing but the end is left to say.
+over(Pid, Socket) ->
+    ?assertEqual([], events(Pid)),
+    ok = stop(Pid),
+    ?assertEqual(<<16#E0, 1, 0>>, packet(Socket)),
+    ?assertEqual({error, closed}, gen_tcp:recv(Socket, 0, ?WAIT)),
+    gen_tcp:close(Socket).
+
+%% The next packet of the client; those here are shorter than 128 bytes.
+packet(Socket) ->
+    {ok, <<First, Length>>} = gen_tcp:recv(Socket, 2, ?WAIT),
+    {ok, Body} =
+        case Length of
+            0 -> {ok, <<>>};
+            _ -> gen_tcp:recv(Socket, Length, ?WAIT)
+        end,
+    <<First, Length, Body/binary>>.
+
+%% -------------------------------------------------------------------------------------------
 %% The driver: a client's process with nothing but the host in it
 
 client(Port) -> client(Port, #{}, #{}).
@@ -646,7 +1224,8 @@ client(Port, Config, Fields) ->
         clientinfo_override => #{},
         mountpoint => <<>>,
         retained_on_subscribe => false,
-        max_payload_size => 1048576
+        max_payload_size => 1048576,
+        secret => <<"of this gateway">>
     },
     #{
         connect => Fields,
@@ -677,14 +1256,14 @@ spawn_driver(Client) ->
 driver(Client) ->
     case ?HOST:connect(Client) of
         {wait, Host} -> driver(Host, []);
-        {error, Reason} -> over({error, Reason})
+        {error, Reason} -> not_started({error, Reason})
     end.
 
-over(Outcome) ->
+not_started(Outcome) ->
     receive
         {call, From, Ref, outcome} ->
             From ! {Ref, Outcome},
-            over(Outcome);
+            not_started(Outcome);
         {call, From, Ref, stop} ->
             From ! {Ref, ok}
     end.
@@ -750,6 +1329,15 @@ await(Pid, Is, Acc, Deadline) ->
             erlang:monotonic_time(millisecond) < Deadline orelse error({missing, NAcc}),
             timer:sleep(1),
             await(Pid, Is, NAcc, Deadline)
+    end.
+
+await_any(Pid) ->
+    case events(Pid) of
+        [] ->
+            timer:sleep(1),
+            await_any(Pid);
+        Events ->
+            Events
     end.
 
 deadline() -> erlang:monotonic_time(millisecond) + ?WAIT.
