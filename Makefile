@@ -19,6 +19,7 @@ run:
 build:
 	@bin/install-missing build
 	cargo build $(CARGO_FLAGS) $(addprefix -p ,$(NIFS))
+	@mkdir -p priv
 	@# A running node has the library mapped: it is replaced, never overwritten.
 	@for nif in $(NIFS); do \
 	    cmp -s target/release/lib$$nif.so priv/$$nif.so || { \
