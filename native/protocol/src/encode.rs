@@ -37,15 +37,28 @@ impl<R> Frames<R> {
     /// An empty batch with room for `bytes` bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), references: Vec::new(), referenced: 0 }
+        Self {
+            buffer: Vec::with_capacity(bytes),
+            references: Vec::new(),
+            referenced: 0,
+        }
     }
 
     /// Appends the frame of one message for one subscription. `reference` stands for the payload
     /// if that has [`REFERENCE_THRESHOLD`] bytes or more.
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
-        let Message { subject, reply, headers, payload } = *message;
+        let Message {
+            subject,
+            reply,
+            headers,
+            payload,
+        } = *message;
         let out = &mut self.buffer;
-        out.extend_from_slice(if headers.is_empty() { b"MSG " } else { b"HMSG " });
+        out.extend_from_slice(if headers.is_empty() {
+            b"MSG "
+        } else {
+            b"HMSG "
+        });
         out.extend_from_slice(subject);
         out.push(b' ');
         out.extend_from_slice(sid);
@@ -109,5 +122,9 @@ fn write_number(number: usize, out: &mut Vec<u8>) {
             break;
         }
     }
-    out.extend_from_slice(digits.get(digits.len().saturating_sub(used)..).unwrap_or_default());
+    out.extend_from_slice(
+        digits
+            .get(digits.len().saturating_sub(used)..)
+            .unwrap_or_default(),
+    );
 }

@@ -196,9 +196,11 @@ fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
         convert_block(to, block, next, converted, &mut seen);
     }
     // What is left over is converted together with some of the bytes before it, again.
-    if let (Some(block), Some(next), Some(converted)) =
-        (bytes.last_chunk(), followers.last_chunk(), out.last_chunk_mut())
-    {
+    if let (Some(block), Some(next), Some(converted)) = (
+        bytes.last_chunk(),
+        followers.last_chunk(),
+        out.last_chunk_mut(),
+    ) {
         convert_block(to, block, next, converted, &mut seen);
     }
     // The last byte has no follower, and is no separator.
@@ -217,7 +219,7 @@ fn convert_block(
     converted: &mut [u8; BLOCK],
     seen: &mut [u8; BLOCK],
 ) {
-    const { assert!(b'.' ^ b'/' == 1) };
+    // `.` and `/` differ in their lowest bit only.
     for (((converted, seen), &byte), &next) in converted.iter_mut().zip(seen).zip(block).zip(next) {
         let separator = byte == to.separator();
         let special = to.is_special(byte) | (separator & (next == to.separator()));
@@ -231,8 +233,7 @@ fn convert_block(
 #[inline]
 #[must_use]
 pub fn plain_topic(subject: &[u8], out: &mut [u8]) -> bool {
-    debug_assert_eq!(subject.len(), out.len());
-    convert_plain(To::Topic, subject, out)
+    subject.len() == out.len() && convert_plain(To::Topic, subject, out)
 }
 
 /// Appends the mounted topic that a message on this subject goes to. `false`, and nothing of use
@@ -290,7 +291,10 @@ pub fn write_subject(topic: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) {
     let topic = topic.strip_prefix(mountpoint).unwrap_or(topic);
     let start = out.len();
     out.resize(start.saturating_add(topic.len()), 0);
-    if out.get_mut(start..).is_some_and(|plain| convert_plain(To::Subject, topic, plain)) {
+    if out
+        .get_mut(start..)
+        .is_some_and(|plain| convert_plain(To::Subject, topic, plain))
+    {
         return;
     }
     out.truncate(start);
@@ -361,7 +365,12 @@ fn escape(bytes: &[u8]) -> Option<Escape> {
         b'*' | b'>' => EscapeKind::NatsWildcard,
         _ => return None,
     };
-    Some(Escape { depth, code, kind, len: depth.saturating_mul(2).saturating_add(3) })
+    Some(Escape {
+        depth,
+        code,
+        kind,
+        len: depth.saturating_mul(2).saturating_add(3),
+    })
 }
 
 /// Value of an upper-case hexadecimal digit.
@@ -563,12 +572,17 @@ pub fn write_reply(topic: &[u8], data: Option<&[u8]>, mountpoint: &[u8], out: &m
 
 /// The unmounted topic and the Correlation Data of a reply subject of [`write_reply`]. `None` for
 /// every other subject; those are ordinary ones.
+#[inline]
 #[must_use]
 pub fn correlation(subject: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let text = subject.strip_prefix(CORRELATED)?;
     if subject.len() > MAX_CORRELATED_REPLY {
         return None;
     }
+    read_correlation(text)
+}
+
+fn read_correlation(text: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (topic, data) = text.split_at_checked(memchr(b'.', text)?)?;
     let topic = read_base64(topic.strip_prefix(&[TOPIC_MARK])?)?;
     let data = read_base64(data.strip_prefix(&[b'.', DATA_MARK])?)?;
@@ -587,7 +601,11 @@ fn is_topic_name(topic: &[u8]) -> bool {
 fn correlated_size(topic: &[u8], data: &[u8]) -> usize {
     let base64 = |bytes: &[u8]| bytes.len().saturating_mul(4).div_ceil(3);
     // The two marks and the dot between them.
-    CORRELATED.len().saturating_add(3).saturating_add(base64(topic)).saturating_add(base64(data))
+    CORRELATED
+        .len()
+        .saturating_add(3)
+        .saturating_add(base64(topic))
+        .saturating_add(base64(data))
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -630,7 +648,11 @@ fn read_base64(text: &[u8]) -> Option<Vec<u8>> {
             _ => return None,
         }
         .to_be_bytes();
-        out.extend([first, second, third].into_iter().take(group.len().saturating_sub(1)));
+        out.extend(
+            [first, second, third]
+                .into_iter()
+                .take(group.len().saturating_sub(1)),
+        );
     }
     Some(out)
 }
@@ -718,7 +740,9 @@ pub fn topic_matches(filter: &[u8], topic: &[u8]) -> bool {
 /// is a wildcard.
 #[must_use]
 pub fn is_valid_publish_subject(subject: &[u8]) -> bool {
-    subject.split(|&byte| byte == b'.').all(|token| !matches!(token, b"" | b"*" | b">"))
+    subject
+        .split(|&byte| byte == b'.')
+        .all(|token| !matches!(token, b"" | b"*" | b">"))
 }
 
 /// A name in quotes, as nats-server writes it in `-ERR` texts: Go's `%q`.
@@ -763,4 +787,3 @@ fn is_printable(character: char) -> bool {
     let text: String = ['a', character].into_iter().collect();
     text.escape_debug().eq(text.chars())
 }
-
