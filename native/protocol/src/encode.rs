@@ -4,6 +4,7 @@
 //! exactly that.
 
 use crate::percent;
+use crate::subject::{wide_blank, write_wide_blank};
 
 const CRLF: &[u8] = b"\r\n";
 
@@ -100,12 +101,19 @@ impl<R> Frames<R> {
 /// Appends a reply subject that did not come from a topic. It stays as it is, except that it
 /// cannot break the control line: what a client may take for white space is percent-encoded.
 pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
-    for &byte in subject {
-        if matches!(byte, b' ' | 0x09..=0x0D) {
-            percent(byte, out);
-        } else {
-            out.push(byte);
-        }
+    let mut rest = subject;
+    while let [byte, after @ ..] = rest {
+        rest = match (*byte, wide_blank(rest)) {
+            (b' ' | 0x09..=0x0D, _) => {
+                percent(*byte, out);
+                after
+            }
+            (_, Some(size)) => write_wide_blank(rest, size, out),
+            _ => {
+                out.push(*byte);
+                after
+            }
+        };
     }
 }
 

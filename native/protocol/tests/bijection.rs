@@ -37,6 +37,7 @@ fn sequences(atoms: &[&str], most: usize, each: &mut dyn FnMut(&[u8])) {
 
 fn is_legal_token(token: &[u8]) -> bool {
     !token.is_empty()
+        && std::str::from_utf8(token).is_ok_and(|text| !text.contains(char::is_whitespace))
         && token
             .iter()
             .all(|&byte| byte > b' ' && byte != 0x7F && byte != b'.')
@@ -122,6 +123,36 @@ fn all_tokens_of_escapes() {
 fn all_levels_of_escapes() {
     let atoms = [ESCAPES, &[".", "*", " ", "\x01"]].concat();
     sequences(&atoms, ATOMS, &mut check_level);
+}
+
+/// White space beyond ASCII, whole and in parts, and what is none (`%C2%A1`, `%E2%82%AC`).
+const WIDE: &[&str] = &[
+    "%C2%A0",
+    "%25C2%A0",
+    "%C2",
+    "%A0",
+    "%C2%25A0",
+    "%E3%80%80",
+    "%E2%80",
+    "%A8",
+    "%C2%A1",
+    "%E2%82%AC",
+    "%25",
+    "%20",
+    "%2F",
+    "a",
+];
+
+#[test]
+fn white_space_beyond_ascii() {
+    sequences(&[WIDE, &["/", "\u{a1}"]].concat(), ATOMS, &mut check_token);
+    let blanks = ["\u{a0}", "\u{85}", "\u{2028}", "\u{3000}", ".", "\u{a1}"];
+    sequences(&[WIDE, &blanks].concat(), ATOMS, &mut check_level);
+    let all = (0x80..=0x10_FFFF).filter_map(char::from_u32);
+    for blank in all.filter(|character| character.is_whitespace()) {
+        check_level(blank.encode_utf8(&mut [0; 4]).as_bytes());
+        check_level(format!("a{blank}b{blank}").as_bytes());
+    }
 }
 
 /// Only what a slash depends on, but at a length at which runs of each kind meet.
