@@ -51,6 +51,8 @@
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), denied}
+    %% somebody else has subscribed this client
+    | {added, key()}
     | {close, close_reason()}.
 
 %% What login fixed for this connection.
@@ -93,3 +95,12 @@ when
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
 
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
+
+%% A call to the connection process, by whoever manages the clients of this host.
+-callback handle_call(Request :: term(), State) -> {Reply :: term(), [event()], State} when
+    State :: term().
+
+%% What there is to count, every few seconds while there is traffic.
+-callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
+
+-optional_callbacks([handle_call/2, report/2]).
