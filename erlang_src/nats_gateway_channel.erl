@@ -37,6 +37,7 @@
     | authentication_timeout
     | idle_timeout
     | session_changed
+    | permission_denied
     | maximum_connections_exceeded
     | invalid_client_protocol
     | no_responders_requires_headers.
@@ -488,6 +489,9 @@ subscribe_key(Key, Rest, Out, Channel) ->
             run(Rest, [Out | Denied], NChannel);
         {wait, NHostState} ->
             wait({subscribe, Key}, Rest, Out, Channel#channel{host_state = NHostState});
+        {stop, permission_denied, NHostState} ->
+            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
+            stop(permission_denied, [Out | Denied], NChannel);
         {stop, Reason, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
@@ -590,6 +594,10 @@ event({subscribe_rejected, Key, denied}, Out, Channel) ->
     {ok, [Out | Denied], NChannel};
 event({added, Key}, Out, Channel) ->
     {ok, Out, add(Key, Channel)};
+event({removed, Key}, Out, Channel) ->
+    %% Nothing is said: it is no answer to anything the client did.
+    {_, NChannel} = reject(Key, Channel),
+    {ok, Out, NChannel};
 event({close, Reason}, Out, Channel) ->
     stop(Reason, Out, Channel).
 
@@ -697,4 +705,5 @@ error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
 error_line(no_responders_requires_headers) ->
     <<"-ERR 'no responders requires headers support'\r\n">>;
 error_line(stale_connection) -> <<"-ERR 'Stale Connection'\r\n">>;
+error_line({denied, Subject}) -> publish_denied(Subject);
 error_line(_) -> [].

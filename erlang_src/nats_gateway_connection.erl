@@ -132,7 +132,7 @@ handle_cast(socket_ready, State) ->
 handle_cast({socket_lost, Reason}, State) ->
     {stop, {shutdown, Reason}, State};
 handle_cast({drain, Ms}, State = #state{channel = Channel}) when Channel =/= undefined ->
-    _ = send(nats_gateway_channel:lame_duck(Channel), State),
+    _ = send_lame_duck(State),
     case Ms of
         0 -> close(drained, State);
         _ -> {noreply, start_timer(drained, Ms, State)}
@@ -319,6 +319,7 @@ send_error(Reason) -> Reason.
 
 %% EMQX counts the reasons that are atoms, others it takes for crashes.
 close({error, Reason}, State) when is_atom(Reason) -> {stop, {shutdown, Reason}, State};
+close({denied, _}, State) -> {stop, {shutdown, permission_denied}, State};
 close(Reason, State) -> {stop, {shutdown, Reason}, State}.
 
 %% -------------------------------------------------------------------------------------------
@@ -365,18 +366,29 @@ start_timer(Name, Ms, State = #state{timers = Timers}) ->
 terminate(_, #state{socket = undefined}) ->
     ok;
 terminate(Reason, State = #state{socket = Socket}) ->
+    %% The listener closes.
+    _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
     case Reason of
         {shutdown, client_closed} -> nats_gateway_transport:close(Socket);
         _ -> nats_gateway_transport:linger_close(Socket)
     end.
 
+send_lame_duck(#state{channel = undefined}) -> ok;
+send_lame_duck(State = #state{channel = Channel}) ->
+    send(nats_gateway_channel:lame_duck(Channel), State).
+
 %% The host is told before the socket is closed, which may take a while.
 leave(_, State = #state{channel = undefined}) ->
     State;
-leave(Reason, State = #state{channel = Channel}) ->
+leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
     log_end(Reason, State),
-    ok = nats_gateway_channel:terminate(Reason, Channel),
+    Last =
+        case Reports of
+            true -> nats_gateway_channel:report(octets(State), Channel);
+            false -> Channel
+        end,
+    ok = nats_gateway_channel:terminate(Reason, Last),
     State#state{channel = undefined}.
 
 %% The one place that words why a connection ended.

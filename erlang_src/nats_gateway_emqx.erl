@@ -121,7 +121,7 @@ apply_config(Gateway, State = #state{listeners = Old}) ->
             case open_all(Open, NState) of
                 ok ->
                     lists:foreach(fun close/1, Others),
-                    lists:foreach(fun(Listener) -> reset(Listener, NState) end, Keep),
+                    reset_all(Keep, State, NState),
                     {ok, NState};
                 {error, Reason} ->
                     _ = open_all(InTheWay, State),
@@ -167,9 +167,9 @@ open_all([Listener | Listeners], State) ->
     end.
 
 open(Listener = #{id := Id, bind := Bind}, State) ->
-    ok = publish_options(Listener, State),
+    _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener, State), start(Name)) end,
+    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener, State), start(Ref)) end,
     Started =
         case Start() of
             {error, {already_started, _}} ->
@@ -192,37 +192,69 @@ open(Listener = #{id := Id, bind := Bind}, State) ->
                 )}
     end.
 
-reset(Listener, State = #state{}) ->
+%% What is the same stays as it is: neither acceptors nor connections notice.
+reset_all(Listeners, Old, New) ->
+    lists:foreach(
+        fun(Listener) ->
+            Ref = reference(Listener),
+            [Before] = [L || L <- Old#state.listeners, reference(L) =:= Ref],
+            case esockd_options(Before, Old) =:= esockd_options(Listener, New) of
+                true -> ok;
+                false -> reset(Listener, New)
+            end,
+            case publish_options(Listener, New) of
+                unchanged ->
+                    ok;
+                changed ->
+                    lists:foreach(fun nats_gateway_connection:configure/1, connections(Listener))
+            end
+        end,
+        Listeners
+    ).
+
+reset(Listener, State) ->
     Ref = {Name, _} = reference(Listener),
-    ok = publish_options(Listener, State),
-    case esockd:reset_options(Ref, [{connection_mfargs, start(Name)} | esockd_options(Listener, State)]) of
+    case esockd:reset_options(Ref, [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)]) of
         ok ->
-            ok;
+            ?LOG_INFO(#{msg => "listener_updated", listener => Name});
         {error, Reason} ->
-            ?LOG_ERROR(#{msg => "listener_not_updated", listener => Name, reason => Reason})
-    end,
-    lists:foreach(fun nats_gateway_connection:configure/1, connections(Listener)).
+            %% Some options are for a new socket only.
+            ?LOG_WARNING(#{msg => "listener_reopened", listener => Name, reason => Reason}),
+            _ = esockd:close(Ref),
+            case open(Listener, State) of
+                ok -> ok;
+                {error, Why} -> ?LOG_ERROR(#{msg => "listener_lost", listener => Name, reason => Why})
+            end
+    end.
 
 close(Listener) ->
     Ref = {Name, Bind} = reference(Listener),
     _ = esockd:close(Ref),
-    _ = persistent_term:erase(key(Name)),
+    _ = persistent_term:erase(key(Ref)),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
 
 reference(#{id := Id, bind := Bind}) -> {nats_gateway_emqx_config:listener_id(Id), Bind}.
 
-start(Name) -> {nats_gateway_connection, start_link, [key(Name)]}.
+start(Ref) -> {nats_gateway_connection, start_link, [key(Ref)]}.
 
-key(Name) -> {nats_gateway_connection, Name}.
+%% Of one binding: a listener that moves has two for a while.
+key(Ref) -> {nats_gateway_connection, Ref}.
 
 %% What every connection of the listener looks up when it starts. It stays where it is as long as
 %% it is the same: a change makes the runtime look through all processes.
 publish_options(Listener, State) ->
     #state{gateway = Gateway, plugin = Plugin, defaults = Defaults, ctx = Ctx} = State,
-    {Name, _} = reference(Listener),
-    Options = #{config := Config} =
-        nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Defaults),
-    persistent_term:put(key(Name), Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}}).
+    #{config := Config} =
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Defaults),
+    Key = key(reference(Listener)),
+    New = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
+    case persistent_term:get(Key, undefined) of
+        New ->
+            unchanged;
+        _ ->
+            ok = persistent_term:put(Key, New),
+            changed
+    end.
 
 esockd_options(Listener = #{conf := Conf}, #state{plugin = Plugin}) ->
     [

@@ -33,7 +33,8 @@ listeners(Gateway) ->
     lists:sort([
         #{id => {Type, Name}, bind => Bind, conf => Conf}
      || {Type, Named} <- maps:to_list(maps:get(listeners, Gateway, #{})),
-        {Name, Conf = #{bind := Bind}} <- maps:to_list(Named)
+        {Name, Conf = #{bind := Bind}} <- maps:to_list(Named),
+        maps:get(enable, Conf, true)
     ]).
 
 %% Settings that must not be passed over in silence.

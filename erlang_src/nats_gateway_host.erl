@@ -38,6 +38,8 @@
     | user_authentication_expired
     | kicked
     | upstream_lost
+    %% of a client that is not to stay after it was denied this
+    | {denied, Subject :: binary()}
     | {error, term()}.
 
 -type event() ::
@@ -51,8 +53,9 @@
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), denied}
-    %% somebody else has subscribed this client
+    %% somebody else has subscribed or unsubscribed this client
     | {added, key()}
+    | {removed, key()}
     | {close, close_reason()}.
 
 %% What login fixed for this connection.
@@ -81,7 +84,10 @@ when
 
 %% Once per key. `confirm' as above, with `{subscribed, ok | denied}'.
 -callback subscribe(key(), Options, State) ->
-    {ok, State} | {denied, State} | {wait, State} | {stop, close_reason(), State}
+    {ok, State}
+    | {denied, State}
+    | {wait, State}
+    | {stop, close_reason() | permission_denied, State}
 when
     Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
 

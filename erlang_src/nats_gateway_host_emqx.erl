@@ -74,8 +74,11 @@
     %% what the broker was asked for: a topic filter or its record of a shared one
     topic :: binary() | tuple(),
     options :: map(),
-    no_local :: boolean()
+    no_local :: boolean(),
+    %% not by the client itself
+    added = false :: boolean()
 }).
+
 
 -record(host, {
     context :: context(),
@@ -201,7 +204,7 @@ session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
     #{emqx := Context = #{ctx := Ctx}, retained_on_subscribe := Retained} = Config,
-    run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
+    run_hook('client.connack', ConnInfo, [ConnInfo, success, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Host = #host{
         context = Context,
@@ -385,7 +388,8 @@ publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
 
 publish_one({pub, _, invalid, ReplyTo, _, _, _}, Batch, Host) ->
     {nobody(ReplyTo, Batch), Host};
-publish_one({pub, _, Topic, ReplyTo, ReplyTopic, Block, Payload}, Batch = #batch{qos = QoS}, Host) ->
+publish_one(Pub, Batch = #batch{qos = QoS}, Host) ->
+    {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
     {Name, Correlation} = topic(Topic),
     case may_publish(Name, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
@@ -401,7 +405,7 @@ publish_one({pub, _, Topic, ReplyTo, ReplyTopic, Block, Payload}, Batch = #batch
                     end
             end;
         {deny, NHost} ->
-            denied(NHost)
+            denied({denied, Subject}, NHost)
     end.
 
 topic({Name, Correlation}) -> {Name, Correlation};
@@ -417,9 +421,9 @@ is_unclaimed([]) -> true;
 is_unclaimed([{_, _, {error, no_subscribers}} | Results]) -> is_unclaimed(Results);
 is_unclaimed(_) -> false.
 
-denied(Host) ->
+denied(Reason, Host) ->
     case emqx:get_config([authorization, deny_action], ignore) of
-        disconnect -> {stop, authorization_violation, Host};
+        disconnect -> {stop, Reason, Host};
         _ -> {denied, Host}
     end.
 
@@ -511,14 +515,14 @@ content_type(ContentType, Properties) -> Properties#{'Content-Type' => ContentTy
 %% Subscribe
 
 -spec subscribe(nats_gateway_host:key(), Options, host()) ->
-    {ok, host()} | {denied, host()} | {stop, nats_gateway_host:close_reason(), host()}
+    {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
 when
     Options :: #{confirm := boolean(), no_local := boolean()}.
 subscribe(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
     case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
         allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
-        deny -> denied(Host)
+        deny -> denied(permission_denied, Host)
     end.
 
 subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
@@ -624,6 +628,16 @@ handle_info(clean_authz_cache, Host) ->
     {[], Host#host{decisions = #{}}};
 handle_info({shutdown, _}, Host) ->
     {[{close, kicked}], Host};
+%% EMQX's automatic subscriptions of those who connect.
+handle_info({subscribe, Filters}, Host) when is_list(Filters) ->
+    lists:foldl(
+        fun({Topic, Options}, {Events, Acc}) ->
+            {_, More, NAcc} = add(Topic, Options, Acc),
+            {Events ++ More, NAcc}
+        end,
+        {[], Host},
+        Filters
+    );
 handle_info(_, _) ->
     ignore.
 
@@ -738,7 +752,19 @@ handle_call({takeover, 'end'}, Host) ->
 handle_call(subscriptions, Host = #host{subs = Subs}) ->
     {{ok, [{Topic, Options} || #sub{topic = Topic, options = Options} <- maps:values(Subs)]}, [],
         Host};
-handle_call({subscribe, Topic, Options}, Host = #host{subs = Subs}) ->
+handle_call({subscribe, Topic, Options}, Host) ->
+    add(Topic, Options, Host);
+handle_call({unsubscribe, Topic}, Host = #host{subs = Subs}) ->
+    {Key, _} = parse(Topic, Host),
+    Keys = lists:usort([K || K <- [Key, mounted_key(Topic)], is_map_key(K, Subs)]),
+    Events = [removed(K, maps:get(K, Subs)) || K <- Keys],
+    {ok, Events, lists:foldl(fun unsubscribe/2, Host, Keys)};
+handle_call(stats, Host) ->
+    {stats(#{}, Host), [], Host};
+handle_call(_, Host) ->
+    {ignored, [], Host}.
+
+add(Topic, Options, Host = #host{subs = Subs}) ->
     {Key, Parsed} = parse(Topic, Host),
     case Subs of
         #{Key := #sub{topic = Mounted, options = Present}} ->
@@ -746,23 +772,20 @@ handle_call({subscribe, Topic, Options}, Host = #host{subs = Subs}) ->
         #{} ->
             More = maps:without([nl], maps:merge(Options, Parsed)),
             case subscribe(Key, maps:get(qos, Options, 0), false, More, Host) of
-                {ok, NHost = #host{subs = #{Key := Sub}}} ->
+                {ok, NHost = #host{subs = NSubs = #{Key := Sub}}} ->
                     #sub{topic = Mounted, options = NOptions} = Sub,
-                    {{ok, {Mounted, NOptions}}, [{added, Key}], NHost};
+                    {{ok, {Mounted, NOptions}}, [{added, Key}], NHost#host{
+                        subs = NSubs#{Key := Sub#sub{added = true}}
+                    }};
                 {denied, NHost} ->
                     {{error, not_authorized}, [], NHost}
             end
-    end;
-%% The client is told with the text for a subscription that is not allowed any more.
-handle_call({unsubscribe, Topic}, Host = #host{subs = Subs}) ->
-    {Key, _} = parse(Topic, Host),
-    Keys = [K || K <- [Key, mounted_key(Topic)], is_map_key(K, Subs)],
-    Events = [{subscribe_rejected, K, denied} || K <- Keys],
-    {ok, Events, lists:foldl(fun unsubscribe/2, Host, Keys)};
-handle_call(stats, Host) ->
-    {stats(#{}, Host), [], Host};
-handle_call(_, Host) ->
-    {ignored, [], Host}.
+    end.
+
+%% The client waits for messages of a subscription that it made: it is told, with the text for one
+%% that is not allowed any more.
+removed(Key, #sub{added = false}) -> {subscribe_rejected, Key, denied};
+removed(Key, #sub{added = true}) -> {removed, Key}.
 
 parse(Topic, Host) ->
     {Parsed, Options} = emqx_topic:parse(Topic),
