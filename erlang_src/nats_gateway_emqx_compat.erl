@@ -32,6 +32,8 @@
 -define(DEFINITIONS, emqx_gateways).
 -define(BUILT_IN, emqx_gateway_nats).
 
+-define(CONTROLLER_MS, 1000).
+
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
 
@@ -78,8 +80,14 @@ supported() ->
 -spec built_in() -> module().
 built_in() -> ?BUILT_IN.
 
+%% The application controller answers nobody while it stops an application.
 -spec is_running(Application :: atom()) -> boolean().
-is_running(Application) -> lists:keymember(Application, 1, application:which_applications()).
+is_running(Application) ->
+    try
+        lists:keymember(Application, 1, application:which_applications(?CONTROLLER_MS))
+    catch
+        exit:_ -> false
+    end.
 
 %% Who gets the gateway `nats' when EMQX's gateway application starts.
 -spec callback_module() -> module() | undefined.

@@ -65,7 +65,7 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 %% gateway; `emqx' is what only the host looks at.
 -spec options(Gateway :: map(), listener(), Plugin :: map(), Defaults :: map()) -> map().
 options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
-    Own = maps:without([upstream, listeners, log_level], Defaults),
+    Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
         maps:merge(Own, defined(Plugin)),

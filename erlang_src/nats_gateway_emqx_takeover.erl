@@ -63,10 +63,10 @@ handle_info(_, State) ->
 
 terminate(_, _) ->
     ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx_compat:built_in()),
-    IsStopping = nats_gateway_emqx_compat:is_node_stopping(),
-    case nats_gateway_emqx_compat:is_running(emqx_gateway) of
-        true -> give_back(IsStopping);
-        false -> ok
+    %% As a rule our application is being stopped: the application controller cannot be asked.
+    case whereis(emqx_gateway_registry) of
+        undefined -> ok;
+        _ -> give_back(nats_gateway_emqx_compat:is_node_stopping())
     end.
 
 %% -------------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@
 %% The module that EMQX's gateway manager calls.
 -define(CONNECTION, nats_gateway_connection).
 
+-define(PASSWORD_TEMPLATE, <<"${Packet.pass}">>).
+
 -define(FLAGS, #{dup => false, retain => false}).
 
 %% Message headers of our own, and the two of the built-in gateway.
@@ -261,7 +263,9 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
         <<"ConnInfo">> => maps:with([peername, sockname, transport], Client),
         <<"generated">> => Generated
     },
-    Default = #{username => <<"${Packet.user}">>, password => <<"${Packet.pass}">>},
+    Templates = maps:merge(
+        #{username => <<"${Packet.user}">>, password => ?PASSWORD_TEMPLATE}, Override
+    ),
     Rendered = maps:filtermap(
         fun(_, Template) ->
             case render(Template, Names) of
@@ -269,17 +273,15 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
                 Text -> {true, Text}
             end
         end,
-        maps:merge(Default, Override)
+        Templates
     ),
-    maps:merge(Known, token(Fields, Override, maps:merge(#{username => undefined}, Rendered))).
+    maps:merge(
+        Known#{username => undefined, password => token(Fields, Templates)}, Rendered
+    ).
 
 %% A token alone is given as a password, which is where EMQX looks for a JWT.
-token(#{auth_token := Token}, Override, Rendered) when
-    not is_map_key(password, Override), not is_map_key(password, Rendered), Token =/= <<>>
-->
-    Rendered#{password => Token};
-token(_, _, Rendered) ->
-    maps:merge(#{password => undefined}, Rendered).
+token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
+token(_, _) -> undefined.
 
 %% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
 -spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
