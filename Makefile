@@ -1,5 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build test test-rust test-erlang test-cli test-wire test-clients lint bench clean
+.PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-emqx \
+        lint bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -7,14 +8,16 @@ NIFS := nats_gateway_nif nats_gateway_mqtt_nif
 help:
 	@echo "make run    install what is missing, build, start the gateway and a broker beside it"
 	@echo "            NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
+	@echo "            EMQX_HOME=/path/to/emqx: in that EMQX, as a plugin"
 	@echo "make test   install what is missing, build, run every test"
 	@echo "make build  build only"
+	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make bench  decode and encode, ns per operation"
 
 run:
-	@bin/install-missing run
-	@$(MAKE) --no-print-directory build
-	@bin/run
+	@bin/install-missing $(if $(EMQX_HOME),build,run)
+	@$(MAKE) --no-print-directory $(if $(EMQX_HOME),package,build)
+	@bin/$(if $(EMQX_HOME),run-in-emqx,run)
 
 build:
 	@bin/install-missing build
@@ -27,9 +30,12 @@ build:
 	done
 	@TERM=dumb rebar3 compile
 
+package: build
+	@bin/package
+
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx
 
 test-rust:
 	cargo test --locked -p nats-protocol
@@ -45,6 +51,10 @@ test-wire: build
 
 test-clients: build
 	.tools/venv/bin/pytest test/clients
+
+# Against a real node: EMQX_HOME, else /opt/emqx-*; skipped where there is none.
+test-emqx: package
+	.tools/venv/bin/pytest test/emqx
 
 lint:
 	cargo fmt --all --check

@@ -12,6 +12,10 @@
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
+-export([handle_call/2]).
+-export([reports/1]).
+-export([report/2]).
+-export([configure/2]).
 -export([handle_timeout/2]).
 -export([lame_duck/1]).
 -export([terminate/2]).
@@ -33,6 +37,7 @@
     | authentication_timeout
     | idle_timeout
     | session_changed
+    | permission_denied
     | maximum_connections_exceeded
     | invalid_client_protocol
     | no_responders_requires_headers.
@@ -80,6 +85,9 @@
 -define(OK, <<"+OK\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
+
+%% All clients read a sid as an integer, some as a signed one of 32 bits.
+-define(LAST_SID, 16#7FFFFFFF).
 
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
@@ -142,6 +150,20 @@ lame_duck(Channel = #channel{phase = connected, protocol = 1}) ->
     server_info(#{ldm => true}, Channel);
 lame_duck(_) ->
     [].
+
+%% Other settings for a client that stays. Who is told at any time is told of another limit.
+-spec configure(nats_gateway_config:config(), channel()) -> result().
+configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
+    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload} = Config,
+    {_, OldMaxPayload, Before, Headers, Mountpoint} = Channel#channel.settings,
+    NChannel = Channel#channel{
+        config = Config,
+        settings = {MaxControlLine, MaxPayload, Before, Headers, Mountpoint}
+    },
+    case MaxPayload =/= OldMaxPayload andalso Phase =:= connected andalso Protocol =:= 1 of
+        true -> {ok, server_info(#{}, NChannel), NChannel};
+        false -> {ok, [], NChannel}
+    end.
 
 -spec terminate(term(), channel()) -> ok.
 terminate(_, #channel{host_state = undefined}) -> ok;
@@ -479,6 +501,9 @@ subscribe_key(Key, Rest, Out, Channel) ->
             run(Rest, [Out | Denied], NChannel);
         {wait, NHostState} ->
             wait({subscribe, Key}, Rest, Out, Channel#channel{host_state = NHostState});
+        {stop, permission_denied, NHostState} ->
+            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
+            stop(permission_denied, [Out | Denied], NChannel);
         {stop, Reason, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
@@ -525,6 +550,30 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
         {Events, NHostState} -> events(Events, [], Channel#channel{host_state = NHostState})
     end.
 
+%% What others ask of the host of this client; `ignored' by a host that knows no such request.
+-spec handle_call(term(), undefined | channel()) -> {Reply :: term(), result()}.
+handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) when
+    HostState =/= undefined
+->
+    case erlang:function_exported(Host, handle_call, 2) of
+        true ->
+            {Reply, Events, NHostState} = Host:handle_call(Request, HostState),
+            {Reply, events(Events, [], Channel#channel{host_state = NHostState})};
+        false ->
+            {ignored, {ok, [], Channel}}
+    end;
+handle_call(_, Channel) ->
+    {ignored, {ok, [], Channel}}.
+
+-spec reports(module()) -> boolean().
+reports(Host) -> erlang:function_exported(Host, report, 2).
+
+-spec report(#{atom() => integer()}, channel()) -> channel().
+report(_, Channel = #channel{host_state = undefined}) ->
+    Channel;
+report(Octets, Channel = #channel{host = Host, host_state = HostState}) ->
+    Channel#channel{host_state = Host:report(maps:merge(Octets, stats(Channel)), HostState)}.
+
 events([], Out, Channel) ->
     {ok, Out, Channel};
 events([Event | Events], Out, Channel) ->
@@ -561,8 +610,29 @@ event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
     {ok, Out, Channel#channel{
         subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
     }};
+event({added, Key}, Out, Channel) ->
+    {ok, Out, add(Key, Channel)};
+event({removed, Key}, Out, Channel) ->
+    %% Nothing is said: it is no answer to anything the client did.
+    {_, NChannel} = reject(Key, Channel),
+    {ok, Out, NChannel};
 event({close, Reason}, Out, Channel) ->
     stop(Reason, Out, Channel).
+
+%% Somebody else has subscribed this client. Its sid is one that no client library gives.
+add(Key = {Share, Filter}, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
+    #channel{subscriptions = Subs} = Channel,
+    Subject = nats_gateway_nif:subject(Filter, Mountpoint),
+    Sid = unused_sid(?LAST_SID, Subs),
+    {_, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, Share, Key, Subs),
+    Channel#channel{subscriptions = NSubs}.
+
+unused_sid(Number, Subs) ->
+    Sid = integer_to_binary(Number),
+    case nats_gateway_subscriptions:member(Sid, Subs) of
+        true -> unused_sid(Number - 1, Subs);
+        false -> Sid
+    end.
 
 deliver(Deliveries, Out, Channel) ->
     #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs, sent = Sent} =
@@ -653,4 +723,5 @@ error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
 error_line(no_responders_requires_headers) ->
     <<"-ERR 'no responders requires headers support'\r\n">>;
 error_line(stale_connection) -> <<"-ERR 'Stale Connection'\r\n">>;
+error_line({denied, Subject}) -> publish_denied(Subject);
 error_line(_) -> [].

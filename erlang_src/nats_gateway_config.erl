@@ -5,8 +5,9 @@
 
 -export([parse/1]).
 -export([defaults/0]).
+-export([check/2]).
 
--export_type([config/0, listener/0]).
+-export_type([config/0, listener/0, schema/0]).
 
 %% Times are milliseconds, sizes bytes.
 -type config() :: #{
@@ -52,6 +53,7 @@
     string
     | boolean
     | {duration, Min :: 0 | 1}
+    | {duration, Min :: 0 | 1, Max :: pos_integer()}
     | {bytes, Min :: non_neg_integer(), Max :: pos_integer()}
     | {integer, Min :: integer(), Max :: pos_integer()}
     %% 0 is no limit
@@ -123,8 +125,16 @@ defaults() ->
 %% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
 -spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
 parse(Tables) ->
-    try table(schema(), Tables, []) of
-        Settings -> {ok, finish(Settings)}
+    case check(schema(), Tables) of
+        {ok, Settings} -> {ok, finish(Settings)};
+        {error, Text} -> {error, Text}
+    end.
+
+%% The settings of a schema, with its defaults for those that are not there.
+-spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
+check(Schema, Tables) ->
+    try
+        {ok, table(Schema, Tables, [])}
     catch
         throw:{invalid, Path, Problem} ->
             {error, iolist_to_binary([path(Path), <<": ">>, Problem])}
@@ -207,6 +217,19 @@ value({duration, Min}, Value, Path) ->
         _ when Min =:= 0 -> invalid(Path, <<"must be a duration such as \"30s\"; 0 is never">>);
         _ -> invalid(Path, <<"must be a duration such as \"30s\", at least 1 ms">>)
     end;
+value({duration, Min, Max}, Value, Path) ->
+    case duration(Value) of
+        Ms when is_integer(Ms), Ms >= Min, Ms =< Max ->
+            Ms;
+        _ ->
+            invalid(Path, [
+                <<"must be a duration such as \"1s\", from ">>,
+                integer_to_binary(Min),
+                <<" to ">>,
+                integer_to_binary(Max),
+                <<" ms">>
+            ])
+    end;
 value({bytes, Min, Max}, Value, Path) ->
     case bytes(Value) of
         Bytes when is_integer(Bytes), Bytes >= Min, Bytes =< Max ->
@@ -269,7 +292,12 @@ duration(_) -> error.
 
 bytes(Bytes) when is_integer(Bytes) -> Bytes;
 bytes(Text) when is_binary(Text) ->
-    units(Text, [{<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}]);
+    case re:run(Text, <<"^[0-9]{1,12}$">>, [{capture, none}]) of
+        match ->
+            binary_to_integer(Text);
+        nomatch ->
+            units(Text, [{<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}])
+    end;
 bytes(_) -> error.
 
 units(Text, Units) ->

@@ -5,22 +5,31 @@
 -behaviour(gen_server).
 
 -export([start_link/2]).
+-export([start_link/3]).
 -export([hand_over/2]).
 -export([drain/1]).
+-export([drain/2]).
+-export([configure/1]).
 -export([info/1]).
--export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
+-export([call/2]).
+-export([call/3]).
+-export([cast/2]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+-export([terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
 
 -type options() :: #{
     host := module(),
     config := nats_gateway_config:config(),
-    listener := binary(),
-    refuse => nats_gateway_channel:stop_reason()
+    listener := atom() | binary(),
+    refuse => nats_gateway_channel:stop_reason(),
+    %% where the options are kept, shared by all connections of a listener
+    key => term()
 }.
 
 -record(state, {
-    socket :: nats_gateway_transport:socket(),
+    socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
     channel :: undefined | nats_gateway_channel:channel(),
     peername :: undefined | {inet:ip_address(), inet:port_number()},
@@ -34,14 +43,25 @@
     closed = false :: boolean(),
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
+    %% the host wants to know the statistics from time to time
+    reports = false :: boolean(),
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle.
+-type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained.
+
+%% Statistics of a connection with traffic are reported this often.
+-define(REPORT_MS, 5000).
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
     gen_server:start_link(?MODULE, {Socket, Options}, []).
+
+%% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
+%% no heap, however many connections there are.
+-spec start_link(module(), gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()}.
+start_link(esockd_transport, Port, Key) ->
+    gen_server:start_link(?MODULE, {esockd, Port, Key}, []).
 
 %% The acceptor's last act: only the owner of the socket can give it away.
 -spec hand_over(nats_gateway_transport:socket(), pid()) -> ok.
@@ -53,30 +73,79 @@ hand_over(Socket, Pid) ->
 
 %% Tell the client to go elsewhere (lame duck), and end.
 -spec drain(pid()) -> ok.
-drain(Pid) -> gen_server:cast(Pid, drain).
+drain(Pid) -> drain(Pid, 0).
+
+%% The same, leaving the client some time to go by itself.
+-spec drain(pid(), Milliseconds :: non_neg_integer()) -> ok.
+drain(Pid, Milliseconds) -> gen_server:cast(Pid, {drain, Milliseconds}).
+
+%% The options under the key have changed.
+-spec configure(pid()) -> ok.
+configure(Pid) -> gen_server:cast(Pid, configure).
 
 -spec info(pid()) -> map().
 info(Pid) -> gen_server:call(Pid, info).
 
+%% What others ask of the host of this client.
+-spec call(pid(), Request :: term()) -> term().
+call(Pid, Request) -> call(Pid, Request, infinity).
+
+-spec call(pid(), Request :: term(), timeout()) -> term().
+call(Pid, Request, Timeout) -> gen_server:call(Pid, Request, Timeout).
+
+-spec cast(pid(), Message :: term()) -> ok.
+cast(Pid, Message) -> gen_server:cast(Pid, {message, Message}).
+
 %% -------------------------------------------------------------------------------------------
 
+init({esockd, Port, Key}) ->
+    _ = process_flag(trap_exit, true),
+    Options = persistent_term:get(Key),
+    {ok, #state{options = Options#{key => Key}}, {continue, {esockd, Port}}};
 init({Socket, Options}) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
     {ok, #state{socket = Socket, options = Options}}.
 
+handle_continue({esockd, Port}, State) ->
+    case nats_gateway_transport:from_esockd(Port) of
+        {ok, Socket} -> greet(State#state{socket = Socket});
+        {error, _} -> {stop, {shutdown, not_upgraded}, State}
+    end.
+
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
-handle_call(_, _, State) ->
-    {reply, ignored, State}.
+handle_call(Request, From, State = #state{channel = Channel}) ->
+    {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
+    case result(Result, State) of
+        {noreply, NState} ->
+            {reply, Reply, NState};
+        {stop, Reason, NState} ->
+            %% Who asked need not wait for the client to close its side.
+            Left = leave(Reason, NState),
+            ok = gen_server:reply(From, Reply),
+            {stop, Reason, Left}
+    end.
 
 handle_cast(socket_ready, State) ->
     greet(State);
 handle_cast({socket_lost, Reason}, State) ->
     {stop, {shutdown, Reason}, State};
-handle_cast(drain, State = #state{channel = Channel}) when Channel =/= undefined ->
-    _ = send(nats_gateway_channel:lame_duck(Channel), State),
-    close(drained, State);
+handle_cast({drain, Ms}, State = #state{channel = Channel}) when Channel =/= undefined ->
+    _ = send_lame_duck(State),
+    case Ms of
+        0 -> close(drained, State);
+        _ -> {noreply, start_timer(drained, Ms, State)}
+    end;
+handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) when
+    Channel =/= undefined
+->
+    Options = #{config := Config} = persistent_term:get(Key, State#state.options),
+    result(
+        nats_gateway_channel:configure(Config, Channel), State#state{options = Options#{key => Key}}
+    );
+handle_cast({message, Message}, State) ->
+    handle_info(Message, State);
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -87,13 +156,17 @@ greet(State = #state{socket = Socket, options = Options}) ->
             {Out, Channel} = nats_gateway_channel:init(Host, #{
                 connect => #{},
                 client_id => client_id(),
-                transport => tcp,
+                transport => maps:get(transport, Options, tcp),
                 listener => Listener,
                 peername => Peername,
                 sockname => Sockname,
                 config => Config
             }),
-            NState = State#state{channel = Channel, peername = Peername},
+            NState = State#state{
+                channel = Channel,
+                peername = Peername,
+                reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
+            },
             case Options of
                 #{refuse := Reason} ->
                     result(prepend(Out, nats_gateway_channel:refuse(Reason, Channel)), NState);
@@ -141,9 +214,11 @@ handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
     case nats_gateway_transport:classify(Message, Socket) of
         {data, Data} ->
             #state{chunks = Chunks, buffered = Buffered} = State,
-            decode(State#state{
-                chunks = [Data | Chunks], buffered = Buffered + byte_size(Data), heard = true
-            });
+            decode(
+                report_later(State#state{
+                    chunks = [Data | Chunks], buffered = Buffered + byte_size(Data), heard = true
+                })
+            );
         passive ->
             reactivate(State#state{passive = true});
         closed ->
@@ -152,7 +227,8 @@ handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
             {stop, {shutdown, send_error(Reason)}, State};
         other ->
             WasBusy = nats_gateway_channel:busy(Channel),
-            case result(nats_gateway_channel:handle_info(Message, Channel), State) of
+            Handled = nats_gateway_channel:handle_info(Message, Channel),
+            case result(Handled, report_later(State)) of
                 {noreply, NState = #state{}} when WasBusy -> decode(NState);
                 Result -> Result
             end
@@ -242,6 +318,9 @@ send_error(timeout) -> slow_consumer;
 send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
 
+%% EMQX counts the reasons that are atoms, others it takes for crashes.
+close({error, Reason}, State) when is_atom(Reason) -> {stop, {shutdown, Reason}, State};
+close({denied, _}, State) -> {stop, {shutdown, permission_denied}, State};
 close(Reason, State) -> {stop, {shutdown, Reason}, State}.
 
 %% -------------------------------------------------------------------------------------------
@@ -264,8 +343,19 @@ timeout(idle, State = #state{channel = Channel}) ->
         {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
         Stop -> result(Stop, State)
     end;
+timeout(report, State = #state{channel = Channel}) ->
+    {noreply, State#state{channel = nats_gateway_channel:report(octets(State), Channel)}};
+timeout(drained, State) ->
+    close(drained, State);
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
+
+report_later(State = #state{reports = true, timers = Timers}) when
+    not is_map_key(report, Timers)
+->
+    start_timer(report, ?REPORT_MS, State);
+report_later(State) ->
+    State.
 
 start_timer(_, infinity, State) ->
     State;
@@ -274,16 +364,33 @@ start_timer(Name, Ms, State = #state{timers = Timers}) ->
 
 %% -------------------------------------------------------------------------------------------
 
-terminate(Reason, State = #state{socket = Socket, channel = Channel}) ->
-    log_end(Reason, State),
-    case Channel of
-        undefined -> ok;
-        _ -> nats_gateway_channel:terminate(Reason, Channel)
-    end,
+terminate(_, #state{socket = undefined}) ->
+    ok;
+terminate(Reason, State = #state{socket = Socket}) ->
+    %% The listener closes.
+    _ = Reason =:= shutdown andalso send_lame_duck(State),
+    _ = leave(Reason, State),
     case Reason of
         {shutdown, client_closed} -> nats_gateway_transport:close(Socket);
         _ -> nats_gateway_transport:linger_close(Socket)
     end.
+
+send_lame_duck(#state{channel = undefined}) -> ok;
+send_lame_duck(State = #state{channel = Channel}) ->
+    send(nats_gateway_channel:lame_duck(Channel), State).
+
+%% The host is told before the socket is closed, which may take a while.
+leave(_, State = #state{channel = undefined}) ->
+    State;
+leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
+    log_end(Reason, State),
+    Last =
+        case Reports of
+            true -> nats_gateway_channel:report(octets(State), Channel);
+            false -> Channel
+        end,
+    ok = nats_gateway_channel:terminate(Reason, Last),
+    State#state{channel = undefined}.
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
@@ -302,17 +409,18 @@ log_end(Reason, State = #state{peername = Peername, options = #{listener := List
 address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);
 address(undefined) -> undefined.
 
-stats(#state{socket = Socket, channel = Channel, options = #{config := #{enable_stats := true}}}) when
+stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined
 ->
-    Octets =
-        case nats_gateway_transport:getstat(Socket) of
-            {ok, Stat} -> Stat;
-            {error, _} -> #{}
-        end,
-    maps:merge(Octets, nats_gateway_channel:stats(Channel));
+    maps:merge(octets(State), nats_gateway_channel:stats(Channel));
 stats(_) ->
     #{}.
+
+octets(#state{socket = Socket}) ->
+    case nats_gateway_transport:getstat(Socket) of
+        {ok, Stat} -> Stat;
+        {error, _} -> #{}
+    end.
 
 %% Bytes of the client may hold credentials: neither they nor the last message are shown.
 format_status(Status = #{state := State}) ->

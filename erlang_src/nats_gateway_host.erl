@@ -38,6 +38,8 @@
     | user_authentication_expired
     | kicked
     | upstream_lost
+    %% of a client that is not to stay after it was denied this
+    | {denied, Subject :: binary()}
     | {error, term()}.
 
 -type event() ::
@@ -53,6 +55,9 @@
     | {subscribe_rejected, key(), denied}
     %% nothing more comes for a key that was unsubscribed before
     | {unsubscribed, key()}
+    %% somebody else has subscribed or unsubscribed this client
+    | {added, key()}
+    | {removed, key()}
     | {close, close_reason()}.
 
 %% What login fixed for this connection.
@@ -81,7 +86,10 @@ when
 
 %% Once per key. `confirm' as above, with `{subscribed, ok | denied}'.
 -callback subscribe(key(), Options, State) ->
-    {ok, State} | {denied, State} | {wait, State} | {stop, close_reason(), State}
+    {ok, State}
+    | {denied, State}
+    | {wait, State}
+    | {stop, close_reason() | permission_denied, State}
 when
     Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
 
@@ -96,3 +104,12 @@ when
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
 
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
+
+%% A call to the connection process, by whoever manages the clients of this host.
+-callback handle_call(Request :: term(), State) -> {Reply :: term(), [event()], State} when
+    State :: term().
+
+%% What there is to count, every few seconds while there is traffic.
+-callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
+
+-optional_callbacks([handle_call/2, report/2]).

@@ -1,15 +1,15 @@
-%% The listeners of the standalone gateway.
+%% The listeners of the standalone gateway, or what an EMQX that we run in needs.
 -module(nats_gateway_sup).
 
 -behaviour(supervisor).
 
--export([start_link/0]).
+-export([start_link/1]).
 -export([start_listener/1]).
 -export([listeners/0]).
 -export([init/1]).
 
--spec start_link() -> {ok, pid()} | {error, term()}.
-start_link() -> supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+-spec start_link([supervisor:child_spec()]) -> {ok, pid()} | {error, term()}.
+start_link(Children) -> supervisor:start_link({local, ?MODULE}, ?MODULE, Children).
 
 -spec start_listener(nats_gateway_listener:listener()) -> ok | {error, term()}.
 start_listener(Listener = #{name := Name}) ->
@@ -29,5 +29,5 @@ start_listener(Listener = #{name := Name}) ->
 listeners() ->
     [{Name, Pid} || {Name, Pid, _, _} <- supervisor:which_children(?MODULE), is_pid(Pid)].
 
-init([]) ->
-    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, []}}.
+init(Children) ->
+    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, Children}}.

@@ -3,6 +3,7 @@
 
 -export([listen/2]).
 -export([accept/1]).
+-export([from_esockd/1]).
 -export([controlling_process/2]).
 -export([activate/1]).
 -export([classify/2]).
@@ -13,10 +14,16 @@
 -export([linger_close/1]).
 -export([close/1]).
 
+-ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
+-ignore_xref([{esockd_transport, sockname, 1}]).
+
 -export_type([listen_socket/0, socket/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
--opaque socket() :: {tcp, gen_tcp:socket()}.
+-opaque socket() ::
+    {tcp, gen_tcp:socket()}
+    %% behind a proxy: the bytes come over the port, the client's address is known to esockd
+    | {proxied, gen_tcp:socket(), Wrapper :: tuple()}.
 
 %% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
 -define(READ_BUFFER, 65536).
@@ -59,11 +66,22 @@ accept({tcp, ListenSocket}) ->
         {error, Reason} -> {error, Reason}
     end.
 
+%% A socket that EMQX's acceptor made: its message is waited for, then what it says is to be done
+%% first (reading the PROXY header).
+-spec from_esockd(gen_tcp:socket()) -> {ok, socket()} | {error, term()}.
+from_esockd(Port) ->
+    case esockd_transport:wait(Port) of
+        {ok, Port} -> {ok, {tcp, Port}};
+        {ok, Wrapper} -> {ok, {proxied, Port, Wrapper}};
+        {error, Reason} -> {error, Reason}
+    end.
+
 -spec controlling_process(socket(), pid()) -> ok | {error, term()}.
 controlling_process({tcp, Socket}, Pid) -> gen_tcp:controlling_process(Socket, Pid).
 
 %% The next chunks come as messages; `passive' tells when to activate again.
 -spec activate(socket()) -> ok | {error, term()}.
+activate({proxied, Socket, _}) -> activate({tcp, Socket});
 activate({tcp, Socket}) -> inet:setopts(Socket, [{active, ?ACTIVE_N}]).
 
 -spec classify(Message :: term(), socket()) ->
@@ -72,18 +90,24 @@ classify({tcp, Socket, Data}, {tcp, Socket}) -> {data, Data};
 classify({tcp_passive, Socket}, {tcp, Socket}) -> passive;
 classify({tcp_closed, Socket}, {tcp, Socket}) -> closed;
 classify({tcp_error, Socket, Reason}, {tcp, Socket}) -> {error, Reason};
+classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
 -spec send(socket(), iodata()) -> ok | {error, timeout | closed | inet:posix()}.
-send({tcp, Socket}, Data) -> gen_tcp:send(Socket, Data).
+send({tcp, Socket}, Data) -> gen_tcp:send(Socket, Data);
+send({proxied, Socket, _}, Data) -> gen_tcp:send(Socket, Data).
 
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
-peername({tcp, Socket}) -> inet:peername(Socket).
+peername({tcp, Socket}) -> inet:peername(Socket);
+peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper).
 
 -spec sockname(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
-sockname({tcp, Socket}) -> inet:sockname(Socket).
+sockname({tcp, Socket}) -> inet:sockname(Socket);
+sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper).
 
 -spec getstat(socket()) -> {ok, #{octets_received | octets_sent => integer()}} | {error, term()}.
+getstat({proxied, Socket, _}) ->
+    getstat({tcp, Socket});
 getstat({tcp, Socket}) ->
     case inet:getstat(Socket, [recv_oct, send_oct]) of
         {ok, Stat} ->
@@ -96,6 +120,8 @@ getstat({tcp, Socket}) ->
     end.
 
 -spec linger_close(socket()) -> ok.
+linger_close({proxied, Socket, _}) ->
+    linger_close({tcp, Socket});
 linger_close({tcp, Socket}) ->
     _ = gen_tcp:shutdown(Socket, write),
     _ = inet:setopts(Socket, [{active, false}]),
@@ -114,4 +140,5 @@ discard(Socket, Deadline) ->
     end.
 
 -spec close(socket()) -> ok.
-close({tcp, Socket}) -> gen_tcp:close(Socket).
+close({tcp, Socket}) -> gen_tcp:close(Socket);
+close({proxied, Socket, _}) -> gen_tcp:close(Socket).

@@ -1,0 +1,358 @@
+%% The gateway `nats' of an EMQX node: the callbacks of its gateway application, and the listeners.
+%%
+%% The listeners live in esockd and the clients in their connections; this process, linked to
+%% EMQX's gateway instance, lives as long as the listeners do. It opens, changes and closes them,
+%% and when EMQX ends the instance without a word it closes them, too.
+-module(nats_gateway_emqx).
+
+-behaviour(gen_server).
+
+-export([on_gateway_load/2]).
+-export([on_gateway_update/3]).
+-export([on_gateway_unload/2]).
+-export([settings_changed/0]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-ignore_xref([
+    {emqx_gateway_cm, tabname, 2},
+    {emqx_gateway_cm_registry, unregister_channel, 2},
+    {emqx_listeners, esockd_access_rules, 1},
+    {esockd, close, 1},
+    {esockd, open, 4},
+    {esockd, reset_options, 2},
+    {esockd, listener, 1},
+    {esockd_listener_sup, connection_sup, 1}
+]).
+
+-record(state, {
+    ctx :: map(),
+    gateway :: map(),
+    listeners = [] :: [nats_gateway_emqx_config:listener()],
+    plugin :: nats_gateway_plugin_config:settings(),
+    defaults = nats_gateway_config:defaults() :: nats_gateway_config:config()
+}).
+
+%% EMQX itself gives an instance 15 s for a call.
+-define(CALL_MS, 14000).
+
+%% -------------------------------------------------------------------------------------------
+%% Callbacks of EMQX's gateway instance
+
+-spec on_gateway_load(#{config := map(), _ => _}, Ctx :: map()) ->
+    {ok, [pid()], pid()} | {error, term()}.
+on_gateway_load(#{config := Gateway}, Ctx) ->
+    case gen_server:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}, []) of
+        {ok, Pid} -> {ok, [Pid], Pid};
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec on_gateway_update(NewConfig :: map(), map(), pid()) ->
+    {ok, [pid()], pid()} | {error, term()}.
+on_gateway_update(Gateway, _, Pid) ->
+    case gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
+        ok -> {ok, [Pid], Pid};
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec on_gateway_unload(map(), pid()) -> ok.
+on_gateway_unload(_, Pid) ->
+    true = unlink(Pid),
+    gen_server:stop(Pid, shutdown, ?CALL_MS).
+
+%% The settings of the plugin's own page have changed.
+-spec settings_changed() -> ok.
+settings_changed() -> gen_server:cast(?MODULE, settings_changed).
+
+%% -------------------------------------------------------------------------------------------
+
+init({Gateway, Ctx}) ->
+    %% Listeners must not outlive this process.
+    _ = process_flag(trap_exit, true),
+    State = #state{
+        ctx = Ctx, gateway = Gateway, plugin = nats_gateway_plugin_config:get()
+    },
+    case apply_config(Gateway, State) of
+        {ok, NState} -> {ok, NState};
+        {error, Reason} -> {stop, Reason}
+    end.
+
+handle_call({update, Gateway}, _, State) ->
+    case apply_config(Gateway, State) of
+        {ok, NState} -> {reply, ok, NState};
+        {error, Reason} -> {reply, {error, Reason}, State}
+    end;
+handle_call(_, _, State) ->
+    {reply, ignored, State}.
+
+handle_cast(settings_changed, State = #state{gateway = Gateway}) ->
+    case apply_config(Gateway, State#state{plugin = nats_gateway_plugin_config:get()}) of
+        {ok, NState} ->
+            {noreply, NState};
+        {error, Reason} ->
+            ?LOG_ERROR(#{msg => "settings_not_applied", reason => Reason}),
+            {noreply, State}
+    end.
+
+handle_info(_, State) ->
+    {noreply, State}.
+
+terminate(_, #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
+    drain(Listeners, DrainTime),
+    lists:foreach(fun close/1, Listeners),
+    sweep().
+
+%% -------------------------------------------------------------------------------------------
+%% Listeners
+
+apply_config(Gateway, State = #state{listeners = Old}) ->
+    case nats_gateway_emqx_config:problem(Gateway) of
+        none ->
+            New = served(nats_gateway_emqx_config:listeners(Gateway)),
+            #{close := Close, open := Open, keep := Keep} =
+                nats_gateway_emqx_config:changes(Old, New),
+            NState = State#state{gateway = Gateway, listeners = New},
+            %% A port may go from one listener to another. What can be kept until all is well, is.
+            {InTheWay, Others} = lists:partition(
+                fun(Listener) -> is_in_the_way(Listener, Open) end, Close
+            ),
+            lists:foreach(fun close/1, InTheWay),
+            case open_all(Open, NState) of
+                ok ->
+                    lists:foreach(fun close/1, Others),
+                    reset_all(Keep, State, NState),
+                    {ok, NState};
+                {error, Reason} ->
+                    _ = open_all(InTheWay, State),
+                    {error, Reason}
+            end;
+        {Key, Value, Text} ->
+            {error, bad_config(Key, Value, Text)}
+    end.
+
+served(Listeners) ->
+    {Served, Others} = lists:partition(fun(#{id := {Type, _}}) -> Type =:= tcp end, Listeners),
+    lists:foreach(
+        fun(#{id := Id}) ->
+            ?LOG_WARNING(#{
+                msg => "listener_type_not_supported",
+                listener => nats_gateway_emqx_config:listener_id(Id)
+            })
+        end,
+        Others
+    ),
+    Served.
+
+is_in_the_way(#{bind := Bind}, Open) ->
+    lists:any(fun(#{bind := Other}) -> port(Bind) =:= port(Other) end, Open).
+
+port({_, Port}) -> Port;
+port(Port) -> Port.
+
+open_all([], _) ->
+    ok;
+open_all([Listener | Listeners], State) ->
+    case open(Listener, State) of
+        ok ->
+            case open_all(Listeners, State) of
+                ok ->
+                    ok;
+                {error, Reason} ->
+                    close(Listener),
+                    {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+open(Listener = #{id := Id, bind := Bind}, State) ->
+    _ = publish_options(Listener, State),
+    Ref = {Name, Bind} = reference(Listener),
+    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener, State), start(Ref)) end,
+    Started =
+        case Start() of
+            {error, {already_started, _}} ->
+                %% Left by one that was killed: its connections know nothing of our settings.
+                _ = esockd:close(Ref),
+                Start();
+            Other ->
+                Other
+        end,
+    case Started of
+        {ok, _} ->
+            ?LOG_INFO(#{msg => "listener_started", listener => Name, bind => format(Bind)}),
+            ok;
+        {error, Reason} ->
+            {error,
+                bad_config(
+                    listeners,
+                    #{listener => nats_gateway_emqx_config:listener_id(Id), bind => format(Bind)},
+                    explain(Reason)
+                )}
+    end.
+
+%% What is the same stays as it is: neither acceptors nor connections notice.
+reset_all(Listeners, Old, New) ->
+    lists:foreach(
+        fun(Listener) ->
+            Ref = reference(Listener),
+            [Before] = [L || L <- Old#state.listeners, reference(L) =:= Ref],
+            case esockd_options(Before, Old) =:= esockd_options(Listener, New) of
+                true -> ok;
+                false -> reset(Listener, New)
+            end,
+            case publish_options(Listener, New) of
+                unchanged ->
+                    ok;
+                changed ->
+                    lists:foreach(fun nats_gateway_connection:configure/1, connections(Listener))
+            end
+        end,
+        Listeners
+    ).
+
+reset(Listener, State) ->
+    Ref = {Name, _} = reference(Listener),
+    case esockd:reset_options(Ref, [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)]) of
+        ok ->
+            ?LOG_INFO(#{msg => "listener_updated", listener => Name});
+        {error, Reason} ->
+            %% Some options are for a new socket only.
+            ?LOG_WARNING(#{msg => "listener_reopened", listener => Name, reason => Reason}),
+            _ = esockd:close(Ref),
+            case open(Listener, State) of
+                ok -> ok;
+                {error, Why} -> ?LOG_ERROR(#{msg => "listener_lost", listener => Name, reason => Why})
+            end
+    end.
+
+close(Listener) ->
+    Ref = {Name, Bind} = reference(Listener),
+    _ = esockd:close(Ref),
+    _ = persistent_term:erase(key(Ref)),
+    ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
+
+reference(#{id := Id, bind := Bind}) -> {nats_gateway_emqx_config:listener_id(Id), Bind}.
+
+start(Ref) -> {nats_gateway_connection, start_link, [key(Ref)]}.
+
+%% Of one binding: a listener that moves has two for a while.
+key(Ref) -> {nats_gateway_connection, Ref}.
+
+%% What every connection of the listener looks up when it starts. It stays where it is as long as
+%% it is the same: a change makes the runtime look through all processes.
+publish_options(Listener, State) ->
+    #state{gateway = Gateway, plugin = Plugin, defaults = Defaults, ctx = Ctx} = State,
+    #{config := Config} =
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Defaults),
+    Key = key(reference(Listener)),
+    New = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
+    case persistent_term:get(Key, undefined) of
+        New ->
+            unchanged;
+        _ ->
+            ok = persistent_term:put(Key, New),
+            changed
+    end.
+
+esockd_options(Listener = #{conf := Conf}, #state{plugin = Plugin}) ->
+    [
+        {access_rules, emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, []))}
+        | nats_gateway_emqx_config:esockd_options(Listener, Plugin)
+    ].
+
+connections(Listener) ->
+    case connection_sup(Listener) of
+        undefined ->
+            [];
+        Sup ->
+            [Pid || {_, Pid, _, _} <- supervisor:which_children(Sup), is_pid(Pid)]
+    end.
+
+connection_sup(Listener) ->
+    try
+        esockd_listener_sup:connection_sup(esockd:listener(reference(Listener)))
+    catch
+        error:not_found -> undefined
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% The end
+
+%% Nobody is let in any more; who is there is told to go elsewhere, and has some time to do so.
+drain(_, 0) ->
+    ok;
+drain(Listeners, Ms) ->
+    Pids = lists:flatmap(
+        fun(Listener) ->
+            stop_accepting(Listener),
+            connections(Listener)
+        end,
+        Listeners
+    ),
+    Monitors = [
+        begin
+            ok = nats_gateway_connection:drain(Pid, max(1, Ms div 2)),
+            monitor(process, Pid)
+        end
+     || Pid <- Pids
+    ],
+    await(Monitors, erlang:monotonic_time(millisecond) + Ms).
+
+stop_accepting(Listener) ->
+    try
+        _ = supervisor:terminate_child(esockd:listener(reference(Listener)), acceptor_sup),
+        ok
+    catch
+        error:not_found -> ok
+    end.
+
+await([], _) ->
+    ok;
+await([Monitor | Monitors], Deadline) ->
+    receive
+        {'DOWN', Monitor, process, _, _} -> await(Monitors, Deadline)
+    after max(0, Deadline - erlang:monotonic_time(millisecond)) ->
+        true = demonitor(Monitor, [flush]),
+        await(Monitors, Deadline)
+    end.
+
+%% What a killed connection left behind would be counted for ever.
+sweep() ->
+    Table = emqx_gateway_cm:tabname(chan, nats),
+    case ets:whereis(Table) of
+        undefined ->
+            ok;
+        _ ->
+            lists:foreach(
+                fun
+                    (Channel = {_, Pid}) when node(Pid) =:= node() ->
+                        is_process_alive(Pid) orelse
+                            emqx_gateway_cm_registry:unregister_channel(nats, Channel);
+                    (_) ->
+                        ok
+                end,
+                ets:tab2list(Table)
+            )
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Words for the REST API
+
+%% Its own error of this form is shown as a sentence.
+bad_config(Key, Value, Text) -> {badconf, #{key => Key, value => Value, reason => Text}}.
+
+explain({shutdown, {failed_to_start_child, listener, Reason}}) -> explain(Reason);
+explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) -> explain(Reason);
+explain(Reason) when is_atom(Reason) ->
+    iolist_to_binary(["cannot listen: ", inet:format_error(Reason)]);
+explain(Reason) ->
+    iolist_to_binary(io_lib:format("cannot listen: ~0p", [Reason])).
+
+format({Address, Port}) when tuple_size(Address) =:= 8 ->
+    iolist_to_binary(["[", inet:ntoa(Address), "]:", integer_to_binary(Port)]);
+format({Address, Port}) ->
+    iolist_to_binary([inet:ntoa(Address), ":", integer_to_binary(Port)]);
+format(Port) ->
+    integer_to_binary(Port).

@@ -1,0 +1,187 @@
+%% Where the versions of EMQX differ. What a version has is looked up once.
+-module(nats_gateway_emqx_compat).
+
+-export([init/0]).
+-export([supported/0]).
+-export([is_running/1]).
+-export([callback_module/0]).
+-export([set_callback_module/1]).
+-export([built_in/0]).
+-export([is_node_stopping/0]).
+-export([run_hook/3]).
+-export([fold_hook/4]).
+-export([has_callbacks/1]).
+-export([count/2]).
+-export([authz_cache/0]).
+-export([authz_drained_at/0]).
+
+-ignore_xref([
+    {emqx_gateway_utils, find_gateway_definitions, 0},
+    {emqx_hooks, lookup, 1},
+    {emqx_hooks, run, 2},
+    {emqx_hooks, run, 3},
+    {emqx_hooks, run_fold, 3},
+    {emqx_hooks, run_fold, 4},
+    {emqx_metrics, inc, 2},
+    {emqx_metrics, inc_global, 2},
+    {emqx_release, version, 0},
+    {emqx, get_config, 2}
+]).
+
+%% EMQX's cache of the gateways that there are; who reads it wants to know their modules.
+-define(DEFINITIONS, emqx_gateways).
+-define(BUILT_IN, emqx_gateway_nats).
+
+-define(CONTROLLER_MS, 1000).
+
+-define(MIN_OTP, 25).
+-define(MAX_OTP, 28).
+
+%% Once, before anything else here is used.
+-spec init() -> ok.
+init() ->
+    persistent_term:put(?MODULE, #{
+        %% 6.1: callbacks may ask for what is known of the connection
+        hook_context => is_exported(emqx_hooks, run, 3),
+        %% 6.1: inc/2 means another thing
+        inc_global => is_exported(emqx_metrics, inc_global, 2)
+    }).
+
+%% The modules of a release are loaded at boot, but not in every kind of node.
+is_exported(Module, Function, Arity) ->
+    _ = code:ensure_loaded(Module),
+    erlang:function_exported(Module, Function, Arity).
+
+feature(Name) -> maps:get(Name, persistent_term:get(?MODULE)).
+
+%% -------------------------------------------------------------------------------------------
+%% The place of the built-in gateway
+
+%% There has to be a built-in gateway `nats', or EMQX has no place for ours.
+-spec supported() -> ok | {error, {unsupported_otp | unsupported_emqx, Text :: string()}}.
+supported() ->
+    Otp = list_to_integer(erlang:system_info(otp_release)),
+    if
+        Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
+            {error,
+                {unsupported_otp,
+                    lists:concat(["Erlang/OTP ", Otp, ": ", ?MIN_OTP, " to ", ?MAX_OTP, " are"])}};
+        true ->
+            case is_exported(?BUILT_IN, on_gateway_load, 2) of
+                true ->
+                    ok;
+                false ->
+                    {error,
+                        {unsupported_emqx,
+                            lists:concat(["EMQX ", emqx_release:version(), ": 5.10 and newer are"])}}
+            end
+    end.
+
+-spec built_in() -> module().
+built_in() -> ?BUILT_IN.
+
+%% The application controller answers nobody while it stops an application.
+-spec is_running(Application :: atom()) -> boolean().
+is_running(Application) ->
+    try
+        lists:keymember(Application, 1, application:which_applications(?CONTROLLER_MS))
+    catch
+        exit:_ -> false
+    end.
+
+%% Who gets the gateway `nats' when EMQX's gateway application starts.
+-spec callback_module() -> module() | undefined.
+callback_module() ->
+    case [Module || #{name := nats, callback_module := Module} <- definitions()] of
+        [Module] -> Module;
+        [] -> undefined
+    end.
+
+-spec set_callback_module(module()) -> ok.
+set_callback_module(Module) ->
+    case callback_module() of
+        Module ->
+            ok;
+        undefined ->
+            ok;
+        _ ->
+            Definitions = [
+                case Definition of
+                    #{name := nats} -> Definition#{callback_module := Module};
+                    #{} -> Definition
+                end
+             || Definition <- definitions()
+            ],
+            persistent_term:put(?DEFINITIONS, {value, Definitions})
+    end.
+
+definitions() -> emqx_gateway_utils:find_gateway_definitions().
+
+%% EMQX stops its plugins before it stops itself, or to join a cluster. There is no question to ask
+%% it, but the process that does the one is known.
+-spec is_node_stopping() -> boolean().
+is_node_stopping() ->
+    case init:get_status() of
+        {stopping, _} ->
+            true;
+        _ ->
+            case whereis(emqx_machine_terminator) of
+                undefined ->
+                    false;
+                Pid ->
+                    case process_info(Pid, current_stacktrace) of
+                        {current_stacktrace, Stack} ->
+                            lists:keymember(emqx_machine_boot, 1, Stack);
+                        undefined ->
+                            false
+                    end
+            end
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Hooks. ConnInfo is what is known of the connection.
+
+-spec run_hook(atom(), ConnInfo :: map(), [term()]) -> ok.
+run_hook(Name, ConnInfo, Arguments) ->
+    case feature(hook_context) of
+        true -> emqx_hooks:run(Name, context(ConnInfo), Arguments);
+        false -> emqx_hooks:run(Name, Arguments)
+    end.
+
+-spec fold_hook(atom(), ConnInfo :: map(), [term()], Acc) -> Acc when Acc :: term().
+fold_hook(Name, ConnInfo, Arguments, Acc) ->
+    case feature(hook_context) of
+        true -> emqx_hooks:run_fold(Name, context(ConnInfo), Arguments, Acc);
+        false -> emqx_hooks:run_fold(Name, Arguments, Acc)
+    end.
+
+context(ConnInfo) -> #{conn_info_fn => fun(Key) -> maps:get(Key, ConnInfo) end}.
+
+-spec has_callbacks(atom()) -> boolean().
+has_callbacks(Name) -> emqx_hooks:lookup(Name) =/= [].
+
+%% -------------------------------------------------------------------------------------------
+%% Metrics and authorization
+
+%% Of the node, as MQTT counts.
+-spec count(atom(), pos_integer()) -> ok.
+count(Name, N) ->
+    case feature(inc_global) of
+        true -> emqx_metrics:inc_global(Name, N);
+        false -> emqx_metrics:inc(Name, N)
+    end.
+
+%% How decisions may be cached: not at all, or for how long and how many.
+-spec authz_cache() ->
+    disabled | #{ttl := non_neg_integer(), max_size := pos_integer(), excludes := [binary()]}.
+authz_cache() ->
+    case emqx:get_config([authorization, cache], #{}) of
+        #{enable := true, ttl := Ttl, max_size := MaxSize} = Cache ->
+            #{ttl => Ttl, max_size => MaxSize, excludes => maps:get(excludes, Cache, [])};
+        _ ->
+            disabled
+    end.
+
+%% Decisions that were made earlier count no more. System time in milliseconds.
+-spec authz_drained_at() -> integer().
+authz_drained_at() -> persistent_term:get({emqx_authz_cache, drain_timestamp}, 0).

@@ -1,0 +1,145 @@
+%% Holds the name `nats' in EMQX's gateway application, as long as this process lives.
+%%
+%% EMQX knows a built-in gateway under that name. Where we start before EMQX's gateway application
+%% we are put in its place beforehand, and EMQX registers and loads us by itself. Otherwise the
+%% built-in is unloaded, unregistered, and we are registered and loaded with its settings. This
+%% order matters: unregistering a loaded gateway deadlocks EMQX's registry, and registering while
+%% the gateway application starts stops the node from booting.
+-module(nats_gateway_emqx_takeover).
+
+-behaviour(gen_server).
+
+-export([child_spec/0]).
+-export([start_link/0]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-ignore_xref([
+    {emqx_conf, get, 2},
+    {emqx_gateway, load, 2},
+    {emqx_gateway, lookup, 1},
+    {emqx_gateway, unload, 1},
+    {emqx_gateway_registry, lookup, 1},
+    {emqx_gateway_registry, reg, 2},
+    {emqx_gateway_registry, unreg, 1}
+]).
+
+-record(state, {
+    %% of EMQX's registry, which forgets what was registered when it ends
+    registry :: undefined | reference()
+}).
+
+-define(SCHEMA, emqx_nats_schema).
+
+%% EMQX's gateway application starts within seconds of ours, or much later, or never.
+-define(POLL_MS, 300).
+%% Unloading drains the clients.
+-define(SHUTDOWN_MS, 30000).
+
+-spec child_spec() -> supervisor:child_spec().
+child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}, shutdown => ?SHUTDOWN_MS}.
+
+-spec start_link() -> {ok, pid()} | {error, term()}.
+start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+init([]) ->
+    _ = process_flag(trap_exit, true),
+    ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx),
+    {ok, #state{}, {continue, take}}.
+
+handle_continue(take, State) -> try_to_take(State).
+
+handle_call(_, _, State) -> {reply, ignored, State}.
+
+handle_cast(_, State) -> {noreply, State}.
+
+handle_info(take, State = #state{registry = undefined}) ->
+    try_to_take(State);
+handle_info({'DOWN', Monitor, process, _, _}, #state{registry = Monitor}) ->
+    try_to_take(#state{});
+handle_info(_, State) ->
+    {noreply, State}.
+
+terminate(_, _) ->
+    ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx_compat:built_in()),
+    %% As a rule our application is being stopped: the application controller cannot be asked.
+    case whereis(emqx_gateway_registry) of
+        undefined -> ok;
+        _ -> give_back(nats_gateway_emqx_compat:is_node_stopping())
+    end.
+
+%% -------------------------------------------------------------------------------------------
+
+try_to_take(State) ->
+    case nats_gateway_emqx_compat:is_running(emqx_gateway) of
+        true ->
+            try take() of
+                Registry -> {noreply, State#state{registry = monitor(process, Registry)}}
+            catch
+                Class:Reason:Stack ->
+                    ?LOG_ERROR(#{
+                        msg => "gateway_name_not_taken",
+                        reason => {Class, Reason},
+                        stacktrace => Stack
+                    }),
+                    {noreply, again(State)}
+            end;
+        false ->
+            {noreply, again(State)}
+    end.
+
+again(State) ->
+    _ = erlang:send_after(?POLL_MS, self(), take),
+    State.
+
+take() ->
+    Registry = whereis(emqx_gateway_registry),
+    true = is_pid(Registry),
+    ok = serve_with(nats_gateway_emqx),
+    load(),
+    Registry.
+
+give_back(IsStopping) ->
+    try
+        ok = serve_with(nats_gateway_emqx_compat:built_in()),
+        %% It would open its listeners for a moment, for clients that have just been sent away.
+        case IsStopping of
+            true -> ok;
+            false -> load()
+        end
+    catch
+        Class:Reason:Stack ->
+            ?LOG_ERROR(#{
+                msg => "gateway_name_not_given_back", reason => {Class, Reason}, stacktrace => Stack
+            })
+    end.
+
+serve_with(Module) ->
+    case emqx_gateway_registry:lookup(nats) of
+        #{cbkmod := Module} ->
+            ok;
+        _ ->
+            unload(),
+            _ = emqx_gateway_registry:unreg(nats),
+            emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, ?SCHEMA}])
+    end.
+
+%% EMQX raises what it does not expect, such as a callback that fails.
+unload() ->
+    try emqx_gateway:unload(nats) of
+        _ -> ok
+    catch
+        _:Reason -> ?LOG_WARNING(#{msg => "gateway_unload_failed", reason => Reason})
+    end.
+
+load() ->
+    case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of
+        {undefined, Config} when is_map(Config) ->
+            case emqx_gateway:load(nats, Config) of
+                {ok, _} -> ok;
+                {error, Reason} -> ?LOG_ERROR(#{msg => "gateway_load_failed", reason => Reason})
+            end;
+        _ ->
+            ok
+    end.

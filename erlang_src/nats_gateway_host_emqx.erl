@@ -1,0 +1,923 @@
+%% The host inside an EMQX node: the client's own process is a channel of EMQX's gateway `nats'.
+%%
+%% How NATS is put into EMQX's messages:
+%% - Topics and shared groups come converted from the decoder; each key of the channel is one
+%%   subscription of this process, with one constant subscription id.
+%% - A reply subject is the property Response-Topic, a header block the User-Properties. Where
+%%   properties cannot say all of it the block itself travels in a header of EMQX's message, which
+%%   other nodes of the cluster get too, and MQTT clients don't see.
+%% - Both copies of a message for a plain and a shared subscription look the same, but for a header
+%%   that names the group of the latter.
+-module(nats_gateway_host_emqx).
+
+-behaviour(nats_gateway_host).
+
+-export([connect/1]).
+-export([publish/3]).
+-export([subscribe/3]).
+-export([unsubscribe/2]).
+-export([barrier/1]).
+-export([handle_info/2]).
+-export([handle_call/2]).
+-export([report/2]).
+-export([disconnect/2]).
+
+-export([context/1]).
+%% For tests
+-export([clientinfo/2]).
+-export([render/2]).
+-export([properties/5]).
+-export([reply/1]).
+-export([headers/1]).
+-export([is_unclaimed/1]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-ignore_xref([
+    {emqx, get_config, 2},
+    {emqx_authz_cache, empty_authz_cache, 0},
+    {emqx_banned, check, 1},
+    {emqx_broker, safe_publish, 1},
+    {emqx_broker, subscribe, 3},
+    {emqx_broker, subscriber_down, 1},
+    {emqx_broker, unsubscribe, 1},
+    {emqx_broker_helper, lookup_subid, 1},
+    {emqx_flapping, detect, 1},
+    {emqx_gateway_cm, do_set_chan_stats, 4},
+    {emqx_gateway_cm, insert_channel_info, 4},
+    {emqx_gateway_cm, open_session, 5},
+    {emqx_gateway_cm, register_channel, 4},
+    {emqx_gateway_cm, unregister_channel, 2},
+    {emqx_gateway_ctx, authenticate, 2},
+    {emqx_gateway_ctx, authorize, 4},
+    {emqx_gateway_ctx, connection_expire_interval, 2},
+    {emqx_gateway_metrics, tabname, 1},
+    {emqx_logger, set_metadata_clientid, 1},
+    {emqx_logger, set_metadata_peername, 1},
+    {emqx_message, from, 1},
+    {emqx_message, get_headers, 1},
+    {emqx_message, make, 6},
+    {emqx_message, payload, 1},
+    {emqx_message, topic, 1},
+    {emqx_mountpoint, mount, 2},
+    {emqx_topic, get_shared_real_topic, 1},
+    {emqx_topic, make_shared_record, 2},
+    {emqx_topic, match, 2},
+    {emqx_topic, maybe_format_share, 1},
+    {emqx_topic, parse, 1}
+]).
+
+%% What is the same for all clients: EMQX's gateway context and the table of its metrics.
+-type context() :: #{ctx := map(), metrics := atom()}.
+
+-record(sub, {
+    %% what the broker was asked for: a topic filter or its record of a shared one
+    topic :: binary() | tuple(),
+    options :: map(),
+    no_local :: boolean(),
+    %% not by the client itself
+    added = false :: boolean()
+}).
+
+
+-record(host, {
+    context :: context(),
+    clientinfo :: map(),
+    conninfo :: map(),
+    clientid :: binary(),
+    mountpoint :: binary(),
+    %% of each message
+    headers :: map(),
+    retained :: boolean(),
+    subs = #{} :: #{nats_gateway_host:key() => #sub{}},
+    %% unsubscribed, but with deliveries in the mailbox perhaps
+    leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
+    %% the broker's keys of subscriptions that a hook has changed
+    rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
+    %% what was authorized
+    decisions = #{} :: #{decision_key() => {allow | deny, At :: integer()}},
+    expiry :: undefined | reference(),
+    %% as of the last report
+    received = 0 :: non_neg_integer(),
+    sent = 0 :: non_neg_integer()
+}).
+
+-type host() :: #host{}.
+
+-type decision_key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
+
+%% What is looked up once per batch of publishes.
+-record(batch, {
+    qos :: 0 | 1,
+    no_responders :: boolean(),
+    now :: integer(),
+    drained_at :: integer(),
+    cache :: disabled | #{ttl := non_neg_integer(), max_size := pos_integer(), excludes := list()}
+}).
+
+-define(GATEWAY, nats).
+%% The module that EMQX's gateway manager calls.
+-define(CONNECTION, nats_gateway_connection).
+
+-define(PASSWORD_TEMPLATE, <<"${Packet.pass}">>).
+
+-define(FLAGS, #{dup => false, retain => false}).
+
+%% Message headers of our own, and the two of the built-in gateway.
+-define(HEADER_BLOCK, nats_gateway_header_block).
+-define(REPLY_TO, reply_to).
+-define(NATS_HEADERS, nats_headers).
+
+%% Deliveries that are taken from the mailbox at once.
+-define(MAX_DELIVERIES, 1000).
+
+%% -------------------------------------------------------------------------------------------
+%% Login
+
+-spec context(Ctx :: map()) -> context().
+context(Ctx) -> #{ctx => Ctx, metrics => emqx_gateway_metrics:tabname(?GATEWAY)}.
+
+-spec connect(nats_gateway_host:client()) ->
+    {ok, nats_gateway_host:session(), host()} | {error, nats_gateway_host:close_reason()}.
+connect(Client = #{config := #{emqx := Context}}) ->
+    Generated = generated(),
+    ClientInfo = #{clientid := ClientId, peername := Peername} = clientinfo(Client, Generated),
+    ConnInfo = conninfo(ClientInfo, Client),
+    ok = emqx_logger:set_metadata_clientid(ClientId),
+    ok = emqx_logger:set_metadata_peername(format(Peername)),
+    case admit(ClientInfo, ConnInfo, Context) of
+        {ok, Admitted} ->
+            ok = register(Admitted, ConnInfo, ClientId =:= Generated),
+            Host = connected(Admitted, ConnInfo, Client),
+            #host{mountpoint = Mountpoint, clientinfo = #{username := Username}} = Host,
+            {ok, #{mountpoint => Mountpoint, clientid => ClientId, username => Username}, Host};
+        {error, Reason} ->
+            ?LOG_WARNING(#{
+                msg => "client_login_failed",
+                clientid => ClientId,
+                username => maps:get(username, ClientInfo),
+                reason => Reason
+            }),
+            run_hook('client.connack', ConnInfo, [ConnInfo, connack(Reason), #{}], Context),
+            {error, close_reason(Reason)}
+    end.
+
+%% The order of EMQX's own channels.
+admit(ClientInfo, ConnInfo, Context = #{ctx := Ctx}) ->
+    case fold_hook('client.connect', ConnInfo, [ConnInfo], #{}, Context) of
+        {error, Reason} ->
+            {error, Reason};
+        _ ->
+            case emqx_banned:check(ClientInfo) of
+                true -> {error, banned};
+                false -> admitted(emqx_gateway_ctx:authenticate(Ctx, ClientInfo))
+            end
+    end.
+
+admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
+    %% A name with a wildcard in it must not open the mountpoints of others.
+    case binary:match(Mountpoint, [<<"+">>, <<"#">>]) of
+        nomatch -> {ok, maps:remove(password, ClientInfo)};
+        _ -> {error, wildcard_in_mountpoint}
+    end;
+admitted({ok, ClientInfo}) ->
+    {ok, maps:remove(password, ClientInfo)};
+admitted({error, Reason}) ->
+    {error, Reason}.
+
+%% A refusal that will pass closes in silence, upon which every client tries again.
+close_reason(quota_exceeded) -> {error, quota_exceeded};
+close_reason(server_busy) -> {error, server_busy};
+close_reason(server_unavailable) -> {error, server_unavailable};
+close_reason(_) -> authorization_violation.
+
+connack(Reason) when is_atom(Reason) -> Reason;
+connack(_) -> not_authorized.
+
+%% A generated name is nobody else's: there is no session to be taken from anybody, and no lock
+%% of the cluster to be waited for.
+register(#{clientid := ClientId} = ClientInfo, ConnInfo, true) ->
+    ok = emqx_gateway_cm:register_channel(?GATEWAY, ClientId, self(), ConnInfo),
+    nats_gateway_emqx_compat:run_hook('session.created', ConnInfo, [ClientInfo, session(ConnInfo)]);
+register(ClientInfo, ConnInfo, false) ->
+    Session = fun(_, _) -> session(ConnInfo) end,
+    {ok, _} = emqx_gateway_cm:open_session(?GATEWAY, true, ClientInfo, ConnInfo, Session),
+    ok.
+
+session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
+
+connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
+    #{emqx := Context = #{ctx := Ctx}, retained_on_subscribe := Retained} = Config,
+    run_hook('client.connack', ConnInfo, [ConnInfo, success, #{}], Context),
+    run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
+    Host = #host{
+        context = Context,
+        clientinfo = ClientInfo,
+        conninfo = ConnInfo,
+        clientid = ClientId,
+        mountpoint = text(maps:get(mountpoint, ClientInfo)),
+        headers = message_headers(ClientInfo, ConnInfo),
+        retained = Retained,
+        expiry = expire_later(emqx_gateway_ctx:connection_expire_interval(Ctx, ClientInfo))
+    },
+    Info = #{
+        conninfo => ConnInfo,
+        conn_state => connected,
+        clientinfo => ClientInfo,
+        session => session(ConnInfo)
+    },
+    ok = emqx_gateway_cm:insert_channel_info(?GATEWAY, ClientId, Info, stats(#{}, Host)),
+    Host.
+
+expire_later(undefined) ->
+    undefined;
+expire_later(Ms) ->
+    Expiry = make_ref(),
+    %% The longest that a timer can wait.
+    _ = erlang:send_after(min(Ms, 16#FFFFFFFF), self(), {?MODULE, Expiry, expired}),
+    Expiry.
+
+message_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
+    Constant = maps:with([protocol, username, peerhost, peername, client_attrs], ClientInfo),
+    Constant#{proto_ver => ProtoVer, properties => #{}}.
+
+-spec clientinfo(nats_gateway_host:client(), Generated :: binary()) -> map().
+clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
+    #{listener := Listener, peername := Peername = {PeerHost, _}, sockname := {_, Port}} = Client,
+    #{enable_authn := EnableAuthn, mountpoint := Mountpoint, clientinfo_override := Override} =
+        Config,
+    Known = #{
+        zone => default,
+        listener => Listener,
+        protocol => nats,
+        peerhost => PeerHost,
+        peername => Peername,
+        sockport => Port,
+        clientid => Generated,
+        is_bridge => false,
+        is_superuser => false,
+        enable_authn => EnableAuthn,
+        mountpoint => Mountpoint
+    },
+    Names = #{
+        <<"Packet">> => Fields,
+        <<"ClientInfo">> => Known,
+        <<"ConnInfo">> => maps:with([peername, sockname, transport], Client),
+        <<"generated">> => Generated
+    },
+    Templates = maps:merge(
+        #{username => <<"${Packet.user}">>, password => ?PASSWORD_TEMPLATE}, Override
+    ),
+    Rendered = maps:filtermap(
+        fun(_, Template) ->
+            case render(Template, Names) of
+                <<>> -> false;
+                Text -> {true, Text}
+            end
+        end,
+        Templates
+    ),
+    maps:merge(
+        Known#{username => undefined, password => token(Fields, Templates)}, Rendered
+    ).
+
+%% A token alone is given as a password, which is where EMQX looks for a JWT.
+token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
+token(_, _) -> undefined.
+
+%% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
+-spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
+render(Template, Names) ->
+    case binary:split(Template, <<"${">>) of
+        [Before, Rest] ->
+            case binary:split(Rest, <<"}">>) of
+                [Path, After] ->
+                    Value = text(find(binary:split(Path, <<".">>, [global]), Names)),
+                    <<Before/binary, Value/binary, (render(After, Names))/binary>>;
+                [_] ->
+                    Template
+            end;
+        [Template] ->
+            Template
+    end.
+
+find([], Value) ->
+    Value;
+find([Name | Path], Values) when is_map(Values) ->
+    case [Value || {Key, Value} <- maps:to_list(Values), text(Key) =:= Name] of
+        [Value] -> find(Path, Value);
+        _ -> undefined
+    end;
+find(_, _) ->
+    undefined.
+
+text(undefined) -> <<>>;
+text(Text) when is_binary(Text) -> Text;
+text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
+text(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
+text({Address, Port}) when is_integer(Port) -> list_to_binary(format({Address, Port}));
+text(Address) when is_tuple(Address) ->
+    case inet:ntoa(Address) of
+        {error, _} -> <<>>;
+        Text -> list_to_binary(Text)
+    end;
+text(_) ->
+    <<>>.
+
+format({Address, Port}) when tuple_size(Address) =:= 8 ->
+    lists:flatten(["[", inet:ntoa(Address), "]:", integer_to_list(Port)]);
+format({Address, Port}) ->
+    lists:flatten([inet:ntoa(Address), ":", integer_to_list(Port)]).
+
+generated() -> <<"nats-", (binary:encode_hex(crypto:strong_rand_bytes(9)))/binary>>.
+
+%% What EMQX's REST API, rule engine and license look for.
+conninfo(#{clientid := ClientId, username := Username}, Client) ->
+    #{transport := Transport, peername := Peername, sockname := Sockname, config := Config} = Client,
+    #{
+        socktype => Transport,
+        peername => Peername,
+        sockname => Sockname,
+        peercert => maps:get(peercert, Client, nossl),
+        conn_mod => ?CONNECTION,
+        proto_name => <<"NATS">>,
+        proto_ver => <<"1">>,
+        clean_start => true,
+        clientid => ClientId,
+        username => Username,
+        keepalive => seconds(maps:get(default_heartbeat_interval, Config)),
+        expiry_interval => 0,
+        receive_maximum => 0,
+        conn_props => #{},
+        connected_at => erlang:system_time(millisecond)
+    }.
+
+seconds(infinity) -> 0;
+seconds(Ms) -> Ms div 1000.
+
+%% -------------------------------------------------------------------------------------------
+%% Publish
+
+-spec publish([nats_gateway_nif:publish()], Options, host()) ->
+    {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
+    | {stop, nats_gateway_host:close_reason(), host()}
+when
+    Options :: #{confirm := boolean(), no_responders := boolean()}.
+publish(Pubs, #{confirm := Confirm, no_responders := NoResponders}, Host) ->
+    Batch = #batch{
+        qos = qos(Confirm),
+        no_responders = NoResponders,
+        now = erlang:system_time(millisecond),
+        drained_at = nats_gateway_emqx_compat:authz_drained_at(),
+        cache = nats_gateway_emqx_compat:authz_cache()
+    },
+    publish(Pubs, 1, [], Batch, Host).
+
+qos(true) -> 1;
+qos(false) -> 0.
+
+publish([], Index, Rejections, #batch{qos = QoS}, Host) ->
+    received(Index - 1, QoS, Host),
+    {ok, lists:reverse(Rejections), Host};
+publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
+    case publish_one(Pub, Batch, Host) of
+        {ok, NHost} ->
+            publish(Pubs, Index + 1, Rejections, Batch, NHost);
+        {stop, Reason, NHost} ->
+            received(Index, Batch#batch.qos, NHost),
+            {stop, Reason, NHost};
+        {Rejection, NHost} ->
+            publish(Pubs, Index + 1, [{Index, Rejection} | Rejections], Batch, NHost)
+    end.
+
+publish_one({pub, _, invalid, ReplyTo, _, _, _}, Batch, Host) ->
+    {nobody(ReplyTo, Batch), Host};
+publish_one(Pub, Batch = #batch{qos = QoS}, Host) ->
+    {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
+    {Name, Correlation} = topic(Topic),
+    case may_publish(Name, Batch, Host) of
+        {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
+            Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
+            Message = emqx_message:make(ClientId, QoS, Name, Payload, ?FLAGS, Headers),
+            case emqx_broker:safe_publish(Message) of
+                disconnect ->
+                    {stop, authorization_violation, NHost};
+                Results ->
+                    case is_unclaimed(Results) of
+                        true -> {nobody(ReplyTo, Batch), NHost};
+                        false -> {ok, NHost}
+                    end
+            end;
+        {deny, NHost} ->
+            denied({denied, Subject}, NHost)
+    end.
+
+topic({Name, Correlation}) -> {Name, Correlation};
+topic(Name) -> {Name, undefined}.
+
+nobody(undefined, _) -> ok;
+nobody(_, #batch{no_responders = true}) -> no_responders;
+nobody(_, _) -> ok.
+
+%% A route may be left of a subscriber that is gone.
+-spec is_unclaimed(list()) -> boolean().
+is_unclaimed([]) -> true;
+is_unclaimed([{_, _, {error, no_subscribers}} | Results]) -> is_unclaimed(Results);
+is_unclaimed(_) -> false.
+
+denied(Reason, Host) ->
+    case emqx:get_config([authorization, deny_action], ignore) of
+        disconnect -> {stop, Reason, Host};
+        _ -> {denied, Host}
+    end.
+
+%% EMQX's cache would be asked with a lookup of its settings for every message.
+may_publish(Topic, Batch = #batch{qos = QoS, cache = Cache}, Host = #host{decisions = Decisions}) ->
+    #batch{now = Now, drained_at = DrainedAt} = Batch,
+    Key = [Topic | QoS],
+    case {Decisions, Cache} of
+        {#{Key := {Decision, At}}, #{ttl := Ttl}} when At > DrainedAt, Now - At < Ttl ->
+            {Decision, Host};
+        _ ->
+            Action = #{action_type => publish, qos => QoS, retain => false},
+            Decision = authorize(Action, Topic, Host),
+            {Decision, remember(Key, Decision, Batch, Host)}
+    end.
+
+remember(_, _, #batch{cache = disabled}, Host) ->
+    Host;
+remember(Key = [Topic | _], Decision, #batch{cache = Cache, now = Now}, Host) ->
+    #{max_size := MaxSize, excludes := Excludes} = Cache,
+    #host{decisions = Decisions} = Host,
+    case lists:any(fun(Filter) -> emqx_topic:match(unmount(Topic, Host), Filter) end, Excludes) of
+        true ->
+            Host;
+        false when map_size(Decisions) >= MaxSize, not is_map_key(Key, Decisions) ->
+            Host#host{decisions = #{Key => {Decision, Now}}};
+        false ->
+            Host#host{decisions = Decisions#{Key => {Decision, Now}}}
+    end.
+
+%% Rules are written for what the client sees.
+authorize(Action, Topic, Host = #host{context = #{ctx := Ctx}, clientinfo = ClientInfo}) ->
+    emqx_gateway_ctx:authorize(Ctx, ClientInfo, Action, unmount(Topic, Host)).
+
+unmount(Topic, #host{mountpoint = Mountpoint}) ->
+    Size = byte_size(Mountpoint),
+    case Topic of
+        <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
+        _ -> Topic
+    end.
+
+%% The headers of a message: `Constant' are those of every message of this client.
+-spec properties(
+    Constant :: map(),
+    Correlation :: undefined | binary(),
+    ReplyTo :: undefined | binary(),
+    ReplyTopic :: undefined | binary() | invalid | {binary(), binary()},
+    Block :: undefined | binary()
+) -> map().
+properties(Constant, undefined, undefined, _, undefined) ->
+    Constant;
+properties(Constant, Correlation, ReplyTo, ReplyTopic, Block) ->
+    {Replies, Headers} = reply_properties(Correlation, ReplyTo, ReplyTopic, Constant),
+    case Block of
+        undefined ->
+            Headers#{properties := Replies};
+        _ ->
+            {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
+            Properties = content_type(ContentType, user_properties(Pairs, Replies)),
+            case Exact of
+                true -> Headers#{properties := Properties};
+                false -> Headers#{properties := Properties, ?HEADER_BLOCK => Block}
+            end
+    end.
+
+%% A message has one Correlation-Data, and that of an answer comes first.
+reply_properties(undefined, undefined, _, Headers) ->
+    {#{}, Headers};
+reply_properties(Correlation, undefined, _, Headers) ->
+    {#{'Correlation-Data' => Correlation}, Headers};
+reply_properties(undefined, _, {ReplyTopic, Correlation}, Headers) ->
+    {#{'Response-Topic' => ReplyTopic, 'Correlation-Data' => Correlation}, Headers};
+reply_properties(undefined, _, ReplyTopic, Headers) when is_binary(ReplyTopic) ->
+    {#{'Response-Topic' => ReplyTopic}, Headers};
+reply_properties(Correlation, _, ReplyTopic, Headers) when is_binary(ReplyTopic) ->
+    {#{'Response-Topic' => ReplyTopic, 'Correlation-Data' => Correlation}, Headers};
+reply_properties(undefined, ReplyTo, _, Headers) ->
+    {#{}, Headers#{?REPLY_TO => ReplyTo}};
+reply_properties(Correlation, ReplyTo, _, Headers) ->
+    {#{'Correlation-Data' => Correlation}, Headers#{?REPLY_TO => ReplyTo}}.
+
+user_properties([], Properties) -> Properties;
+user_properties(Pairs, Properties) -> Properties#{'User-Property' => Pairs}.
+
+content_type(undefined, Properties) -> Properties;
+content_type(ContentType, Properties) -> Properties#{'Content-Type' => ContentType}.
+
+%% -------------------------------------------------------------------------------------------
+%% Subscribe
+
+-spec subscribe(nats_gateway_host:key(), Options, host()) ->
+    {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}.
+subscribe(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+    QoS = qos(Confirm),
+    case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
+        allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
+        deny -> denied(permission_denied, Host)
+    end.
+
+subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
+    #host{clientinfo = ClientInfo, conninfo = ConnInfo, context = Context} = Host,
+    Options = maps:merge(
+        #{
+            qos => QoS,
+            rh => retain_handling(Host),
+            rap => 0,
+            %% MQTT has none for shared subscriptions.
+            nl => no_local(NoLocal, Share),
+            is_new => true,
+            sub_props => #{}
+        },
+        More
+    ),
+    Wanted = [{record(Share, unmount(Filter, Host)), Options}],
+    case fold_hook('client.subscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context) of
+        [{Topic, NOptions} | _] ->
+            Mounted = mount(Topic, Host),
+            ok = emqx_broker:subscribe(Mounted, subscription_id(Host), NOptions),
+            run_hook('session.subscribed', ConnInfo, [ClientInfo, Mounted, NOptions], Context),
+            {ok, subscribed(Key, Mounted, NOptions, NoLocal, Host)};
+        _ ->
+            {denied, Host}
+    end.
+
+retain_handling(#host{retained = true}) -> 0;
+retain_handling(#host{retained = false}) -> 2.
+
+no_local(true, undefined) -> 1;
+no_local(_, _) -> 0.
+
+record(undefined, Filter) -> Filter;
+record(Share, Filter) -> emqx_topic:make_shared_record(Share, Filter).
+
+mount(Topic, #host{mountpoint = <<>>}) -> Topic;
+mount(Topic, #host{mountpoint = Mountpoint}) -> emqx_mountpoint:mount(Mountpoint, Topic).
+
+%% One process has one, also after a login with another name.
+subscription_id(#host{clientid = ClientId}) ->
+    case emqx_broker_helper:lookup_subid(self()) of
+        undefined -> ClientId;
+        Id -> Id
+    end.
+
+subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = Rewritten}) ->
+    Sub = #sub{topic = Topic, options = Options, no_local = NoLocal},
+    NHost = Host#host{subs = Subs#{Key => Sub}},
+    case broker_key(Key, Topic) of
+        Key -> NHost;
+        BrokerKey -> NHost#host{rewritten = Rewritten#{BrokerKey => Key}}
+    end.
+
+broker_key({Share, _}, Topic) -> {Share, emqx_topic:get_shared_real_topic(Topic)}.
+
+%% What has been delivered to this process by now is still the client's: in a shared group nobody
+%% else gets it. It comes before a message that the process sends itself.
+-spec unsubscribe(nats_gateway_host:key(), host()) -> host().
+unsubscribe(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
+    #host{conninfo = ConnInfo, context = Context} = Host,
+    case maps:take(Key, Subs) of
+        {Sub = #sub{topic = Topic, options = Options}, NSubs} ->
+            {Share, Filter} = Key,
+            Wanted = [{record(Share, unmount(Filter, Host)), #{}}],
+            _ = fold_hook('client.unsubscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context),
+            _ = emqx_broker:unsubscribe(Topic),
+            run_hook('session.unsubscribed', ConnInfo, [ClientInfo, Topic, Options], Context),
+            self() ! {?MODULE, unsubscribed, Key},
+            Host#host{subs = NSubs, leaving = Leaving#{Key => Sub}};
+        error ->
+            Host
+    end.
+
+unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewritten}) ->
+    NHost =
+        case maps:take(Key, Leaving) of
+            {#sub{topic = Topic}, NLeaving} when not is_map_key(Key, Subs) ->
+                Host#host{
+                    leaving = NLeaving,
+                    rewritten = maps:remove(broker_key(Key, Topic), Rewritten)
+                };
+            {_, NLeaving} ->
+                Host#host{leaving = NLeaving};
+            error ->
+                Host
+        end,
+    {[{unsubscribed, Key}], NHost}.
+
+%% -------------------------------------------------------------------------------------------
+%% Barrier
+
+%% EMQX has handled what it was given when it returns. What it has delivered to this process by
+%% then is in the mailbox: before a message that the process sends itself.
+-spec barrier(host()) -> {ok, host()} | {wait, host()}.
+barrier(Host) ->
+    case process_info(self(), message_queue_len) of
+        {message_queue_len, 0} ->
+            {ok, Host};
+        _ ->
+            self() ! {?MODULE, barrier},
+            {wait, Host}
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Messages
+
+-spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
+handle_info({deliver, _, _} = Deliver, Host) ->
+    Delivers = [Deliver | drain(?MAX_DELIVERIES - 1)],
+    case deliveries(Delivers, Host) of
+        [] -> {[], Host};
+        Deliveries -> {[{deliver, Deliveries}], Host}
+    end;
+handle_info({?MODULE, barrier}, Host) ->
+    {[barrier], Host};
+handle_info({?MODULE, unsubscribed, Key}, Host) ->
+    unsubscribed(Key, Host);
+handle_info({?MODULE, Expiry, expired}, Host = #host{expiry = Expiry}) ->
+    {[{close, user_authentication_expired}], Host};
+handle_info(clean_authz_cache, Host) ->
+    ok = emqx_authz_cache:empty_authz_cache(),
+    {[], Host#host{decisions = #{}}};
+handle_info({shutdown, _}, Host) ->
+    {[{close, kicked}], Host};
+%% EMQX's automatic subscriptions of those who connect.
+handle_info({subscribe, Filters}, Host) when is_list(Filters) ->
+    lists:foldl(
+        fun({Topic, Options}, {Events, Acc}) ->
+            {_, More, NAcc} = add(Topic, Options, Acc),
+            {Events ++ More, NAcc}
+        end,
+        {[], Host},
+        Filters
+    );
+handle_info(_, _) ->
+    ignore.
+
+drain(0) ->
+    [];
+drain(N) ->
+    receive
+        {deliver, _, _} = Deliver -> [Deliver | drain(N - 1)]
+    after 0 -> []
+    end.
+
+deliveries(Delivers, Host = #host{clientinfo = ClientInfo, conninfo = ConnInfo}) ->
+    Hook =
+        case nats_gateway_emqx_compat:has_callbacks('message.delivered') of
+            true ->
+                fun(Message) ->
+                    nats_gateway_emqx_compat:fold_hook(
+                        'message.delivered', ConnInfo, [ClientInfo], Message
+                    )
+                end;
+            false ->
+                none
+        end,
+    Deliveries = deliveries(Delivers, Hook, Host),
+    sent(length(Deliveries), Host),
+    Deliveries.
+
+deliveries([], _, _) ->
+    [];
+deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
+    case recipient(Filter, Message, Host) of
+        none ->
+            deliveries(Delivers, Hook, Host);
+        Key ->
+            NMessage = delivered(Hook, Message),
+            Headers = emqx_message:get_headers(NMessage),
+            Delivery = {
+                Key,
+                emqx_message:topic(NMessage),
+                reply(Headers),
+                headers(Headers),
+                payload(emqx_message:payload(NMessage))
+            },
+            [Delivery | deliveries(Delivers, Hook, Host)]
+    end.
+
+delivered(none, Message) -> Message;
+delivered(Hook, Message) -> Hook(Message).
+
+payload(Payload) when is_binary(Payload) -> Payload;
+payload(Payload) -> iolist_to_binary(Payload).
+
+%% Our key, unless the subscription is gone by now, or wants no message of its own client.
+recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid = ClientId}) ->
+    Key = key(Filter, Message, Host),
+    case maps:get(Key, Subs, maps:get(Key, Leaving, none)) of
+        none ->
+            none;
+        #sub{no_local = true} ->
+            case emqx_message:from(Message) of
+                ClientId -> none;
+                _ -> Key
+            end;
+        #sub{} ->
+            Key
+    end.
+
+key(Filter, Message, #host{rewritten = Rewritten}) ->
+    Key =
+        case emqx_message:get_headers(Message) of
+            #{redispatch_to := {Group, _}} -> {Group, Filter};
+            _ -> {undefined, Filter}
+        end,
+    case Rewritten of
+        #{Key := Ours} -> Ours;
+        #{} -> Key
+    end.
+
+-spec reply(Headers :: map()) -> nats_gateway_nif:reply().
+reply(#{properties := #{'Response-Topic' := Topic} = Properties}) ->
+    {topic, Topic, maps:get('Correlation-Data', Properties, undefined)};
+reply(#{?REPLY_TO := Subject}) when is_binary(Subject), Subject =/= <<>> ->
+    {subject, Subject};
+reply(_) ->
+    undefined.
+
+-spec headers(Headers :: map()) -> nats_gateway_nif:headers().
+headers(#{?HEADER_BLOCK := Block}) ->
+    Block;
+headers(#{properties := Properties = #{'User-Property' := Pairs}}) ->
+    {properties, Pairs, maps:get('Content-Type', Properties, undefined)};
+headers(#{properties := #{'Content-Type' := ContentType}}) ->
+    {properties, [], ContentType};
+headers(#{?NATS_HEADERS := Headers}) when is_map(Headers), map_size(Headers) > 0 ->
+    {properties, [{text(Name), text(Value)} || {Name, Value} <- maps:to_list(Headers)], undefined};
+headers(_) ->
+    undefined.
+
+%% -------------------------------------------------------------------------------------------
+%% Management
+
+-spec handle_call(term(), host()) -> {term(), [nats_gateway_host:event()], host()}.
+handle_call(kick, Host) ->
+    {ok, [{close, kicked}], Host};
+handle_call(discard, Host) ->
+    {ok, [{close, {error, discarded}}], Host};
+%% NATS has no session that could be taken over.
+handle_call({takeover, 'begin'}, Host) ->
+    {#{}, [], Host};
+handle_call({takeover, 'end'}, Host) ->
+    {[], [{close, {error, takenover}}], Host};
+handle_call(subscriptions, Host = #host{subs = Subs}) ->
+    {{ok, [{Topic, Options} || #sub{topic = Topic, options = Options} <- maps:values(Subs)]}, [],
+        Host};
+handle_call({subscribe, Topic, Options}, Host) ->
+    add(Topic, Options, Host);
+handle_call({unsubscribe, Topic}, Host = #host{subs = Subs}) ->
+    {Key, _} = parse(Topic, Host),
+    Keys = lists:usort([K || K <- [Key, mounted_key(Topic)], is_map_key(K, Subs)]),
+    Events = [removed(K, maps:get(K, Subs)) || K <- Keys],
+    {ok, Events, lists:foldl(fun unsubscribe/2, Host, Keys)};
+handle_call(stats, Host) ->
+    {stats(#{}, Host), [], Host};
+handle_call(_, Host) ->
+    {ignored, [], Host}.
+
+add(Topic, Options, Host = #host{subs = Subs}) ->
+    {Key, Parsed} = parse(Topic, Host),
+    case Subs of
+        #{Key := #sub{topic = Mounted, options = Present}} ->
+            {{ok, {Mounted, Present}}, [], Host};
+        #{} ->
+            More = maps:without([nl], maps:merge(Options, Parsed)),
+            case subscribe(Key, maps:get(qos, Options, 0), false, More, Host) of
+                {ok, NHost = #host{subs = NSubs = #{Key := Sub}}} ->
+                    #sub{topic = Mounted, options = NOptions} = Sub,
+                    {{ok, {Mounted, NOptions}}, [{added, Key}], NHost#host{
+                        subs = NSubs#{Key := Sub#sub{added = true}}
+                    }};
+                {denied, NHost} ->
+                    {{error, not_authorized}, [], NHost}
+            end
+    end.
+
+%% The client waits for messages of a subscription that it made: it is told, with the text for one
+%% that is not allowed any more.
+removed(Key, #sub{added = false}) -> {subscribe_rejected, Key, denied};
+removed(Key, #sub{added = true}) -> {removed, Key}.
+
+parse(Topic, Host) ->
+    {Parsed, Options} = emqx_topic:parse(Topic),
+    {key_of(mount(Parsed, Host)), Options}.
+
+%% The list of the subscriptions shows mounted topics.
+mounted_key(Topic) ->
+    {Parsed, _} = emqx_topic:parse(Topic),
+    key_of(Parsed).
+
+key_of(Filter) when is_binary(Filter) -> {undefined, Filter};
+key_of(Shared) -> {share_name(Shared), emqx_topic:get_shared_real_topic(Shared)}.
+
+%% The record has no accessor for it; its text has the form that EMQX parses.
+share_name(Shared) ->
+    <<"$share/", Rest/binary>> = iolist_to_binary(emqx_topic:maybe_format_share(Shared)),
+    hd(binary:split(Rest, <<"/">>)).
+
+-spec report(#{atom() => integer()}, host()) -> host().
+report(Counters, Host = #host{clientid = ClientId, received = OldReceived, sent = OldSent}) ->
+    _ = emqx_gateway_cm:do_set_chan_stats(?GATEWAY, ClientId, self(), stats(Counters, Host)),
+    #{octets_received := Received, octets_sent := Sent} =
+        maps:merge(#{octets_received => OldReceived, octets_sent => OldSent}, Counters),
+    count('bytes.received', Received - OldReceived, Host),
+    count('bytes.sent', Sent - OldSent, Host),
+    Host#host{received = Received, sent = Sent}.
+
+%% Under the names of EMQX's channels.
+stats(Counters, #host{subs = Subs}) ->
+    Value = fun(Name) -> maps:get(Name, Counters, 0) end,
+    [
+        {subscriptions_cnt, map_size(Subs)},
+        {recv_oct, Value(octets_received)},
+        {recv_cnt, Value(messages_received)},
+        {recv_pkt, Value(messages_received)},
+        {recv_msg, Value(messages_received)},
+        {send_oct, Value(octets_sent)},
+        {send_cnt, Value(messages_sent)},
+        {send_pkt, Value(messages_sent)},
+        {send_msg, Value(messages_sent)}
+        | process_stats(process_info(self(), [message_queue_len, heap_size, reductions]))
+    ].
+
+process_stats([{message_queue_len, Length}, {heap_size, Size}, {reductions, Reductions}]) ->
+    [{mailbox_len, Length}, {heap_size, Size}, {reductions, Reductions}].
+
+%% -------------------------------------------------------------------------------------------
+%% The end
+
+-spec disconnect(term(), host()) -> ok.
+disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, context = Context}) ->
+    #host{conninfo = ConnInfo} = Host,
+    NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
+    Name = reason(Reason),
+    case Name of
+        login_again ->
+            %% The process stays, and its subscriptions would.
+            _ = emqx_broker:subscriber_down(self()),
+            ok;
+        _ ->
+            _ = emqx_flapping:detect(ClientInfo),
+            ok
+    end,
+    ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
+    run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
+    run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).
+
+%% One word for the rule engine.
+reason({shutdown, {error, Reason}}) -> reason(Reason);
+reason({shutdown, Reason}) -> reason(Reason);
+reason(Reason) when is_atom(Reason) -> Reason;
+reason(_) -> internal_error.
+
+%% -------------------------------------------------------------------------------------------
+%% Hooks and metrics
+
+run_hook(Name, ConnInfo, Arguments, Context) ->
+    count_in(Context, Name, 1),
+    nats_gateway_emqx_compat:run_hook(Name, ConnInfo, Arguments).
+
+fold_hook(Name, ConnInfo, Arguments, Acc, Context) ->
+    count_in(Context, Name, 1),
+    nats_gateway_emqx_compat:fold_hook(Name, ConnInfo, Arguments, Acc).
+
+received(0, _, _) ->
+    ok;
+received(N, QoS, Host) ->
+    count('messages.received', N, Host),
+    nats_gateway_emqx_compat:count('messages.received', N),
+    nats_gateway_emqx_compat:count(received_metric(QoS), N).
+
+received_metric(0) -> 'messages.qos0.received';
+received_metric(1) -> 'messages.qos1.received'.
+
+sent(0, _) ->
+    ok;
+sent(N, Host) ->
+    count('messages.delivered', N, Host),
+    nats_gateway_emqx_compat:count('messages.delivered', N),
+    nats_gateway_emqx_compat:count('messages.sent', N).
+
+count(_, 0, _) -> ok;
+count(Name, N, #host{context = Context}) -> count_in(Context, Name, N).
+
+%% The table of EMQX's gateway metrics; it may be gone already when a client ends.
+count_in(#{metrics := Table}, Name, N) ->
+    try ets:update_counter(Table, Name, {2, N}, {Name, 0}) of
+        _ -> ok
+    catch
+        error:badarg -> ok
+    end.

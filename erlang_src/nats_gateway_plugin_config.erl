@@ -1,0 +1,128 @@
+%% The plugin's own page in EMQX's dashboard: the settings that EMQX's NATS page has no field for
+%% (priv/config_schema.avsc draws the form), and what the page says of the plugin's health.
+-module(nats_gateway_plugin_config).
+
+-export([parse/1]).
+-export([get/0]).
+-export([forget/0]).
+-export([on_config_changed/2]).
+-export([health_check/1]).
+-export([diagnose/1]).
+
+-export_type([settings/0, facts/0]).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% Times are milliseconds, sizes bytes.
+-type settings() :: #{
+    max_control_line := pos_integer(),
+    max_subscriptions := pos_integer() | infinity,
+    authentication_timeout := pos_integer(),
+    retained_on_subscribe := boolean(),
+    %% slow consumers: bytes that may wait for one client, and how long one send may take
+    max_pending := pos_integer(),
+    send_timeout := pos_integer(),
+    %% from the lame duck INFO to the close, at plugin stop
+    drain_time := non_neg_integer()
+}.
+
+%% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
+-type facts() :: #{
+    otp := pos_integer(),
+    emqx := {non_neg_integer(), non_neg_integer()} | unknown,
+    gateways := running | off,
+    nats := undefined | module(),
+    nif := boolean(),
+    settings := ok | {error, binary()}
+}.
+
+%% EMQX gives a plugin 10 s to stop, on every node.
+-define(MAX_DRAIN_TIME_MS, 8000).
+
+-define(MIN_OTP, 25).
+-define(MAX_OTP, 28).
+-define(MIN_EMQX, {5, 10}).
+
+-spec schema() -> nats_gateway_config:schema().
+schema() ->
+    #{
+        %% CONNECT is an operation too: below this nobody could log in
+        max_control_line => {{bytes, 512, 1048576}, 4096},
+        max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        authentication_timeout => {{duration, 1}, 2000},
+        retained_on_subscribe => {boolean, false},
+        max_pending => {{bytes, 1024, 1 bsl 32}, 64 bsl 20},
+        send_timeout => {{duration, 1}, 10000},
+        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000}
+    }.
+
+-spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
+parse(Stored) -> nats_gateway_config:check(schema(), Stored).
+
+%% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
+%% starts.
+-spec get() -> settings().
+get() ->
+    case persistent_term:get(?MODULE, undefined) of
+        undefined ->
+            Settings = in_force(nats_gateway_emqx_plugin:stored_config()),
+            persistent_term:put(?MODULE, Settings),
+            Settings;
+        Settings ->
+            Settings
+    end.
+
+in_force(Stored) ->
+    case parse(Stored) of
+        {ok, Settings} ->
+            Settings;
+        {error, Text} ->
+            ?LOG_ERROR(#{msg => "stored_plugin_settings_are_not_valid", reason => Text}),
+            {ok, Defaults} = parse(#{}),
+            Defaults
+    end.
+
+%% At the end of the application: the next start reads what is stored then.
+-spec forget() -> ok.
+forget() ->
+    _ = persistent_term:erase(?MODULE),
+    ok.
+
+%% EMQX calls it before it saves, on every node, also while the application is not started; what
+%% it refuses is not saved.
+-spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
+on_config_changed(_, New) ->
+    case parse(New) of
+        {ok, Settings} -> persistent_term:put(?MODULE, Settings);
+        {error, Text} -> {error, Text}
+    end.
+
+-spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
+health_check(_) -> diagnose(nats_gateway_emqx_plugin:facts()).
+
+%% The first thing that is wrong, the causes before their consequences.
+-spec diagnose(facts()) -> ok | {error, Text :: binary()}.
+diagnose(#{otp := Otp}) when Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
+    wrong("Erlang/OTP ~b is not supported: ~b to ~b are", [Otp, ?MIN_OTP, ?MAX_OTP]);
+diagnose(#{emqx := unknown}) ->
+    wrong("the version of EMQX cannot be told: 5.10 and newer are supported", []);
+diagnose(#{emqx := {Major, Minor}}) when {Major, Minor} < ?MIN_EMQX ->
+    wrong("EMQX ~b.~b is not supported: 5.10 and newer are", [Major, Minor]);
+diagnose(#{nif := false}) ->
+    wrong("the native library of this plugin cannot be loaded: is it built for this machine?", []);
+diagnose(#{gateways := off}) ->
+    wrong("the gateway application of EMQX is not running: NATS is not served", []);
+diagnose(#{nats := undefined}) ->
+    wrong("no gateway is registered under the name nats: restart the plugin", []);
+diagnose(#{nats := Module, settings := Settings}) ->
+    case {atom_to_binary(Module), Settings} of
+        {<<"nats_gateway_", _/binary>>, ok} ->
+            ok;
+        {<<"nats_gateway_", _/binary>>, {error, Text}} ->
+            wrong("the stored settings are not valid, so the defaults are used: ~ts", [Text]);
+        {Other, _} ->
+            wrong("the gateway nats is served by ~ts, not by this plugin: restart it", [Other])
+    end.
+
+wrong(Format, Arguments) ->
+    {error, unicode:characters_to_binary(io_lib:format(Format, Arguments))}.

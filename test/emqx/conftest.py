@@ -1,0 +1,110 @@
+"""One throw-away EMQX node for all tests, with the packaged plugin installed over REST.
+
+EMQX_GATEWAY=builtin runs the tests against the built-in gateway of that node instead: a test that fails there for a
+reason of its own is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from emqx.gateway import Gateway, unique  # noqa: E402
+from emqx.node import HOST, Node, emqx_home, free_port, name_vsn, wait_until  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+TEST_DEADLINE = 60.0
+BUILT_IN = os.environ.get("EMQX_GATEWAY") == "builtin"
+NO_EMQX = "no EMQX node: set EMQX_HOME to an installed EMQX 5.10 or newer (or put one at /opt/emqx-*)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        if item.get_closest_marker("timeout") is None:
+            # The node has deadlines of its own.
+            item.add_marker(pytest.mark.timeout(TEST_DEADLINE, func_only=True))
+        if BUILT_IN and item.get_closest_marker("plugin"):
+            item.add_marker(pytest.mark.skip(reason="tests the plugin, not a gateway"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "plugin: means nothing for the built-in gateway")
+    config.addinivalue_line("markers", "timeout: see pytest-timeout")
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    found = emqx_home()
+    if found is None:
+        pytest.skip(NO_EMQX)
+    return found
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
+    if not packages:
+        pytest.fail("no package: run `make package`", pytrace=False)
+    return packages[-1]
+
+
+@pytest.fixture(scope="session")
+def nats_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def node(home: Path, package: Path, nats_port: int) -> Iterator[Node]:
+    # The gateway is configured before the plugin is there: it must take over what it finds.
+    node = Node(home, f'gateway.nats.listeners.tcp.default.bind = "{HOST}:{nats_port}"')
+    try:
+        node.start()
+        if not BUILT_IN:
+            node.install(package)
+            node.start_plugin(package)
+        wait_until(lambda: served_by(node) is not None, "the gateway nats is registered")
+        yield node
+    finally:
+        if os.environ.get("EMQX_LOG"):
+            print(node.log(), file=sys.stderr)
+        node.remove()
+
+
+def served_by(node: Node) -> str | None:
+    gateways = {one["name"]: one for one in node.rest.get("/gateways")}
+    return gateways["nats"]["status"] if gateways["nats"]["status"] == "running" else None
+
+
+@pytest.fixture(scope="session")
+def _gateway(node: Node, nats_port: int) -> Gateway:
+    gateway = Gateway(node, (HOST, nats_port))
+    gateway.settings()
+    gateway.restore()
+    return gateway
+
+
+@pytest.fixture
+def gateway(_gateway: Gateway) -> Iterator[Gateway]:
+    """The gateway with its usual settings, which it has again after the test."""
+    yield _gateway
+    _gateway.restore()
+
+
+@pytest.fixture
+def plugin(package: Path) -> str:
+    return name_vsn(package)
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that no other test uses: as a subject's first token, a client id, a listener."""
+    return unique()

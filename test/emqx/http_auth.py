@@ -1,0 +1,63 @@
+"""A tiny HTTP service for EMQX's HTTP authenticator."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOST = "127.0.0.1"
+
+
+class HttpAuthority:
+    """Answers by user name; remembers what it was asked."""
+
+    def __init__(self):
+        self.answers: dict[str, dict] = {}
+        self.requests: list[dict] = []
+        authority = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                authority.requests.append(request)
+                answer = json.dumps(authority.answers.get(request.get("username"), {"result": "deny"})).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer((HOST, 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+
+    def __enter__(self) -> HttpAuthority:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def authenticator(self) -> dict:
+        return {
+            "mechanism": "password_based",
+            "backend": "http",
+            "method": "post",
+            "url": f"http://{HOST}:{self._server.server_port}/login",
+            "headers": {"content-type": "application/json"},
+            "body": {
+                "username": "${username}",
+                "password": "${password}",
+                "clientid": "${clientid}",
+                "peerhost": "${peerhost}",
+            },
+            "pool_size": 1,
+        }

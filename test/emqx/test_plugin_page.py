@@ -1,0 +1,214 @@
+"""The plugin's own page: what EMQX's NATS page has no field for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from emqx.gateway import BUILT_IN_DATABASE, Gateway
+from emqx.node import Node, wait_until
+from emqx.rest import Answer
+
+pytestmark = pytest.mark.plugin
+
+DEFAULTS = {
+    "max_control_line": "4KB",
+    "max_subscriptions": 0,
+    "authentication_timeout": "2s",
+    "retained_on_subscribe": False,
+    "max_pending": "64MB",
+    "send_timeout": "10s",
+    "drain_time": "1s",
+}
+
+
+class Page:
+    def __init__(self, node: Node, plugin: str):
+        self._node = node
+        self._path = f"/plugins/{plugin}/config"
+
+    def read(self) -> dict:
+        return self._node.rest.get(self._path)
+
+    def try_change(self, **changes: object) -> Answer:
+        return self._node.rest.call("PUT", self._path, DEFAULTS | changes)
+
+    def change(self, **changes: object) -> None:
+        answer = self.try_change(**changes)
+        assert answer.status == 204, answer
+
+    def replace(self, settings: dict) -> Answer:
+        return self._node.rest.call("PUT", self._path, settings)
+
+
+@pytest.fixture
+def page(gateway: Gateway, plugin: str) -> Iterator[Page]:
+    page = Page(gateway.node, plugin)
+    yield page
+    page.change()
+
+
+def test_the_form(node: Node, plugin: str):
+    shown = node.rest.get(f"/plugins/{plugin}/schema")
+    assert [field["name"] for field in shown["avsc"]["fields"]] == list(DEFAULTS)
+    assert set(shown["i18n"]["$drain_time_label"]) == {"en", "zh"}
+
+
+def test_a_fresh_plugin_shows_its_defaults(page: Page):
+    assert page.read() == DEFAULTS
+
+
+def test_max_control_line(gateway: Gateway, page: Page):
+    page.change(max_control_line="512")
+    with gateway.nats() as client:
+        client.send(f"SUB {'a' * 600} 1\r\n")
+        client.rejected("maximum control line exceeded")
+    page.change(max_control_line="8KB")
+    with gateway.nats() as client:
+        client.subscribe("a" * 6000)
+
+
+def test_max_subscriptions(gateway: Gateway, page: Page):
+    page.change(max_subscriptions=2)
+    with gateway.nats() as client:
+        client.subscribe("a", sid="1").subscribe("b", sid="2")
+        client.send("SUB c 3\r\n")
+        client.error("maximum subscriptions exceeded")
+        client.send("UNSUB 1\r\n")
+        client.subscribe("c", sid="3")
+
+
+def test_authentication_timeout(gateway: Gateway, page: Page):
+    page.change(authentication_timeout="500ms")
+    gateway.authenticate(BUILT_IN_DATABASE)
+    with gateway.raw() as client:
+        began = time.monotonic()
+        client.expect(b"-ERR 'Authentication Timeout'\r\n", deadline=5)
+        client.closed()
+        assert 0.4 < time.monotonic() - began < 1.9
+
+
+def test_retained_on_subscribe(gateway: Gateway, page: Page, name: str):
+    page.change(retained_on_subscribe=True)
+    with gateway.mqtt() as mqtt:
+        mqtt.publish(f"{name}/a", b"retained", retain=True)
+        try:
+            gateway.rest.get(f"/mqtt/retainer/message/{name}%2Fa")
+            with gateway.nats() as client:
+                client.subscribe(f"{name}.*")
+                assert client.message().payload == b"retained"
+                # not in a queue group, as in MQTT
+                client.subscribe(f"{name}.a", sid="2", group="workers")
+                time.sleep(0.3)
+                client.silent()
+        finally:
+            mqtt.publish(f"{name}/a", b"", retain=True)
+
+
+def test_send_timeout(gateway: Gateway, page: Page, name: str):
+    """A client that takes nothing is closed after this time."""
+    page.change(send_timeout="1s", max_pending="1MB")
+    address = gateway.listen(name)
+    with gateway.nats(address, name="slow") as slow, gateway.nats() as sender:
+        port = int(slow.peername.rpartition(":")[2])
+        slow.subscribe(name)
+        for _ in range(40):
+            sender.publish(name, b"x" * 500000)
+        sender.ping()
+        wait_until(
+            lambda: not [one for one in gateway.clients() if one["port"] == port], "the slow client is gone", deadline=15
+        )
+        sender.ping()
+
+
+def test_drain_time(gateway: Gateway, page: Page, name: str):
+    """From the notice to the end, when a listener goes."""
+    page.change(drain_time="2s")
+    address = gateway.listen(name)
+    with gateway.nats(address, protocol=1) as client:
+        began = time.monotonic()
+        gateway.remove_listener(name)
+        line = client.line()
+        assert json.loads(line[5:])["ldm"] is True
+        client.closed(deadline=8)
+        assert time.monotonic() - began < 8
+
+
+def test_a_client_that_is_there_stays_when_the_page_changes(gateway: Gateway, page: Page, name: str):
+    with gateway.nats() as client:
+        client.subscribe(name)
+        page.change(max_control_line="8KB", max_pending="32MB")
+        client.publish(name, b"x")
+        assert client.message().payload == b"x"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("max_control_line", "100", "from 512 to 1048576 bytes"),
+        ("max_control_line", "2MB", "from 512 to 1048576 bytes"),
+        ("max_control_line", "much", "from 512 to 1048576 bytes"),
+        ("max_subscriptions", -1, "from 0 (no limit) to 1073741824"),
+        ("authentication_timeout", "0s", "at least 1 ms"),
+        ("authentication_timeout", "soon", "a duration"),
+        ("max_pending", "1B", "from 1024 to 4294967296 bytes"),
+        ("send_timeout", "0ms", "at least 1 ms"),
+        ("drain_time", "9s", "from 0 to 8000 ms"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(page: Page, field: str, value: object, text: str):
+    before = page.read()
+    answer = page.try_change(**{field: value})
+    assert answer.status == 400, answer
+    assert f"{field}: must be" in str(answer) and text in str(answer)
+    assert page.read() == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_subscriptions", "many"), ("retained_on_subscribe", "yes")])
+def test_a_value_of_the_wrong_type_is_refused(page: Page, field: str, value: object):
+    assert page.try_change(**{field: value}).status == 400
+
+
+def test_an_unknown_field_is_refused(page: Page):
+    assert page.try_change(max_controlline="4KB").status == 400
+
+
+def test_missing_fields_have_their_defaults(gateway: Gateway, page: Page):
+    answer = page.replace({"max_subscriptions": 1})
+    assert answer.status == 204, answer
+    with gateway.nats() as client:
+        client.subscribe("a", sid="1")
+        client.send("SUB b 2\r\n")
+        client.error("maximum subscriptions exceeded")
+        client.send(f"SUB {'a' * 5000} 3\r\n")
+        client.rejected("maximum control line exceeded")
+
+
+# --- Health ----------------------------------------------------------------------------------------------------------
+
+
+def health(node: Node, plugin: str) -> dict:
+    return node.rest.get(f"/plugins/{plugin}")["running_status"][0].get("health_status")
+
+
+def test_healthy(node: Node, plugin: str, gateway: Gateway):
+    assert health(node, plugin) == {"status": "ok", "message": ""}
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_health_without_the_gateway_application(node: Node, plugin: str, gateway: Gateway):
+    """It says what is wrong; and the plugin takes its place again when the application is back."""
+    node.eval("application:stop(emqx_gateway)")
+    try:
+        shown = health(node, plugin)
+        assert shown["status"] == "error"
+        assert "gateway application of EMQX is not running" in shown["message"]
+    finally:
+        node.eval("application:ensure_all_started(emqx_gateway)")
+    wait_until(lambda: health(node, plugin) == {"status": "ok", "message": ""}, "the plugin serves again", deadline=15)
+    assert "nats_gateway" in node.eval("maps:get(cbkmod, emqx_gateway_registry:lookup(nats))")
+    with gateway.nats() as client:
+        client.ping()

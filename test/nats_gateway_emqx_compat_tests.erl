@@ -1,0 +1,117 @@
+%% Against stand-ins with the functions that the versions of EMQX have (emqx-integration section 7).
+-module(nats_gateway_emqx_compat_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_emqx_compat, [run_hook/3, fold_hook/4, count/2]).
+
+%% name => {module, source}
+'5.10'() ->
+    #{
+        emqx_hooks =>
+            "-export([run/2, run_fold/3]).\n"
+            "run(Name, Args) -> {Name, Args}.\n"
+            "run_fold(Name, Args, Acc) -> {Name, Args, Acc}.\n",
+        emqx_metrics => "-export([inc/2]).\ninc(Name, N) -> {Name, N}.\n"
+    }.
+
+'6.1'() ->
+    #{
+        emqx_hooks =>
+            "-export([run/2, run/3, run_fold/3, run_fold/4]).\n"
+            "run(_, _) -> error(no_context).\n"
+            "run(Name, Ctx, Args) -> {Name, known(Ctx), Args}.\n"
+            "run_fold(_, _, _) -> error(no_context).\n"
+            "run_fold(Name, Ctx, Args, Acc) -> {Name, known(Ctx), Args, Acc}.\n"
+            "known(#{conn_info_fn := F}) -> F(proto_name).\n",
+        emqx_metrics =>
+            "-export([inc/2, inc_global/2]).\n"
+            "inc(_Namespace, _Name) -> error(another_meaning).\n"
+            "inc_global(Name, N) -> {global, Name, N}.\n"
+    }.
+
+with(Modules, Fun) ->
+    maps:foreach(fun load/2, Modules),
+    try
+        ok = nats_gateway_emqx_compat:init(),
+        Fun()
+    after
+        _ = persistent_term:erase(nats_gateway_emqx_compat),
+        maps:foreach(
+            fun(Module, _) ->
+                _ = code:delete(Module),
+                code:purge(Module)
+            end,
+            Modules
+        )
+    end.
+
+load(Module, Source) ->
+    Forms = [form(Text) || Text <- ["-module(" ++ atom_to_list(Module) ++ ").\n" | lines(Source)]],
+    {ok, Module, Binary} = compile:forms(Forms),
+    {module, Module} = code:load_binary(Module, "stand-in", Binary).
+
+lines(Source) -> [Line ++ "\n" || Line <- string:split(Source, "\n", all), Line =/= ""].
+
+form(Text) ->
+    {ok, Tokens, _} = erl_scan:string(Text),
+    {ok, Form} = erl_parse:parse_form(Tokens),
+    Form.
+
+-define(CONN_INFO, #{proto_name => <<"NATS">>}).
+
+hooks_and_metrics_of_5_10_test() ->
+    with('5.10'(), fun() ->
+        ?assertEqual({h, [a]}, run_hook(h, ?CONN_INFO, [a])),
+        ?assertEqual({h, [a], acc}, fold_hook(h, ?CONN_INFO, [a], acc)),
+        ?assertEqual({m, 3}, count(m, 3))
+    end).
+
+hooks_and_metrics_of_6_1_test() ->
+    with('6.1'(), fun() ->
+        ?assertEqual({h, <<"NATS">>, [a]}, run_hook(h, ?CONN_INFO, [a])),
+        ?assertEqual({h, <<"NATS">>, [a], acc}, fold_hook(h, ?CONN_INFO, [a], acc)),
+        ?assertEqual({global, m, 3}, count(m, 3))
+    end).
+
+%% Only the module is changed: other readers of the definitions want the rest as it is.
+callback_module_test() ->
+    Definitions = [
+        #{name => coap, callback_module => emqx_gateway_coap},
+        #{
+            name => nats,
+            callback_module => emqx_gateway_nats,
+            config_schema_module => emqx_nats_schema,
+            edition => ee
+        }
+    ],
+    Modules = #{
+        emqx_gateway_utils =>
+            "-export([find_gateway_definitions/0]).\n"
+            "find_gateway_definitions() -> {value, D} = persistent_term:get(emqx_gateways), D.\n"
+    },
+    with(maps:merge('5.10'(), Modules), fun() ->
+        persistent_term:put(emqx_gateways, {value, Definitions}),
+        try
+            ok = nats_gateway_emqx_compat:set_callback_module(ours),
+            ?assertEqual(ours, nats_gateway_emqx_compat:callback_module()),
+            [Coap, Nats] = Definitions,
+            ?assertEqual(
+                {value, [Coap, Nats#{callback_module := ours}]}, persistent_term:get(emqx_gateways)
+            ),
+            ok = nats_gateway_emqx_compat:set_callback_module(emqx_gateway_nats),
+            ?assertEqual({value, Definitions}, persistent_term:get(emqx_gateways))
+        after
+            persistent_term:erase(emqx_gateways)
+        end
+    end).
+
+without_a_built_in_gateway_there_is_no_place_test() ->
+    Modules = #{emqx_release => "-export([version/0]).\nversion() -> \"5.8.9\".\n"},
+    with(maps:merge('5.10'(), Modules), fun() ->
+        {error, {unsupported_emqx, Text}} = nats_gateway_emqx_compat:supported(),
+        ?assertEqual("EMQX 5.8.9: 5.10 and newer are", Text)
+    end).
+
+drained_at_test() ->
+    ?assertEqual(0, nats_gateway_emqx_compat:authz_drained_at()).

@@ -1,0 +1,175 @@
+-module(nats_gateway_emqx_config_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_emqx_config, [
+    listeners/1, problem/1, auth_required/2, options/4, esockd_options/2, changes/2
+]).
+
+-define(BIND, {{127, 0, 0, 1}, 4222}).
+
+%% As EMQX 5.10 gives it, shortened.
+gateway() ->
+    #{
+        enable => true,
+        enable_stats => true,
+        idle_timeout => 30000,
+        mountpoint => <<"all/">>,
+        server_id => <<"emqx_nats_gateway">>,
+        server_name => <<"here">>,
+        default_heartbeat_interval => 20000,
+        heartbeat_wait_timeout => 4000,
+        protocol => #{max_payload_size => 1000},
+        listeners => #{tcp => #{default => conf()}}
+    }.
+
+conf() ->
+    #{bind => ?BIND, enable => true, enable_authn => true, acceptors => 3, max_connections => 9}.
+
+listener(Conf) -> #{id => {tcp, default}, bind => ?BIND, conf => Conf}.
+
+plugin() -> #{max_control_line => 5000, send_timeout => 7000, max_pending => 1 bsl 40}.
+
+config(Gateway, Conf) ->
+    #{config := Config} =
+        options(Gateway, listener(Conf), plugin(), nats_gateway_config:defaults()),
+    Config.
+
+listeners_test() ->
+    ?assertEqual([], listeners(#{})),
+    ?assertEqual([listener(conf())], listeners(gateway())),
+    Two = #{tcp => #{default => conf(), b => (conf())#{enable := false}}, ws => #{a => conf()}},
+    ?assertMatch(
+        [#{id := {tcp, default}}, #{id := {ws, a}}], listeners((gateway())#{listeners := Two})
+    ).
+
+options_test() ->
+    ?assertMatch(
+        #{
+            host := nats_gateway_host_emqx,
+            listener := 'nats:tcp:default',
+            transport := tcp,
+            config := #{
+                server_id := <<"N", _:55/binary>>,
+                server_name := <<"here">>,
+                mountpoint := <<"all/">>,
+                default_heartbeat_interval := 20000,
+                heartbeat_wait_timeout := 4000,
+                idle_timeout := 30000,
+                max_payload_size := 1000,
+                enable_stats := true,
+                enable_authn := true,
+                auth_required := false,
+                clientinfo_override := Empty,
+                %% of the plugin's page
+                max_control_line := 5000,
+                %% of nobody's
+                max_subscriptions := infinity,
+                authentication_timeout := 2000
+            }
+        } when map_size(Empty) =:= 0,
+        options(gateway(), listener(conf()), plugin(), nats_gateway_config:defaults())
+    ),
+    ?assertMatch(#{server_id := <<"mine">>}, config((gateway())#{server_id := <<"mine">>}, conf())).
+
+a_listener_may_have_a_mountpoint_of_its_own_test() ->
+    ?assertMatch(#{mountpoint := <<"own/">>}, config(gateway(), (conf())#{mountpoint => <<"own/">>})),
+    ?assertMatch(#{mountpoint := <<>>}, config(gateway(), (conf())#{mountpoint => <<>>})),
+    ?assertMatch(#{mountpoint := <<"all/">>}, config(gateway(), (conf())#{mountpoint => undefined})).
+
+zero_is_never_test() ->
+    Gateway = (gateway())#{default_heartbeat_interval := 0, idle_timeout := 0},
+    ?assertMatch(
+        #{default_heartbeat_interval := infinity, idle_timeout := infinity},
+        config(Gateway, conf())
+    ).
+
+auth_required_test_() ->
+    On = #{mechanism => password_based, enable => true},
+    Off = On#{enable := false},
+    [
+        ?_assertEqual(
+            Required,
+            auth_required(
+                (gateway())#{authentication => OfGateway},
+                (conf())#{authentication => OfListener, enable_authn := Enabled}
+            )
+        )
+     || {Required, OfGateway, OfListener, Enabled} <- [
+            {false, undefined, undefined, true},
+            {false, [], [], true},
+            {true, On, undefined, true},
+            {true, [Off, On], undefined, true},
+            {false, Off, undefined, true},
+            {true, maps:remove(enable, On), undefined, true},
+            {true, undefined, On, true},
+            {true, undefined, [On], true},
+            {false, undefined, Off, true},
+            %% EMQX looks at the chain of the listener only, where there is one.
+            {false, On, Off, true},
+            {false, On, On, false}
+        ]
+    ].
+
+problem_test() ->
+    ?assertEqual(none, problem(gateway())),
+    ?assertEqual(none, problem((gateway())#{internal_authn => []})),
+    ?assertMatch(
+        {internal_authn, 1, <<_/binary>>}, problem((gateway())#{internal_authn => [#{type => jwt}]})
+    ).
+
+esockd_options_test() ->
+    Conf = (conf())#{
+        max_conn_rate => 10,
+        proxy_protocol => true,
+        tcp_options => #{
+            active_n => 100,
+            buffer => 4096,
+            backlog => 77,
+            nodelay => true,
+            keepalive => "none",
+            high_watermark => 1024
+        }
+    },
+    Options = esockd_options(listener(Conf), plugin()),
+    Get = fun(Key) -> proplists:get_value(Key, Options) end,
+    ?assertEqual(3, Get(acceptors)),
+    ?assertEqual(9, Get(max_connections)),
+    ?assertEqual(#{module => esockd_limiter, capacity => 11, interval => 1}, Get(limiter)),
+    ?assertEqual(true, Get(proxy_protocol)),
+    ?assert(is_integer(Get(shutdown))),
+    Tcp = Get(tcp_options),
+    ?assertEqual(65536, proplists:get_value(buffer, Tcp)),
+    ?assertEqual(77, proplists:get_value(backlog, Tcp)),
+    ?assertEqual(7000, proplists:get_value(send_timeout, Tcp)),
+    ?assertEqual(16#7FFFFFFF, proplists:get_value(high_watermark, Tcp)),
+    ?assertEqual(undefined, proplists:get_value(active_n, Tcp)),
+    ?assertEqual([high_watermark], [Key || {Key, _} <- Tcp, Key =:= high_watermark]),
+    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}} | Tcp]),
+    ok = gen_tcp:close(Socket).
+
+a_larger_buffer_stays_test() ->
+    Conf = (conf())#{tcp_options => #{buffer => 1 bsl 20}},
+    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf), #{})),
+    ?assertEqual(1 bsl 20, proplists:get_value(buffer, Tcp)).
+
+no_rate_is_no_limit_test_() ->
+    [
+        ?_assertEqual(
+            undefined,
+            proplists:get_value(
+                limiter, esockd_options(listener((conf())#{max_conn_rate => Rate}), #{})
+            )
+        )
+     || Rate <- [infinity, 0, -1]
+    ].
+
+changes_test() ->
+    A = listener(conf()),
+    ChangedA = listener((conf())#{acceptors := 4}),
+    MovedA = A#{bind := 4333},
+    B = A#{id := {tcp, b}, bind := 5000},
+    ?assertEqual(#{close => [], open => [A], keep => []}, changes([], [A])),
+    ?assertEqual(#{close => [A], open => [], keep => [B]}, changes([A, B], [B])),
+    ?assertEqual(#{close => [], open => [], keep => [ChangedA]}, changes([A], [ChangedA])),
+    ?assertEqual(#{close => [A], open => [MovedA], keep => [B]}, changes([A, B], [MovedA, B])).

@@ -1,0 +1,173 @@
+%% What needs no EMQX; the rest is tested in a node (test/emqx).
+-module(nats_gateway_host_emqx_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_host_emqx, [
+    clientinfo/2, render/2, properties/5, reply/1, headers/1, is_unclaimed/1
+]).
+
+%% -------------------------------------------------------------------------------------------
+
+render_test_() ->
+    Names = #{
+        <<"Packet">> => #{user => <<"anne">>, protocol => 1, verbose => true},
+        <<"ClientInfo">> => #{peerhost => {127, 0, 0, 1}, listener => 'nats:tcp:a'},
+        <<"ConnInfo">> => #{peername => {{0, 0, 0, 0, 0, 0, 0, 1}, 5}},
+        <<"generated">> => <<"g">>
+    },
+    [
+        ?_assertEqual(Rendered, render(Template, Names))
+     || {Template, Rendered} <- [
+            {<<>>, <<>>},
+            {<<"plain">>, <<"plain">>},
+            {<<"${generated}">>, <<"g">>},
+            {<<"a-${Packet.user}-z">>, <<"a-anne-z">>},
+            {<<"${Packet.user}${Packet.protocol}${Packet.verbose}">>, <<"anne1true">>},
+            {<<"${ClientInfo.peerhost}/${ClientInfo.listener}">>, <<"127.0.0.1/nats:tcp:a">>},
+            {<<"${ConnInfo.peername}">>, <<"[::1]:5">>},
+            {<<"${Packet.nobody}${nothing}${}${Packet.user.more}">>, <<>>},
+            {<<"${Packet">>, <<"${Packet">>}
+        ]
+    ].
+
+values_are_not_templates_test() ->
+    Names = #{<<"Packet">> => #{user => <<"${Packet.pass}">>, pass => <<"secret">>}},
+    ?assertEqual(<<"${Packet.pass}">>, render(<<"${Packet.user}">>, Names)).
+
+client(Fields, Override) ->
+    #{
+        connect => Fields,
+        listener => 'nats:tcp:default',
+        transport => tcp,
+        peername => {{127, 0, 0, 1}, 40000},
+        sockname => {{127, 0, 0, 1}, 4222},
+        config => #{
+            enable_authn => true, mountpoint => <<"m/${username}/">>, clientinfo_override => Override
+        }
+    }.
+
+clientinfo_test() ->
+    ?assertMatch(
+        #{
+            zone := default,
+            listener := 'nats:tcp:default',
+            protocol := nats,
+            clientid := <<"g">>,
+            username := undefined,
+            password := undefined,
+            peerhost := {127, 0, 0, 1},
+            sockport := 4222,
+            is_superuser := false,
+            enable_authn := true,
+            %% not expanded before EMQX knows the client
+            mountpoint := <<"m/${username}/">>
+        },
+        clientinfo(client(#{}, #{}), <<"g">>)
+    ).
+
+credentials_test_() ->
+    User = #{user => <<"u">>, pass => <<"p">>},
+    Token = #{auth_token => <<"t">>},
+    Password = #{password => <<"${Packet.pass}">>},
+    [
+        ?_assertMatch(
+            #{username := Username, password := Secret, clientid := ClientId},
+            clientinfo(client(Fields, Override), <<"g">>)
+        )
+     || {Fields, Override, ClientId, Username, Secret} <- [
+            {User, #{}, <<"g">>, <<"u">>, <<"p">>},
+            {User, #{username => <<"x-${Packet.user}">>}, <<"g">>, <<"x-u">>, <<"p">>},
+            {User, #{clientid => <<"${Packet.user}">>}, <<"u">>, <<"u">>, <<"p">>},
+            {#{}, #{clientid => <<"${Packet.user}">>}, <<"g">>, undefined, undefined},
+            {#{user => <<>>, pass => <<>>}, #{}, <<"g">>, undefined, undefined},
+            %% A token is a password where there is no other, unless the settings say what is.
+            {Token, #{}, <<"g">>, undefined, <<"t">>},
+            {Token, Password, <<"g">>, undefined, <<"t">>},
+            {maps:merge(User, Token), #{}, <<"g">>, <<"u">>, <<"p">>},
+            {Token, #{password => <<"${Packet.jwt}">>}, <<"g">>, undefined, undefined},
+            {#{jwt => <<"j">>}, #{password => <<"${Packet.jwt}">>}, <<"g">>, undefined, <<"j">>}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+
+-define(CONSTANT, #{protocol => nats, properties => #{}}).
+
+properties_test_() ->
+    Expected = fun(Properties, More) -> maps:merge(?CONSTANT#{properties := Properties}, More) end,
+    [
+        ?_assertEqual(Headers, properties(?CONSTANT, Correlation, ReplyTo, ReplyTopic, undefined))
+     || {Correlation, ReplyTo, ReplyTopic, Headers} <- [
+            {undefined, undefined, undefined, ?CONSTANT},
+            {undefined, <<"r.s">>, <<"r/s">>, Expected(#{'Response-Topic' => <<"r/s">>}, #{})},
+            {undefined, <<"r">>, {<<"t">>, <<"c">>},
+                Expected(#{'Response-Topic' => <<"t">>, 'Correlation-Data' => <<"c">>}, #{})},
+            %% an answer
+            {<<"c">>, undefined, undefined, Expected(#{'Correlation-Data' => <<"c">>}, #{})},
+            %% an answer that is a request
+            {<<"c">>, <<"r">>, <<"t">>,
+                Expected(#{'Response-Topic' => <<"t">>, 'Correlation-Data' => <<"c">>}, #{})},
+            %% both with data: the subject itself has it
+            {<<"c">>, <<"r">>, {<<"t">>, <<"d">>},
+                Expected(#{'Correlation-Data' => <<"c">>}, #{reply_to => <<"r">>})},
+            %% no topic stands for the subject
+            {undefined, <<"r..s">>, invalid, Expected(#{}, #{reply_to => <<"r..s">>})}
+        ]
+    ].
+
+%% Whatever goes out as properties comes in again.
+reply_test_() ->
+    [
+        ?_assertEqual(Reply, reply(properties(?CONSTANT, undefined, Subject, Topic, undefined)))
+     || {Subject, Topic, Reply} <- [
+            {undefined, undefined, undefined},
+            {<<"r">>, <<"t">>, {topic, <<"t">>, undefined}},
+            {<<"r">>, {<<"t">>, <<"c">>}, {topic, <<"t">>, <<"c">>}},
+            {<<"r">>, invalid, {subject, <<"r">>}}
+        ]
+    ].
+
+-define(EXACT, <<"NATS/1.0\r\nFoo: a\r\nFoo: b\r\n\r\n">>).
+-define(OTHER, <<"NATS/1.0\r\nFoo:a\r\n\r\n">>).
+
+headers_test_() ->
+    Of = fun(Block) -> properties(?CONSTANT, undefined, undefined, undefined, Block) end,
+    [
+        ?_assertMatch(
+            #{properties := #{'User-Property' := [{<<"Foo">>, <<"a">>}, {<<"Foo">>, <<"b">>}]}},
+            Of(?EXACT)
+        ),
+        ?_assertEqual(
+            {properties, [{<<"Foo">>, <<"a">>}, {<<"Foo">>, <<"b">>}], undefined},
+            headers(Of(?EXACT))
+        ),
+        %% Towards MQTT it is the same, towards NATS it is the block that was sent.
+        ?_assertMatch(#{properties := #{'User-Property' := [{<<"Foo">>, <<"a">>}]}}, Of(?OTHER)),
+        ?_assertEqual(?OTHER, headers(Of(?OTHER))),
+        ?_assertMatch(
+            #{properties := #{'Content-Type' := <<"x/y">>}},
+            Of(<<"NATS/1.0\r\nContent-Type: x/y\r\n\r\n">>)
+        ),
+        ?_assertEqual(undefined, headers(?CONSTANT)),
+        ?_assertEqual(undefined, headers(#{})),
+        ?_assertEqual(
+            {properties, [], <<"x/y">>}, headers(#{properties => #{'Content-Type' => <<"x/y">>}})
+        )
+    ].
+
+messages_of_the_built_in_gateway_test() ->
+    Headers = #{reply_to => <<"r.s">>, nats_headers => #{<<"k">> => <<"v">>}},
+    ?assertEqual({subject, <<"r.s">>}, reply(Headers)),
+    ?assertEqual({properties, [{<<"k">>, <<"v">>}], undefined}, headers(Headers)),
+    ?assertEqual(undefined, reply(#{reply_to => undefined})),
+    ?assertEqual(undefined, headers(#{nats_headers => #{}})).
+
+is_unclaimed_test() ->
+    Gone = {node(), <<"t">>, {error, no_subscribers}},
+    ?assert(is_unclaimed([])),
+    ?assert(is_unclaimed([Gone, Gone])),
+    ?assertNot(is_unclaimed([Gone, {node(), <<"t">>, {ok, 1}}])),
+    ?assertNot(is_unclaimed([{share, <<"t">>, {ok, 1}}])),
+    ?assertNot(is_unclaimed([{other, <<"t">>, ok}])),
+    ?assertNot(is_unclaimed([persisted])).

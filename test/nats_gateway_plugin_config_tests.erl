@@ -1,0 +1,182 @@
+-module(nats_gateway_plugin_config_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_plugin_config, [parse/1, diagnose/1]).
+
+-define(MAX_MS, 16#FFFFFFFF).
+
+parse(Field, Value) ->
+    case parse(#{Field => Value}) of
+        {ok, Settings} -> {ok, maps:get(binary_to_existing_atom(Field), Settings)};
+        {error, Text} -> {error, Text}
+    end.
+
+defaults_test() ->
+    ?assertEqual(
+        {ok, #{
+            max_control_line => 4096,
+            max_subscriptions => infinity,
+            authentication_timeout => 2000,
+            retained_on_subscribe => false,
+            max_pending => 67108864,
+            send_timeout => 10000,
+            drain_time => 1000
+        }},
+        parse(#{})
+    ).
+
+%% The form starts with what a plugin without any stored settings does.
+the_files_of_the_page_test() ->
+    {ok, Bytes} = file:read_file(priv("config_schema.avsc")),
+    {ok, Hocon} = file:read_file(priv("config.hocon")),
+    {ok, Defaults} = parse(#{}),
+    lists:foreach(
+        fun(Name) ->
+            Key = atom_to_binary(Name),
+            {match, [Json]} = re:run(
+                Bytes,
+                [<<"\"name\": \"">>, Key, <<"\",\\s*\"type\": \"\\w+\",\\s*\"default\": ([^,]+),">>],
+                [{capture, all_but_first, binary}]
+            ),
+            {match, [Stored]} = re:run(
+                Hocon, [<<"^">>, Key, <<" = (.+)$">>], [multiline, {capture, all_but_first, binary}]
+            ),
+            ?assertEqual({Key, Json}, {Key, Stored}),
+            ?assertEqual({ok, maps:get(Name, Defaults)}, parse(Key, json(Json)))
+        end,
+        maps:keys(Defaults)
+    ).
+
+json(<<"true">>) -> true;
+json(<<"false">>) -> false;
+json(<<"\"", Text/binary>>) -> binary:part(Text, 0, byte_size(Text) - 1);
+json(Number) -> binary_to_integer(Number).
+
+priv(File) ->
+    Ebin = filename:dirname(code:which(nats_gateway_plugin_config)),
+    filename:join([filename:dirname(Ebin), "priv", File]).
+
+limits_test_() ->
+    [
+        ?_assertEqual({Field, Value, Expected}, {Field, Value, result(Field, Value)})
+     || {Field, Value, Expected} <- [
+            {<<"max_control_line">>, <<"0">>, error},
+            {<<"max_control_line">>, <<"511">>, error},
+            {<<"max_control_line">>, <<"512">>, 512},
+            {<<"max_control_line">>, <<"64KB">>, 65536},
+            {<<"max_control_line">>, 65536, 65536},
+            {<<"max_control_line">>, <<"1MB">>, 1048576},
+            {<<"max_control_line">>, <<"1048577">>, error},
+            {<<"max_subscriptions">>, 0, infinity},
+            {<<"max_subscriptions">>, 1, 1},
+            {<<"max_subscriptions">>, 1 bsl 30, 1 bsl 30},
+            {<<"max_subscriptions">>, 1 bsl 30 + 1, error},
+            {<<"max_subscriptions">>, -1, error},
+            {<<"authentication_timeout">>, <<"0s">>, error},
+            {<<"authentication_timeout">>, <<"1ms">>, 1},
+            {<<"authentication_timeout">>, <<"4294967295ms">>, ?MAX_MS},
+            {<<"authentication_timeout">>, <<"4294967296ms">>, error},
+            {<<"retained_on_subscribe">>, true, true},
+            {<<"retained_on_subscribe">>, <<"true">>, error},
+            {<<"max_pending">>, <<"0">>, error},
+            {<<"max_pending">>, <<"1023B">>, error},
+            {<<"max_pending">>, <<"1KB">>, 1024},
+            {<<"max_pending">>, <<"4GB">>, 1 bsl 32},
+            {<<"max_pending">>, <<"4294967297">>, error},
+            {<<"send_timeout">>, <<"0ms">>, error},
+            {<<"send_timeout">>, <<"4294967295ms">>, ?MAX_MS},
+            {<<"send_timeout">>, <<"4294967296ms">>, error},
+            {<<"drain_time">>, <<"0s">>, 0},
+            {<<"drain_time">>, <<"8s">>, 8000},
+            {<<"drain_time">>, <<"8001ms">>, error},
+            {<<"drain_time">>, <<"soon">>, error}
+        ]
+    ].
+
+result(Field, Value) ->
+    case parse(Field, Value) of
+        {ok, Result} ->
+            Result;
+        {error, Text} ->
+            %% the text begins with the name of the field
+            ?assertMatch({0, _}, binary:match(Text, <<Field/binary, ": must be ">>)),
+            error
+    end.
+
+an_unknown_field_is_named_test() ->
+    {error, Text} = parse(#{<<"max_controlline">> => <<"4KB">>}),
+    ?assertMatch(<<"max_controlline: unknown key; known here: ", _/binary>>, Text).
+
+%% -------------------------------------------------------------------------------------------
+
+changes_test_() ->
+    {foreach, fun nats_gateway_plugin_config:forget/0,
+        fun(_) -> nats_gateway_plugin_config:forget() end, [
+            fun without_emqx_the_defaults_hold/0,
+            fun a_change_is_in_force_at_once/0,
+            fun a_refused_change_leaves_the_old_settings/0
+        ]}.
+
+without_emqx_the_defaults_hold() ->
+    {ok, Defaults} = parse(#{}),
+    ?assertEqual(Defaults, nats_gateway_plugin_config:get()).
+
+a_change_is_in_force_at_once() ->
+    ?assertEqual(ok, change(#{<<"max_subscriptions">> => 7})),
+    ?assertMatch(
+        #{max_subscriptions := 7, max_control_line := 4096}, nats_gateway_plugin_config:get()
+    ),
+    ?assertEqual(ok, change(#{<<"max_control_line">> => <<"8KB">>})),
+    ?assertMatch(
+        #{max_subscriptions := infinity, max_control_line := 8192},
+        nats_gateway_plugin_config:get()
+    ).
+
+a_refused_change_leaves_the_old_settings() ->
+    ok = change(#{<<"max_subscriptions">> => 7}),
+    ?assertEqual(
+        {error, <<"max_subscriptions: must be an integer from 0 (no limit) to 1073741824">>},
+        change(#{<<"max_subscriptions">> => -1})
+    ),
+    ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get()).
+
+change(New) -> nats_gateway_plugin_config:on_config_changed(#{}, New).
+
+%% -------------------------------------------------------------------------------------------
+
+diagnose_test_() ->
+    Well = #{
+        otp => 27,
+        emqx => {5, 10},
+        gateways => running,
+        nats => nats_gateway_emqx,
+        nif => true,
+        settings => ok
+    },
+    [
+        ?_assertEqual(ok, diagnose(Well)),
+        ?_assertEqual(ok, diagnose(Well#{emqx := {6, 0}, otp := 28}))
+        | [
+            ?_assertMatch({_, {match, _}}, {Wrong, matched(Text, diagnose(maps:merge(Well, Wrong)))})
+         || {Wrong, Text} <- [
+                {#{otp => 24}, "Erlang/OTP 24 is not supported"},
+                {#{otp => 29}, "Erlang/OTP 29 is not supported"},
+                {#{emqx => {5, 9}}, "EMQX 5\\.9 is not supported"},
+                {#{emqx => unknown}, "version of EMQX cannot be told"},
+                {#{nif => false}, "native library"},
+                {#{gateways => off}, "gateway application of EMQX is not running"},
+                {#{nats => undefined}, "no gateway is registered under the name nats"},
+                {#{nats => emqx_gateway_nats}, "served by emqx_gateway_nats, not by this plugin"},
+                {#{settings => {error, <<"drain_time: no">>}}, "defaults are used: drain_time: no"},
+                %% the cause, not its consequence
+                {#{gateways => off, nats => undefined}, "not running"}
+            ]
+        ]
+    ].
+
+matched(Pattern, {error, Text}) -> re:run(Text, Pattern).
+
+%% Outside of EMQX there is nothing to ask: the check says so and does not crash.
+health_check_test() ->
+    ?assertMatch({error, <<"the version of EMQX", _/binary>>}, nats_gateway_plugin_config:health_check(#{})).
