@@ -79,10 +79,17 @@ class Lifeline:
         self.errors.append(error)
 
 
+async def barrier(nc: Client, what: str = "PONG", deadline: float = DEADLINE) -> None:
+    """The server has processed all that this client was told to send."""
+    # nats-py writes the PING of a flush at once, ahead of what it has queued. That is written by the time of the PONG.
+    await within(what, nc.flush(deadline), deadline)
+    await within(what, nc.flush(deadline), deadline)
+
+
 async def subscribed(nc: Client, subject: str, queue: str = "", **options: Any) -> Subscription:
     """A subscription that is active for every publisher."""
     sub = await nc.subscribe(subject, queue=queue, **options)
-    await within(f"PONG after SUB {subject}", nc.flush())
+    await barrier(nc, f"PONG after SUB {subject}")
     return sub
 
 

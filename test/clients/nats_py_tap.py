@@ -25,12 +25,18 @@ async def error(problem: Exception) -> None:
     say("closed", error=repr(problem))
 
 
+async def barrier(nc: nats.NATS) -> None:
+    # nats-py writes the PING of a flush at once, ahead of what it has queued. That is written by the time of the PONG.
+    await nc.flush()
+    await nc.flush()
+
+
 async def main() -> None:
     given = json.loads(sys.argv[2])
     nc = await nats.connect(given["url"], no_echo=True, allow_reconnect=False, error_cb=error)
     for pattern in given["subjects"]:
         await nc.subscribe(pattern, cb=report)
-    await nc.flush()
+    await barrier(nc)
     say("ready")
     while True:
         line = json.loads(await asyncio.to_thread(sys.stdin.readline))
@@ -38,7 +44,7 @@ async def main() -> None:
             await nc.close()
             return
         await nc.publish(line["subject"], base64.b64decode(line["payload"]))
-        await nc.flush()
+        await barrier(nc)
         say("published")
 
 

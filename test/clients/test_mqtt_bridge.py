@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from paho.mqtt.client import MQTTMessage
 
-from clients.aio import DEADLINE, connected, subscribed, take, waiting, within
+from clients.aio import DEADLINE, barrier, connected, subscribed, take, waiting, within
 from clients.broker import ScriptedBroker
 from clients.mqtt import MosquittoSub, Mqtt, mosquitto_pub, topics, user_properties
 from clients.program import Program, Talk
@@ -30,7 +30,7 @@ async def test_nats_to_mqtt(bridge: Stack, subject: str):
             mqtt.subscribe(f"{subject}/a")
             for payload in PAYLOADS:
                 await nc.publish(f"{subject}.a", payload)
-            await within("PONG", nc.flush())
+            await barrier(nc)
             messages = await mqtt.arrived(len(PAYLOADS))
             assert [(message.topic, message.payload) for message in messages] == [(f"{subject}/a", p) for p in PAYLOADS]
             assert not any(message.retain for message in messages)
@@ -169,7 +169,7 @@ async def test_headers_become_user_properties(bridge: Stack, subject: str):
             await nc.publish(subject, b"payload", headers=Lines(LINES))
             await nc.publish(subject, b"typed", headers=dict(TYPED))
             await nc.publish(subject, b"words", headers={"Words": "Grüße, 日本"})
-            await within("PONG", nc.flush())
+            await barrier(nc)
             plain, message, typed, words = await mqtt.arrived(4)
             assert (plain.payload, user_properties(plain)) == (b"plain", [])
             assert (message.payload, user_properties(message)) == (b"payload", LINES)
@@ -209,7 +209,7 @@ async def test_headers_that_mqtt_cannot_carry_do_no_harm(bridge: Stack, subject:
             for value in ("tab\there", "bell\x07", "delete\x7f", "next line\x85", "\ufffe"):
                 await publisher.publish(subject, b"payload", headers={"Before": "1", "Odd": value, "After": "2"})
             await publisher.publish(subject, b"next")
-            await within("PONG", publisher.flush())
+            await barrier(publisher)
             messages = await take(sub, 6)
             assert [message.data for message in messages] == [b"payload"] * 5 + [b"next"]
             for message in messages[:5]:
@@ -247,7 +247,7 @@ async def test_mqtt_request_to_nats_service(bridge: Stack, subject: str):
             assert [message.data for message in taken] == [b"%d" % number for number in range(len(correlations))]
             for message in reversed(taken):
                 await message.respond(b"answer to " + message.data)
-            await within("PONG", service.flush())
+            await barrier(service)
             answers = await mqtt.arrived(len(correlations))
             for number, answer in zip(reversed(range(len(correlations))), answers, strict=True):
                 assert answer.topic == f"{subject}/answers/mine"
@@ -264,7 +264,7 @@ async def test_mqtt_request_without_correlation_data(bridge: Stack, subject: str
             (request,) = await take(sub, 1)
             assert request.reply == f"{subject}.answers.mine"
             await service.publish(request.reply, b"answer", headers={"Status": "fine"})
-            await within("PONG", service.flush())
+            await barrier(service)
             (answer,) = await mqtt.arrived(1)
             assert (answer.topic, answer.payload) == (f"{subject}/answers/mine", b"answer")
             assert user_properties(answer) == [("Status", "fine")]
@@ -288,7 +288,7 @@ async def test_mqtt_request_to_queue_group_is_answered_once(bridge: Stack, subje
             # What a second answer to any of them would come before.
             for service in (first, second):
                 await service.publish(f"{subject}.answers", b"last")
-                await within("PONG", service.flush())
+                await barrier(service)
             assert [message.payload for message in await mqtt.arrived(2)] == [b"last", b"last"]
             numbers = {message.payload: message.properties.CorrelationData for message in answers}
             assert numbers == {b"%d" % number: b"c%d" % number for number in range(40)}
@@ -340,7 +340,7 @@ async def test_queue_group_with_members_on_both_sides(bridge: Stack, subject: st
                     for number in range(count):
                         await nc.publish(f"{subject}.job", b"%d" % number)
                     await nc.publish(f"{subject}.end", b"end")
-                    await within("PONG", nc.flush())
+                    await barrier(nc)
             else:
                 for number in range(count):
                     publisher.post(f"{subject}/job", b"%d" % number)
@@ -561,7 +561,7 @@ async def test_awkward_subjects(bridge: Stack, subject: str):
             mqtt.subscribe(f"{subject}/#")
             for token in topics_of:
                 await publisher.publish(f"{subject}.x.{token}", token.encode())
-            await within("PONG", publisher.flush())
+            await barrier(publisher)
             messages = await take(sub, len(topics_of))
             assert [message.subject for message in messages] == [f"{subject}.x.{token}" for token in topics_of]
             arrived = {message.payload.decode(): message.topic for message in await mqtt.arrived(len(topics_of))}
@@ -585,7 +585,7 @@ async def test_subjects_that_mosquitto_refuses_do_no_harm(bridge: Stack, subject
         sub = await subscribed(receiver, f"{subject}.>")
         await publisher.publish(f"{subject}.{token}", b"odd")
         await publisher.publish(f"{subject}.plain", b"next")
-        await within("PONG", publisher.flush())
+        await barrier(publisher)
         while (await take(sub, 1))[0].data != b"next":
             pass
         await subscribed(receiver, f"{subject}-{token}.x")

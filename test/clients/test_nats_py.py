@@ -10,7 +10,7 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
-from clients.aio import DEADLINE, Fence, Lifeline, connected, subscribed, take, waiting, within
+from clients.aio import DEADLINE, Fence, Lifeline, barrier, connected, subscribed, take, waiting, within
 from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
 
 
@@ -100,7 +100,7 @@ async def test_unsubscribe(stack: Stack, subject: str):
         await publisher.publish(subject, b"before")
         await fence.passed()
         await sub.unsubscribe()
-        await within("PONG after UNSUB", receiver.flush())
+        await barrier(receiver, "PONG after UNSUB")
         received = receiver.stats["in_msgs"]
         await publisher.publish(subject, b"after")
         await fence.passed()
@@ -113,7 +113,7 @@ async def test_unsubscribe_with_max(stack: Stack, subject: str):
         limited, unlimited = await subscribed(receiver, subject), await subscribed(receiver, subject)
         fence = await Fence(publisher, subject).around(receiver)
         await limited.unsubscribe(limit=5)
-        await within("PONG after UNSUB", receiver.flush())
+        await barrier(receiver, "PONG after UNSUB")
         for number in range(12):
             await publisher.publish(subject, b"%d" % number)
         await fence.passed()
@@ -170,7 +170,7 @@ async def test_queue_member_with_max_hands_over(stack: Stack, subject: str):
         limited, other = await subscribed(first, subject, "q"), await subscribed(second, subject, "q")
         fence = await Fence(publisher, subject).around(first, second)
         await limited.unsubscribe(limit=3)
-        await within("PONG after UNSUB", first.flush())
+        await barrier(first, "PONG after UNSUB")
         # One at a time, so that no message is on its way to the member while it leaves.
         for number in range(30):
             await publisher.publish(subject, b"%d" % number)
@@ -230,7 +230,7 @@ async def test_request_to_queue_group_is_answered_once(stack: Stack, subject: st
         names = data(await take(answers, 60))
         assert set(names) == {b"0", b"1", b"2"}
         for nc in services:
-            await within("PONG of a service", nc.flush())
+            await barrier(nc, "PONG of a service")
         fence = await Fence(client, inbox).around(client)
         await fence.passed()
         assert not waiting(answers), "a request was answered twice"
@@ -254,7 +254,7 @@ async def test_service_that_left_has_no_responders(stack: Stack, subject: str):
         sub = await subscribed(service, subject, cb=answer)
         assert (await client.request(subject, b"?", timeout=DEADLINE)).data == b"here"
         await sub.unsubscribe()
-        await within("PONG after UNSUB", service.flush())
+        await barrier(service, "PONG after UNSUB")
         with pytest.raises(nats.errors.NoRespondersError):
             await client.request(subject, b"?", timeout=DEADLINE)
 
@@ -356,7 +356,7 @@ async def test_drain_connection_loses_nothing(stack: Stack, subject: str):
             for number in range(count):
                 await publisher.publish(subject, b"%d" % number)
                 if number % 20 == 0:
-                    await publisher.flush()
+                    await barrier(publisher)
 
         publishing = asyncio.create_task(publish())
         await within("an eighth of the messages", half.wait())
@@ -390,7 +390,7 @@ async def test_payload_over_the_limit_is_refused_by_the_client(stack: Stack, sub
     async with connected(stack.url) as nc:
         with pytest.raises(nats.errors.MaxPayloadError):
             await nc.publish(subject, bytes(MAX_PAYLOAD + 1))
-        await within("PONG", nc.flush())
+        await barrier(nc)
 
 
 async def test_payload_over_the_limit_is_refused_by_the_server(stack: Stack, subject: str):
@@ -417,7 +417,7 @@ async def test_payload_over_the_limit_is_refused_by_the_server(stack: Stack, sub
 async def exchange(one: nats.NATS, other: nats.NATS, subject: str, subs) -> None:
     """Both subscriptions live, in both directions, each message once."""
     for nc in (one, other):
-        await within("PONG after the reconnect", nc.flush())
+        await barrier(nc, "PONG after the reconnect")
     for sub in subs:
         waiting(sub)
     for nc, text in ((one, b"from one"), (other, b"from the other")):
@@ -458,7 +458,7 @@ async def test_reconnect_after_gateway_crash(fragile: Stack, subject: str):
         await line.was_lost()
         await asyncio.to_thread(fragile.gateway.start)
         await line.came_back()
-        await within("PONG after the reconnect", nc.flush())
+        await barrier(nc, "PONG after the reconnect")
         async with connected(fragile.url) as client:
             assert (await client.request(subject, b"?", timeout=DEADLINE)).data == b"answer"
 
@@ -548,4 +548,4 @@ async def test_verbose(stack: Stack, subject: str):
             await nc.publish(f"{subject}.{number}", b"%d" % number, headers={"N": str(number)})
         messages = await take(sub, 50)
         assert data(messages) == [b"%d" % number for number in range(50)]
-        await within("PONG", nc.flush())
+        await barrier(nc)

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from paho.mqtt.client import MQTTMessage
 
-from clients.aio import connected, subscribed, within
+from clients.aio import barrier, connected, subscribed, within
 from clients.mqtt import Mqtt
 from clients.stack import MAX_PAYLOAD, Stack
 
@@ -108,10 +108,10 @@ async def publish_nats(nc: Client, subject: str) -> None:
         await nc.publish(subject, payload)
         size += len(payload)
         if number % MESSAGES_PER_FLUSH == 0 or size > BYTES_PER_FLUSH:
-            await within(f"PONG after message {number}", nc.flush(DEADLINE), DEADLINE)
+            await barrier(nc, f"PONG after message {number}", DEADLINE)
             size = 0
     await nc.publish(subject, LAST)
-    await within("PONG after the last message", nc.flush(DEADLINE), DEADLINE)
+    await barrier(nc, "PONG after the last message", DEADLINE)
 
 
 def publish_mqtt(mqtt: Mqtt, topic: str) -> None:
