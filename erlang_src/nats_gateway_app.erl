@@ -64,6 +64,7 @@ prep_stop(State) ->
 -spec stop(term()) -> ok.
 stop(emqx) ->
     ok = nats_gateway_plugin_config:forget(),
+    ok = nats_gateway_emqx_compat:forget(),
     _ = code:purge(nats_gateway_nif),
     _ = code:delete(nats_gateway_nif),
     _ = code:purge(nats_gateway_nif),

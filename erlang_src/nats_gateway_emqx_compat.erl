@@ -2,6 +2,7 @@
 -module(nats_gateway_emqx_compat).
 
 -export([init/0]).
+-export([forget/0]).
 -export([supported/0]).
 -export([is_running/1]).
 -export([callback_module/0]).
@@ -14,6 +15,7 @@
 -export([count/2]).
 -export([authz_cache/0]).
 -export([authz_drained_at/0]).
+-export([give_to_another_member/3]).
 
 -ignore_xref([
     {emqx_gateway_utils, find_gateway_definitions, 0},
@@ -25,6 +27,7 @@
     {emqx_metrics, inc, 2},
     {emqx_metrics, inc_global, 2},
     {emqx_release, version, 0},
+    {emqx_shared_sub, dispatch, 4},
     {emqx, get_config, 2}
 ]).
 
@@ -47,6 +50,11 @@ init() ->
         inc_global => is_exported(emqx_metrics, inc_global, 2)
     }).
 
+-spec forget() -> ok.
+forget() ->
+    _ = persistent_term:erase(?MODULE),
+    ok.
+
 %% The modules of a release are loaded at boot, but not in every kind of node.
 is_exported(Module, Function, Arity) ->
     _ = code:ensure_loaded(Module),
@@ -65,7 +73,9 @@ supported() ->
         Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
             {error,
                 {unsupported_otp,
-                    lists:concat(["Erlang/OTP ", Otp, ": ", ?MIN_OTP, " to ", ?MAX_OTP, " are"])}};
+                    lists:concat([
+                        "Erlang/OTP ", Otp, " is not supported: ", ?MIN_OTP, " to ", ?MAX_OTP, " are"
+                    ])}};
         true ->
             case is_exported(?BUILT_IN, on_gateway_load, 2) of
                 true ->
@@ -73,7 +83,9 @@ supported() ->
                 false ->
                     {error,
                         {unsupported_emqx,
-                            lists:concat(["EMQX ", emqx_release:version(), ": 5.10 and newer are"])}}
+                            lists:concat([
+                                "EMQX ", emqx_release:version(), " is not supported: 5.10 and newer are"
+                            ])}}
             end
     end.
 
@@ -185,3 +197,13 @@ authz_cache() ->
 %% Decisions that were made earlier count no more. System time in milliseconds.
 -spec authz_drained_at() -> integer().
 authz_drained_at() -> persistent_term:get({emqx_authz_cache, drain_timestamp}, 0).
+
+%% -------------------------------------------------------------------------------------------
+%% Shared subscriptions
+
+%% A message for the group that this member does not want; without another it is for nobody.
+-spec give_to_another_member(Group :: binary(), Filter :: binary(), Message :: term()) -> ok.
+give_to_another_member(Group, Filter, Message) ->
+    Delivery = {delivery, self(), Message},
+    _ = emqx_shared_sub:dispatch(Group, Filter, Delivery, #{self() => no_local}),
+    ok.

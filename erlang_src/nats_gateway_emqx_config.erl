@@ -121,18 +121,12 @@ esockd_options(#{conf := Conf}, Plugin) ->
     [
         {acceptors, maps:get(acceptors, Conf, 16)},
         {max_connections, maps:get(max_connections, Conf, 1024)},
-        {limiter, limiter(maps:get(max_conn_rate, Conf, infinity))},
+        {limiter, nats_gateway_emqx_limiter:options(maps:get(max_conn_rate, Conf, infinity))},
         {shutdown, ?SHUTDOWN_MS},
         {proxy_protocol, maps:get(proxy_protocol, Conf, false)},
         {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
         {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}), Plugin)}
     ].
-
-%% esockd's bucket refuses the connection that takes its last token.
-limiter(Rate) when is_integer(Rate), Rate > 0 ->
-    #{module => esockd_limiter, capacity => Rate + 1, interval => 1};
-limiter(_) ->
-    undefined.
 
 tcp_options(Tcp, Plugin) ->
     Configured = maps:to_list(

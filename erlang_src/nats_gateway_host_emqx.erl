@@ -208,7 +208,7 @@ session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
     #{emqx := Context = #{ctx := Ctx}, retained_on_subscribe := Retained} = Config,
-    run_hook('client.connack', ConnInfo, [ConnInfo, success, #{}], Context),
+    run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Host = #host{
         context = Context,
@@ -722,12 +722,18 @@ recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid
             none;
         #sub{no_local = true} ->
             case emqx_message:from(Message) of
-                ClientId -> none;
+                ClientId -> refuse_own(Filter, Key, Message);
                 _ -> Key
             end;
         #sub{} ->
             Key
     end.
+
+refuse_own(_, {undefined, _}, _) ->
+    none;
+refuse_own(Filter, {Group, _}, Message) ->
+    ok = nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message),
+    none.
 
 key(Filter, Message, #host{rewritten = Rewritten}) ->
     Key =

@@ -36,7 +36,7 @@ with(Modules, Fun) ->
         ok = nats_gateway_emqx_compat:init(),
         Fun()
     after
-        _ = persistent_term:erase(nats_gateway_emqx_compat),
+        ok = nats_gateway_emqx_compat:forget(),
         maps:foreach(
             fun(Module, _) ->
                 _ = code:delete(Module),
@@ -110,7 +110,7 @@ without_a_built_in_gateway_there_is_no_place_test() ->
     Modules = #{emqx_release => "-export([version/0]).\nversion() -> \"5.8.9\".\n"},
     with(maps:merge('5.10'(), Modules), fun() ->
         {error, {unsupported_emqx, Text}} = nats_gateway_emqx_compat:supported(),
-        ?assertEqual("EMQX 5.8.9: 5.10 and newer are", Text)
+        ?assertEqual("EMQX 5.8.9 is not supported: 5.10 and newer are", Text)
     end).
 
 drained_at_test() ->

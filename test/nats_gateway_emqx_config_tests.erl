@@ -135,7 +135,7 @@ esockd_options_test() ->
     Get = fun(Key) -> proplists:get_value(Key, Options) end,
     ?assertEqual(3, Get(acceptors)),
     ?assertEqual(9, Get(max_connections)),
-    ?assertEqual(#{module => esockd_limiter, capacity => 11, interval => 1}, Get(limiter)),
+    ?assertEqual(#{module => nats_gateway_emqx_limiter, rate => 10}, Get(limiter)),
     ?assertEqual(true, Get(proxy_protocol)),
     ?assert(is_integer(Get(shutdown))),
     Tcp = Get(tcp_options),
@@ -152,17 +152,6 @@ a_larger_buffer_stays_test() ->
     Conf = (conf())#{tcp_options => #{buffer => 1 bsl 20}},
     Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf), #{})),
     ?assertEqual(1 bsl 20, proplists:get_value(buffer, Tcp)).
-
-no_rate_is_no_limit_test_() ->
-    [
-        ?_assertEqual(
-            undefined,
-            proplists:get_value(
-                limiter, esockd_options(listener((conf())#{max_conn_rate => Rate}), #{})
-            )
-        )
-     || Rate <- [infinity, 0, -1]
-    ].
 
 changes_test() ->
     A = listener(conf()),

@@ -1,0 +1,61 @@
+%% How many connections a listener takes per second, in the form that esockd asks for: it has read
+%% no other setting for it since 5.13, and refills its own bucket by a clock, so that twice the
+%% rate can pass within a moment.
+%%
+%% A bucket of one second's tokens, kept as the time when it will be full again, which all
+%% acceptors of the listener share.
+-module(nats_gateway_emqx_limiter).
+
+-export([options/1]).
+-export([create/1]).
+-export([consume/2]).
+-export([delete/1]).
+
+-type limiter() :: #{
+    module := ?MODULE,
+    name := term(),
+    %% microseconds
+    full_at := atomics:atomics_ref(),
+    token := pos_integer(),
+    bucket := pos_integer()
+}.
+
+-define(SECOND, 1000000).
+
+%% What esockd is given: it makes the limiter when the listener starts.
+-spec options(Rate :: term()) -> undefined | #{module := ?MODULE, rate := pos_integer()}.
+options(Rate) when is_integer(Rate), Rate > 0 -> #{module => ?MODULE, rate => Rate};
+options(_) -> undefined.
+
+-spec create(#{rate := pos_integer(), name := term(), _ => _}) -> limiter().
+create(#{rate := Rate, name := Name}) ->
+    FullAt = atomics:new(1, []),
+    ok = atomics:put(FullAt, 1, now_us()),
+    #{
+        module => ?MODULE,
+        name => Name,
+        full_at => FullAt,
+        token => max(1, ?SECOND div Rate),
+        bucket => ?SECOND
+    }.
+
+-spec consume(pos_integer(), limiter()) ->
+    {ok, limiter()} | {pause, Milliseconds :: pos_integer(), limiter()}.
+consume(N, Limiter = #{full_at := Ref, token := Token, bucket := Bucket}) ->
+    Now = now_us(),
+    FullAt = atomics:get(Ref, 1),
+    NFullAt = max(FullAt, Now) + N * Token,
+    case NFullAt - Now =< Bucket of
+        true ->
+            case atomics:compare_exchange(Ref, 1, FullAt, NFullAt) of
+                ok -> {ok, Limiter};
+                _ -> consume(N, Limiter)
+            end;
+        false ->
+            {pause, (NFullAt - Now - Bucket) div 1000 + 1, Limiter}
+    end.
+
+-spec delete(limiter()) -> ok.
+delete(_) -> ok.
+
+now_us() -> erlang:monotonic_time(microsecond).
