@@ -5,6 +5,7 @@
 %% host's completion arrives: replies keep their order without a queue of open promises.
 -module(nats_gateway_channel).
 
+-export([prepare/2]).
 -export([init/2]).
 -export([settings/1]).
 -export([busy/1]).
@@ -88,6 +89,14 @@
 
 %% All clients read a sid as an integer, some as a signed one of 32 bits.
 -define(LAST_SID, 16#7FFFFFFF).
+
+-spec prepare(module(), nats_gateway_host:client()) ->
+    {ok, nats_gateway_host:client()} | {error, stop_reason()}.
+prepare(Host, Client) ->
+    case erlang:function_exported(Host, prepare, 1) of
+        true -> Host:prepare(Client);
+        false -> {ok, Client}
+    end.
 
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
@@ -262,7 +271,8 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState}) 
     ok = Host:disconnect(login_again, HostState),
     login(again, Rest, Out, Channel#channel{host_state = undefined}).
 
-login(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) ->
+login(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
+    Channel = Old#channel{client = maps:remove(prepared, Client)},
     case Host:connect(Client) of
         {ok, Session, HostState} ->
             logged_in(Kind, Session, Rest, Out, Channel#channel{host_state = HostState});

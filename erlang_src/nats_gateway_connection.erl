@@ -153,7 +153,7 @@ greet(State = #state{socket = Socket, options = Options}) ->
     case {nats_gateway_transport:peername(Socket), nats_gateway_transport:sockname(Socket)} of
         {{ok, Peername}, {ok, Sockname}} ->
             #{host := Host, config := Config, listener := Listener} = Options,
-            {Out, Channel} = nats_gateway_channel:init(Host, #{
+            Client = #{
                 connect => #{},
                 client_id => client_id(),
                 transport => maps:get(transport, Options, tcp),
@@ -161,21 +161,28 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 peername => Peername,
                 sockname => Sockname,
                 config => Config
-            }),
-            NState = State#state{
-                channel = Channel,
+            },
+            greet(Client, State#state{
                 peername = Peername,
                 reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
-            },
-            case Options of
-                #{refuse := Reason} ->
-                    result(prepend(Out, nats_gateway_channel:refuse(Reason, Channel)), NState);
-                #{} ->
-                    started(result({ok, Out, Channel}, NState), Config)
-            end;
+            });
         _ ->
             %% Gone before it was looked at, as a port scanner does.
-            {stop, {shutdown, closed}, State}
+            {stop, {shutdown, client_closed}, State}
+    end.
+
+greet(Client, State = #state{options = #{refuse := Reason, host := Host}}) ->
+    {Out, Channel} = nats_gateway_channel:init(Host, Client),
+    Refused = nats_gateway_channel:refuse(Reason, Channel),
+    result(prepend(Out, Refused), State#state{channel = Channel});
+greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
+    case nats_gateway_channel:prepare(Host, Client) of
+        {ok, Prepared} ->
+            {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
+            started(result({ok, Out, Channel}, State#state{channel = Channel}), Config);
+        {error, Reason} ->
+            %% Without INFO: nats.js would wait for 20 s after it.
+            {stop, {shutdown, Reason}, State}
     end.
 
 prepend(Out, {stop, Reason, More, Channel}) -> {stop, Reason, [Out | More], Channel}.

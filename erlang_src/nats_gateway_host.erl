@@ -18,6 +18,8 @@
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
     peercert => nossl | binary(),
+    %% the host's own, from `prepare/1' to the first `connect/1'
+    prepared => term(),
     config := nats_gateway_config:config()
 }.
 
@@ -68,6 +70,10 @@
 }.
 -export_type([session/0]).
 
+%% At accept, before INFO: whether the broker is there at all. What was opened for `connect/1' to
+%% use goes into `prepared'.
+-callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
+
 %% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the
 %% credentials; the channel then subscribes anew.
 -callback connect(client()) ->
@@ -112,4 +118,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([handle_call/2, report/2]).
+-optional_callbacks([prepare/1, handle_call/2, report/2]).

@@ -17,6 +17,7 @@
 
 -behaviour(nats_gateway_host).
 
+-export([prepare/1]).
 -export([connect/1]).
 -export([publish/3]).
 -export([subscribe/3]).
@@ -139,11 +140,20 @@
 %% -------------------------------------------------------------------------------------------
 %% Login
 
+%% A client that is let in only to be closed may wait long before it tries again.
+-spec prepare(nats_gateway_host:client()) ->
+    {ok, nats_gateway_host:client()} | {error, upstream_lost}.
+prepare(Client = #{config := #{upstream := Upstream = #{connect_timeout := Timeout}}}) ->
+    case open(Upstream, Timeout) of
+        {ok, Socket} -> {ok, Client#{prepared => Socket}};
+        {error, upstream_lost} -> {error, upstream_lost}
+    end.
+
 -spec connect(nats_gateway_host:client()) ->
     {wait, host()} | {error, nats_gateway_host:close_reason()}.
-connect(#{connect := Fields, config := Config}) ->
+connect(Client = #{connect := Fields, config := Config}) ->
     #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
-    #{host := Address, port := Port, connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
+    #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
     case credentials(Fields, Config) of
         {ok, Session, Username, Password} ->
             %% Headers are part of a NATS payload; as properties they take up to four times as
@@ -159,23 +169,41 @@ connect(#{connect := Fields, config := Config}) ->
             #{clientid := ClientId} = Session,
             Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, MaxReceived},
             Deadline = erlang:monotonic_time(millisecond) + Timeout,
-            case open(Address, Port, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
+            case introduce(Client, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
                 {ok, Socket} ->
                     Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
                     {wait, start_timer(Left, Host#host{socket = Socket})};
-                {error, Reason} ->
-                    ?LOG_WARNING(#{
-                        msg => upstream_connect_failed,
-                        upstream => {Address, Port},
-                        reason => Reason
-                    }),
+                {error, _} ->
                     {error, upstream_lost}
             end;
         error ->
             {error, authorization_violation}
     end.
 
-open(Address, Port, Timeout, Connect) ->
+%% A broker may have closed what was opened before INFO, if the client took its time.
+introduce(#{prepared := Socket} = Client, Timeout, Connect) ->
+    case send_connect(Socket, Connect) of
+        {ok, Socket} -> {ok, Socket};
+        {error, _} -> introduce(maps:remove(prepared, Client), Timeout, Connect)
+    end;
+introduce(#{config := #{upstream := Upstream}}, Timeout, Connect) ->
+    case open(Upstream, Timeout) of
+        {ok, Socket} -> send_connect(Socket, Connect);
+        {error, Reason} -> {error, Reason}
+    end.
+
+send_connect(Socket, Connect) ->
+    case gen_tcp:send(Socket, Connect) of
+        ok ->
+            case inet:setopts(Socket, [{active, ?ACTIVE}]) of
+                ok -> {ok, Socket};
+                Error -> abort(Socket, Error)
+            end;
+        Error ->
+            abort(Socket, Error)
+    end.
+
+open(#{host := Address, port := Port}, Timeout) ->
     Options =
         family(Address) ++
             [
@@ -190,17 +218,12 @@ open(Address, Port, Timeout, Connect) ->
             ],
     case gen_tcp:connect(Address, Port, Options, Timeout) of
         {ok, Socket} ->
-            case gen_tcp:send(Socket, Connect) of
-                ok ->
-                    case inet:setopts(Socket, [{active, ?ACTIVE}]) of
-                        ok -> {ok, Socket};
-                        Error -> abort(Socket, Error)
-                    end;
-                Error ->
-                    abort(Socket, Error)
-            end;
-        Error ->
-            Error
+            {ok, Socket};
+        {error, Reason} ->
+            ?LOG_WARNING(#{
+                msg => upstream_connect_failed, upstream => {Address, Port}, reason => Reason
+            }),
+            {error, upstream_lost}
     end.
 
 family(Address) when tuple_size(Address) =:= 8 -> [inet6];
