@@ -45,6 +45,8 @@ mosquitto_test_() ->
         ],
         [
             fun login/1,
+            fun prepared/1,
+            fun prepared_but_closed_by_the_broker/1,
             fun host_name/1,
             fun publish_plain/1,
             fun publish_confirmed/1,
@@ -86,6 +88,35 @@ login(Port) ->
     ?assertMatch(<<"nats-", _:18/binary>>, ClientId),
     {ok, #{clientid := Other}} = login_as(client(Port)),
     ?assertNotEqual(ClientId, Other).
+
+prepared(Port) ->
+    {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
+    {wait, Host} = ?HOST:connect(Client),
+    ?assertMatch({ok, _}, inet:peername(Socket)),
+    ok = ?HOST:disconnect(normal, logged_in(Host)).
+
+%% The client took its time to say CONNECT.
+prepared_but_closed_by_the_broker(Port) ->
+    {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
+    ok = gen_tcp:close(Socket),
+    {wait, Host} = ?HOST:connect(Client),
+    ok = ?HOST:disconnect(normal, logged_in(Host)).
+
+%% In this process.
+logged_in(Host) ->
+    receive
+        Message ->
+            case ?HOST:handle_info(Message, Host) of
+                {[{connected, _}], NHost} -> NHost;
+                {[], NHost} -> logged_in(NHost)
+            end
+    after ?WAIT -> error(no_login)
+    end.
+
+without_a_broker_nobody_is_greeted_test() ->
+    Port = free_port(),
+    ?assertEqual({error, upstream_lost}, ?HOST:prepare(client(Port))),
+    ?assertEqual({error, upstream_lost}, ?HOST:connect(client(Port))).
 
 host_name(Port) ->
     Upstream = #{host => "localhost", port => Port, connect_timeout => 2000, keepalive => 60},
