@@ -78,7 +78,9 @@ class Nats:
         self.ping()
         return self
 
-    def publish(self, subject: str, payload: bytes = b"", reply: str | None = None, headers: bytes | None = None) -> None:
+    def publish(
+        self, subject: str, payload: bytes = b"", reply: str | None = None, headers: bytes | None = None
+    ) -> None:
         target = f"{subject} {reply}" if reply else subject
         if headers is None:
             self.send(f"PUB {target} {len(payload)}\r\n".encode() + payload + b"\r\n")
@@ -98,6 +100,12 @@ class Nats:
                 split = int(header_size)
                 return Message(subject, sid, reply[0] if reply else None, content[:split], content[split:])
         raise NatsFailure(f"expected MSG or HMSG, got {' '.join(parts)!r}")
+
+    def available(self) -> Message | None:
+        """A message, if one has arrived."""
+        if not self._buffer and not select.select([self._socket], [], [], 0.01)[0]:
+            return None
+        return self.message()
 
     def operation(self, deadline: float | None = None) -> bytes:
         while (line := self.line(deadline)) == b"PING":

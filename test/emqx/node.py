@@ -79,9 +79,10 @@ def wait_until(condition: Callable[[], Any], what: str, deadline: float = 10.0) 
 
 
 class Node:
-    def __init__(self, home: Path, settings: str = "", cookie: str | None = None):
-        """settings: HOCON that REST calls may override, as in base.hocon."""
+    def __init__(self, home: Path, settings: str = "", cookie: str | None = None, **environment: str):
+        """settings: HOCON that REST calls may override, as in base.hocon; environment: what they may not."""
         self._home = home
+        self._extra = environment
         self._directory = Path(tempfile.mkdtemp(prefix="nats-gateway-emqx-"))
         self.name = f"natsgateway{_node_number()}@{HOST}"
         self.cookie = cookie or secrets.token_hex(8)
@@ -129,7 +130,7 @@ sysmon.os.mem_check_interval = disabled
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMQX_")}
-        return inherited | {
+        return inherited | self._extra | {
             "EMQX_ETC_DIR": str(self._directory / "etc"),
             "EMQX_LOG_DIR": str(self._directory / "log"),
             "EMQX_NODE__NAME": self.name,
@@ -139,6 +140,10 @@ sysmon.os.mem_check_interval = disabled
         }
 
     def start(self) -> None:
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
         with (self._directory / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._home / "bin" / "emqx"), "foreground"],
@@ -148,15 +153,17 @@ sysmon.os.mem_check_interval = disabled
                 stderr=log,
                 start_new_session=True,
             )
+
+    def await_ready(self) -> None:
         until = time.monotonic() + START_DEADLINE
-        while not self._is_ready():
+        while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > until:
                 status = self._process.returncode
                 self.kill()
                 raise RuntimeError(f"EMQX is not ready (exit status {status}):\n{self.log_tail()}")
             time.sleep(0.2)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         """The REST API is the last to start, and takes a login once everything is there."""
         try:
             self.rest.login()

@@ -98,7 +98,7 @@ def test_retained_on_subscribe(gateway: Gateway, page: Page, name: str):
         try:
             gateway.rest.get(f"/mqtt/retainer/message/{name}%2Fa")
             with gateway.nats() as client:
-                client.subscribe(f"{name}.*")
+                client.send(f"SUB {name}.* 1\r\n")
                 assert client.message().payload == b"retained"
                 # not in a queue group, as in MQTT
                 client.subscribe(f"{name}.a", sid="2", group="workers")
@@ -118,9 +118,11 @@ def test_send_timeout(gateway: Gateway, page: Page, name: str):
         for _ in range(40):
             sender.publish(name, b"x" * 500000)
         sender.ping()
-        wait_until(
-            lambda: not [one for one in gateway.clients() if one["port"] == port], "the slow client is gone", deadline=15
-        )
+
+        def gone() -> bool:
+            return not [one for one in gateway.clients() if one["port"] == port]
+
+        wait_until(gone, "the slow client is gone", deadline=15)
         sender.ping()
 
 

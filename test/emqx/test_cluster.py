@@ -1,0 +1,219 @@
+"""Two nodes: a NATS client on one, an MQTT or another NATS client on the other."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emqx.conftest import BUILT_IN
+from emqx.gateway import NAMED, Gateway
+from emqx.nats import Nats
+from emqx.node import HOST, Node, free_port, wait_until
+
+NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
+pytestmark = pytest.mark.timeout(60, func_only=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path, package: Path) -> Iterator[tuple[Gateway, Gateway]]:
+    cookie = secrets.token_hex(8)
+    nodes, gateways = [], []
+    for _ in range(2):
+        port = free_port()
+        # The listener is the same on all nodes of a cluster, but these share one host. More than one node needs a
+        # licence; `evaluation` is EMQX's own for trying it out.
+        bind = {"EMQX_GATEWAY__NATS__LISTENERS__TCP__DEFAULT__BIND": f"{HOST}:{port}"}
+        nodes.append(Node(home, cookie=cookie, EMQX_LICENSE__KEY="evaluation", **bind))
+        gateways.append(Gateway(nodes[-1], (HOST, port)))
+    first, second = nodes
+    try:
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            node.await_ready()
+        # One node has the plugin and the other gets it by joining.
+        if not BUILT_IN:
+            first.install(package)
+            first.start_plugin(package)
+        said = second.ctl("cluster", "join", first.name)
+        if "Failed" in said or "error" in said.lower():
+            pytest.skip(f"this EMQX cannot form a cluster: {said.strip()}")
+        wait_until(lambda: len(running_nodes(first)) == 2, "both nodes are in the cluster", deadline=60)
+        wait_until(second.is_ready, "the second node has a REST API again", deadline=60)
+        if not BUILT_IN:
+            wait_until(lambda: runs_everywhere(first), "the plugin runs on both nodes", deadline=60)
+        for gateway in gateways:
+            wait_until(lambda gateway=gateway: serves(gateway), "both nodes serve NATS", deadline=30)
+        yield gateways[0], gateways[1]
+    finally:
+        for node in reversed(nodes):
+            node.remove()
+
+
+def running_nodes(node: Node) -> list[str]:
+    return [one["node"] for one in node.rest.get("/nodes") if one["node_status"] == "running"]
+
+
+def runs_everywhere(node: Node) -> bool:
+    plugins = [one for one in node.rest.get("/plugins") if one["name"] == "nats_gateway"]
+    return bool(plugins) and [one["status"] for one in plugins[0]["running_status"]] == ["running", "running"]
+
+
+def serves(gateway: Gateway) -> bool:
+    try:
+        with Nats(gateway.address) as client:
+            return BUILT_IN or "jetstream" not in client.info
+    except OSError:
+        return False
+
+
+def subscribed(gateways: tuple[Gateway, Gateway], topic: str) -> None:
+    """A route needs a moment to reach the other node."""
+    for gateway in gateways:
+        wait_until(lambda gateway=gateway: topic in routes(gateway), f"{topic} is routed", deadline=10)
+
+
+def routes(gateway: Gateway) -> list[str]:
+    return [route["topic"] for route in gateway.rest.get("/topics", limit=1000)["data"]]
+
+
+def test_nats_to_nats(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    with first.nats() as one, second.nats() as other:
+        one.subscribe(f"{name}.>")
+        subscribed(cluster, f"{name}/#")
+        other.publish(f"{name}.a", b"x", reply="r")
+        message = one.message()
+        assert (message.subject, message.reply, message.payload) == (f"{name}.a", "r", b"x")
+
+
+def test_nats_and_mqtt(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    with first.nats() as nats, second.mqtt() as mqtt:
+        nats.subscribe(f"{name}.in")
+        mqtt.subscribe(f"{name}/out")
+        subscribed(cluster, f"{name}/in")
+        subscribed(cluster, f"{name}/out")
+        nats.publish(f"{name}.out", b"to MQTT")
+        assert mqtt.message().payload == b"to MQTT"
+        mqtt.publish(f"{name}/in", b"to NATS")
+        assert nats.message().payload == b"to NATS"
+
+
+def test_headers_cross_byte_for_byte(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    block = b"NATS/1.0\r\nA:b\r\nA:  c\r\n\r\n"
+    with first.nats() as one, second.nats() as other:
+        one.subscribe(name)
+        subscribed(cluster, name)
+        other.publish(name, b"x", headers=block)
+        assert one.message().headers == block
+
+
+def test_a_queue_group_over_both_nodes(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    count = 30
+    with first.nats() as one, second.nats() as other, second.mqtt() as mqtt, first.nats() as sender:
+        one.subscribe(name, group="workers")
+        other.subscribe(name, group="workers")
+        mqtt.subscribe(f"$share/workers/{name}")
+        members = f'length([1 || {{_, _, T, _}} <- ets:tab2list(emqx_shared_subscription), T =:= <<"{name}">>])'
+        wait_until(lambda: first.node.eval(members) == "3", "all members are known", deadline=20)
+        for number in range(count):
+            sender.publish(name, b"%d" % number)
+        sender.ping()
+        received: list[int] = []
+
+        def take() -> bool:
+            for member in (one, other):
+                while (message := member.available()) is not None:
+                    received.append(int(message.payload))
+            received.extend(int(mqtt.message().payload) for _ in range(mqtt.waiting))
+            return len(received) >= count
+
+        wait_until(take, f"{count} messages arrive", deadline=10)
+        assert sorted(received) == list(range(count)), "each message goes to one member"
+
+
+def test_request_and_reply(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    with first.nats() as client, second.nats() as service:
+        client.subscribe(f"_INBOX.{name}.*")
+        service.subscribe(name, group="workers")
+        subscribed(cluster, f"_INBOX/{name}/+")
+        wait_until(lambda: asked(client, service, name), "the request crosses", deadline=10)
+
+
+def asked(client: Nats, service: Nats, name: str) -> bool:
+    client.publish(name, b"?", reply=f"_INBOX.{name}.1")
+    answer = None
+    while answer is None:
+        request = service.available()
+        if request is not None:
+            service.publish(request.reply, b"!")
+        answer = client.available()
+    return answer.payload == b"!"
+
+
+def test_no_responders(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    with first.nats() as client:
+        client.subscribe(f"_INBOX.{name}.*")
+        client.publish(name, b"?", reply=f"_INBOX.{name}.1")
+        assert client.message().headers == NO_RESPONDERS
+        with second.nats() as service:
+            service.subscribe(name)
+            subscribed(cluster, name)
+            client.publish(name, b"?", reply=f"_INBOX.{name}.2")
+            assert service.message().payload == b"?"
+            client.silent()
+
+
+def test_settings_reach_both_nodes(cluster: tuple[Gateway, Gateway], name: str):
+    first, second = cluster
+    second.settings(server_name=name, **NAMED)
+    try:
+        for gateway in cluster:
+            with gateway.raw() as client:
+                assert client.info["server_name"] == name
+        with first.nats(name=name) as client:
+            # listed on the other node, and kicked from there
+            assert second.known(name)["node"] == first.node.name
+            second.kick(name)
+            client.closed()
+    finally:
+        second.settings()
+
+
+@pytest.mark.plugin
+def test_the_page_of_the_plugin_reaches_both_nodes(cluster: tuple[Gateway, Gateway], plugin: str):
+    first, second = cluster
+    path = f"/plugins/{plugin}/config"
+    before = first.rest.get(path)
+    first.rest.put(path, before | {"max_subscriptions": 1})
+    try:
+        assert second.rest.get(path)["max_subscriptions"] == 1
+        for gateway in cluster:
+            with gateway.nats() as client:
+                client.subscribe("a")
+                client.send("SUB b 2\r\n")
+                client.error("maximum subscriptions exceeded")
+    finally:
+        first.rest.put(path, before)
+
+
+@pytest.mark.plugin
+def test_a_node_that_leaves_takes_its_clients_with_it(cluster: tuple[Gateway, Gateway], name: str):
+    """Last of this file: afterwards there is one node."""
+    first, second = cluster
+    with second.nats(user=name):
+        wait_until(lambda: first.clients(username=name), "the client of the other node is listed")
+        second.node.stop()
+        wait_until(lambda: len(running_nodes(first.node)) == 1, "the node has left", deadline=30)
+        assert first.clients(username=name) == []
+    with first.nats() as client:
+        client.subscribe(name).publish(name, b"x")
+        assert client.message().payload == b"x"
