@@ -49,7 +49,9 @@
     | {connect, explicit | implicit | again}
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
-    | barrier.
+    | barrier
+    %% the same, before something that would make the client miss its own messages
+    | flush.
 
 %% What the channel itself says of a publish, before the host is asked.
 -type verdict() :: pass | denied | reply_denied.
@@ -71,6 +73,8 @@
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
     waiting = none :: waiting(),
+    %% anything since the last barrier
+    published = false :: boolean(),
     todo = [] :: [input()],
     %% deliveries that must not overtake the +OK of the operation being waited for
     held = [] :: iodata(),
@@ -180,6 +184,10 @@ handle_ops(Ops, Channel = #channel{todo = Todo}) ->
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
+run([Op | _] = Ops, Out, Channel = #channel{published = true, phase = connected}) when
+    Op =:= eof; element(1, Op) =:= error; element(1, Op) =:= unsub
+->
+    flush(Ops, Out, Channel);
 run([{error, Reason} | _], Out, Channel) ->
     stop(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
@@ -195,9 +203,10 @@ run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(HostState) of
         {ok, NHostState} ->
-            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState});
+            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState, published = false});
         {wait, NHostState} ->
-            wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
+            NChannel = Channel#channel{host_state = NHostState, published = false},
+            wait(barrier, Rest, Out, NChannel)
     end;
 run([pong | Rest], Out, Channel) ->
     run(Rest, Out, Channel);
@@ -207,6 +216,15 @@ run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) -
     {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
+
+%% What the client published reaches its own subscriptions before they end.
+flush(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:barrier(HostState) of
+        {ok, NHostState} ->
+            run(Ops, Out, Channel#channel{host_state = NHostState, published = false});
+        {wait, NHostState} ->
+            wait(flush, Ops, Out, Channel#channel{host_state = NHostState, published = false})
+    end.
 
 wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
@@ -323,7 +341,7 @@ take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
 publish(Pubs, Rest, Out, Channel = #channel{received = Received}) ->
-    NChannel = Channel#channel{received = Received + length(Pubs)},
+    NChannel = Channel#channel{received = Received + length(Pubs), published = true},
     case lists:any(fun is_special/1, Pubs) of
         false ->
             publish(Pubs, Pubs, pass, Rest, Out, NChannel);
@@ -581,6 +599,8 @@ event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}})
     resume([Out | Denied], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume([Out | ?PONG], Channel);
+event(barrier, Out, Channel = #channel{waiting = flush}) ->
+    resume(Out, Channel);
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
