@@ -351,9 +351,12 @@ timeout(idle, State = #state{channel = Channel}) ->
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel}) ->
-    {noreply, State#state{channel = nats_gateway_channel:report(octets(State), Channel)}};
+    %% Some seconds after something happened: the memory it took is given back.
+    NChannel = nats_gateway_channel:report(octets(State), Channel),
+    {noreply, State#state{channel = NChannel}, hibernate};
 timeout(drained, State) ->
-    close(drained, State);
+    %% The listener that closes at this moment would take another reason for a failure.
+    {stop, normal, leave({shutdown, drained}, State)};
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 

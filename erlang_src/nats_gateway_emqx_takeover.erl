@@ -34,6 +34,8 @@
 
 %% EMQX's gateway application starts within seconds of ours, or much later, or never.
 -define(POLL_MS, 300).
+-define(LOAD_RETRIES, 20).
+-define(LOAD_RETRY_MS, 100).
 %% Unloading drains the clients.
 -define(SHUTDOWN_MS, 30000).
 
@@ -135,11 +137,18 @@ unload() ->
 
 load() ->
     case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of
-        {undefined, Config} when is_map(Config) ->
-            case emqx_gateway:load(nats, Config) of
-                {ok, _} -> ok;
-                {error, Reason} -> ?LOG_ERROR(#{msg => "gateway_load_failed", reason => Reason})
-            end;
-        _ ->
-            ok
+        {undefined, Config} when is_map(Config) -> load(Config, ?LOAD_RETRIES);
+        _ -> ok
+    end.
+
+%% EMQX's processes of the gateway that was unloaded may still be under their names for a moment;
+%% EMQX raises that.
+load(Config, Retries) ->
+    try emqx_gateway:load(nats, Config) of
+        {ok, _} -> ok;
+        {error, Reason} -> ?LOG_ERROR(#{msg => "gateway_load_failed", reason => Reason})
+    catch
+        error:_ when Retries > 0 ->
+            timer:sleep(?LOAD_RETRY_MS),
+            load(Config, Retries - 1)
     end.

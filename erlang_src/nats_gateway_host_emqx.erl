@@ -94,8 +94,8 @@
     leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
-    %% what was authorized
-    decisions = #{} :: #{decision_key() => {allow | deny, At :: integer()}},
+    %% what was authorized, when, and after which drain of EMQX's caches
+    decisions = #{} :: #{decision_key() => {allow | deny, At :: integer(), Drained :: integer()}},
     expiry :: undefined | reference(),
     %% as of the last report
     received = 0 :: non_neg_integer(),
@@ -436,7 +436,7 @@ may_publish(Topic, Batch = #batch{qos = QoS, cache = Cache}, Host = #host{decisi
     #batch{now = Now, drained_at = DrainedAt} = Batch,
     Key = [Topic | QoS],
     case {Decisions, Cache} of
-        {#{Key := {Decision, At}}, #{ttl := Ttl}} when At > DrainedAt, Now - At < Ttl ->
+        {#{Key := {Decision, At, DrainedAt}}, #{ttl := Ttl}} when Now - At < Ttl ->
             {Decision, Host};
         _ ->
             Action = #{action_type => publish, qos => QoS, retain => false},
@@ -446,16 +446,16 @@ may_publish(Topic, Batch = #batch{qos = QoS, cache = Cache}, Host = #host{decisi
 
 remember(_, _, #batch{cache = disabled}, Host) ->
     Host;
-remember(Key = [Topic | _], Decision, #batch{cache = Cache, now = Now}, Host) ->
+remember(Key = [Topic | _], Decision, #batch{cache = Cache, now = Now, drained_at = At}, Host) ->
     #{max_size := MaxSize, excludes := Excludes} = Cache,
     #host{decisions = Decisions} = Host,
     case lists:any(fun(Filter) -> emqx_topic:match(unmount(Topic, Host), Filter) end, Excludes) of
         true ->
             Host;
         false when map_size(Decisions) >= MaxSize, not is_map_key(Key, Decisions) ->
-            Host#host{decisions = #{Key => {Decision, Now}}};
+            Host#host{decisions = #{Key => {Decision, Now, At}}};
         false ->
-            Host#host{decisions = Decisions#{Key => {Decision, Now}}}
+            Host#host{decisions = Decisions#{Key => {Decision, Now, At}}}
     end.
 
 %% Rules are written for what the client sees.

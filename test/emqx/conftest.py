@@ -7,6 +7,7 @@ reason of its own is wrong.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "plugin: means nothing for the built-in gateway")
+    config.addinivalue_line("markers", "kills: EMQX logs errors because the test kills something")
     config.addinivalue_line("markers", "timeout: see pytest-timeout")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if emqx_home() is None:
+        terminalreporter.write_line(f"test/emqx: skipped, {NO_EMQX}")
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +57,14 @@ def home() -> Path:
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: the package may be built anew while the tests run."""
     packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
     if not packages:
         pytest.fail("no package: run `make package`", pytrace=False)
-    return packages[-1]
+    directory = tmp_path_factory.mktemp("package")
+    shutil.copy(f"{packages[-1]}.sha256", directory)
+    return Path(shutil.copy(packages[-1], directory))
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +103,14 @@ def _gateway(node: Node, nats_port: int) -> Gateway:
 
 
 @pytest.fixture
-def gateway(_gateway: Gateway) -> Iterator[Gateway]:
-    """The gateway with its usual settings, which it has again after the test."""
+def gateway(_gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    """The gateway with its usual settings, which it has again after the test. Nothing of it may have failed."""
+    begin = _gateway.node.log_size
     yield _gateway
     _gateway.restore()
+    errors = [line for line in _gateway.node.errors(begin) if "nats_gateway" in line]
+    if not BUILT_IN and not request.node.get_closest_marker("kills"):
+        assert errors == [], "\n".join(errors)
 
 
 @pytest.fixture

@@ -205,11 +205,24 @@ sysmon.os.mem_check_interval = disabled
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def log(self) -> str:
-        return (self._directory / "console.log").read_text(errors="replace")
+    @property
+    def _log(self) -> Path:
+        return self._directory / "console.log"
+
+    @property
+    def log_size(self) -> int:
+        return self._log.stat().st_size
+
+    def log(self, begin: int = 0) -> str:
+        with self._log.open("rb") as log:
+            log.seek(begin)
+            return log.read().decode(errors="replace")
 
     def log_tail(self) -> str:
         return self.log()[-6000:]
+
+    def errors(self, begin: int) -> list[str]:
+        return [line for line in self.log(begin).splitlines() if "[error]" in line or "[critical]" in line]
 
     # --- Commands ----------------------------------------------------------------------------------------------------
 

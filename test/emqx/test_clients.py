@@ -234,6 +234,7 @@ def test_no_row_is_left_of_a_client_that_was_killed(gateway: Gateway, name: str)
     gateway.forgotten(name)
 
 
+@pytest.mark.kills
 def test_no_row_is_left_of_a_connection_process_that_was_killed(gateway: Gateway, node: Node, name: str):
     with gateway.nats(name=name) as client:
         gateway.known(name)

@@ -163,6 +163,21 @@ def test_echo_false(gateway: Gateway, name: str):
         assert client.message().payload == b"other"
 
 
+@pytest.mark.parametrize(
+    ("then", "answer"),
+    [
+        ("UNSUB 1\r\nPING\r\n", b"PONG\r\n"),
+        ("PING\r\n", b"PONG\r\n"),
+        ("BAD\r\n", b"-ERR 'Unknown Protocol Operation'\r\n"),
+    ],
+)
+def test_what_was_published_before_arrives_before(gateway: Gateway, name: str, then: str, answer: bytes):
+    """In one chunk: a client's own message is delivered before what it says next takes effect."""
+    with gateway.nats() as client:
+        client.send(f"SUB {name} 1\r\nPUB {name} 1\r\nx\r\n{then}")
+        client.expect(f"MSG {name} 1 1\r\nx\r\n".encode() + answer)
+
+
 def test_mqtt_and_nats_members_of_one_shared_group(gateway: Gateway, name: str):
     count = 40
     with gateway.mqtt() as member, gateway.nats() as nats, gateway.nats() as sender:

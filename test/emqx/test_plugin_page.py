@@ -200,6 +200,7 @@ def test_healthy(node: Node, plugin: str, gateway: Gateway):
     assert health(node, plugin) == {"status": "ok", "message": ""}
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(120, func_only=True)
 def test_health_without_the_gateway_application(node: Node, plugin: str, gateway: Gateway):
     """It says what is wrong; and the plugin takes its place again when the application is back."""

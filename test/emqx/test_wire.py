@@ -1,0 +1,35 @@
+"""Every case of the wire table, byte for byte, against the gateway inside EMQX."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emqx.gateway import Gateway
+
+WIRE = Path(__file__).resolve().parents[1] / "wire"
+
+
+@pytest.mark.plugin
+@pytest.mark.timeout(180, func_only=True)
+def test_the_wire_table(gateway: Gateway):
+    """Cases with settings of their own are skipped there: test_settings.py and test_plugin_page.py have them."""
+    if not WIRE.is_dir():
+        pytest.skip("test/wire is not here")
+    gateway.settings(server_name="wire")
+    host, port = gateway.address
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "gateway-", str(WIRE)],
+        env=os.environ | {"GATEWAY_ADDRESS": f"{host}:{port}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    # Nothing chosen would be a success, too.
+    assert done.returncode == 0 and re.search(r"\b\d{3} passed", done.stdout), done.stdout[-8000:] + done.stderr[-2000:]
