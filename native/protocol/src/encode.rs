@@ -3,6 +3,8 @@
 //! One space between fields, no trailing space, CR LF, upper case: the official clients split on
 //! exactly that.
 
+use bytes::{BufMut, BytesMut};
+
 use crate::percent;
 use crate::subject::{wide_blank, write_wide_blank};
 
@@ -29,7 +31,7 @@ pub struct Message<'a> {
 /// caller references a payload by.
 #[derive(Debug)]
 pub struct Frames<R> {
-    buffer: Vec<u8>,
+    buffer: BytesMut,
     references: Vec<(usize, R)>,
     referenced: usize,
 }
@@ -39,7 +41,7 @@ impl<R> Frames<R> {
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         Self {
-            buffer: Vec::with_capacity(bytes),
+            buffer: BytesMut::with_capacity(bytes),
             references: Vec::new(),
             referenced: 0,
         }
@@ -55,33 +57,33 @@ impl<R> Frames<R> {
             payload,
         } = *message;
         let out = &mut self.buffer;
-        out.extend_from_slice(if headers.is_empty() {
+        out.put_slice(if headers.is_empty() {
             b"MSG "
         } else {
             b"HMSG "
         });
-        out.extend_from_slice(subject);
-        out.push(b' ');
-        out.extend_from_slice(sid);
-        out.push(b' ');
+        out.put_slice(subject);
+        out.put_u8(b' ');
+        out.put_slice(sid);
+        out.put_u8(b' ');
         if !reply.is_empty() {
-            out.extend_from_slice(reply);
-            out.push(b' ');
+            out.put_slice(reply);
+            out.put_u8(b' ');
         }
         if !headers.is_empty() {
             write_number(headers.len(), out);
-            out.push(b' ');
+            out.put_u8(b' ');
         }
         write_number(headers.len().saturating_add(payload.len()), out);
-        out.extend_from_slice(CRLF);
-        out.extend_from_slice(headers);
+        out.put_slice(CRLF);
+        out.put_slice(headers);
         if payload.len() < REFERENCE_THRESHOLD {
-            out.extend_from_slice(payload);
+            out.put_slice(payload);
         } else {
             self.references.push((out.len(), reference));
             self.referenced = self.referenced.saturating_add(payload.len());
         }
-        out.extend_from_slice(CRLF);
+        out.put_slice(CRLF);
     }
 
     /// The buffer, and the referenced payloads with the offsets in the buffer that they belong
@@ -117,7 +119,7 @@ pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn write_number(number: usize, out: &mut Vec<u8>) {
+fn write_number(number: usize, out: &mut BytesMut) {
     // usize::MAX has 20 digits.
     let mut digits = [b'0'; 20];
     let mut value = number;
@@ -130,7 +132,7 @@ fn write_number(number: usize, out: &mut Vec<u8>) {
             break;
         }
     }
-    out.extend_from_slice(
+    out.put_slice(
         digits
             .get(digits.len().saturating_sub(used)..)
             .unwrap_or_default(),
