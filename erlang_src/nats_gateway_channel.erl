@@ -5,6 +5,7 @@
 %% host's completion arrives: replies keep their order without a queue of open promises.
 -module(nats_gateway_channel).
 
+-export([prepare/2]).
 -export([init/2]).
 -export([settings/1]).
 -export([busy/1]).
@@ -50,8 +51,7 @@
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
     | barrier
-    %% the same, before something that would make the client miss its own messages
-    | flush.
+    | {finish, stop_reason()}.
 
 %% What the channel itself says of a publish, before the host is asked.
 -type verdict() :: pass | denied | reply_denied.
@@ -73,8 +73,6 @@
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
     waiting = none :: waiting(),
-    %% anything since the last barrier
-    published = false :: boolean(),
     todo = [] :: [input()],
     %% deliveries that must not overtake the +OK of the operation being waited for
     held = [] :: iodata(),
@@ -91,6 +89,14 @@
 
 %% All clients read a sid as an integer, some as a signed one of 32 bits.
 -define(LAST_SID, 16#7FFFFFFF).
+
+-spec prepare(module(), nats_gateway_host:client()) ->
+    {ok, nats_gateway_host:client()} | {error, stop_reason()}.
+prepare(Host, Client) ->
+    case erlang:function_exported(Host, prepare, 1) of
+        true -> Host:prepare(Client);
+        false -> {ok, Client}
+    end.
 
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
@@ -184,14 +190,10 @@ handle_ops(Ops, Channel = #channel{todo = Todo}) ->
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
-run([Op | _] = Ops, Out, Channel = #channel{published = true, phase = connected}) when
-    Op =:= eof; element(1, Op) =:= error; element(1, Op) =:= unsub
-->
-    flush(Ops, Out, Channel);
 run([{error, Reason} | _], Out, Channel) ->
-    stop(Reason, Out, Channel);
+    finish(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
-    stop(client_closed, Out, Channel);
+    finish(client_closed, Out, Channel);
 run([{connect, Fields} | Rest], Out, Channel) ->
     connect(Fields, Rest, Out, Channel);
 run(Ops, Out, Channel = #channel{phase = new}) ->
@@ -203,10 +205,9 @@ run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(HostState) of
         {ok, NHostState} ->
-            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState, published = false});
+            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
-            NChannel = Channel#channel{host_state = NHostState, published = false},
-            wait(barrier, Rest, Out, NChannel)
+            wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
     end;
 run([pong | Rest], Out, Channel) ->
     run(Rest, Out, Channel);
@@ -217,13 +218,15 @@ run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) -
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
 
-%% What the client published reaches its own subscriptions before they end.
-flush(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+%% What came before the end is processed, and what it causes is written, before the end.
+finish(Reason, Out, Channel = #channel{phase = new}) ->
+    stop(Reason, Out, Channel);
+finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(HostState) of
         {ok, NHostState} ->
-            run(Ops, Out, Channel#channel{host_state = NHostState, published = false});
+            stop(Reason, Out, Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
-            wait(flush, Ops, Out, Channel#channel{host_state = NHostState, published = false})
+            wait({finish, Reason}, [], Out, Channel#channel{host_state = NHostState})
     end.
 
 wait(Waiting, Rest, Out, Channel) ->
@@ -268,7 +271,8 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState}) 
     ok = Host:disconnect(login_again, HostState),
     login(again, Rest, Out, Channel#channel{host_state = undefined}).
 
-login(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) ->
+login(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
+    Channel = Old#channel{client = maps:remove(prepared, Client)},
     case Host:connect(Client) of
         {ok, Session, HostState} ->
             logged_in(Kind, Session, Rest, Out, Channel#channel{host_state = HostState});
@@ -341,7 +345,7 @@ take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
 publish(Pubs, Rest, Out, Channel = #channel{received = Received}) ->
-    NChannel = Channel#channel{received = Received + length(Pubs), published = true},
+    NChannel = Channel#channel{received = Received + length(Pubs)},
     case lists:any(fun is_special/1, Pubs) of
         false ->
             publish(Pubs, Pubs, pass, Rest, Out, NChannel);
@@ -599,8 +603,8 @@ event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}})
     resume([Out | Denied], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume([Out | ?PONG], Channel);
-event(barrier, Out, Channel = #channel{waiting = flush}) ->
-    resume(Out, Channel);
+event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
+    stop(Reason, Out, Channel);
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
@@ -612,6 +616,10 @@ event({publish_rejected, Subject, _, denied}, Out, Channel) ->
 event({subscribe_rejected, Key, denied}, Out, Channel) ->
     {Denied, NChannel} = reject(Key, Channel),
     {ok, [Out | Denied], NChannel};
+event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
+    {ok, Out, Channel#channel{
+        subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
+    }};
 event({added, Key}, Out, Channel) ->
     {ok, Out, add(Key, Channel)};
 event({removed, Key}, Out, Channel) ->
@@ -644,7 +652,7 @@ deliver(Deliveries, Out, Channel) ->
     {Encoded, _} = nats_gateway_nif:encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
-        {Waiting, _, _} when Waiting =:= publish -> hold(Encoded, Out, NChannel);
+        {publish, _, _} -> hold(Encoded, Out, NChannel);
         {subscribe, _} -> hold(Encoded, Out, NChannel);
         _ -> {ok, [Out | Encoded], NChannel}
     end.

@@ -3,9 +3,11 @@
 -module(nats_gateway_cli).
 
 -export([main/0]).
+-export([format_report/1]).
 
 -define(USAGE, <<
-    "usage: nats_gateway [-c FILE] [--upstream mqtt://HOST:PORT] [--listen ADDRESS:PORT] [--check]\n"
+    "usage: nats_gateway [-c FILE] [--upstream mqtt://HOST:PORT] [--listen ADDRESS:PORT]\n"
+    "                    [--check]\n"
     "  -c FILE     settings in TOML (README.md has the table); without it the defaults\n"
     "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
     "  --listen    one tcp listener, instead of those of the file\n"
@@ -19,15 +21,17 @@
 
 -spec main() -> no_return() | ok.
 main() ->
-    try arguments(init:get_plain_arguments(), #{}) of
-        #{help := true} ->
-            ok = file:write(standard_io, ?USAGE),
-            erlang:halt(0);
-        Arguments ->
-            run(Arguments, settings(Arguments))
+    try
+        start(arguments(init:get_plain_arguments(), #{}))
     catch
         throw:{stop, Status, Text} -> fail(Status, Text)
     end.
+
+start(#{help := true}) ->
+    ok = file:write(standard_io, ?USAGE),
+    erlang:halt(0);
+start(Arguments) ->
+    run(Arguments, settings(Arguments)).
 
 arguments([], Acc) ->
     Acc;
@@ -142,14 +146,30 @@ log_to_stderr(Level) ->
     ok = logger:remove_handler(default),
     ok = logger:add_handler(default, logger_std_h, #{
         config => #{type => standard_error},
-        formatter => {logger_formatter, #{single_line => true, template => [
-            time, " ", level, " ", msg, "\n"
-        ]}},
+        formatter =>
+            {logger_formatter, #{
+                single_line => true,
+                report_cb => fun ?MODULE:format_report/1,
+                template => [time, " ", level, " ", msg, "\n"]
+            }},
         filters => [
             {progress, {fun logger_filters:progress/2, stop}}
         ]
     }),
     logger:set_primary_config(level, Level).
+
+%% What happened, then what is known of it.
+-spec format_report(logger:report()) -> {io:format(), [term()]}.
+format_report(Report = #{msg := Msg}) ->
+    Known = lists:sort(maps:to_list(maps:remove(msg, Report))),
+    {lists:flatten(["~ts" | [" ~ts=~ts" || _ <- Known]]), [
+        Msg | lists:append([[Key, text(Value)] || {Key, Value} <- Known])
+    ]};
+format_report(Report) ->
+    logger:format_report(Report).
+
+text(Value) when is_binary(Value); is_atom(Value) -> Value;
+text(Value) -> io_lib:format("~0p", [Value]).
 
 -spec fail(pos_integer(), iodata()) -> no_return().
 fail(Status, Text) ->

@@ -12,6 +12,8 @@
 %% Times are milliseconds, sizes bytes.
 -type config() :: #{
     server_id := binary(),
+    %% known to this gateway alone, new at every start
+    secret := binary(),
     server_name := binary(),
     mountpoint := binary(),
     default_heartbeat_interval := pos_integer() | infinity,
@@ -148,6 +150,7 @@ finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
         end,
     (maps:remove(max_connections, Settings))#{
         server_id => server_id(),
+        secret => crypto:strong_rand_bytes(32),
         upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
         listeners := [
             Listener#{

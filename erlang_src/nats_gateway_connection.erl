@@ -153,7 +153,7 @@ greet(State = #state{socket = Socket, options = Options}) ->
     case {nats_gateway_transport:peername(Socket), nats_gateway_transport:sockname(Socket)} of
         {{ok, Peername}, {ok, Sockname}} ->
             #{host := Host, config := Config, listener := Listener} = Options,
-            {Out, Channel} = nats_gateway_channel:init(Host, #{
+            Client = #{
                 connect => #{},
                 client_id => client_id(),
                 transport => maps:get(transport, Options, tcp),
@@ -161,21 +161,28 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 peername => Peername,
                 sockname => Sockname,
                 config => Config
-            }),
-            NState = State#state{
-                channel = Channel,
+            },
+            greet(Client, State#state{
                 peername = Peername,
                 reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
-            },
-            case Options of
-                #{refuse := Reason} ->
-                    result(prepend(Out, nats_gateway_channel:refuse(Reason, Channel)), NState);
-                #{} ->
-                    started(result({ok, Out, Channel}, NState), Config)
-            end;
+            });
         _ ->
             %% Gone before it was looked at, as a port scanner does.
-            {stop, {shutdown, closed}, State}
+            {stop, {shutdown, client_closed}, State}
+    end.
+
+greet(Client, State = #state{options = #{refuse := Reason, host := Host}}) ->
+    {Out, Channel} = nats_gateway_channel:init(Host, Client),
+    Refused = nats_gateway_channel:refuse(Reason, Channel),
+    result(prepend(Out, Refused), State#state{channel = Channel});
+greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
+    case nats_gateway_channel:prepare(Host, Client) of
+        {ok, Prepared} ->
+            {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
+            started(result({ok, Out, Channel}, State#state{channel = Channel}), Config);
+        {error, Reason} ->
+            %% Without INFO: nats.js would wait for 20 s after it.
+            {stop, {shutdown, Reason}, State}
     end.
 
 prepend(Out, {stop, Reason, More, Channel}) -> {stop, Reason, [Out | More], Channel}.
@@ -224,7 +231,7 @@ handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
         closed ->
             decode(State#state{closed = true});
         {error, Reason} ->
-            {stop, {shutdown, Reason}, State};
+            {stop, {shutdown, send_error(Reason)}, State};
         other ->
             WasBusy = nats_gateway_channel:busy(Channel),
             Handled = nats_gateway_channel:handle_info(Message, Channel),
@@ -313,8 +320,9 @@ is_empty([]) -> true;
 is_empty([Head | Tail]) -> is_empty(Head) andalso is_empty(Tail);
 is_empty(Binary) -> Binary =:= <<>>.
 
-%% A client that does not read: nats-server's write deadline.
+%% A client that does not read (nats-server's write deadline), or that is not there any more.
 send_error(timeout) -> slow_consumer;
+send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
 
 %% EMQX counts the reasons that are atoms, others it takes for crashes.
@@ -396,7 +404,9 @@ leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
-    Report = #{msg => "connection_closed", peername => Peername, listener => Listener},
+    Report = #{
+        msg => connection_closed, peername => address(Peername), listener => Listener
+    },
     case Reason of
         {shutdown, client_closed} ->
             ?LOG_INFO(maps:merge(Report#{reason => client_closed}, stats(State)));
@@ -405,6 +415,9 @@ log_end(Reason, State = #state{peername = Peername, options = #{listener := List
         _ ->
             ok
     end.
+
+address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);
+address(undefined) -> undefined.
 
 stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined

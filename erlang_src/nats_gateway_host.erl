@@ -18,6 +18,8 @@
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
     peercert => nossl | binary(),
+    %% the host's own, from `prepare/1' to the first `connect/1'
+    prepared => term(),
     config := nats_gateway_config:config()
 }.
 
@@ -53,6 +55,8 @@
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), denied}
+    %% nothing more comes for a key that was unsubscribed before
+    | {unsubscribed, key()}
     %% somebody else has subscribed or unsubscribed this client
     | {added, key()}
     | {removed, key()}
@@ -65,6 +69,10 @@
     username => undefined | binary()
 }.
 -export_type([session/0]).
+
+%% At accept, before INFO: whether the broker is there at all. What was opened for `connect/1' to
+%% use goes into `prepared'.
+-callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
 
 %% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the
 %% credentials; the channel then subscribes anew.
@@ -91,6 +99,7 @@ when
 when
     Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
 
+%% What the broker has sent already is still delivered, until `{unsubscribed, Key}'.
 -callback unsubscribe(key(), State) -> State when State :: term().
 
 %% Complete when the broker has seen all that was handed over before, and what it delivered to
@@ -109,4 +118,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([handle_call/2, report/2]).
+-optional_callbacks([prepare/1, handle_call/2, report/2]).

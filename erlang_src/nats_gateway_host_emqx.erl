@@ -90,6 +90,8 @@
     headers :: map(),
     retained :: boolean(),
     subs = #{} :: #{nats_gateway_host:key() => #sub{}},
+    %% unsubscribed, but with deliveries in the mailbox perhaps
+    leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     %% what was authorized, when, and after which drain of EMQX's caches
@@ -581,20 +583,38 @@ subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = R
 
 broker_key({Share, _}, Topic) -> {Share, emqx_topic:get_shared_real_topic(Topic)}.
 
+%% What has been delivered to this process by now is still the client's: in a shared group nobody
+%% else gets it. It comes before a message that the process sends itself.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
-unsubscribe(Key, Host = #host{subs = Subs, clientinfo = ClientInfo, conninfo = ConnInfo}) ->
-    #host{context = Context, rewritten = Rewritten} = Host,
+unsubscribe(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
+    #host{conninfo = ConnInfo, context = Context} = Host,
     case maps:take(Key, Subs) of
-        {#sub{topic = Topic, options = Options}, NSubs} ->
+        {Sub = #sub{topic = Topic, options = Options}, NSubs} ->
             {Share, Filter} = Key,
             Wanted = [{record(Share, unmount(Filter, Host)), #{}}],
             _ = fold_hook('client.unsubscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context),
             _ = emqx_broker:unsubscribe(Topic),
             run_hook('session.unsubscribed', ConnInfo, [ClientInfo, Topic, Options], Context),
-            Host#host{subs = NSubs, rewritten = maps:remove(broker_key(Key, Topic), Rewritten)};
+            self() ! {?MODULE, unsubscribed, Key},
+            Host#host{subs = NSubs, leaving = Leaving#{Key => Sub}};
         error ->
             Host
     end.
+
+unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewritten}) ->
+    NHost =
+        case maps:take(Key, Leaving) of
+            {#sub{topic = Topic}, NLeaving} when not is_map_key(Key, Subs) ->
+                Host#host{
+                    leaving = NLeaving,
+                    rewritten = maps:remove(broker_key(Key, Topic), Rewritten)
+                };
+            {_, NLeaving} ->
+                Host#host{leaving = NLeaving};
+            error ->
+                Host
+        end,
+    {[{unsubscribed, Key}], NHost}.
 
 %% -------------------------------------------------------------------------------------------
 %% Barrier
@@ -623,6 +643,8 @@ handle_info({deliver, _, _} = Deliver, Host) ->
     end;
 handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
+handle_info({?MODULE, unsubscribed, Key}, Host) ->
+    unsubscribed(Key, Host);
 handle_info({?MODULE, Expiry, expired}, Host = #host{expiry = Expiry}) ->
     {[{close, user_authentication_expired}], Host};
 handle_info(clean_authz_cache, Host) ->
@@ -693,18 +715,18 @@ payload(Payload) when is_binary(Payload) -> Payload;
 payload(Payload) -> iolist_to_binary(Payload).
 
 %% Our key, unless the subscription is gone by now, or wants no message of its own client.
-recipient(Filter, Message, Host = #host{subs = Subs, clientid = ClientId}) ->
+recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid = ClientId}) ->
     Key = key(Filter, Message, Host),
-    case Subs of
-        #{Key := #sub{no_local = true}} ->
+    case maps:get(Key, Subs, maps:get(Key, Leaving, none)) of
+        none ->
+            none;
+        #sub{no_local = true} ->
             case emqx_message:from(Message) of
                 ClientId -> refuse_own(Filter, Key, Message);
                 _ -> Key
             end;
-        #{Key := _} ->
-            Key;
-        #{} ->
-            none
+        #sub{} ->
+            Key
     end.
 
 refuse_own(_, {undefined, _}, _) ->

@@ -8,11 +8,22 @@
 
 -export([decode/2]).
 -export([encode/1]).
+-export([is_string/1]).
+-export([is_topic/1]).
 -export([quote/1]).
 -export([unquote/1]).
 -export([toml/1]).
 
--nifs([decode_bounded/2, decode_long/2, encode/1, quote/1, unquote/1, toml/1]).
+-nifs([
+    decode_bounded/2,
+    decode_long/2,
+    encode/1,
+    is_string/1,
+    is_topic/1,
+    quote/1,
+    unquote/1,
+    toml/1
+]).
 
 -export_type([packet/0, received/0, publish/0, properties/0, decode_error/0, toml/0]).
 
@@ -50,7 +61,9 @@
     | {suback, packet_id(), [Reason :: byte()]}
     | {unsuback, packet_id(), [Reason :: byte()]}
     | pingresp
-    | {disconnect, Reason :: byte(), properties()}.
+    | {disconnect, Reason :: byte(), properties()}
+    %% a PUBLISH that cannot be read; the rest of the connection can
+    | {unreadable, undefined | packet_id()}.
 
 %% Only what was there.
 -type properties() :: #{
@@ -88,7 +101,7 @@ priv_dir() ->
 
 %% All complete packets of the bytes, the rest, and the number of bytes the rest must have before
 %% another call can yield more (0: call again at once). On an error the packets before it are
-%% still valid. Payloads of 1 KiB and more are references into the bytes.
+%% still valid. Payloads of 1 KiB and more keep all the bytes alive, smaller ones 4 KiB at most.
 -spec decode(binary(), MaxPacketSize :: pos_integer()) ->
     {ok, [received()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, decode_error(), [received()]}.
@@ -103,9 +116,19 @@ decode_bounded(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
 
 decode_long(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
 
-%% Payloads of 4 KiB and more are passed by reference.
+%% Payloads of 4 KiB and more are passed by reference. Raises `badarg' where a packet is none, has
+%% a topic that is not `is_topic/1' or other text that is not `is_string/1'.
 -spec encode([packet()]) -> iodata().
 encode(_Packets) -> erlang:nif_error(not_loaded).
+
+%% Text that every broker takes as a string: UTF-8 of at most 65535 bytes, without control
+%% characters and non-characters.
+-spec is_string(binary()) -> boolean().
+is_string(_Bytes) -> erlang:nif_error(not_loaded).
+
+%% The same, and a name that can be published to: not empty and without wildcards.
+-spec is_topic(binary()) -> boolean().
+is_topic(_Bytes) -> erlang:nif_error(not_loaded).
 
 %% Any bytes as ASCII without control characters, and back.
 -spec quote(binary()) -> binary().

@@ -10,6 +10,7 @@
 -export([add/5]).
 -export([remove/2]).
 -export([limit/3]).
+-export([unsubscribed/2]).
 -export([reject/2]).
 -export([deliver/3]).
 -export([plain_sid/2]).
@@ -48,7 +49,11 @@
 }).
 
 -record(entry, {
-    sids :: [sid(), ...],
+    %% empty only while the last sids are leaving
+    sids :: [sid()],
+    %% unsubscribed by the client, but not yet by the broker: what it has sent already is still
+    %% theirs, and to a queue group it has assigned it to them alone
+    leaving = [] :: [sid()],
     beyond :: beyond(),
     delivered = 0 :: non_neg_integer(),
     limited = false :: boolean()
@@ -79,7 +84,12 @@ add(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, entries = Ent
     case Entries of
         #{Key := Entry = #entry{sids = Sids, delivered = Delivered}} ->
             Sub = sub(Subject, QueueGroup, Key, Delivered),
-            {known_key, S#subscriptions{
+            Known =
+                case Sids of
+                    [] -> new_key;
+                    _ -> known_key
+                end,
+            {Known, S#subscriptions{
                 subs = Subs#{Sid => Sub},
                 entries = Entries#{Key := Entry#entry{sids = [Sid | Sids]}}
             }};
@@ -100,24 +110,51 @@ sub(Subject, QueueGroup, Key, _) ->
 
 %% Keys that no sid uses any more are returned: the broker is to be told.
 -spec remove(sid(), subscriptions()) -> {[key()], subscriptions()}.
-remove(Sid, S = #subscriptions{subs = Subs, entries = Entries}) ->
+remove(Sid, S = #subscriptions{subs = Subs}) ->
     case maps:take(Sid, Subs) of
-        error ->
-            {[], S};
-        {#sub{key = Key}, NSubs} ->
-            Entry = #entry{sids = Sids} = maps:get(Key, Entries),
-            case lists:delete(Sid, Sids) of
-                [] ->
-                    {[Key], S#subscriptions{
-                        subs = NSubs,
-                        entries = maps:remove(Key, Entries),
-                        groups = leave_group(Key, S#subscriptions.groups)
-                    }};
-                NSids ->
-                    {[], S#subscriptions{
-                        subs = NSubs, entries = Entries#{Key := Entry#entry{sids = NSids}}
-                    }}
-            end
+        error -> {[], S};
+        {Sub, NSubs} -> remove(Sid, Sub, S#subscriptions{subs = NSubs})
+    end.
+
+remove(Sid, #sub{key = Key}, S = #subscriptions{entries = Entries}) ->
+    Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
+    case lists:delete(Sid, Sids) of
+        [] when Leaving =:= [] ->
+            {[Key], S#subscriptions{
+                entries = maps:remove(Key, Entries),
+                groups = leave_group(Key, S#subscriptions.groups)
+            }};
+        [] ->
+            {[Key], S#subscriptions{entries = Entries#{Key := Entry#entry{sids = []}}}};
+        NSids ->
+            {[], S#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}}
+    end.
+
+%% UNSUB at once. The sid is free, but as the last of its key it still gets what comes before the
+%% broker has confirmed; not so with a max, which is never exceeded.
+leave(Sid, Sub = #sub{key = Key, max = infinity}, S = #subscriptions{entries = Entries}) ->
+    case Entries of
+        #{Key := Entry = #entry{sids = [Sid], leaving = Leaving}} ->
+            NEntry = Entry#entry{sids = [], leaving = [Sid | Leaving]},
+            {[Key], S#subscriptions{entries = Entries#{Key := NEntry}}};
+        #{} ->
+            remove(Sid, Sub, S)
+    end;
+leave(Sid, Sub, S) ->
+    remove(Sid, Sub, S).
+
+%% The broker has confirmed that nothing more comes for the key.
+-spec unsubscribed(key(), subscriptions()) -> subscriptions().
+unsubscribed(Key, S = #subscriptions{entries = Entries, groups = Groups}) ->
+    case Entries of
+        #{Key := #entry{sids = []}} ->
+            S#subscriptions{
+                entries = maps:remove(Key, Entries), groups = leave_group(Key, Groups)
+            };
+        #{Key := Entry} ->
+            S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}};
+        #{} ->
+            S
     end.
 
 %% UNSUB with a max, counted from the SUB; 0, or reached already, removes at once.
@@ -128,7 +165,7 @@ limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
             Entry = maps:get(Key, Entries),
             case delivered(Sub, Entry) >= Max of
                 true ->
-                    remove(Sid, S);
+                    leave(Sid, Sub, S#subscriptions{subs = maps:remove(Sid, Subs)});
                 false ->
                     {[], S#subscriptions{
                         subs = Subs#{Sid := Sub#sub{max = Max}},
@@ -170,6 +207,11 @@ remove_all(Sids, S) ->
 -spec deliver(key(), Topic :: binary(), subscriptions()) -> {[sid()], [key()], subscriptions()}.
 deliver(Key = {undefined, _}, Topic, S = #subscriptions{entries = Entries}) ->
     case Entries of
+        #{Key := #entry{sids = [], leaving = Leaving, beyond = Beyond}} ->
+            case is_beyond(Topic, Beyond) of
+                true -> {Leaving, [], S};
+                false -> {[], [], S}
+            end;
         #{Key := Entry = #entry{sids = Sids, beyond = Beyond, delivered = N, limited = Limited}} ->
             case is_beyond(Topic, Beyond) of
                 false ->
@@ -207,33 +249,41 @@ deliver(Key = {Share, _}, Topic, S = #subscriptions{groups = Groups}) ->
     end.
 
 %% One of the members takes its turn, and goes to the end of the line.
-to_member(Keys, Topic, S = #subscriptions{subs = Subs, entries = Entries}) ->
+to_member(Keys, Topic, S = #subscriptions{entries = Entries}) ->
     case [K || K <- Keys, is_beyond(Topic, (maps:get(K, Entries))#entry.beyond)] of
         [] ->
             {[], [], S};
         Candidates ->
             Key = least_served(Candidates, Entries),
-            Entry = #entry{sids = [Sid | Others], delivered = N} = maps:get(Key, Entries),
-            Sub = #sub{offset = Offset, max = Max} = maps:get(Sid, Subs),
-            NS = S#subscriptions{
-                subs = Subs#{Sid := Sub#sub{offset = Offset - 1}},
-                entries = Entries#{
-                    Key := Entry#entry{sids = Others ++ [Sid], delivered = N + 1}
-                }
-            },
-            case 1 - Offset >= Max of
-                true ->
-                    {Unused, NNS} = remove(Sid, NS),
-                    {[Sid], Unused, NNS};
-                false ->
-                    {[Sid], [], NS}
+            case Entries of
+                #{Key := #entry{sids = [], leaving = [Sid | _]}} -> {[Sid], [], S};
+                #{Key := Entry} -> to_sid(Key, Entry, S)
             end
     end.
 
+to_sid(Key, Entry = #entry{sids = [Sid | Others], delivered = N}, S) ->
+    #subscriptions{subs = Subs, entries = Entries} = S,
+    Sub = #sub{offset = Offset, max = Max} = maps:get(Sid, Subs),
+    NS = S#subscriptions{
+        subs = Subs#{Sid := Sub#sub{offset = Offset - 1}},
+        entries = Entries#{Key := Entry#entry{sids = Others ++ [Sid], delivered = N + 1}}
+    },
+    case 1 - Offset >= Max of
+        true ->
+            {Unused, NNS} = remove(Sid, NS),
+            {[Sid], Unused, NNS};
+        false ->
+            {[Sid], [], NS}
+    end.
+
+%% A key whose sids are leaving is asked only where no other matches.
 least_served([Key], _) ->
     Key;
 least_served(Keys, Entries) ->
-    {_, Key} = lists:min([{(maps:get(K, Entries))#entry.delivered, K} || K <- Keys]),
+    {_, _, Key} = lists:min([
+        {Sids =:= [], Delivered, Key}
+     || Key <- Keys, #entry{sids = Sids, delivered = Delivered} <- [maps:get(Key, Entries)]
+    ]),
     Key.
 
 full(Sids, Entry, #subscriptions{subs = Subs}) ->
@@ -260,7 +310,8 @@ plain_sid_next({_, _, Next}, Subject) ->
     plain_sid_next(maps:next(Next), Subject).
 
 -spec keys(subscriptions()) -> [key()].
-keys(#subscriptions{entries = Entries}) -> maps:keys(Entries).
+keys(#subscriptions{entries = Entries}) ->
+    [Key || {Key, #entry{sids = [_ | _]}} <- maps:to_list(Entries)].
 
 -spec list(subscriptions()) -> [subscription()].
 list(S = #subscriptions{subs = Subs}) -> [describe(Sid, S) || Sid <- maps:keys(Subs)].

@@ -21,7 +21,7 @@ start_listener(Listener = #{name := Name}) ->
     },
     case supervisor:start_child(?MODULE, Child) of
         {ok, _} -> ok;
-        {error, {shutdown, {listen, Reason}}} -> {error, Reason};
+        {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
         {error, Reason} -> {error, Reason}
     end.
 

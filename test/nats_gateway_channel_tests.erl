@@ -349,8 +349,25 @@ an_error_waits_for_its_turn_test() ->
     ?assertEqual(
         {stop, unknown_protocol_operation,
             <<"PONG\r\n-ERR 'Unknown Protocol Operation'\r\n">>},
-        events([barrier], C1)
+        events([barrier, barrier], C1)
     ).
+
+%% What the operations before a fatal line cause is written before its text.
+own_messages_come_before_a_fatal_text_test() ->
+    C0 = set(barrier, wait, open([?CONNECT, "SUB a 1\r\n"])),
+    {<<>>, C1} = input("PUB a 1\r\nx\r\nxyz\r\n", C0),
+    {<<"MSG a 1 1\r\nx\r\n">>, C2} =
+        events([{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]}], C1),
+    ?assertEqual(
+        {stop, unknown_protocol_operation, <<"-ERR 'Unknown Protocol Operation'\r\n">>},
+        events([barrier], C2)
+    ).
+
+deliveries_go_on_until_the_broker_has_unsubscribed_test() ->
+    C0 = open([?CONNECT, "SUB a 1\r\nUNSUB 1\r\n"]),
+    Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
+    {<<"MSG a 1 1\r\nx\r\n">>, C1} = events([Deliver], C0),
+    {<<>>, _} = events([{unsubscribed, {undefined, <<"a">>}}, Deliver], C1).
 
 %% nats-protocol section 1: an unknown text closes three official clients for good.
 the_host_closes_test_() ->

@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_subscriptions, [
-    new/0, add/5, remove/2, limit/3, reject/2, deliver/3, plain_sid/2, keys/1, count/1, member/2
+    new/0, add/5, remove/2, limit/3, unsubscribed/2, reject/2, deliver/3, plain_sid/2, keys/1, count/1, member/2
 ]).
 
 -define(PLAIN(Filter), {undefined, Filter}).
@@ -157,3 +157,37 @@ a_rejected_key_frees_all_its_sids_test() ->
     ?assertEqual([<<"1">>, <<"2">>], lists:sort([Sid || #{sid := Sid} <- Rejected])),
     ?assertEqual({1, [?PLAIN(<<"b">>)]}, {count(NS), keys(NS)}),
     ?assertEqual({[], NS}, reject(Key, NS)).
+
+%% Until the broker confirms, what it has sent already belongs to the one who leaves: in a queue
+%% group nobody else gets it.
+the_last_sid_of_a_key_leaves_when_the_broker_confirms_test_() ->
+    [
+        {binary_to_list(Filter), fun() ->
+            {_, S0} = add(<<"1">>, <<"a">>, QueueGroup, Key, new()),
+            {[Key], S1} = limit(<<"1">>, 0, S0),
+            ?assertNot(member(<<"1">>, S1)),
+            ?assertEqual({0, []}, {count(S1), keys(S1)}),
+            ?assertEqual([<<"1">>], sids(Key, <<"a">>, S1)),
+            S2 = unsubscribed(Key, S1),
+            ?assertEqual(new(), S2),
+            ?assertEqual([], sids(Key, <<"a">>, S2))
+        end}
+     || {QueueGroup, Key = {_, Filter}} <- [
+            {undefined, ?PLAIN(<<"a">>)}, {<<"q">>, {<<"q">>, <<"a">>}}
+        ]
+    ].
+
+a_key_is_asked_for_again_while_it_is_left_test() ->
+    Key = ?PLAIN(<<"a">>),
+    {[Key], S1} = limit(<<"1">>, 0, plain(<<"1">>, <<"a">>, new())),
+    {new_key, S2} = add(<<"2">>, <<"a">>, undefined, Key, S1),
+    ?assertEqual([<<"2">>], sids(Key, <<"a">>, S2)),
+    S3 = unsubscribed(Key, S2),
+    ?assertEqual([<<"2">>], sids(Key, <<"a">>, S3)),
+    ?assertEqual([Key], keys(S3)).
+
+with_a_max_nothing_comes_after_the_unsub_test() ->
+    Key = ?PLAIN(<<"a">>),
+    {[], S1} = limit(<<"1">>, 5, plain(<<"1">>, <<"a">>, new())),
+    {[Key], S2} = limit(<<"1">>, 0, S1),
+    ?assertEqual([], sids(Key, <<"a">>, S2)).

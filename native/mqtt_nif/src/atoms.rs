@@ -15,6 +15,7 @@ rustler::atoms! {
     pingreq,
     pingresp,
     disconnect,
+    unreadable,
 
     // CONNACK properties
     assigned_client_identifier,

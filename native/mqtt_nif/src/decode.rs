@@ -4,6 +4,7 @@
 //! buffer of its own; the packets themselves are parsed by the crate.
 
 use crate::atoms;
+use crate::encode::is_topic_name;
 use mqtt_protocol_core::mqtt::Arc;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
     Connack, Disconnect, Pingresp, Puback, Publish, Suback, Unsuback,
@@ -12,7 +13,6 @@ use mqtt_protocol_core::mqtt::packet::{
     DecodeResult, FixedHeader, PacketType, Property, VariableByteInteger,
 };
 use mqtt_protocol_core::mqtt::result_code::MqttError;
-use rustler::types::atom::Atom;
 use rustler::types::tuple::make_tuple;
 use rustler::{Binary, Encoder, Env, NewBinary, Term};
 
@@ -25,9 +25,13 @@ const MAX_BYTES: usize = 256 * 1024;
 /// is left to a dirty scheduler.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Payloads below this are copied: a reference would keep the whole chunk alive, and copying
-/// costs about 100 ns.
-const COPY_BELOW: usize = 1024;
+/// Payloads from this size on refer to the chunk. Smaller ones refer to a copy of the chunk's next
+/// bytes, which many of them share, and so keep no more than 64 times their own size alive.
+const REFERENCE_FROM: usize = 1024;
+const SLAB: usize = 4096;
+
+/// Longest binary that the VM keeps on a process heap: copied for what a reference costs.
+const ON_HEAP: usize = 64;
 
 /// What one packet costs besides its bytes, in bytes; for the account with the scheduler.
 const PACKET_COST: usize = 256;
@@ -49,6 +53,11 @@ fn decode<'a>(
     max_head: usize,
 ) -> Term<'a> {
     let input = bytes.as_slice();
+    let mut payloads = Payloads {
+        env,
+        chunk: bytes,
+        slab: None,
+    };
     let mut packets: Vec<Term<'a>> = Vec::new();
     let mut at = 0;
     let mut copied = 0;
@@ -64,7 +73,7 @@ fn decode<'a>(
         let frame = match frame(rest, max_packet_size) {
             Ok(Framed::Packet(frame)) => frame,
             Ok(Framed::Need(total)) => break total,
-            Err(reason) => return failed(env, reason, packets),
+            Err(fault) => return failed(env, fault, packets),
         };
         if frame.head > max_head {
             if packets.is_empty() {
@@ -72,36 +81,46 @@ fn decode<'a>(
             }
             break 0;
         }
-        let body = at + frame.start;
-        match packet(
-            env,
-            &bytes,
-            rest[0],
-            body,
-            frame.head,
-            frame.size - frame.start,
-        ) {
+        match packet(at, &frame, &mut payloads) {
             Ok(packet) => packets.push(packet),
-            Err(reason) => return failed(env, reason, packets),
+            Err(fault) => return failed(env, fault, packets),
         }
         let payload = frame.size - frame.start - frame.head;
-        copied += frame.head + if payload < COPY_BELOW { payload } else { 0 };
+        copied += frame.head + if payload < REFERENCE_FROM { payload } else { 0 };
         at += frame.size;
     };
     let percent = (copied + packets.len() * PACKET_COST) * 50 / MAX_BYTES;
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
     match bytes.make_subbinary(at, input.len() - at) {
         Ok(rest) => (atoms::ok(), packets, rest, need).encode(env),
-        Err(_) => failed(env, atoms::malformed_packet(), packets),
+        Err(_) => failed(env, Fault::Malformed, packets),
     }
 }
 
-fn failed<'a>(env: Env<'a>, reason: Atom, packets: Vec<Term<'a>>) -> Term<'a> {
-    (atoms::error(), reason, packets).encode(env)
+fn failed<'a>(env: Env<'a>, fault: Fault, packets: Vec<Term<'a>>) -> Term<'a> {
+    (atoms::error(), fault, packets).encode(env)
+}
+
+/// What ends a connection.
+#[derive(Clone, Copy)]
+enum Fault {
+    Malformed,
+    TooLarge,
+    Unexpected,
+}
+
+impl Encoder for Fault {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Fault::Malformed => atoms::malformed_packet(),
+            Fault::TooLarge => atoms::packet_too_large(),
+            Fault::Unexpected => atoms::unexpected_packet(),
+        }
+        .encode(env)
+    }
 }
 
 /// Where a packet lies in the bytes it begins.
-#[derive(Debug, PartialEq, Eq)]
 struct Frame {
     /// Length of the fixed header.
     start: usize,
@@ -111,29 +130,28 @@ struct Frame {
     size: usize,
 }
 
-#[derive(Debug, PartialEq, Eq)]
 enum Framed {
     Packet(Frame),
     /// Not complete: what the whole must have, as far as is known.
     Need(usize),
 }
 
-fn frame(bytes: &[u8], max_packet_size: usize) -> Result<Framed, Atom> {
+fn frame(bytes: &[u8], max_packet_size: usize) -> Result<Framed, Fault> {
     let (length, used) = match VariableByteInteger::decode_stream(&bytes[1..]) {
         DecodeResult::Ok(length, used) => (length.to_u32() as usize, used),
         DecodeResult::Incomplete => return Ok(Framed::Need(bytes.len() + 1)),
-        DecodeResult::Err(_) => return Err(atoms::malformed_packet()),
+        DecodeResult::Err(_) => return Err(Fault::Malformed),
     };
     let start = 1 + used;
     let size = start + length;
     if size > max_packet_size {
-        return Err(atoms::packet_too_large());
+        return Err(Fault::TooLarge);
     }
     let Some(body) = bytes.get(start..size) else {
         return Ok(Framed::Need(size));
     };
     let head = if bytes[0] >> 4 == PacketType::Publish.as_u8() {
-        publish_head(bytes[0], body).ok_or_else(atoms::malformed_packet)?
+        publish_head(bytes[0], body).ok_or(Fault::Malformed)?
     } else {
         length
     };
@@ -155,21 +173,18 @@ fn publish_head(first: u8, body: &[u8]) -> Option<usize> {
     }
 }
 
-fn packet<'a>(
-    env: Env<'a>,
-    bytes: &Binary<'a>,
-    first: u8,
-    start: usize,
-    head: usize,
-    length: usize,
-) -> Result<Term<'a>, Atom> {
-    let body = &bytes.as_slice()[start..start + head];
+fn packet<'a>(at: usize, frame: &Frame, payloads: &mut Payloads<'a>) -> Result<Term<'a>, Fault> {
+    let env = payloads.env;
+    let input = payloads.chunk.as_slice();
+    let start = at + frame.start;
+    let first = input[at];
+    let body = &input[start..start + frame.head];
     if first >> 4 == PacketType::Publish.as_u8() {
-        let payload = payload(env, bytes, start + head, length - head)?;
+        let payload = payloads.part(start + frame.head, at + frame.size)?;
         return publish(env, first & 0x0f, body, payload);
     }
     // The reserved bits of the first byte are part of the value.
-    match FixedHeader::try_from(first).map_err(|_| atoms::malformed_packet())? {
+    match FixedHeader::try_from(first).map_err(|_| Fault::Malformed)? {
         FixedHeader::Puback => {
             let puback = exact(body, Puback::parse)?;
             let reason = puback.reason_code().map_or(0, |code| code as u8);
@@ -212,7 +227,7 @@ fn packet<'a>(
         }
         // PUBREC, PUBREL and PUBCOMP belong to QoS 2 and AUTH to enhanced authentication, of
         // which a client of this codec starts neither; the rest is a client's to send.
-        _ => Err(atoms::unexpected_packet()),
+        _ => Err(Fault::Unexpected),
     }
 }
 
@@ -224,26 +239,43 @@ fn integers(bytes: &[u8]) -> Vec<u32> {
 fn exact<T>(
     body: &[u8],
     parse: impl FnOnce(&[u8]) -> Result<(T, usize), MqttError>,
-) -> Result<T, Atom> {
+) -> Result<T, Fault> {
     match parse(body) {
         Ok((packet, used)) if used == body.len() => Ok(packet),
-        _ => Err(atoms::malformed_packet()),
+        _ => Err(Fault::Malformed),
     }
 }
 
-fn payload<'a>(
+/// Payloads of one chunk as terms.
+struct Payloads<'a> {
     env: Env<'a>,
-    bytes: &Binary<'a>,
-    start: usize,
-    length: usize,
-) -> Result<Term<'a>, Atom> {
-    if length < COPY_BELOW {
-        Ok(binary(env, &bytes.as_slice()[start..start + length]))
-    } else {
-        bytes
-            .make_subbinary(start, length)
-            .map(|payload| payload.to_term(env))
-            .map_err(|_| atoms::malformed_packet())
+    chunk: Binary<'a>,
+    /// Copy of the bytes from this offset on.
+    slab: Option<(usize, Binary<'a>)>,
+}
+
+impl<'a> Payloads<'a> {
+    fn part(&mut self, start: usize, end: usize) -> Result<Term<'a>, Fault> {
+        let length = end - start;
+        let input = self.chunk.as_slice();
+        if length <= ON_HEAP {
+            return Ok(binary(self.env, &input[start..end]));
+        }
+        let part = if length >= REFERENCE_FROM || input.len() <= SLAB {
+            self.chunk.make_subbinary(start, length)
+        } else {
+            let (offset, slab) = match self.slab {
+                Some((offset, slab)) if end <= offset + slab.len() => (offset, slab),
+                _ => {
+                    let copy = &input[start..input.len().min(start + SLAB)];
+                    let slab = NewBinary::from_slice(self.env, copy).into();
+                    *self.slab.insert((start, slab))
+                }
+            };
+            slab.make_subbinary(start - offset, length)
+        };
+        part.map(|part| part.to_term(self.env))
+            .map_err(|_| Fault::Malformed)
     }
 }
 
@@ -251,12 +283,13 @@ fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     NewBinary::from_slice(env, bytes).into()
 }
 
-fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Result<Term<'a>, Atom> {
-    let (publish, _) =
-        Publish::parse(flags, Arc::from(head)).map_err(|_| atoms::malformed_packet())?;
+fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Result<Term<'a>, Fault> {
+    let Ok((publish, _)) = Publish::parse(flags, Arc::from(head)) else {
+        return unreadable(env, flags, head);
+    };
     // No topic alias is ever offered to the broker, so the name must be there.
     if publish.topic_name().is_empty() || publish.packet_id() == Some(0) {
-        return Err(atoms::malformed_packet());
+        return Err(Fault::Malformed);
     }
     let undefined = atoms::undefined().encode(env);
     let mut response_topic = undefined;
@@ -272,7 +305,8 @@ fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Resul
                 let value = binary(env, pair.val().as_bytes());
                 user_properties.push(make_tuple(env, &[name, value]));
             }
-            Property::ResponseTopic(topic) => {
+            // One that nobody may publish to (3.3.2.3.5) is none.
+            Property::ResponseTopic(topic) if is_topic_name(topic.val()) => {
                 response_topic = binary(env, topic.val().as_bytes());
             }
             Property::CorrelationData(data) => correlation_data = binary(env, data.val()),
@@ -302,8 +336,31 @@ fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Resul
     ))
 }
 
+/// Some brokers pass on what a client wrote without a look at it, text that is not UTF-8 above
+/// all. That must not end the connection of everyone who is subscribed: where the packet ends is
+/// known, so it alone is lost.
+fn unreadable<'a>(env: Env<'a>, flags: u8, head: &[u8]) -> Result<Term<'a>, Fault> {
+    let packet_id = match (flags >> 1) & 0b11 {
+        0 => atoms::undefined().encode(env),
+        1 | 2 => {
+            let topic = head
+                .first_chunk()
+                .map_or(0, |length| u16::from_be_bytes(*length));
+            let id = head
+                .get(2 + usize::from(topic)..)
+                .and_then(|rest| rest.first_chunk());
+            match id.map(|id| u16::from_be_bytes(*id)) {
+                Some(id) if id > 0 => id.encode(env),
+                _ => return Err(Fault::Malformed),
+            }
+        }
+        _ => return Err(Fault::Malformed),
+    };
+    Ok((atoms::unreadable(), packet_id).encode(env))
+}
+
 /// What a host needs to know of CONNACK and DISCONNECT.
-fn properties<'a>(env: Env<'a>, properties: &[Property]) -> Result<Term<'a>, Atom> {
+fn properties<'a>(env: Env<'a>, properties: &[Property]) -> Result<Term<'a>, Fault> {
     let mut map = Term::map_new(env);
     for property in properties {
         let (key, value) = match property {
@@ -329,9 +386,7 @@ fn properties<'a>(env: Env<'a>, properties: &[Property]) -> Result<Term<'a>, Ato
             }
             _ => continue,
         };
-        map = map
-            .map_put(key, value)
-            .map_err(|_| atoms::malformed_packet())?;
+        map = map.map_put(key, value).map_err(|_| Fault::Malformed)?;
     }
     Ok(map)
 }

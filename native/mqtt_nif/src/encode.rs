@@ -12,7 +12,7 @@ use mqtt_protocol_core::mqtt::packet::{
 use mqtt_protocol_core::mqtt::result_code::{DisconnectReasonCode, MqttError, PubackReasonCode};
 use rustler::types::atom::Atom;
 use rustler::types::tuple::get_tuple;
-use rustler::{Binary, Decoder, Encoder, Env, Error, ListIterator, NewBinary, NifResult, Term};
+use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 /// Payloads from this size on are passed by reference; below, one flat copy for the socket is
 /// cheaper than another element of the list.
@@ -26,17 +26,17 @@ const TIMESLICE: usize = 2 * 1024 * 1024;
 const PACKET_COST: usize = 512;
 
 #[rustler::nif]
-fn encode<'a>(env: Env<'a>, packets: ListIterator<'a>) -> NifResult<Term<'a>> {
+fn encode<'a>(env: Env<'a>, packets: Term<'a>) -> NifResult<Term<'a>> {
     let mut output = Output {
         env,
         parts: Vec::new(),
         flat: Vec::with_capacity(512),
     };
     let mut cost = 0;
-    for packet in packets {
-        encode_packet(packet, &mut output)?;
+    each(packets, |packet| {
         cost += PACKET_COST;
-    }
+        encode_packet(packet, &mut output)
+    })?;
     cost += output.flat.len();
     rustler::schedule::consume_timeslice(env, (cost * 100 / TIMESLICE).clamp(1, 100) as i32);
     Ok(output.finish())
@@ -45,6 +45,16 @@ fn encode<'a>(env: Env<'a>, packets: ListIterator<'a>) -> NifResult<Term<'a>> {
 #[rustler::nif]
 fn is_string(bytes: Binary<'_>) -> bool {
     text(bytes.as_slice()).is_some()
+}
+
+#[rustler::nif]
+fn is_topic(bytes: Binary<'_>) -> bool {
+    text(bytes.as_slice()).is_some_and(is_topic_name)
+}
+
+/// A name to publish to (4.7.1, 4.7.3).
+pub fn is_topic_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['+', '#'])
 }
 
 /// Text that every broker takes: brokers may close the connection on code points that MQTT says
@@ -128,18 +138,16 @@ fn fields<'f, 'a, const N: usize>(fields: &'f [Term<'a>]) -> NifResult<&'f [Term
     fields.try_into().map_err(|_| Error::BadArg)
 }
 
-/// A topic or filter: any MQTT string.
-fn topic_string<'a>(term: Term<'a>) -> NifResult<&'a str> {
-    let binary: Binary<'a> = term.decode()?;
-    match std::str::from_utf8(binary.as_slice()) {
-        Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(Error::BadArg),
-    }
-}
-
 fn string<'a>(term: Term<'a>) -> NifResult<&'a str> {
     let binary: Binary<'a> = term.decode()?;
     text(binary.as_slice()).ok_or(Error::BadArg)
+}
+
+fn topic_name<'a>(term: Term<'a>) -> NifResult<&'a str> {
+    match string(term)? {
+        name if is_topic_name(name) => Ok(name),
+        _ => Err(Error::BadArg),
+    }
 }
 
 fn bytes(term: Term<'_>) -> NifResult<Vec<u8>> {
@@ -158,19 +166,39 @@ fn optional<'a, T>(
     }
 }
 
+/// rustler cuts off what a `u8` or `u16` can't hold.
+fn number<T: TryFrom<u32>>(term: Term<'_>) -> NifResult<T> {
+    T::try_from(term.decode::<u32>()?).map_err(|_| Error::BadArg)
+}
+
 fn packet_id(term: Term<'_>) -> NifResult<u16> {
-    match term.decode()? {
+    match number(term)? {
         0 => Err(Error::BadArg),
         id => Ok(id),
     }
 }
 
 fn qos(term: Term<'_>) -> NifResult<Qos> {
-    Qos::try_from(term.decode::<u8>()?).map_err(|_| Error::BadArg)
+    Qos::try_from(number::<u8>(term)?).map_err(|_| Error::BadArg)
+}
+
+/// Unlike rustler's iterator this refuses an improper list without a panic.
+fn each<'a>(mut list: Term<'a>, mut visit: impl FnMut(Term<'a>) -> NifResult<()>) -> NifResult<()> {
+    while !list.is_empty_list() {
+        let (head, tail) = list.list_get_cell()?;
+        visit(head)?;
+        list = tail;
+    }
+    Ok(())
 }
 
 fn list<'a, T>(term: Term<'a>, convert: impl Fn(Term<'a>) -> NifResult<T>) -> NifResult<Vec<T>> {
-    ListIterator::decode(term)?.map(convert).collect()
+    let mut items = Vec::new();
+    each(term, |item| {
+        items.push(convert(item)?);
+        Ok(())
+    })?;
+    Ok(items)
 }
 
 fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
@@ -183,17 +211,17 @@ fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         maximum_packet_size,
     ] = *fields(terms)?;
     let mut properties = Properties::new();
-    if let Some(maximum) = optional(receive_maximum, |term| term.decode())? {
+    if let Some(maximum) = optional(receive_maximum, number)? {
         properties.push(ReceiveMaximum::new(maximum).map_err(invalid)?.into());
     }
-    if let Some(maximum) = optional(maximum_packet_size, |term| term.decode())? {
+    if let Some(maximum) = optional(maximum_packet_size, number)? {
         properties.push(MaximumPacketSize::new(maximum).map_err(invalid)?.into());
     }
     let mut builder = Connect::builder()
         .client_id(string(client_id)?)
         .map_err(invalid)?
         .clean_start(true)
-        .keep_alive(keep_alive.decode()?)
+        .keep_alive(number(keep_alive)?)
         .props(properties);
     if let Some(name) = optional(user_name, string)? {
         builder = builder.user_name(name).map_err(invalid)?;
@@ -223,7 +251,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         return Err(Error::BadArg);
     }
     let mut properties = Properties::new();
-    if let Some(topic) = optional(response_topic, string)? {
+    if let Some(topic) = optional(response_topic, topic_name)? {
         properties.push(ResponseTopic::new(topic).map_err(invalid)?.into());
     }
     if let Some(data) = optional(correlation_data, bytes)? {
@@ -232,13 +260,14 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     if let Some(name) = optional(content_type, string)? {
         properties.push(ContentType::new(name).map_err(invalid)?.into());
     }
-    for pair in ListIterator::decode(user_properties)? {
+    each(user_properties, |pair| {
         let (name, value) = pair.decode::<(Term<'a>, Term<'a>)>()?;
         let property = UserProperty::new(string(name)?, string(value)?).map_err(invalid)?;
         properties.push(Property::UserProperty(property));
-    }
+        Ok(())
+    })?;
     let mut builder = Publish::builder()
-        .topic_name(topic_string(topic)?)
+        .topic_name(topic_name(topic)?)
         .map_err(invalid)?
         .qos(qos(quality)?)
         .retain(retain.decode()?)
@@ -274,7 +303,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
 fn puback(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
     let [id, reason] = *fields(terms)?;
     let mut builder = Puback::builder().packet_id(packet_id(id)?);
-    let reason: u8 = reason.decode()?;
+    let reason: u8 = number(reason)?;
     if reason != 0 {
         let reason = PubackReasonCode::try_from(reason).map_err(|_| Error::BadArg)?;
         builder = builder.reason_code(reason);
@@ -287,7 +316,7 @@ fn puback(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
 fn subscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
     let [id, subscription_id, filters] = *fields(terms)?;
     let mut properties = Properties::new();
-    if let Some(id) = optional(subscription_id, |term| term.decode())? {
+    if let Some(id) = optional(subscription_id, number)? {
         properties.push(SubscriptionIdentifier::new(id).map_err(invalid)?.into());
     }
     let subscribe = Subscribe::builder()
@@ -301,21 +330,22 @@ fn subscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
 }
 
 fn sub_entry(term: Term<'_>) -> NifResult<SubEntry> {
-    let (filter, quality, no_local, retain_handling): (Term<'_>, Term<'_>, bool, u8) =
+    let (filter, quality, no_local, retain_handling): (Term<'_>, Term<'_>, bool, Term<'_>) =
         term.decode()?;
-    let retain_handling = RetainHandling::try_from(retain_handling).map_err(|_| Error::BadArg)?;
+    let retain_handling =
+        RetainHandling::try_from(number::<u8>(retain_handling)?).map_err(|_| Error::BadArg)?;
     let options = SubOpts::new()
         .set_qos(qos(quality)?)
         .set_nl(no_local)
         .set_rh(retain_handling);
-    SubEntry::new(topic_string(filter)?, options).map_err(invalid)
+    SubEntry::new(string(filter)?, options).map_err(invalid)
 }
 
 fn unsubscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
     let [id, filters] = *fields(terms)?;
     let unsubscribe = Unsubscribe::builder()
         .packet_id(packet_id(id)?)
-        .entries(list(filters, topic_string)?)
+        .entries(list(filters, string)?)
         .map_err(invalid)?
         .build()
         .map_err(invalid)?;
@@ -325,7 +355,7 @@ fn unsubscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
 
 fn disconnect(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
     let [reason] = *fields(terms)?;
-    let reason = DisconnectReasonCode::try_from(reason.decode::<u8>()?);
+    let reason = DisconnectReasonCode::try_from(number::<u8>(reason)?);
     let disconnect = Disconnect::builder()
         .reason_code(reason.map_err(|_| Error::BadArg)?)
         .build()

@@ -19,22 +19,27 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
     let count = deliveries.list_length()?;
     let mut frames = Frames::with_capacity(count.saturating_mul(FRAME_GUESS));
     let mut scratch = Scratch::default();
-    for_each(deliveries, |delivery| scratch.push(delivery, &mountpoint, &mut frames))?;
+    for_each(deliveries, |delivery| {
+        scratch.push(delivery, &mountpoint, &mut frames)
+    })?;
     let size = frames.size();
     let (buffer, references) = frames.parts();
-    consume(env, buffer.len().saturating_add(count.saturating_mul(WORK_PER_DELIVERY)));
+    consume(
+        env,
+        buffer
+            .len()
+            .saturating_add(count.saturating_mul(WORK_PER_DELIVERY)),
+    );
     if references.is_empty() {
         return Ok((binary(env, buffer), size).encode(env));
     }
-    let flat: Binary<'a> = {
-        let mut flat = NewBinary::new(env, buffer.len());
-        flat.as_mut_slice().copy_from_slice(buffer);
-        flat.into()
-    };
+    let flat: Binary<'a> = NewBinary::from_slice(env, buffer).into();
     let mut data = Term::list_new_empty(env);
     let mut end = flat.len();
     for &(start, payload) in references.iter().rev() {
-        let after: Term<'a> = flat.make_subbinary(start, end.saturating_sub(start))?.into();
+        let after: Term<'a> = flat
+            .make_subbinary(start, end.saturating_sub(start))?
+            .into();
         data = data.list_prepend(after).list_prepend(payload);
         end = start;
     }
@@ -68,13 +73,14 @@ impl Scratch {
         subject::write_subject(&topic, mountpoint, &mut self.subject);
         self.reply.clear();
         self.write_reply(reply, mountpoint)?;
-        let headers = match Binary::from_term(headers) {
-            Ok(block) => block.as_slice(),
-            Err(_) => {
-                self.headers.clear();
-                self.write_headers(headers)?;
-                &self.headers
-            }
+        let headers = if is_undefined(headers) {
+            &[]
+        } else if headers.is_binary() {
+            Binary::from_term(headers)?.as_slice()
+        } else {
+            self.headers.clear();
+            self.write_headers(headers)?;
+            &self.headers
         };
         let message = Message {
             subject: &self.subject,
@@ -110,9 +116,6 @@ impl Scratch {
     }
 
     fn write_headers<'a>(&mut self, headers: Term<'a>) -> NifResult<()> {
-        if is_undefined(headers) {
-            return Ok(());
-        }
         let (kind, list, content_type) = headers.decode::<(Atom, Term<'a>, Term<'a>)>()?;
         if kind != atoms::properties() {
             return Err(Error::BadArg);
@@ -123,13 +126,18 @@ impl Scratch {
             pairs.push((name.as_slice(), value.as_slice()));
             Ok(())
         })?;
-        headers::build(pairs.into_iter(), optional_binary(content_type)?, &mut self.headers);
+        headers::build(
+            pairs.into_iter(),
+            optional_binary(content_type)?,
+            &mut self.headers,
+        );
         Ok(())
     }
 }
 
+/// An atom is the same word everywhere, so no call into the VM is needed.
 fn is_undefined(term: Term<'_>) -> bool {
-    Atom::from_term(term).is_ok_and(|atom| atom == atoms::undefined())
+    term.as_c_arg() == atoms::undefined().as_c_arg()
 }
 
 fn optional_binary(term: Term<'_>) -> NifResult<Option<&[u8]>> {

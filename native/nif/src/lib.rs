@@ -6,7 +6,7 @@ mod encode;
 mod terms;
 
 use nats_protocol::connect::Info;
-use nats_protocol::headers::Properties;
+use nats_protocol::headers::{MAX_BLOCK, Properties};
 use nats_protocol::subject;
 use rustler::types::atom::Atom;
 use rustler::types::map::MapIterator;
@@ -25,8 +25,11 @@ fn consume(env: Env<'_>, work: usize) {
     }
 }
 
-/// Bytes that are converted in a millisecond.
+/// Work of a millisecond, measured with small messages on an otherwise idle machine.
 const WORK_PER_TIMESLICE: usize = 1024 * 1024;
+
+/// What a header costs besides its bytes, in bytes.
+const WORK_PER_PAIR: usize = 64;
 
 fn optional<'a>(env: Env<'a>, bytes: Option<&[u8]>, otherwise: Atom) -> Term<'a> {
     match bytes {
@@ -56,7 +59,11 @@ fn subject<'a>(env: Env<'a>, topic: Binary<'a>, mountpoint: Binary<'a>) -> Term<
 
 #[rustler::nif]
 fn share_name<'a>(env: Env<'a>, queue: Binary<'a>) -> Term<'a> {
-    optional(env, subject::share_name(&queue).as_deref(), atoms::invalid())
+    optional(
+        env,
+        subject::share_name(&queue).as_deref(),
+        atoms::invalid(),
+    )
 }
 
 #[rustler::nif]
@@ -82,14 +89,21 @@ fn quote<'a>(env: Env<'a>, text: Binary<'a>) -> Term<'a> {
 #[rustler::nif]
 fn header_properties<'a>(env: Env<'a>, block: Binary<'a>) -> Term<'a> {
     let properties = Properties::of(&block);
-    consume(env, block.len());
+    let size = block.len().min(MAX_BLOCK);
+    consume(
+        env,
+        size.saturating_add(properties.pairs.len().saturating_mul(WORK_PER_PAIR)),
+    );
     let pairs: Vec<(Term<'a>, Term<'a>)> = properties
         .pairs
         .iter()
         .map(|(name, value)| (binary(env, name.as_bytes()), binary(env, value.as_bytes())))
         .collect();
-    let content_type =
-        optional(env, properties.content_type.map(str::as_bytes), atoms::undefined());
+    let content_type = optional(
+        env,
+        properties.content_type.map(str::as_bytes),
+        atoms::undefined(),
+    );
     (pairs, content_type, properties.exact).encode(env)
 }
 
@@ -107,18 +121,18 @@ fn info<'a>(env: Env<'a>, fields: Term<'a>) -> NifResult<Term<'a>> {
             "server_id" => info.server_id = text()?,
             "server_name" => info.server_name = text()?,
             "version" => info.version = text()?,
-            "proto" => info.proto = Some(value.decode()?),
+            "proto" => info.proto = Some(number(*value)?),
             "git_commit" => info.git_commit = text()?,
             "go" => info.go = text()?,
             "host" => info.host = text()?,
-            "port" => info.port = Some(value.decode()?),
+            "port" => info.port = Some(number(*value)?),
             "headers" => info.headers = flag()?,
             "auth_required" => info.auth_required = flag()?,
             "tls_required" => info.tls_required = flag()?,
             "tls_verify" => info.tls_verify = flag()?,
             "tls_available" => info.tls_available = flag()?,
-            "max_payload" => info.max_payload = Some(value.decode()?),
-            "client_id" => info.client_id = Some(value.decode()?),
+            "max_payload" => info.max_payload = Some(number(*value)?),
+            "client_id" => info.client_id = Some(number(*value)?),
             "client_ip" => info.client_ip = text()?,
             "nonce" => info.nonce = text()?,
             "cluster" => info.cluster = text()?,
@@ -139,6 +153,11 @@ fn info<'a>(env: Env<'a>, fields: Term<'a>) -> NifResult<Term<'a>> {
     let mut line = Vec::new();
     info.write_line(&mut line);
     Ok(binary(env, &line))
+}
+
+/// A number in the range of `T`; rustler's own decoder cuts off what a small type cannot hold.
+fn number<T: TryFrom<u64>>(term: Term<'_>) -> NifResult<T> {
+    T::try_from(term.decode()?).map_err(|_| Error::BadArg)
 }
 
 /// A binary of UTF-8.

@@ -3,7 +3,7 @@
 use nats_protocol::DecodeError;
 use nats_protocol::connect::Connect;
 use rustler::types::atom::Atom;
-use rustler::{Binary, Encoder, Env, NewBinary, NifResult, Term};
+use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 pub mod atoms {
     rustler::atoms! {
@@ -18,38 +18,67 @@ pub mod atoms {
     }
 }
 
-/// Parts of a chunk below this many bytes are copied out of it. A reference costs the same for
-/// any size but keeps the whole chunk in memory, for as long as the message lives.
-pub const COPY_THRESHOLD: usize = 1024;
+/// Longest binary that the VM keeps on a process heap. A copy of that costs what a reference
+/// costs; a longer one is allocated elsewhere and takes four times as long.
+const ON_HEAP: usize = 64;
+
+/// Parts of at least this many bytes refer to the chunk, whatever its size: a message in a queue
+/// then keeps a chunk of the usual 64 KiB alive, 64 times its own size.
+pub const REFERENCE_THRESHOLD: usize = 1024;
+
+/// Smaller parts refer to a copy of the chunk's next bytes, which many of them share, so that each
+/// keeps no more than 64 times its own size alive, too. Chunks up to this size are not copied.
+const SLAB: usize = 4096;
 
 /// A binary with these bytes.
 pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     NewBinary::from_slice(env, bytes).into()
 }
 
-/// A chunk, and the pointer arithmetic to make sub-binaries of it.
-#[derive(Clone, Copy)]
+/// The bytes of a client, and what its parts become terms by.
 pub struct Chunk<'a> {
     env: Env<'a>,
     binary: Binary<'a>,
+    /// Copy of the bytes from this offset on.
+    slab: Option<(usize, Binary<'a>)>,
 }
 
 impl<'a> Chunk<'a> {
     pub fn new(env: Env<'a>, binary: Binary<'a>) -> Self {
-        Self { env, binary }
+        Self {
+            env,
+            binary,
+            slab: None,
+        }
     }
 
     /// A term of a part of the chunk's bytes.
-    pub fn part(&self, bytes: &[u8]) -> NifResult<Term<'a>> {
-        if bytes.len() < COPY_THRESHOLD {
+    #[inline]
+    pub fn part(&mut self, bytes: &[u8]) -> NifResult<Term<'a>> {
+        if bytes.len() <= ON_HEAP {
             return Ok(binary(self.env, bytes));
         }
-        let start = (bytes.as_ptr() as usize).wrapping_sub(self.binary.as_slice().as_ptr() as usize);
-        Ok(self.binary.make_subbinary(start, bytes.len())?.into())
+        let chunk = self.binary.as_slice();
+        let start = (bytes.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
+        if bytes.len() >= REFERENCE_THRESHOLD || chunk.len() <= SLAB {
+            return Ok(self.binary.make_subbinary(start, bytes.len())?.into());
+        }
+        if let Some((base, slab)) = &self.slab
+            && let Some(offset) = start.checked_sub(*base)
+            && let Ok(part) = slab.make_subbinary(offset, bytes.len())
+        {
+            return Ok(part.into());
+        }
+        let end = start.saturating_add(SLAB).min(chunk.len());
+        let copied = chunk.get(start..end).ok_or(Error::BadArg)?;
+        let slab: Binary<'a> = NewBinary::from_slice(self.env, copied).into();
+        let part = slab.make_subbinary(0, bytes.len())?;
+        self.slab = Some((start, slab));
+        Ok(part.into())
     }
 
     /// `undefined` for nothing.
-    pub fn optional_part(&self, bytes: Option<&[u8]>) -> NifResult<Term<'a>> {
+    pub fn optional_part(&mut self, bytes: Option<&[u8]>) -> NifResult<Term<'a>> {
         match bytes {
             Some(bytes) => self.part(bytes),
             None => Ok(atoms::undefined().to_term(self.env)),
@@ -68,15 +97,16 @@ pub fn connect<'a>(env: Env<'a>, connect: &Connect) -> NifResult<Term<'a>> {
         }
     };
     let flag = |value: Option<bool>| value.map(|value| value.encode(env));
-    let text = |value: &Option<String>| {
-        value.as_ref().map(|value| binary(env, value.as_bytes()))
-    };
+    let text = |value: &Option<String>| value.as_ref().map(|value| binary(env, value.as_bytes()));
     put(atoms::verbose(), flag(connect.verbose));
     put(atoms::pedantic(), flag(connect.pedantic));
     put(atoms::echo(), flag(connect.echo));
     put(atoms::headers(), flag(connect.headers));
     put(atoms::no_responders(), flag(connect.no_responders));
-    put(atoms::protocol(), connect.protocol.map(|value| value.encode(env)));
+    put(
+        atoms::protocol(),
+        connect.protocol.map(|value| value.encode(env)),
+    );
     put(atoms::user(), text(&connect.user));
     put(atoms::pass(), text(&connect.pass));
     put(atoms::auth_token(), text(&connect.auth_token));

@@ -28,8 +28,8 @@ pub enum Step<'a> {
         used: usize,
     },
     /// The beginning of an operation. There must be at least this many bytes in all before
-    /// another attempt can yield more; exact for a payload under way, so that a caller can wait
-    /// with joining its fragments.
+    /// another attempt can yield more. For a payload under way that is up to the CR after it, so
+    /// that a caller can wait with joining its fragments.
     Need(usize),
 }
 
@@ -59,21 +59,35 @@ pub fn decode<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
         b'H' | b'h' => header_publish(input, settings),
         b'S' | b's' => subscribe(input, settings),
         b'U' | b'u' => unsubscribe(input, settings),
-        b'C' | b'c' => {
-            with_arguments(input, b"CONNECT", Blank::Optional, settings, |arguments, used| {
+        b'C' | b'c' => with_arguments(
+            input,
+            b"CONNECT",
+            Blank::Optional,
+            settings,
+            |arguments, used| {
                 let connect = Connect::from_json(arguments).ok_or(DecodeError::BadConnect)?;
-                Ok(Step::Op { op: Op::Connect(Box::new(connect)), used })
-            })
-        }
-        b'I' | b'i' => {
-            with_arguments(input, b"INFO", Blank::Optional, settings, |arguments, used| {
+                Ok(Step::Op {
+                    op: Op::Connect(Box::new(connect)),
+                    used,
+                })
+            },
+        ),
+        b'I' | b'i' => with_arguments(
+            input,
+            b"INFO",
+            Blank::Optional,
+            settings,
+            |arguments, used| {
                 if connect::is_object(arguments) {
-                    Ok(Step::Op { op: Op::Ignored, used })
+                    Ok(Step::Op {
+                        op: Op::Ignored,
+                        used,
+                    })
                 } else {
                     Err(DecodeError::BadInfo)
                 }
-            })
-        }
+            },
+        ),
         b'+' => ignoring_rest(input, b"+OK", Op::Ignored),
         b'-' => with_arguments(input, b"-ERR", Blank::Required, settings, |_, _| {
             Err(DecodeError::ClientError)
@@ -101,7 +115,10 @@ fn after_name<'a>(input: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>> {
 fn after_other_name<'a>(input: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>> {
     match input.split_at_checked(name.len()) {
         Some((start, rest)) if start.eq_ignore_ascii_case(name) => Ok(Some(rest)),
-        None if name.get(..input.len()).is_some_and(|part| part.eq_ignore_ascii_case(input)) => {
+        None if name
+            .get(..input.len())
+            .is_some_and(|part| part.eq_ignore_ascii_case(input)) =>
+        {
             Ok(None)
         }
         _ => Err(DecodeError::UnknownOperation),
@@ -158,7 +175,9 @@ fn with_arguments<'a>(
     // Arguments of legal size end within this window, so a line without an end is not searched
     // any further however much has been received.
     let limit = settings.max_control_line;
-    let window = arguments.get(..limit.saturating_add(CRLF.len())).unwrap_or(arguments);
+    let window = arguments
+        .get(..limit.saturating_add(CRLF.len()))
+        .unwrap_or(arguments);
     let end = memchr(b'\n', window);
     let line = window.get(..end.unwrap_or(window.len())).unwrap_or(window);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -168,73 +187,110 @@ fn with_arguments<'a>(
     let Some(end) = end else {
         return more(input);
     };
-    let used = input.len().saturating_sub(arguments.len()).saturating_add(end).saturating_add(1);
+    let used = input
+        .len()
+        .saturating_sub(arguments.len())
+        .saturating_add(end)
+        .saturating_add(1);
     then(line, used)
 }
 
 fn publish<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
-    if let Some((arguments, line_end)) = plain_arguments(input, b"PUB ", settings) {
-        let (subject, reply, total) = match arguments {
-            [Some(subject), Some(total), None, None] => (subject, None, total),
-            [Some(subject), reply, Some(total), None] => (subject, reply, total),
-            _ => return Err(DecodeError::ArgumentCount),
-        };
-        let total = size(total).ok_or(DecodeError::BadSize)?;
-        return payload(input, line_end, Head { subject, reply, header_size: 0, total }, settings);
+    if let Some((head, line_end)) = plain_publish(input, settings) {
+        return payload(input, line_end, head, settings);
     }
-    with_arguments(input, b"PUB", Blank::Required, settings, |arguments, line_end| {
-        let (rest, total) = last_field(arguments).ok_or(DecodeError::ArgumentCount)?;
-        let (subject, reply) = subject_and_reply(rest)?;
-        let total = size(total).ok_or(DecodeError::BadSize)?;
-        payload(input, line_end, Head { subject, reply, header_size: 0, total }, settings)
-    })
+    with_arguments(
+        input,
+        b"PUB",
+        Blank::Required,
+        settings,
+        |arguments, line_end| {
+            let (rest, total) = last_field(arguments).ok_or(DecodeError::ArgumentCount)?;
+            let (subject, reply) = subject_and_reply(rest)?;
+            let head = Head {
+                subject,
+                reply,
+                header_size: 0,
+                total: size(total).ok_or(DecodeError::BadSize)?,
+            };
+            payload(input, line_end, head, settings)
+        },
+    )
 }
 
 fn header_publish<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
-    with_arguments(input, b"HPUB", Blank::Required, settings, |arguments, line_end| {
-        if !settings.headers {
-            return Err(DecodeError::HeadersNotSupported);
-        }
-        let (rest, total) = last_field(arguments).ok_or(DecodeError::ArgumentCount)?;
-        let (rest, header) = last_field(rest).ok_or(DecodeError::ArgumentCount)?;
-        let (subject, reply) = subject_and_reply(rest)?;
-        let header_size = size(header).ok_or(DecodeError::BadSize)?;
-        let total = size(total).ok_or(DecodeError::BadSize)?;
-        if header_size > total {
-            return Err(DecodeError::HeaderSizeBeyondTotal);
-        }
-        payload(input, line_end, Head { subject, reply, header_size, total }, settings)
-    })
+    with_arguments(
+        input,
+        b"HPUB",
+        Blank::Required,
+        settings,
+        |arguments, line_end| {
+            if !settings.headers {
+                return Err(DecodeError::HeadersNotSupported);
+            }
+            let (rest, total) = last_field(arguments).ok_or(DecodeError::ArgumentCount)?;
+            let (rest, header) = last_field(rest).ok_or(DecodeError::ArgumentCount)?;
+            let (subject, reply) = subject_and_reply(rest)?;
+            let header_size = size(header).ok_or(DecodeError::BadSize)?;
+            let total = size(total).ok_or(DecodeError::BadSize)?;
+            if header_size > total {
+                return Err(DecodeError::HeaderSizeBeyondTotal);
+            }
+            payload(
+                input,
+                line_end,
+                Head {
+                    subject,
+                    reply,
+                    header_size,
+                    total,
+                },
+                settings,
+            )
+        },
+    )
 }
 
-/// The arguments of a line that is written like those of the official clients: complete, one
-/// space between fields, no control characters. Everything else, legal or not, is `None` and
-/// takes the long way.
-#[inline]
-fn plain_arguments<'a>(
-    input: &'a [u8],
-    name: &[u8],
-    settings: &Settings,
-) -> Option<([Option<&'a [u8]>; 4], usize)> {
-    let mut rest = input.strip_prefix(name)?;
-    let mut fields = [None; 4];
-    for field in &mut fields {
-        let (text, after) = rest.split_at_checked(word_end(rest))?;
-        if text.is_empty() {
-            return None;
+/// The control line of a PUB that is written like those of the official clients: complete, upper
+/// case, one space between fields, no control characters. Everything else, legal or not, is `None`
+/// and takes the long way.
+#[inline(always)]
+fn plain_publish<'a>(input: &'a [u8], settings: &Settings) -> Option<(Head<'a>, usize)> {
+    let arguments = input.strip_prefix(b"PUB ")?;
+    let (subject, rest) = word(arguments)?;
+    let (second, rest) = word(rest.strip_prefix(b" ")?)?;
+    let (reply, total, rest) = match rest {
+        [b'\r', ..] => (None, second, rest),
+        [b' ', rest @ ..] => {
+            let (total, rest) = word(rest)?;
+            (Some(second), total, rest)
         }
-        *field = Some(text);
-        match after {
-            [b' ', after @ ..] => rest = after,
-            [b'\r', b'\n', after @ ..] => {
-                let line_end = input.len().saturating_sub(after.len());
-                let size = line_end.saturating_sub(name.len()).saturating_sub(CRLF.len());
-                return (size <= settings.max_control_line).then_some((fields, line_end));
-            }
-            _ => return None,
-        }
+        _ => return None,
+    };
+    let rest = rest.strip_prefix(CRLF)?;
+    let line_end = input.len().checked_sub(rest.len())?;
+    let size_of_arguments = arguments
+        .len()
+        .checked_sub(rest.len())?
+        .checked_sub(CRLF.len())?;
+    if size_of_arguments > settings.max_control_line {
+        return None;
     }
-    None
+    let head = Head {
+        subject,
+        reply,
+        header_size: 0,
+        total: size(total)?,
+    };
+    Some((head, line_end))
+}
+
+/// The text up to the first blank or control character, and the rest.
+#[inline(always)]
+fn word(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    bytes
+        .split_at_checked(word_end(bytes))
+        .filter(|(word, _)| !word.is_empty())
 }
 
 /// Length of the text up to the first blank or control character. Eight bytes at a time: the
@@ -285,12 +341,15 @@ fn payload<'a>(
     let terminator = input.get(end..).unwrap_or_default();
     match terminator {
         [b'\r', b'\n', ..] => {}
-        [] | [b'\r'] => return Ok(Step::Need(used)),
+        // A wrong byte after the payload is an error as soon as it is there.
+        [] => return Ok(Step::Need(end.saturating_add(1))),
+        [b'\r'] => return Ok(Step::Need(used)),
         _ => return Err(DecodeError::PayloadTerminator),
     }
     let content = input.get(line_end..end).unwrap_or_default();
-    let (headers, payload) =
-        content.split_at_checked(head.header_size).unwrap_or((&[], content));
+    let (headers, payload) = content
+        .split_at_checked(head.header_size)
+        .unwrap_or((&[], content));
     let op = Op::Pub(Publish {
         subject: head.subject,
         reply: head.reply,
@@ -301,26 +360,52 @@ fn payload<'a>(
 }
 
 fn subscribe<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
-    with_arguments(input, b"SUB", Blank::Required, settings, |arguments, used| {
-        let subscribe = match fields(arguments)? {
-            [Some(subject), Some(sid), None] => Subscribe { subject, queue: None, sid },
-            [Some(subject), queue, Some(sid)] => Subscribe { subject, queue, sid },
-            _ => return Err(DecodeError::ArgumentCount),
-        };
-        Ok(Step::Op { op: Op::Sub(subscribe), used })
-    })
+    with_arguments(
+        input,
+        b"SUB",
+        Blank::Required,
+        settings,
+        |arguments, used| {
+            let subscribe = match fields(arguments)? {
+                [Some(subject), Some(sid), None] => Subscribe {
+                    subject,
+                    queue: None,
+                    sid,
+                },
+                [Some(subject), queue, Some(sid)] => Subscribe {
+                    subject,
+                    queue,
+                    sid,
+                },
+                _ => return Err(DecodeError::ArgumentCount),
+            };
+            Ok(Step::Op {
+                op: Op::Sub(subscribe),
+                used,
+            })
+        },
+    )
 }
 
 fn unsubscribe<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
-    with_arguments(input, b"UNSUB", Blank::Required, settings, |arguments, used| {
-        let (sid, max) = match fields(arguments)? {
-            [Some(sid), None, None] => (sid, 0),
-            // nats-server takes what it cannot read for -1, and everything below 1 for at once.
-            [Some(sid), Some(max), None] => (sid, digits(max).unwrap_or(0)),
-            _ => return Err(DecodeError::ArgumentCount),
-        };
-        Ok(Step::Op { op: Op::Unsub { sid, max }, used })
-    })
+    with_arguments(
+        input,
+        b"UNSUB",
+        Blank::Required,
+        settings,
+        |arguments, used| {
+            let (sid, max) = match fields(arguments)? {
+                [Some(sid), None, None] => (sid, 0),
+                // nats-server takes what it cannot read for -1, and everything below 1 for at once.
+                [Some(sid), Some(max), None] => (sid, digits(max).unwrap_or(0)),
+                _ => return Err(DecodeError::ArgumentCount),
+            };
+            Ok(Step::Op {
+                op: Op::Unsub { sid, max },
+                used,
+            })
+        },
+    )
 }
 
 /// Up to three arguments of SUB and UNSUB. Here nats-server takes a CR within the line for a

@@ -4,6 +4,7 @@
 //! exactly that.
 
 use crate::percent;
+use crate::subject::{wide_blank, write_wide_blank};
 
 const CRLF: &[u8] = b"\r\n";
 
@@ -37,15 +38,28 @@ impl<R> Frames<R> {
     /// An empty batch with room for `bytes` bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), references: Vec::new(), referenced: 0 }
+        Self {
+            buffer: Vec::with_capacity(bytes),
+            references: Vec::new(),
+            referenced: 0,
+        }
     }
 
     /// Appends the frame of one message for one subscription. `reference` stands for the payload
     /// if that has [`REFERENCE_THRESHOLD`] bytes or more.
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
-        let Message { subject, reply, headers, payload } = *message;
+        let Message {
+            subject,
+            reply,
+            headers,
+            payload,
+        } = *message;
         let out = &mut self.buffer;
-        out.extend_from_slice(if headers.is_empty() { b"MSG " } else { b"HMSG " });
+        out.extend_from_slice(if headers.is_empty() {
+            b"MSG "
+        } else {
+            b"HMSG "
+        });
         out.extend_from_slice(subject);
         out.push(b' ');
         out.extend_from_slice(sid);
@@ -87,12 +101,19 @@ impl<R> Frames<R> {
 /// Appends a reply subject that did not come from a topic. It stays as it is, except that it
 /// cannot break the control line: what a client may take for white space is percent-encoded.
 pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
-    for &byte in subject {
-        if matches!(byte, b' ' | 0x09..=0x0D) {
-            percent(byte, out);
-        } else {
-            out.push(byte);
-        }
+    let mut rest = subject;
+    while let [byte, after @ ..] = rest {
+        rest = match (*byte, wide_blank(rest)) {
+            (b' ' | 0x09..=0x0D, _) => {
+                percent(*byte, out);
+                after
+            }
+            (_, Some(size)) => write_wide_blank(rest, size, out),
+            _ => {
+                out.push(*byte);
+                after
+            }
+        };
     }
 }
 
@@ -109,5 +130,9 @@ fn write_number(number: usize, out: &mut Vec<u8>) {
             break;
         }
     }
-    out.extend_from_slice(digits.get(digits.len().saturating_sub(used)..).unwrap_or_default());
+    out.extend_from_slice(
+        digits
+            .get(digits.len().saturating_sub(used)..)
+            .unwrap_or_default(),
+    );
 }

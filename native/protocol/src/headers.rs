@@ -30,6 +30,10 @@ pub const CONTENT_TYPE: &str = "Content-Type";
 /// does not fit is left out.
 pub const MAX_BLOCK: usize = 65_536;
 
+/// Most headers of a block that are looked at. Each becomes several terms of the host's language,
+/// and ten thousand of them would hold a scheduler up for milliseconds.
+pub const MAX_HEADERS: usize = 1000;
+
 /// Most bytes of an MQTT string.
 const MAX_STRING: usize = 65_535;
 
@@ -44,13 +48,14 @@ pub struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// Splits a block. Lines without a colon and folded lines are skipped; the first empty line
-    /// ends it. `None` if it does not start with `NATS/1.0`.
+    /// ends it, and so do [`MAX_HEADERS`] and [`MAX_BLOCK`]. `None` if it does not start with
+    /// `NATS/1.0`.
     #[must_use]
     pub fn parse(block: &'a [u8]) -> Option<Self> {
         let block = block.get(..MAX_BLOCK).unwrap_or(block);
         let (first, mut rest) = line(block.strip_prefix(VERSION)?);
         let mut pairs = Vec::new();
-        while !rest.is_empty() {
+        while !rest.is_empty() && pairs.len() < MAX_HEADERS {
             let (header, next) = line(rest);
             rest = next;
             if header.is_empty() {
@@ -65,7 +70,10 @@ impl<'a> Block<'a> {
                 pairs.push((name, trim(value.get(1..).unwrap_or_default())));
             }
         }
-        Some(Self { status: trim(first), pairs })
+        Some(Self {
+            status: trim(first),
+            pairs,
+        })
     }
 }
 
@@ -88,11 +96,20 @@ impl<'a> Properties<'a> {
         let Some(parsed) = Block::parse(block) else {
             return Self::default();
         };
-        let status = if is_status(parsed.status) { text(parsed.status) } else { None };
+        let status = if is_status(parsed.status) {
+            text(parsed.status)
+        } else {
+            None
+        };
         let pairs: Vec<(&str, &str)> = status
             .map(|status| (STATUS_PROPERTY, status))
             .into_iter()
-            .chain(parsed.pairs.iter().filter_map(|(name, value)| text(name).zip(text(value))))
+            .chain(
+                parsed
+                    .pairs
+                    .iter()
+                    .filter_map(|(name, value)| text(name).zip(text(value))),
+            )
             .collect();
         let content_type = pairs
             .iter()
@@ -100,12 +117,18 @@ impl<'a> Properties<'a> {
             .map(|&(_, value)| value);
         let mut again = Vec::with_capacity(block.len());
         build(
-            pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())),
+            pairs
+                .iter()
+                .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
             content_type.map(str::as_bytes),
             &mut again,
         );
         let exact = again == block;
-        Self { pairs, content_type, exact }
+        Self {
+            pairs,
+            content_type,
+            exact,
+        }
     }
 }
 
@@ -128,9 +151,8 @@ pub fn build<'p>(
         return;
     }
     out.extend_from_slice(VERSION);
-    let is_status_pair = |&(name, value): &(&[u8], &[u8])| {
-        name == STATUS_PROPERTY.as_bytes() && is_status(value)
-    };
+    let is_status_pair =
+        |&(name, value): &(&[u8], &[u8])| name == STATUS_PROPERTY.as_bytes() && is_status(value);
     if let Some((_, status)) = pairs.next_if(is_status_pair) {
         let end = out.len();
         out.push(b' ');
@@ -155,7 +177,9 @@ pub fn build<'p>(
 /// Appends one header line, unless the block that began at `start` would become too long.
 fn write_pair(name: &[u8], value: &[u8], start: usize, out: &mut Vec<u8>) {
     let before = out.len();
-    let room = MAX_BLOCK.saturating_sub(before.saturating_sub(start)).saturating_sub(CRLF.len());
+    let room = MAX_BLOCK
+        .saturating_sub(before.saturating_sub(start))
+        .saturating_sub(CRLF.len());
     // Also keeps the work for text that is far too long small.
     if name.len().saturating_add(value.len()) > room {
         return;

@@ -82,7 +82,12 @@ pub struct Settings {
 impl Default for Settings {
     /// The defaults of nats-server for a client that announced headers.
     fn default() -> Self {
-        Self { max_control_line: 4096, max_payload: 1_048_576, phase: Phase::Open, headers: true }
+        Self {
+            max_control_line: 4096,
+            max_payload: 1_048_576,
+            phase: Phase::Open,
+            headers: true,
+        }
     }
 }
 

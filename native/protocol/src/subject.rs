@@ -13,12 +13,13 @@
 //! | `a//b` | `a.b` | a dot within a level |
 //! | `a/b`, `a+b`, `a#b` | `a%2Fb`, `a%2Bb`, `a%23b` | within a longer token |
 //! | `a%20b` | `a b` | also TAB, CR, LF, every other ASCII control character and DEL |
+//! | `a%C2%A0b` | `a\u{A0}b` | whatever else Unicode calls white space: async-nats splits there |
 //!
 //! A run of slashes is as many dots as it has pairs, and one `%2F` if one is left over.
 //!
 //! Percent sequences stay what they are, except where they would read as one of the above. There,
-//! a `25` is inserted after the `%`, so that with `C` the codes of blanks and control characters,
-//! written by the NATS side, and `D` = `2F 2B 23` and, as a whole token, `2A 3E`, written by the
+//! a `25` is inserted after the (first) `%`, so that with `C` the codes of blanks and control
+//! characters, written by the NATS side, and `D` = `2F 2B 23` and, as a whole token, `2A 3E`, written by the
 //! MQTT side:
 //!
 //! | token | level |
@@ -32,8 +33,8 @@
 //!   `//` after it would have been a longer run;
 //! * `2F`, `2B` and `23` as the whole token, and `2A` and `3E` as a part of one.
 //!
-//! The conversion is a bijection between the subjects without blanks and control characters, and
-//! the topics. A raw control character in a subject passes to the topic as it is, and comes back
+//! The conversion is a bijection between the subjects without white space and control characters,
+//! and the topics. A raw one in a subject passes to the topic as it is, and comes back
 //! percent-encoded. NUL, and text that is not UTF-8, has no topic.
 //!
 //! # Correlated reply subjects
@@ -159,7 +160,16 @@ fn convert_plain(to: To, name: &[u8], out: &mut [u8]) -> bool {
     } else {
         convert_blocks(to, name, out)
     };
-    seen & SPECIAL == 0 && (seen & NOT_ASCII == 0 || std::str::from_utf8(name).is_ok())
+    seen & SPECIAL == 0 && (seen & NOT_ASCII == 0 || is_plain_text(to, name))
+}
+
+/// What the bytes alone don't tell.
+#[cold]
+fn is_plain_text(to: To, name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok_and(|text| match to {
+        To::Topic => true,
+        To::Subject => !text.contains(char::is_whitespace),
+    })
 }
 
 /// Converts each byte, and returns what all of them together may mean.
@@ -196,9 +206,11 @@ fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
         convert_block(to, block, next, converted, &mut seen);
     }
     // What is left over is converted together with some of the bytes before it, again.
-    if let (Some(block), Some(next), Some(converted)) =
-        (bytes.last_chunk(), followers.last_chunk(), out.last_chunk_mut())
-    {
+    if let (Some(block), Some(next), Some(converted)) = (
+        bytes.last_chunk(),
+        followers.last_chunk(),
+        out.last_chunk_mut(),
+    ) {
         convert_block(to, block, next, converted, &mut seen);
     }
     // The last byte has no follower, and is no separator.
@@ -217,7 +229,7 @@ fn convert_block(
     converted: &mut [u8; BLOCK],
     seen: &mut [u8; BLOCK],
 ) {
-    const { assert!(b'.' ^ b'/' == 1) };
+    // `.` and `/` differ in their lowest bit only.
     for (((converted, seen), &byte), &next) in converted.iter_mut().zip(seen).zip(block).zip(next) {
         let separator = byte == to.separator();
         let special = to.is_special(byte) | (separator & (next == to.separator()));
@@ -231,8 +243,7 @@ fn convert_block(
 #[inline]
 #[must_use]
 pub fn plain_topic(subject: &[u8], out: &mut [u8]) -> bool {
-    debug_assert_eq!(subject.len(), out.len());
-    convert_plain(To::Topic, subject, out)
+    subject.len() == out.len() && convert_plain(To::Topic, subject, out)
 }
 
 /// Appends the mounted topic that a message on this subject goes to. `false`, and nothing of use
@@ -290,7 +301,10 @@ pub fn write_subject(topic: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) {
     let topic = topic.strip_prefix(mountpoint).unwrap_or(topic);
     let start = out.len();
     out.resize(start.saturating_add(topic.len()), 0);
-    if out.get_mut(start..).is_some_and(|plain| convert_plain(To::Subject, topic, plain)) {
+    if out
+        .get_mut(start..)
+        .is_some_and(|plain| convert_plain(To::Subject, topic, plain))
+    {
         return;
     }
     out.truncate(start);
@@ -325,7 +339,7 @@ fn encode_invalid(bytes: &[u8]) -> Vec<u8> {
 struct Escape {
     /// How many `25` there are.
     depth: usize,
-    code: u8,
+    code: char,
     kind: EscapeKind,
     /// Length of the whole sequence.
     len: usize,
@@ -333,7 +347,7 @@ struct Escape {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EscapeKind {
-    /// Blank or control character.
+    /// White space or control character.
     Control,
     Slash,
     /// `+` or `#`.
@@ -350,18 +364,76 @@ fn escape(bytes: &[u8]) -> Option<Escape> {
         rest = deeper;
         depth = depth.saturating_add(1);
     }
-    let [high, low, ..] = *rest else {
-        return None;
-    };
-    let code = (hex(high)? << 4) | hex(low)?;
+    let (code, len) = escaped_char(rest)?;
     let kind = match code {
-        0x01..=0x20 | 0x7F => EscapeKind::Control,
-        b'/' => EscapeKind::Slash,
-        b'+' | b'#' => EscapeKind::MqttWildcard,
-        b'*' | b'>' => EscapeKind::NatsWildcard,
+        '\x01'..='\x20' | '\x7F' => EscapeKind::Control,
+        '/' => EscapeKind::Slash,
+        '+' | '#' => EscapeKind::MqttWildcard,
+        '*' | '>' => EscapeKind::NatsWildcard,
+        _ if !code.is_ascii() && code.is_whitespace() => EscapeKind::Control,
         _ => return None,
     };
-    Some(Escape { depth, code, kind, len: depth.saturating_mul(2).saturating_add(3) })
+    Some(Escape {
+        depth,
+        code,
+        kind,
+        len: depth
+            .saturating_mul(2)
+            .saturating_add(len)
+            .saturating_add(1),
+    })
+}
+
+/// The character of `XX`, `XX%XX` or `XX%XX%XX`, and the length of that.
+fn escaped_char(text: &[u8]) -> Option<(char, usize)> {
+    let mut bytes = [0; 3];
+    let (first, mut rest) = escaped_byte(text)?;
+    // White space beyond ASCII takes two bytes or three.
+    let size = match first {
+        0..0x80 => 1,
+        0xC2 => 2,
+        0xE1..=0xE3 => 3,
+        _ => return None,
+    };
+    for (index, byte) in bytes.get_mut(..size)?.iter_mut().enumerate() {
+        (*byte, rest) = match index {
+            0 => (first, rest),
+            _ => escaped_byte(rest.strip_prefix(b"%")?)?,
+        };
+    }
+    let code = std::str::from_utf8(bytes.get(..size)?)
+        .ok()?
+        .chars()
+        .next()?;
+    Some((code, text.len().saturating_sub(rest.len())))
+}
+
+/// The byte of `XX`, and what follows.
+fn escaped_byte(text: &[u8]) -> Option<(u8, &[u8])> {
+    let [high, low, rest @ ..] = text else {
+        return None;
+    };
+    Some(((hex(*high)? << 4) | hex(*low)?, rest))
+}
+
+/// Size of the white space beyond ASCII that `text` begins with.
+pub(crate) fn wide_blank(text: &[u8]) -> Option<usize> {
+    let size = match text.first()? {
+        0xC2 => 2,
+        0xE1..=0xE3 => 3,
+        _ => return None,
+    };
+    let first = std::str::from_utf8(text.get(..size)?).ok()?;
+    first.contains(char::is_whitespace).then_some(size)
+}
+
+/// Appends the blank of this size at the front of `text`, and returns what follows.
+pub(crate) fn write_wide_blank<'a>(text: &'a [u8], size: usize, out: &mut Vec<u8>) -> &'a [u8] {
+    let (blank, after) = text.split_at_checked(size).unwrap_or((text, &[]));
+    for &byte in blank {
+        percent(byte, out);
+    }
+    after
 }
 
 /// Value of an upper-case hexadecimal digit.
@@ -373,19 +445,28 @@ fn hex(digit: u8) -> Option<u8> {
     }
 }
 
-fn write_escape(depth: usize, code: u8, out: &mut Vec<u8>) {
+fn write_escape(depth: usize, code: char, out: &mut Vec<u8>) {
     out.push(b'%');
     for _ in 0..depth {
         out.extend_from_slice(b"25");
     }
-    out.extend_from_slice(&hex_digits(code));
+    let mut buffer = [0; 4];
+    for (index, &byte) in code.encode_utf8(&mut buffer).as_bytes().iter().enumerate() {
+        if index > 0 {
+            out.push(b'%');
+        }
+        out.extend_from_slice(&hex_digits(byte));
+    }
 }
 
 /// The side that wrote the sequence gets it back one step shallower, at last decoded.
 fn write_shallower(escape: &Escape, out: &mut Vec<u8>) {
     match escape.depth.checked_sub(1) {
         Some(depth) => write_escape(depth, escape.code, out),
-        None => out.push(escape.code),
+        None => {
+            let mut buffer = [0; 4];
+            out.extend_from_slice(escape.code.encode_utf8(&mut buffer).as_bytes());
+        }
     }
 }
 
@@ -487,10 +568,13 @@ fn write_token(level: &[u8], out: &mut Vec<u8>) {
                 }
                 after
             }
-            _ => {
-                out.push(*byte);
-                after
-            }
+            _ => match wide_blank(rest) {
+                Some(size) => write_wide_blank(rest, size, out),
+                None => {
+                    out.push(*byte);
+                    after
+                }
+            },
         };
     }
 }
@@ -563,12 +647,17 @@ pub fn write_reply(topic: &[u8], data: Option<&[u8]>, mountpoint: &[u8], out: &m
 
 /// The unmounted topic and the Correlation Data of a reply subject of [`write_reply`]. `None` for
 /// every other subject; those are ordinary ones.
+#[inline]
 #[must_use]
 pub fn correlation(subject: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let text = subject.strip_prefix(CORRELATED)?;
     if subject.len() > MAX_CORRELATED_REPLY {
         return None;
     }
+    read_correlation(text)
+}
+
+fn read_correlation(text: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (topic, data) = text.split_at_checked(memchr(b'.', text)?)?;
     let topic = read_base64(topic.strip_prefix(&[TOPIC_MARK])?)?;
     let data = read_base64(data.strip_prefix(&[b'.', DATA_MARK])?)?;
@@ -587,7 +676,11 @@ fn is_topic_name(topic: &[u8]) -> bool {
 fn correlated_size(topic: &[u8], data: &[u8]) -> usize {
     let base64 = |bytes: &[u8]| bytes.len().saturating_mul(4).div_ceil(3);
     // The two marks and the dot between them.
-    CORRELATED.len().saturating_add(3).saturating_add(base64(topic)).saturating_add(base64(data))
+    CORRELATED
+        .len()
+        .saturating_add(3)
+        .saturating_add(base64(topic))
+        .saturating_add(base64(data))
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -630,7 +723,11 @@ fn read_base64(text: &[u8]) -> Option<Vec<u8>> {
             _ => return None,
         }
         .to_be_bytes();
-        out.extend([first, second, third].into_iter().take(group.len().saturating_sub(1)));
+        out.extend(
+            [first, second, third]
+                .into_iter()
+                .take(group.len().saturating_sub(1)),
+        );
     }
     Some(out)
 }
@@ -718,7 +815,9 @@ pub fn topic_matches(filter: &[u8], topic: &[u8]) -> bool {
 /// is a wildcard.
 #[must_use]
 pub fn is_valid_publish_subject(subject: &[u8]) -> bool {
-    subject.split(|&byte| byte == b'.').all(|token| !matches!(token, b"" | b"*" | b">"))
+    subject
+        .split(|&byte| byte == b'.')
+        .all(|token| !matches!(token, b"" | b"*" | b">"))
 }
 
 /// A name in quotes, as nats-server writes it in `-ERR` texts: Go's `%q`.
@@ -763,4 +862,3 @@ fn is_printable(character: char) -> bool {
     let text: String = ['a', character].into_iter().collect();
     text.escape_debug().eq(text.chars())
 }
-

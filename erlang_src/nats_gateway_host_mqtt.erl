@@ -1,0 +1,1149 @@
+%% The standalone host: logs in to an upstream MQTT 5 broker, one connection per NATS client,
+%% living in the process of the client.
+%%
+%% How NATS is put into MQTT 5:
+%% - Every key is a SUBSCRIBE of its own with a Subscription Identifier of its own, so that each
+%%   copy says which key it is for, also where filters overlap. Identifiers are not used again:
+%%   what comes late for a dropped one is recognized and dropped.
+%% - Where the fate of a message must be known it is published with QoS 1 (PUBACK 0x10: nobody;
+%%   0x80 and above: denied).
+%% - The reserved user property `Nats-Reply-To' is a reply subject that no topic stands for, and
+%%   `Nats-Header-Block' a code and the percent-encoded header block where user properties don't
+%%   say all of it. It is repeated where one string can't hold the block.
+%%
+%% A client with a token only logs in with an empty username and the token as password, which is
+%% where brokers look for a JWT; `clientinfo_override' says it otherwise.
+-module(nats_gateway_host_mqtt).
+
+-behaviour(nats_gateway_host).
+
+-export([prepare/1]).
+-export([connect/1]).
+-export([publish/3]).
+-export([subscribe/3]).
+-export([unsubscribe/2]).
+-export([barrier/1]).
+-export([handle_info/2]).
+-export([disconnect/2]).
+
+-export([render/2]).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% Answers to come, by packet identifier.
+-type request() ::
+    {confirm, Index :: pos_integer(), NoResponders :: boolean()}
+    | {request, Subject :: binary(), ReplyTo :: binary()}
+    | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean()}
+    | {unsubscribe, nats_gateway_host:key(), Id :: pos_integer()}
+    %% it is subscribed anew right after
+    | resubscribe.
+
+%% A packet whose identifier is given when it is sent.
+-type item() :: {nats_gateway_mqtt_nif:packet(), request() | none}.
+
+-type waiting() ::
+    none
+    | {confirm, Left :: pos_integer(), [{pos_integer(), nats_gateway_host:rejection()}]}
+    %% until the queue is empty
+    | {drain, [{pos_integer(), nats_gateway_host:rejection()}]}
+    | subscribe
+    %% until that many PINGRESP have come and no answer is missing
+    | {barrier, Pings :: pos_integer()}.
+
+-record(host, {
+    socket :: undefined | gen_tcp:socket(),
+    phase = login :: login | open | closed,
+    session :: nats_gateway_host:session(),
+    %% of this gateway, since its start
+    secret :: binary(),
+    %% of the login timeout or the next keepalive tick
+    timer :: undefined | reference(),
+    keepalive :: pos_integer(),
+    %% the beginning of a packet, latest fragment first, and what it needs
+    fragments = [] :: [binary()],
+    size = 0 :: non_neg_integer(),
+    need = 0 :: non_neg_integer(),
+    max_received :: pos_integer(),
+    %% what the broker takes
+    quota = 65535 :: non_neg_integer(),
+    max_sent = infinity :: infinity | pos_integer(),
+    max_qos = 1 :: 0 | 1,
+    wildcards = true :: boolean(),
+    shared = true :: boolean(),
+    identifiers = true :: boolean(),
+    retain_handling :: 0 | 2,
+    %% requests without an answer, and what waits behind the broker's Receive Maximum
+    requests = #{} :: #{1..65535 => request()},
+    next_packet_id = 1 :: 1..65535,
+    queue = [] :: [item()],
+    waiting = none :: waiting(),
+    %% subscriptions by key and by identifier
+    keys = #{} :: #{nats_gateway_host:key() => pos_integer()},
+    ids = #{} :: #{pos_integer() => nats_gateway_host:key()},
+    next_id = 1 :: pos_integer(),
+    %% anything to be processed was sent since the last barrier
+    unflushed = false :: boolean(),
+    pings_sent = 0 :: non_neg_integer(),
+    pings_answered = 0 :: non_neg_integer(),
+    %% since the last keepalive tick; `probed': that tick already waited for a PINGRESP
+    sent = false :: boolean(),
+    heard = false :: boolean(),
+    probed = false :: boolean(),
+    %% messages that were larger than the broker's Maximum Packet Size
+    dropped = 0 :: non_neg_integer()
+}).
+
+-type host() :: #host{}.
+
+-define(REPLY_TO, <<"Nats-Reply-To">>).
+-define(HEADER_BLOCK, <<"Nats-Header-Block">>).
+%% Base64 of 15 bytes.
+-define(CODE_SIZE, 20).
+-define(HEADER_BLOCK_FORM, <<
+    "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*)?)?\\r\\n(?:[!-9;-~]+:[^\\r\\n]*\\r\\n)*\\r\\n$"
+>>).
+
+%% Chunks in the mailbox before the broker is held back.
+-define(ACTIVE, 32).
+%% The default of 1460 bytes would cut the stream into as many messages.
+-define(BUFFER, 65536).
+-define(SEND_TIMEOUT, 10000).
+%% How long a closing connection may take to hand over what is under way.
+-define(LINGER, 5000).
+
+%% Linux. Larger chunks are acknowledged anyway.
+-define(IPPROTO_TCP, 6).
+-define(TCP_QUICKACK, 12).
+-define(SEGMENT, 1460).
+
+%% Of 65535 packet identifiers, so that a free one is soon found.
+-define(MAX_REQUESTS, 65000).
+%% Of 2^28 - 1.
+-define(MAX_ID, 268435455).
+-define(MAX_STRING, 65535).
+
+%% Reason codes.
+-define(NO_MATCHING_SUBSCRIBERS, 16#10).
+-define(MALFORMED_PACKET, 16#81).
+-define(PROTOCOL_ERROR, 16#82).
+-define(CLIENT_IDENTIFIER_NOT_VALID, 16#85).
+-define(BAD_USER_NAME_OR_PASSWORD, 16#86).
+-define(NOT_AUTHORIZED, 16#87).
+-define(BANNED, 16#8A).
+-define(BAD_AUTHENTICATION_METHOD, 16#8C).
+-define(SESSION_TAKEN_OVER, 16#8E).
+-define(PACKET_TOO_LARGE, 16#95).
+-define(ADMINISTRATIVE_ACTION, 16#98).
+-define(MAXIMUM_CONNECT_TIME, 16#A0).
+
+%% -------------------------------------------------------------------------------------------
+%% Login
+
+%% A client that is let in only to be closed may wait long before it tries again.
+-spec prepare(nats_gateway_host:client()) ->
+    {ok, nats_gateway_host:client()} | {error, upstream_lost}.
+prepare(Client = #{config := #{upstream := Upstream = #{connect_timeout := Timeout}}}) ->
+    case open(Upstream, Timeout) of
+        {ok, Socket} -> {ok, Client#{prepared => Socket}};
+        {error, upstream_lost} -> {error, upstream_lost}
+    end.
+
+-spec connect(nats_gateway_host:client()) ->
+    {wait, host()} | {error, nats_gateway_host:close_reason()}.
+connect(Client = #{connect := Fields, config := Config}) ->
+    #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
+    #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
+    case credentials(Fields, Config) of
+        {ok, Session, Username, Password} ->
+            %% Headers are part of a NATS payload; as properties they take up to four times as
+            %% much (percent-encoded, and once more readable).
+            MaxReceived = min(4 * MaxPayload + 262144, ?MAX_ID),
+            Host = #host{
+                session = Session,
+                secret = maps:get(secret, Config),
+                keepalive = KeepAlive,
+                max_received = MaxReceived,
+                retain_handling = retain_handling(Config)
+            },
+            #{clientid := ClientId} = Session,
+            Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, MaxReceived},
+            Deadline = erlang:monotonic_time(millisecond) + Timeout,
+            case introduce(Client, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
+                {ok, Socket} ->
+                    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+                    {wait, start_timer(Left, Host#host{socket = Socket})};
+                {error, _} ->
+                    {error, upstream_lost}
+            end;
+        error ->
+            {error, authorization_violation}
+    end.
+
+%% A broker may have closed what was opened before INFO, if the client took its time.
+introduce(#{prepared := Socket} = Client, Timeout, Connect) ->
+    case send_connect(Socket, Connect) of
+        {ok, Socket} -> {ok, Socket};
+        {error, _} -> introduce(maps:remove(prepared, Client), Timeout, Connect)
+    end;
+introduce(#{config := #{upstream := Upstream}}, Timeout, Connect) ->
+    case open(Upstream, Timeout) of
+        {ok, Socket} -> send_connect(Socket, Connect);
+        {error, Reason} -> {error, Reason}
+    end.
+
+send_connect(Socket, Connect) ->
+    case gen_tcp:send(Socket, Connect) of
+        ok ->
+            case inet:setopts(Socket, [{active, ?ACTIVE}]) of
+                ok -> {ok, Socket};
+                Error -> abort(Socket, Error)
+            end;
+        Error ->
+            abort(Socket, Error)
+    end.
+
+open(#{host := Address, port := Port}, Timeout) ->
+    Options =
+        family(Address) ++
+            [
+                binary,
+                {packet, raw},
+                {active, false},
+                {nodelay, true},
+                {keepalive, true},
+                {buffer, ?BUFFER},
+                {send_timeout, ?SEND_TIMEOUT},
+                {send_timeout_close, true}
+            ],
+    case gen_tcp:connect(Address, Port, Options, Timeout) of
+        {ok, Socket} ->
+            {ok, Socket};
+        {error, Reason} ->
+            ?LOG_WARNING(#{
+                msg => upstream_connect_failed, upstream => {Address, Port}, reason => Reason
+            }),
+            {error, upstream_lost}
+    end.
+
+family(Address) when tuple_size(Address) =:= 8 -> [inet6];
+family(_) -> [].
+
+retain_handling(#{retained_on_subscribe := true}) -> 0;
+retain_handling(#{}) -> 2.
+
+%% Who the client is upstream; an error where that is no name a broker could know.
+credentials(Fields, Config) ->
+    Override = maps:get(clientinfo_override, Config, #{}),
+    Generated = generated(),
+    Vars = maps:fold(
+        fun(Name, Value, Acc) ->
+            Acc#{<<"Packet.", (atom_to_binary(Name))/binary>> => text(Value)}
+        end,
+        #{<<"generated">> => Generated},
+        Fields
+    ),
+    ClientId =
+        case render(maps:get(clientid, Override, <<"${generated}">>), Vars) of
+            <<>> -> Generated;
+            Id -> Id
+        end,
+    Username = render(maps:get(username, Override, <<"${Packet.user}">>), Vars),
+    PasswordTemplate = maps:get(password, Override, <<"${Packet.pass}">>),
+    Password =
+        case {Username, render(PasswordTemplate, Vars), PasswordTemplate} of
+            {<<>>, <<>>, <<"${Packet.pass}">>} -> maps:get(<<"Packet.auth_token">>, Vars, <<>>);
+            {_, Rendered, _} -> Rendered
+        end,
+    Mountpoint = render(maps:get(mountpoint, Config, <<>>), Vars#{
+        <<"clientid">> => ClientId, <<"username">> => Username
+    }),
+    Valid =
+        nats_gateway_mqtt_nif:is_string(ClientId) andalso
+            nats_gateway_mqtt_nif:is_string(Username) andalso
+            byte_size(Password) =< ?MAX_STRING andalso
+            nats_gateway_mqtt_nif:is_string(Mountpoint) andalso
+            %% a name with a wildcard in it must not open the mountpoints of others
+            binary:match(Mountpoint, [<<"+">>, <<"#">>]) =:= nomatch,
+    Session = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
+    case Valid of
+        false -> error;
+        true when Password =:= <<>> -> {ok, Session, unless_empty(Username), undefined};
+        %% MQTT 3.1.1 and the codec want a username with every password.
+        true -> {ok, Session, Username, Password}
+    end.
+
+unless_empty(<<>>) -> undefined;
+unless_empty(Text) -> Text.
+
+text(Value) when is_binary(Value) -> Value;
+text(Value) when is_atom(Value) -> atom_to_binary(Value);
+text(Value) when is_integer(Value) -> integer_to_binary(Value).
+
+%% 23 characters, which every broker takes.
+generated() ->
+    <<Number:72>> = crypto:strong_rand_bytes(9),
+    iolist_to_binary(io_lib:format("nats-~18.16.0b", [Number])).
+
+%% The variables `${Name}' of a template; unknown ones are empty, and values are not looked into.
+-spec render(Template :: binary(), #{Name :: binary() => binary()}) -> binary().
+render(Template, Vars) ->
+    case binary:split(Template, <<"${">>) of
+        [Before, Rest] ->
+            case binary:split(Rest, <<"}">>) of
+                [Name, After] ->
+                    Value = maps:get(Name, Vars, <<>>),
+                    <<Before/binary, Value/binary, (render(After, Vars))/binary>>;
+                [_] ->
+                    Template
+            end;
+        [Template] ->
+            Template
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Publish
+
+-spec publish([nats_gateway_nif:publish()], Options, host()) ->
+    {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
+    | {wait, host()}
+    | {stop, nats_gateway_host:close_reason(), host()}
+when
+    Options :: #{confirm := boolean(), no_responders := boolean()}.
+publish(_, _, Host = #host{phase = closed}) ->
+    {stop, upstream_lost, Host};
+publish(Pubs, Options, Host) ->
+    %% Strings are looked at once, by the codec; only where it refuses one, each is looked at here.
+    try
+        publish(Pubs, Options, trust, Host)
+    catch
+        error:badarg -> publish(Pubs, Options, check, Host)
+    end.
+
+publish(Pubs, Options = #{confirm := Confirm}, Strings, Host) ->
+    {Items, Rejections, NHost} = items(Pubs, 1, Options, Strings, Host, [], []),
+    case dispatch(Items, NHost) of
+        {ok, Sent = #host{queue = Queue}} ->
+            case confirmations(Confirm, Items) of
+                0 when Queue =:= [] -> {ok, Rejections, Sent};
+                0 -> {wait, Sent#host{waiting = {drain, Rejections}}};
+                Left -> {wait, Sent#host{waiting = {confirm, Left, Rejections}}}
+            end;
+        {lost, Lost} ->
+            {stop, upstream_lost, Lost}
+    end.
+
+confirmations(false, _) -> 0;
+confirmations(true, Items) -> length([Index || {_, {confirm, Index, _}} <- Items]).
+
+-spec items([nats_gateway_nif:publish()], pos_integer(), map(), trust | check, host(), [item()], [
+    {pos_integer(), nats_gateway_host:rejection()}
+]) -> {[item()], [{pos_integer(), nats_gateway_host:rejection()}], host()}.
+items([], _, _, _, Host, Items, Rejections) ->
+    {lists:reverse(Items), lists:reverse(Rejections), Host};
+items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
+    #{confirm := Confirm, no_responders := NoResponders} = Options,
+    #host{max_qos = MaxQos, max_sent = MaxSent} = Host,
+    {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
+    Ask = NoResponders andalso ReplyTo =/= undefined,
+    case is_unroutable(Topic, Strings) of
+        true when Ask ->
+            NRejections = [{Index, no_responders} | Rejections],
+            items(Pubs, Index + 1, Options, Strings, Host, Items, NRejections);
+        true ->
+            items(Pubs, Index + 1, Options, Strings, Host, Items, Rejections);
+        false ->
+            Request =
+                if
+                    MaxQos =:= 0 -> none;
+                    Confirm -> {confirm, Index, Ask};
+                    Ask -> {request, Subject, ReplyTo};
+                    true -> none
+                end,
+            QoS =
+                case Request of
+                    none -> 0;
+                    _ -> 1
+                end,
+            {Name, Correlation, ResponseTopic, Replies} =
+                reply(Topic, ReplyTo, ReplyTopic, Strings),
+            {Properties, ContentType} = headers(Block, Replies, Strings, Host),
+            Packet =
+                {publish, Name, Payload, QoS, false, undefined, ResponseTopic, Correlation,
+                    ContentType, Properties, []},
+            case fits(Packet, MaxSent) of
+                true ->
+                    NItems = [{Packet, Request} | Items],
+                    items(Pubs, Index + 1, Options, Strings, Host, NItems, Rejections);
+                false ->
+                    NHost = dropped(Host),
+                    NRejections =
+                        case Confirm of
+                            true -> [{Index, denied} | Rejections];
+                            false -> Rejections
+                        end,
+                    items(Pubs, Index + 1, Options, Strings, NHost, Items, NRejections)
+            end
+    end.
+
+is_unroutable(invalid, _) -> true;
+is_unroutable(_, trust) -> false;
+is_unroutable({_, Correlation}, check) when byte_size(Correlation) > ?MAX_STRING -> true;
+is_unroutable({Name, _}, check) -> not nats_gateway_mqtt_nif:is_topic(Name);
+is_unroutable(Name, check) -> not nats_gateway_mqtt_nif:is_topic(Name).
+
+reply(Topic, undefined, _, _) ->
+    {Name, Correlation} = topic(Topic),
+    {Name, Correlation, undefined, []};
+reply(Topic, ReplyTo, ReplyTopic, Strings) ->
+    {Name, Correlation} = topic(Topic),
+    case ReplyTopic of
+        %% A message has one Correlation Data, and that of an answer comes first.
+        {ResponseTopic, ReplyCorrelation} when Correlation =:= undefined ->
+            case is_response(ResponseTopic, ReplyCorrelation, Strings) of
+                true -> {Name, ReplyCorrelation, ResponseTopic, []};
+                false -> {Name, undefined, undefined, reply_subject(ReplyTo)}
+            end;
+        ResponseTopic when is_binary(ResponseTopic) ->
+            case is_response(ResponseTopic, <<>>, Strings) of
+                true -> {Name, Correlation, ResponseTopic, []};
+                false -> {Name, Correlation, undefined, reply_subject(ReplyTo)}
+            end;
+        _ ->
+            {Name, Correlation, undefined, reply_subject(ReplyTo)}
+    end.
+
+topic({Name, Correlation}) -> {Name, Correlation};
+topic(Name) -> {Name, undefined}.
+
+is_response(_, _, trust) ->
+    true;
+is_response(Topic, Correlation, check) ->
+    byte_size(Correlation) =< ?MAX_STRING andalso nats_gateway_mqtt_nif:is_topic(Topic).
+
+%% A subject that is no MQTT string can't be carried at all.
+reply_subject(ReplyTo) ->
+    case nats_gateway_mqtt_nif:is_string(ReplyTo) of
+        true -> [{?REPLY_TO, ReplyTo}];
+        false -> []
+    end.
+
+headers(undefined, Replies, _, _) ->
+    {Replies, undefined};
+headers(Block, Replies, Strings, Host) ->
+    {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
+    {NPairs, NContentType} =
+        case Strings of
+            trust -> {Pairs, ContentType};
+            check -> {[{string(N), string(Value)} || {N, Value} <- Pairs], string(ContentType)}
+        end,
+    Reserved =
+        lists:keymember(?REPLY_TO, 1, NPairs) orelse lists:keymember(?HEADER_BLOCK, 1, NPairs),
+    if
+        Reserved ->
+            %% The client's own headers of these names would be taken for ours.
+            Others = [Pair || Pair = {Name, _} <- NPairs, not is_reserved(Name)],
+            {Replies ++ block(Block, Host) ++ Others, NContentType};
+        Exact, NPairs =:= Pairs ->
+            {Replies ++ NPairs, NContentType};
+        true ->
+            {Replies ++ block(Block, Host) ++ NPairs, NContentType}
+    end.
+
+%% Towards MQTT clients what is no string becomes one; the block has it as it was.
+string(undefined) ->
+    undefined;
+string(Text) ->
+    case nats_gateway_mqtt_nif:is_string(Text) of
+        true -> Text;
+        false -> cut(nats_gateway_mqtt_nif:quote(Text))
+    end.
+
+cut(<<Text:?MAX_STRING/binary, _/binary>>) -> Text;
+cut(Text) -> Text.
+
+%% With a code by which this gateway knows that it has written the block itself.
+block(Block, Host) ->
+    Code = base64:encode(code(Block, Host)),
+    block_pairs(<<Code:?CODE_SIZE/binary, (nats_gateway_mqtt_nif:quote(Block))/binary>>).
+
+code(Block, #host{secret = Secret}) -> crypto:macN(hmac, sha256, Secret, Block, 15).
+
+block_pairs(<<Part:?MAX_STRING/binary, Rest/binary>>) when Rest =/= <<>> ->
+    [{?HEADER_BLOCK, Part} | block_pairs(Rest)];
+block_pairs(Part) ->
+    [{?HEADER_BLOCK, Part}].
+
+is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
+
+fits(_, infinity) ->
+    true;
+fits(Packet, Max) ->
+    {publish, Name, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties, _} =
+        Packet,
+    Texts = [Name, Payload, ResponseTopic, Correlation, ContentType],
+    Bytes = lists:sum([byte_size(Text) || Text <- Texts, Text =/= undefined]),
+    %% Lengths and identifiers: 5 of a user property, fewer than 64 in all else.
+    Pairs = lists:sum([5 + byte_size(Key) + byte_size(Value) || {Key, Value} <- Properties]),
+    Bytes + Pairs + 64 =< Max orelse
+        iolist_size(nats_gateway_mqtt_nif:encode([numbered(Packet, 1)])) =< Max.
+
+dropped(Host = #host{dropped = Dropped, max_sent = Max}) ->
+    Dropped =:= 0 andalso
+        ?LOG_WARNING(#{msg => message_larger_than_upstream_takes, maximum_packet_size => Max}),
+    Host#host{dropped = Dropped + 1}.
+
+%% -------------------------------------------------------------------------------------------
+%% Subscribe
+
+-spec subscribe(nats_gateway_host:key(), Options, host()) ->
+    {ok, host()} | {denied, host()} | {wait, host()} | {stop, upstream_lost, host()}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}.
+subscribe(_, _, Host = #host{phase = closed}) ->
+    {stop, upstream_lost, Host};
+subscribe(Key, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+    case is_available(Key, Host) of
+        true ->
+            {Share, _} = Key,
+            {Id, NHost} = subscription_id(Key, Host),
+            QoS =
+                case Confirm of
+                    true -> 1;
+                    false -> 0
+                end,
+            %% No Local on a shared subscription is a protocol error (3.8.3.1).
+            Filter = {
+                filter(Key),
+                QoS,
+                NoLocal andalso Share =:= undefined,
+                Host#host.retain_handling
+            },
+            Announced =
+                case Host#host.identifiers of
+                    true -> Id;
+                    false -> undefined
+                end,
+            Packet = {subscribe, undefined, Announced, [Filter]},
+            Subscribe = {Packet, {subscribe, Key, Id, Confirm}},
+            try dispatch(instead(Key, Host, [Subscribe]), NHost) of
+                {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
+                {ok, Sent} -> {ok, Sent};
+                {lost, Lost} -> {stop, upstream_lost, Lost}
+            catch
+                %% No filter that could be sent.
+                error:badarg -> {denied, Host}
+            end;
+        false ->
+            {denied, Host}
+    end.
+
+%% To ask all the same would end the connection.
+is_available({undefined, <<"$share/", _/binary>>}, _) ->
+    false;
+is_available({Share, _}, #host{shared = false}) when Share =/= undefined ->
+    false;
+is_available({_, Filter}, #host{wildcards = false}) ->
+    binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch;
+is_available(_, _) ->
+    true.
+
+filter({undefined, Filter}) -> Filter;
+filter({Share, Filter}) -> <<"$share/", Share/binary, $/, Filter/binary>>.
+
+%% A key that is subscribed again, with other options, keeps its identifier. Mosquitto changes
+%% only the QoS of a subscription that it has, so it must not have it.
+instead(Key, #host{keys = Keys}, Items) when is_map_key(Key, Keys) ->
+    [drop(Key, resubscribe) | Items];
+instead(_, _, Items) -> Items.
+
+subscription_id(Key, Host = #host{keys = Keys, ids = Ids, next_id = Next}) ->
+    case Keys of
+        #{Key := Id} ->
+            {Id, Host};
+        #{} ->
+            Id = free(Next, Ids, ?MAX_ID),
+            {Id, Host#host{
+                keys = Keys#{Key => Id}, ids = Ids#{Id => Key}, next_id = following(Id, ?MAX_ID)
+            }}
+    end.
+
+%% The identifier is known until the broker confirms: what it has sent before is still delivered.
+-spec unsubscribe(nats_gateway_host:key(), host()) -> host().
+unsubscribe(Key, Host = #host{keys = Keys}) ->
+    case maps:take(Key, Keys) of
+        {Id, NKeys} ->
+            case dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{keys = NKeys}) of
+                {ok, NHost} -> NHost;
+                {lost, Lost} -> tell(Lost)
+            end;
+        error ->
+            Host
+    end.
+
+drop(Key, Request) -> {{unsubscribe, undefined, [filter(Key)]}, Request}.
+
+forget(Key, Id, Host = #host{keys = Keys, ids = Ids}) ->
+    Host#host{keys = maps:remove(Key, Keys), ids = maps:remove(Id, Ids)}.
+
+%% -------------------------------------------------------------------------------------------
+%% Barrier
+
+%% The broker handles the packets of a connection in order, so all was seen when a PINGREQ that
+%% was sent last is answered.
+-spec barrier(host()) -> {ok, host()} | {wait, host()}.
+barrier(Host = #host{phase = closed}) ->
+    {wait, Host};
+barrier(Host = #host{unflushed = false, requests = Requests}) when map_size(Requests) =:= 0 ->
+    {ok, Host};
+barrier(Host) ->
+    case ping(Host#host{unflushed = false}) of
+        {ok, NHost = #host{pings_sent = Pings}} ->
+            {wait, NHost#host{waiting = {barrier, Pings}}};
+        {lost, Lost} ->
+            {wait, tell(Lost)}
+    end.
+
+ping(Host = #host{pings_sent = Pings}) ->
+    send(nats_gateway_mqtt_nif:encode([pingreq]), Host#host{pings_sent = Pings + 1}).
+
+%% -------------------------------------------------------------------------------------------
+%% Sending
+
+%% In order: what follows something that has to wait, waits too.
+dispatch(Items, Host = #host{queue = []}) ->
+    {Packets, Rest, NHost} = take(Items, [], Host),
+    ok = check(Rest),
+    transmit(Packets, NHost#host{queue = Rest});
+dispatch(Items, Host = #host{queue = Queue}) ->
+    ok = check(Items),
+    {ok, Host#host{queue = Queue ++ Items}}.
+
+%% What is queued must not be found to be impossible later.
+check([]) ->
+    ok;
+check(Items) ->
+    _ = nats_gateway_mqtt_nif:encode([numbered(Packet, 1) || {Packet, _} <- Items]),
+    ok.
+
+%% The packets that may go now, latest first.
+take([{Packet, none} | Items], Packets, Host) ->
+    take(Items, [Packet | Packets], Host);
+take([{Packet, Request} | Rest] = Items, Packets, Host) ->
+    case may_send(Request, Host) of
+        true ->
+            {Id, NHost} = number(Request, Host),
+            take(Rest, [numbered(Packet, Id) | Packets], NHost);
+        false ->
+            {Packets, Items, Host}
+    end;
+take([], Packets, Host) ->
+    {Packets, [], Host}.
+
+may_send(Request, #host{quota = Quota, requests = Requests}) ->
+    map_size(Requests) < ?MAX_REQUESTS andalso (Quota > 0 orelse not is_publish(Request)).
+
+is_publish({confirm, _, _}) -> true;
+is_publish({request, _, _}) -> true;
+is_publish(_) -> false.
+
+number(Request, Host = #host{requests = Requests, next_packet_id = Next, quota = Quota}) ->
+    Id = free(Next, Requests, 65535),
+    NQuota =
+        case is_publish(Request) of
+            true -> Quota - 1;
+            false -> Quota
+        end,
+    {Id, Host#host{
+        requests = Requests#{Id => Request}, next_packet_id = following(Id, 65535), quota = NQuota
+    }}.
+
+free(Id, Taken, Max) when is_map_key(Id, Taken) -> free(following(Id, Max), Taken, Max);
+free(Id, _, _) -> Id.
+
+following(Max, Max) -> 1;
+following(Id, _) -> Id + 1.
+
+numbered(Packet, _) when element(1, Packet) =:= publish, element(4, Packet) =:= 0 -> Packet;
+numbered(Packet, Id) when element(1, Packet) =:= publish -> setelement(6, Packet, Id);
+numbered(Packet, Id) -> setelement(2, Packet, Id).
+
+transmit([], Host) ->
+    {ok, Host};
+transmit(Packets, Host) ->
+    send(nats_gateway_mqtt_nif:encode(lists:reverse(Packets)), Host#host{unflushed = true}).
+
+send(Bytes, Host = #host{socket = Socket}) ->
+    case gen_tcp:send(Socket, Bytes) of
+        ok -> {ok, Host#host{sent = true}};
+        {error, _} -> {lost, close(Host)}
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% What the broker sends
+
+-spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
+handle_info({tcp, Socket, Bytes}, Host = #host{socket = Socket}) ->
+    ok = acknowledge(Socket, Bytes),
+    input(Bytes, Host#host{heard = true});
+handle_info({tcp_passive, Socket}, Host = #host{socket = Socket}) ->
+    case inet:setopts(Socket, [{active, ?ACTIVE}]) of
+        ok -> {[], Host};
+        {error, _} -> lost(Host)
+    end;
+handle_info({tcp_closed, Socket}, Host = #host{socket = Socket}) ->
+    lost(Host);
+handle_info({tcp_error, Socket, _}, Host = #host{socket = Socket}) ->
+    lost(Host);
+handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = login}) ->
+    lost(Host);
+handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}) ->
+    tick(Host);
+handle_info({?MODULE, Timer, lost}, Host = #host{timer = Timer}) when is_reference(Timer) ->
+    {[{close, upstream_lost}], Host#host{timer = undefined}};
+handle_info(_, _) ->
+    ignore.
+
+%% A broker without TCP_NODELAY, as Mosquitto is unless told otherwise, holds a small packet back
+%% until the one before it is acknowledged, and the kernel takes 40 ms for that: a request with
+%% its PUBACK and its answer took 44 ms, and takes 0.4 ms with this. The option lasts until the
+%% next segment is sent.
+acknowledge(Socket, Bytes) when byte_size(Bytes) < ?SEGMENT ->
+    _ = os:type() =:= {unix, linux} andalso
+        inet:setopts(Socket, [{raw, ?IPPROTO_TCP, ?TCP_QUICKACK, <<1:32/native>>}]),
+    ok;
+acknowledge(_, _) ->
+    ok.
+
+input(Bytes, Host = #host{size = 0}) ->
+    decode(Bytes, [], [], [], Host);
+input(Bytes, Host = #host{fragments = Fragments, size = Size, need = Need}) ->
+    NFragments = [Bytes | Fragments],
+    case Size + byte_size(Bytes) of
+        NSize when NSize < Need ->
+            {[], Host#host{fragments = NFragments, size = NSize}};
+        _ ->
+            Joined = iolist_to_binary(lists:reverse(NFragments)),
+            decode(Joined, [], [], [], Host#host{fragments = [], size = 0})
+    end.
+
+%% Deliveries (of the current run), events and acknowledgements are collected latest first.
+decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}) ->
+    case nats_gateway_mqtt_nif:decode(Bytes, MaxReceived) of
+        {ok, Packets, Rest, Need} ->
+            case packets(Packets, Deliveries, Events, Acks, Host) of
+                {NDeliveries, NEvents, NAcks, NHost = #host{phase = Phase}} when
+                    Need > 0; Phase =:= closed
+                ->
+                    settle(NDeliveries, NEvents, NAcks, keep(Rest, Need, NHost));
+                {NDeliveries, NEvents, NAcks, NHost} ->
+                    decode(Rest, NDeliveries, NEvents, NAcks, NHost)
+            end;
+        {error, Reason, Packets} ->
+            case packets(Packets, Deliveries, Events, Acks, Host) of
+                {NDeliveries, NEvents, NAcks, NHost = #host{phase = closed}} ->
+                    settle(NDeliveries, NEvents, NAcks, NHost);
+                {NDeliveries, NEvents, NAcks, NHost} ->
+                    {NNEvents, Closed} = fault(Reason, run(NDeliveries, NEvents), NHost),
+                    settle([], NNEvents, NAcks, Closed)
+            end
+    end.
+
+keep(<<>>, _, Host) -> Host;
+keep(Rest, Need, Host) -> Host#host{fragments = [Rest], size = byte_size(Rest), need = Need}.
+
+run([], Events) -> Events;
+run(Deliveries, Events) -> [{deliver, lists:reverse(Deliveries)} | Events].
+
+packets([], Deliveries, Events, Acks, Host) ->
+    {Deliveries, Events, Acks, Host};
+packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}) ->
+    case Packet of
+        {publish, _, _, 0, _, _, _, _, _, _, _} ->
+            packets(Packets, deliver(Packet, Deliveries, Host), Events, Acks, Host);
+        {publish, _, _, 1, _, Id, _, _, _, _, _} ->
+            NAcks = [{puback, Id, 0} | Acks],
+            packets(Packets, deliver(Packet, Deliveries, Host), Events, NAcks, Host);
+        {puback, Id, Reason} ->
+            {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
+            packets(Packets, [], NEvents, Acks, NHost);
+        {suback, Id, [Reason]} ->
+            {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
+            packets(Packets, [], NEvents, Acks, NHost);
+        {unsuback, Id, [Reason]} ->
+            {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
+            packets(Packets, [], NEvents, Acks, NHost);
+        pingresp ->
+            NHost = Host#host{pings_answered = Host#host.pings_answered + 1},
+            packets(Packets, Deliveries, Events, Acks, NHost);
+        {disconnect, Reason, Properties} ->
+            ?LOG_INFO(#{
+                msg => upstream_disconnect, reason_code => Reason, properties => Properties
+            }),
+            {NEvents, NHost} = ended(disconnected(Reason), run(Deliveries, Events), Host),
+            {[], NEvents, Acks, NHost};
+        {unreadable, undefined} ->
+            packets(Packets, Deliveries, Events, Acks, Host);
+        {unreadable, Id} ->
+            packets(Packets, Deliveries, Events, [{puback, Id, 0} | Acks], Host);
+        %% QoS 2 was not asked for, a second CONNACK is none.
+        _ ->
+            {NEvents, NHost} = fault(protocol_error, run(Deliveries, Events), Host),
+            {[], NEvents, Acks, NHost}
+    end;
+packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
+    NHost = #host{session = Session} = connected(Properties, Host),
+    packets(Packets, [], [{connected, Session} | Events], Acks, NHost);
+packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
+    Refusal = refused(Reason),
+    Refusal =:= authorization_violation orelse
+        ?LOG_WARNING(#{msg => upstream_refused, reason_code => Reason, properties => Properties}),
+    {NEvents, NHost} = ended(Refusal, Events, Host),
+    {[], NEvents, Acks, NHost};
+packets([_ | _], [], Events, Acks, Host) ->
+    {NEvents, NHost} = fault(protocol_error, Events, Host),
+    {[], NEvents, Acks, NHost}.
+
+connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
+    NKeepAlive =
+        case Properties of
+            #{server_keep_alive := Seconds} when Seconds > 0 -> Seconds;
+            #{} -> KeepAlive
+        end,
+    start_timer(NKeepAlive * 500, Host#host{
+        phase = open,
+        keepalive = NKeepAlive,
+        session = Session#{
+            clientid := maps:get(
+                assigned_client_identifier, Properties, maps:get(clientid, Session)
+            )
+        },
+        quota = maps:get(receive_maximum, Properties, 65535),
+        max_sent = maps:get(maximum_packet_size, Properties, infinity),
+        max_qos = maps:get(maximum_qos, Properties, 1),
+        wildcards = maps:get(wildcard_subscription_available, Properties, true),
+        shared = maps:get(shared_subscription_available, Properties, true),
+        identifiers = maps:get(subscription_identifier_available, Properties, true)
+    }).
+
+%% What will pass is no fault of the client.
+refused(?CLIENT_IDENTIFIER_NOT_VALID) -> authorization_violation;
+refused(?BAD_USER_NAME_OR_PASSWORD) -> authorization_violation;
+refused(?NOT_AUTHORIZED) -> authorization_violation;
+refused(?BANNED) -> authorization_violation;
+refused(?BAD_AUTHENTICATION_METHOD) -> authorization_violation;
+refused(_) -> upstream_lost.
+
+disconnected(?NOT_AUTHORIZED) -> authorization_violation;
+disconnected(?MAXIMUM_CONNECT_TIME) -> user_authentication_expired;
+disconnected(?SESSION_TAKEN_OVER) -> kicked;
+disconnected(?ADMINISTRATIVE_ACTION) -> kicked;
+disconnected(_) -> upstream_lost.
+
+%% -------------------------------------------------------------------------------------------
+%% Deliveries
+
+deliver(Packet, Deliveries, Host = #host{ids = Ids}) ->
+    {publish, Topic, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties,
+        Identifiers} = Packet,
+    {Reply, Headers} = message(ResponseTopic, Correlation, ContentType, Properties, Host),
+    case Identifiers of
+        [Id] ->
+            case Ids of
+                #{Id := Key} -> [{Key, Topic, Reply, Headers, Payload} | Deliveries];
+                #{} -> Deliveries
+            end;
+        [] ->
+            for_keys(matching(Topic, Host), Topic, Reply, Headers, Payload, Deliveries);
+        _ ->
+            Keys = [maps:get(Id, Ids) || Id <- lists:usort(Identifiers), is_map_key(Id, Ids)],
+            for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries)
+    end.
+
+for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries) ->
+    lists:foldl(
+        fun(Key, Acc) -> [{Key, Topic, Reply, Headers, Payload} | Acc] end, Deliveries, Keys
+    ).
+
+%% A broker without identifiers: a copy for all plain filters, or else for one group.
+matching(Topic, #host{keys = Keys}) ->
+    Matching = [
+        Key
+     || Key = {_, Filter} <- maps:keys(Keys), nats_gateway_nif:topic_matches(Filter, Topic)
+    ],
+    case [Key || Key = {undefined, _} <- Matching] of
+        [] -> lists:sublist(Matching, 1);
+        Plain -> Plain
+    end.
+
+message(ResponseTopic, Correlation, ContentType, [], _) ->
+    {reply(ResponseTopic, Correlation), properties([], ContentType)};
+message(ResponseTopic, Correlation, ContentType, Properties, Host) ->
+    case reserved(Properties) of
+        {undefined, [], Pairs} ->
+            {reply(ResponseTopic, Correlation), properties(Pairs, ContentType)};
+        {Subject, Blocks, Pairs} ->
+            Reply =
+                case Subject of
+                    undefined -> reply(ResponseTopic, Correlation);
+                    _ -> {subject, Subject}
+                end,
+            case header_block(Blocks, Host) of
+                undefined -> {Reply, properties(Pairs, ContentType)};
+                Block -> {Reply, Block}
+            end
+    end.
+
+reply(undefined, _) -> undefined;
+reply(ResponseTopic, Correlation) -> {topic, ResponseTopic, Correlation}.
+
+properties([], undefined) -> undefined;
+properties(Pairs, ContentType) -> {properties, Pairs, ContentType}.
+
+reserved([]) ->
+    {undefined, [], []};
+reserved([{?REPLY_TO, Value} | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    %% Any MQTT client may have written it, and it goes into a control line.
+    case Value =/= <<>> andalso binary:match(Value, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) of
+        nomatch -> {Value, Blocks, Pairs};
+        _ -> {Subject, Blocks, Pairs}
+    end;
+reserved([{?HEADER_BLOCK, Value} | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    {Subject, [Value | Blocks], Pairs};
+reserved([Pair | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    {Subject, Blocks, [Pair | Pairs]}.
+
+%% A block of our own goes to NATS clients as it is. Another, which a second gateway or any MQTT
+%% client may have written, must be one: else async-nats drops its connection, and again when the
+%% message comes again (nats-protocol section 6).
+header_block([], _) ->
+    undefined;
+header_block(Parts, Host) ->
+    case iolist_to_binary(Parts) of
+        <<Code:?CODE_SIZE/binary, Quoted/binary>> ->
+            Block = nats_gateway_mqtt_nif:unquote(Quoted),
+            case Code =:= base64:encode(code(Block, Host)) orelse is_header_block(Block) of
+                true -> Block;
+                false -> undefined
+            end;
+        _ ->
+            undefined
+    end.
+
+is_header_block(Block) ->
+    is_binary(unicode:characters_to_binary(Block)) andalso
+        re:run(Block, ?HEADER_BLOCK_FORM, [{capture, none}, dollar_endonly]) =:= match.
+
+%% -------------------------------------------------------------------------------------------
+%% Answers
+
+answer(Id, Reason, Events, Host = #host{requests = Requests, quota = Quota}) ->
+    case maps:take(Id, Requests) of
+        {{confirm, Index, NoResponders}, Left} ->
+            NHost = Host#host{requests = Left, quota = Quota + 1},
+            confirmed(rejection(Reason, NoResponders, Index), Events, NHost);
+        {{request, Subject, ReplyTo}, Left} ->
+            NHost = Host#host{requests = Left, quota = Quota + 1},
+            case rejection(Reason, true, 0) of
+                [] ->
+                    {Events, NHost};
+                [{_, Rejection}] ->
+                    {[{publish_rejected, Subject, ReplyTo, Rejection} | Events], NHost}
+            end;
+        {{subscribe, Key, SubscriptionId, Confirm}, Left} ->
+            NHost = Host#host{requests = Left},
+            subscribed(Reason < 16#80, Key, SubscriptionId, Confirm, Events, NHost);
+        {{unsubscribe, Key, SubscriptionId}, Left} ->
+            NIds = maps:remove(SubscriptionId, Host#host.ids),
+            {[{unsubscribed, Key} | Events], Host#host{requests = Left, ids = NIds}};
+        {resubscribe, Left} ->
+            {Events, Host#host{requests = Left}};
+        error ->
+            {Events, Host}
+    end.
+
+rejection(Reason, _, Index) when Reason >= 16#80 -> [{Index, denied}];
+rejection(?NO_MATCHING_SUBSCRIBERS, true, Index) -> [{Index, no_responders}];
+rejection(_, _, _) -> [].
+
+confirmed(Rejection, Events, Host = #host{waiting = {confirm, Left, Rejections}}) ->
+    NRejections = Rejection ++ Rejections,
+    case Left of
+        1 ->
+            {[{published, lists:sort(NRejections)} | Events], Host#host{waiting = none}};
+        _ ->
+            {Events, Host#host{waiting = {confirm, Left - 1, NRejections}}}
+    end.
+
+subscribed(Granted, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
+    Current = maps:get(Key, Keys, none) =:= Id,
+    NHost =
+        case Current andalso not Granted of
+            true -> forget(Key, Id, Host);
+            false -> Host
+        end,
+    if
+        Confirm, Granted -> {[{subscribed, ok} | Events], NHost#host{waiting = none}};
+        Confirm -> {[{subscribed, denied} | Events], NHost#host{waiting = none}};
+        Current, not Granted -> {[{subscribe_rejected, Key, denied} | Events], NHost};
+        true -> {Events, NHost}
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% After each chunk
+
+%% Acknowledgements first: they make room in the broker for what it holds back. Then what the
+%% broker's answers have made room for here.
+settle(Deliveries, Events, _, Host = #host{phase = closed}) ->
+    {lists:reverse(run(Deliveries, Events)), Host};
+settle(Deliveries, Events, Acks, Host = #host{queue = Queue}) ->
+    NEvents = run(Deliveries, Events),
+    Flushed =
+        case Queue of
+            [] when Acks =:= [] ->
+                {ok, Host};
+            [] ->
+                send(nats_gateway_mqtt_nif:encode(lists:reverse(Acks)), Host);
+            _ ->
+                {Packets, Rest, NHost} = take(Queue, Acks, Host),
+                transmit(Packets, NHost#host{queue = Rest})
+        end,
+    case Flushed of
+        {ok, Open} ->
+            {Completed, Done} = complete(Open),
+            {lists:reverse(NEvents, Completed), Done};
+        {lost, Lost} ->
+            {lists:reverse(NEvents, [{close, upstream_lost}]), Lost}
+    end.
+
+complete(Host = #host{waiting = {drain, Rejections}, queue = []}) ->
+    {[{published, Rejections}], Host#host{waiting = none}};
+complete(Host = #host{waiting = {barrier, Pings}, requests = Requests, queue = []}) when
+    map_size(Requests) =:= 0, Host#host.pings_answered >= Pings
+->
+    {[barrier], Host#host{waiting = none}};
+complete(Host) ->
+    {[], Host}.
+
+%% -------------------------------------------------------------------------------------------
+%% Keepalive
+
+start_timer(Milliseconds, Host) ->
+    Timer = make_ref(),
+    _ = erlang:send_after(Milliseconds, self(), {?MODULE, Timer, timeout}),
+    Host#host{timer = Timer}.
+
+%% Twice in the keepalive interval. The broker must hear something each time, and must be heard:
+%% silence makes a PINGREQ, and silence after that until the next tick is the end.
+tick(Host = #host{heard = false, probed = true}) ->
+    lost(Host);
+tick(Host = #host{heard = Heard, sent = Sent, keepalive = KeepAlive}) ->
+    Pinged =
+        case Heard andalso Sent of
+            true -> {ok, Host};
+            false -> ping(Host)
+        end,
+    case Pinged of
+        {ok, NHost} ->
+            Next = NHost#host{heard = false, sent = false, probed = not Heard},
+            {[], start_timer(KeepAlive * 500, Next)};
+        {lost, Lost} ->
+            {[{close, upstream_lost}], Lost}
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% The end
+
+-spec disconnect(term(), host()) -> ok.
+disconnect(_, #host{phase = closed}) ->
+    ok;
+disconnect(_, #host{socket = Socket}) ->
+    retire(Socket, 0).
+
+lost(Host) ->
+    {[Event], NHost} = ended(upstream_lost, [], Host),
+    {[Event], NHost}.
+
+ended(Reason, Events, Host = #host{phase = login}) ->
+    {[{refused, Reason} | Events], close(Host)};
+ended(Reason, Events, Host = #host{phase = open}) ->
+    {[{close, Reason} | Events], close(Host)}.
+
+%% The broker breaks the protocol.
+fault(Reason, Events, Host = #host{socket = Socket, phase = Phase}) ->
+    ?LOG_WARNING(#{msg => upstream_protocol_error, reason => Reason}),
+    ok = retire(Socket, reason_code(Reason)),
+    Event =
+        case Phase of
+            login -> {refused, upstream_lost};
+            open -> {close, upstream_lost}
+        end,
+    {[Event | Events], closed(Host)}.
+
+reason_code(malformed_packet) -> ?MALFORMED_PACKET;
+reason_code(packet_too_large) -> ?PACKET_TOO_LARGE;
+reason_code(_) -> ?PROTOCOL_ERROR.
+
+close(Host = #host{socket = Socket}) ->
+    abort(Socket, closed(Host)).
+
+closed(Host) ->
+    Host#host{
+        phase = closed,
+        socket = undefined,
+        timer = undefined,
+        fragments = [],
+        size = 0,
+        requests = #{},
+        queue = [],
+        waiting = none
+    }.
+
+%% Where the callback cannot say it.
+tell(Host) ->
+    Timer = make_ref(),
+    self() ! {?MODULE, Timer, lost},
+    Host#host{timer = Timer}.
+
+%% Closing waits for what is in the queue of the socket, unless that is given up.
+abort(Socket, Result) ->
+    _ = inet:setopts(Socket, [{linger, {true, 0}}]),
+    ok = gen_tcp:close(Socket),
+    Result.
+
+%% The last messages of a client must arrive: a socket that is closed with unread bytes in it
+%% takes back what the broker has not read yet. So a process of its own waits for the broker to
+%% close, for a while.
+retire(Socket, Reason) ->
+    _ = inet:setopts(Socket, [{active, false}]),
+    Disconnect = nats_gateway_mqtt_nif:encode([{disconnect, Reason}]),
+    Pid = spawn(fun() -> farewell(Socket, Disconnect) end),
+    case gen_tcp:controlling_process(Socket, Pid) of
+        ok ->
+            Pid ! go,
+            ok;
+        {error, _} ->
+            exit(Pid, kill),
+            abort(Socket, ok)
+    end.
+
+farewell(Socket, Disconnect) ->
+    receive
+        go -> ok
+    after ?LINGER -> exit(normal)
+    end,
+    _ = inet:setopts(Socket, [{send_timeout, ?LINGER}]),
+    _ = gen_tcp:send(Socket, Disconnect),
+    _ = gen_tcp:shutdown(Socket, write),
+    Deadline = erlang:monotonic_time(millisecond) + ?LINGER,
+    wait_closed(Socket, Deadline),
+    abort(Socket, ok).
+
+wait_closed(Socket, Deadline) ->
+    case gen_tcp:recv(Socket, 0, max(0, Deadline - erlang:monotonic_time(millisecond))) of
+        {ok, _} -> wait_closed(Socket, Deadline);
+        {error, _} -> ok
+    end.

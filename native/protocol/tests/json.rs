@@ -1,0 +1,201 @@
+//! CONNECT and INFO (nats-protocol sections 2 and 3).
+
+use nats_protocol::connect::{Connect, Info};
+
+fn connect(json: &str) -> Connect {
+    Connect::from_json(json.as_bytes()).unwrap_or_else(|| panic!("{json}"))
+}
+
+#[test]
+fn all_fields() {
+    let json = r#"{"verbose":false,"pedantic":true,"echo":false,"headers":true,
+        "no_responders":true,"protocol":1,"user":"u","pass":"p","auth_token":"t","name":"n",
+        "lang":"go","version":"1.2.3","tls_required":false,"jwt":"j","nkey":"k","sig":"s",
+        "account":"a","new_account":true}"#;
+    let expected = Connect {
+        verbose: Some(false),
+        pedantic: Some(true),
+        echo: Some(false),
+        headers: Some(true),
+        no_responders: Some(true),
+        protocol: Some(1),
+        user: Some("u".into()),
+        pass: Some("p".into()),
+        auth_token: Some("t".into()),
+        name: Some("n".into()),
+        lang: Some("go".into()),
+        version: Some("1.2.3".into()),
+        tls_required: Some(false),
+        jwt: Some("j".into()),
+        nkey: Some("k".into()),
+        sig: Some("s".into()),
+        account: Some("a".into()),
+        new_account: Some(true),
+    };
+    assert_eq!(connect(json), expected);
+    assert_eq!(
+        connect(&json.replace(':', " : ").replace(',', " ,\t")),
+        expected
+    );
+}
+
+#[test]
+fn absent_null_and_unknown_are_nothing() {
+    for json in [
+        "{}",
+        "null",
+        " {} ",
+        r#"{"verbose":null,"user":null,"protocol":null}"#,
+        r#"{"lame_duck":true,"import":{"a":[1,null,{"b":"c"}]},"x":1e400}"#,
+    ] {
+        assert_eq!(connect(json), Connect::default(), "{json}");
+    }
+}
+
+#[test]
+fn keys_match_like_in_go() {
+    for key in [
+        "verbose",
+        "VERBOSE",
+        "vErBoSe",
+        "verbo\u{17F}e",
+        "\\u0076erbose",
+    ] {
+        assert_eq!(
+            connect(&format!(r#"{{"{key}":true}}"#)).verbose,
+            Some(true),
+            "{key}"
+        );
+    }
+    assert_eq!(
+        connect("{\"n\u{212A}ey\":\"x\"}").nkey.as_deref(),
+        Some("x")
+    );
+    assert_eq!(connect(r#"{"no-responders":true}"#), Connect::default());
+}
+
+#[test]
+fn the_last_duplicate_wins() {
+    assert_eq!(
+        connect(r#"{"user":"a","USER":"b"}"#).user.as_deref(),
+        Some("b")
+    );
+    assert_eq!(
+        connect(r#"{"user":"a","user":null}"#).user.as_deref(),
+        Some("a")
+    );
+}
+
+#[test]
+fn integers() {
+    for (text, value) in [
+        ("0", 0),
+        ("2", 2),
+        ("-1", -1),
+        ("9223372036854775807", i64::MAX),
+    ] {
+        let json = format!(r#"{{"protocol":{text}}}"#);
+        assert_eq!(connect(&json).protocol, Some(value), "{json}");
+    }
+}
+
+#[test]
+fn everything_else_is_refused() {
+    for json in [
+        "",
+        " ",
+        "x",
+        "{",
+        "}",
+        "[]",
+        "1",
+        "true",
+        "\"\"",
+        "{} x",
+        "{}{}",
+        "{\"a\"}",
+        "{a:1}",
+        "{'a':1}",
+        "{\"a\":1,}",
+        "nul",
+        "{\"a\":\u{1}\"\"}",
+        r#"{"verbose":"no"}"#,
+        r#"{"verbose":0}"#,
+        r#"{"verbose":[]}"#,
+        r#"{"protocol":1.5}"#,
+        r#"{"protocol":1.0}"#,
+        r#"{"protocol":1e0}"#,
+        r#"{"protocol":"1"}"#,
+        r#"{"protocol":true}"#,
+        r#"{"protocol":9223372036854775808}"#,
+        r#"{"user":1}"#,
+        r#"{"user":true}"#,
+        r#"{"user":{}}"#,
+        r#"{"user":["x"]}"#,
+        // Also where a later duplicate would be fine.
+        r#"{"user":1,"user":"x"}"#,
+    ] {
+        assert_eq!(Connect::from_json(json.as_bytes()), None, "{json}");
+    }
+}
+
+#[test]
+fn text_is_always_utf8() {
+    let fields = Connect::from_json(b"{\"user\":\"a\xFFb\"}").expect("an object");
+    assert_eq!(fields.user.as_deref(), Some("a\u{FFFD}b"));
+    assert_eq!(
+        connect(r#"{"user":"\u00e9\n\"\\"}"#).user.as_deref(),
+        Some("\u{e9}\n\"\\")
+    );
+}
+
+#[test]
+fn logs_do_not_show_credentials() {
+    let fields = connect(
+        r#"{"user":"SECRET1","pass":"SECRET2","auth_token":"SECRET3","jwt":"SECRET4",
+            "nkey":"SECRET5","sig":"SECRET6","name":"shown"}"#,
+    );
+    let text = format!("{fields:?}");
+    assert!(text.contains("shown") && !text.contains("SECRET"), "{text}");
+}
+
+fn line(info: &Info<'_>) -> String {
+    let mut out = Vec::new();
+    info.write_line(&mut out);
+    String::from_utf8(out).expect("UTF-8")
+}
+
+#[test]
+fn info_line() {
+    assert_eq!(line(&Info::default()), "INFO {} \r\n");
+    let info = Info {
+        server_id: Some("N\"1"),
+        version: Some("2.10.27"),
+        proto: Some(1),
+        go: Some("go1.24"),
+        host: Some("0.0.0.0"),
+        port: Some(u16::MAX),
+        headers: Some(true),
+        max_payload: Some(1_048_576),
+        client_id: Some(7),
+        auth_required: Some(false),
+        nonce: Some("x\r\ny"),
+        connect_urls: Some(vec!["a:1", "b:2"]),
+        ..Info::default()
+    };
+    let text = line(&info);
+    let json = text
+        .strip_prefix("INFO ")
+        .and_then(|rest| rest.strip_suffix(" \r\n"));
+    let json = json.expect("an INFO line");
+    assert!(!json.contains(['\r', '\n']), "{json:?}");
+    let expected = serde_json::json!({
+        "server_id": "N\"1", "version": "2.10.27", "proto": 1, "go": "go1.24", "host": "0.0.0.0",
+        "port": 65535, "headers": true, "max_payload": 1_048_576, "client_id": 7,
+        "auth_required": false, "nonce": "x\r\ny", "connect_urls": ["a:1", "b:2"],
+    });
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(json).expect("JSON"),
+        expected
+    );
+}

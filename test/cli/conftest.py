@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from wire.servers import HOST, accepts, free_port, mosquitto_path  # noqa: E402
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path):
+    """The port of a broker that somebody else started."""
+    port = free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} {HOST}\nallow_anonymous true\npersistence false\n")
+    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 10
+    while not accepts((HOST, port)):
+        assert process.poll() is None and time.monotonic() < until, "Mosquitto did not start"
+        time.sleep(0.02)
+    yield port
+    process.terminate()
+    process.wait(10)

@@ -1,0 +1,217 @@
+"""`make run` and bin/nats_gateway as a user meets them: what they print, what stops them, what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from wire.servers import HOST, REPOSITORY, free_port
+
+READY = 60.0
+STOPPED = 10.0
+GATEWAY = REPOSITORY / "bin" / "nats_gateway"
+
+
+def environment(**variables: object) -> dict[str, str]:
+    names = ("NATS_PORT", "MQTT_PORT", "UPSTREAM", "CONFIG", "EMQX_HOME")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    return inherited | {name: str(value) for name, value in variables.items()}
+
+
+@contextmanager
+def make_run(**variables: object):
+    """`make run` on a terminal of its own, so that Ctrl-C is typed as a user does."""
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["make", "run"], cwd=REPOSITORY, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),
+    )
+    os.close(theirs)
+    os.set_blocking(terminal, False)
+    try:
+        yield Terminal(terminal, process)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(terminal)
+
+
+class Terminal:
+    def __init__(self, descriptor: int, process: subprocess.Popen):
+        self._descriptor = descriptor
+        self._process = process
+        self.text = ""
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            self.text += os.read(self._descriptor, 65536).decode(errors="replace").replace("\r\n", "\n")
+
+    def wait_for(self, text: str, deadline: float = READY) -> None:
+        until = time.monotonic() + deadline
+        while text not in self.text:
+            self._read()
+            if text in self.text:
+                return
+            assert self._process.poll() is None, f"ended before {text!r}:\n{self.text}"
+            assert time.monotonic() < until, f"no {text!r} within {deadline} s:\n{self.text}"
+            time.sleep(0.05)
+
+    def ctrl_c(self) -> None:
+        os.write(self._descriptor, b"\x03")
+
+    def status(self, deadline: float = READY) -> int:
+        until = time.monotonic() + deadline
+        while self._process.poll() is None:
+            self._read()
+            assert time.monotonic() < until, f"still running after {deadline} s:\n{self.text}"
+            time.sleep(0.05)
+        self._read()
+        return self._process.returncode
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def test_make_run_starts_both_and_its_lines_to_paste_show_a_message_each():
+    nats_port, mqtt_port = free_port(), free_port()
+    with make_run(NATS_PORT=nats_port, MQTT_PORT=mqtt_port) as terminal:
+        terminal.wait_for("Ctrl-C stops both.")
+        pasted = re.findall(r"^  (MQTT to NATS|NATS to MQTT):  (.*)$", terminal.text, re.MULTILINE)
+        assert [direction for direction, _ in pasted] == ["MQTT to NATS", "NATS to MQTT"]
+        for direction, line in pasted:
+            shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=20).stdout
+            assert f"hello from {direction.split()[0]}" in shown
+        terminal.ctrl_c()
+        terminal.status(STOPPED)
+    assert not is_open(nats_port)
+    assert not is_open(mqtt_port)
+
+
+def test_make_run_in_front_of_another_broker_starts_none(mosquitto):
+    nats_port, mqtt_port = free_port(), free_port()
+    with make_run(NATS_PORT=nats_port, MQTT_PORT=mqtt_port, UPSTREAM=f"mqtt://{HOST}:{mosquitto}") as terminal:
+        terminal.wait_for(f"listening on {HOST}:{nats_port}")
+        assert not is_open(mqtt_port)
+        terminal.ctrl_c()
+        terminal.status(STOPPED)
+
+
+def test_make_run_with_a_settings_file(tmp_path: Path):
+    nats_port, mqtt_port = free_port(), free_port()
+    config = tmp_path / "gateway.toml"
+    config.write_text(f'server_name = "from the file"\n[listeners.tcp.a]\nbind = "{HOST}:{nats_port}"\n')
+    with make_run(CONFIG=config, MQTT_PORT=mqtt_port) as terminal:
+        terminal.wait_for(f"listening on {HOST}:{nats_port}")
+        with socket.create_connection((HOST, nats_port), 5) as client:
+            assert b'"server_name":"from the file"' in client.recv(4096)
+
+
+def one_line(text: str, program: str) -> str:
+    """What the user is told: exactly one line of the program itself."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{program}: ")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", ["NATS_PORT", "MQTT_PORT"])
+@pytest.mark.parametrize("value", ["0", "65536", "here", "-1"])
+def test_make_run_says_what_is_no_port(name: str, value: str):
+    ports = {"NATS_PORT": free_port(), "MQTT_PORT": free_port()} | {name: value}
+    with make_run(**ports) as terminal:
+        assert terminal.status() != 0
+        assert f"{name}={value} is not a port" in one_line(terminal.text, "make run")
+
+
+def test_make_run_says_that_the_brokers_port_is_in_use():
+    with socket.create_server((HOST, 0)) as taken, make_run(NATS_PORT=free_port(), MQTT_PORT=taken.getsockname()[1]) as terminal:
+        assert terminal.status() != 0
+        assert "MQTT_PORT" in one_line(terminal.text, "make run")
+
+
+def test_make_run_says_that_the_gateways_port_is_in_use_and_stops_the_broker():
+    mqtt_port = free_port()
+    with socket.create_server((HOST, 0)) as taken, make_run(NATS_PORT=taken.getsockname()[1], MQTT_PORT=mqtt_port) as terminal:
+        assert terminal.status() != 0
+        assert "address already in use" in one_line(terminal.text, "nats_gateway")
+    assert not is_open(mqtt_port)
+
+
+def test_make_run_says_that_there_is_no_broker():
+    with make_run(NATS_PORT=free_port(), UPSTREAM=f"mqtt://{HOST}:{free_port()}") as terminal:
+        assert terminal.status() != 0
+        assert "no MQTT broker at" in one_line(terminal.text, "nats_gateway")
+
+
+def test_make_run_says_what_is_wrong_in_the_settings(tmp_path: Path):
+    config = tmp_path / "gateway.toml"
+    config.write_text('server_nam = "x"\n')
+    mqtt_port = free_port()
+    with make_run(NATS_PORT=free_port(), MQTT_PORT=mqtt_port, CONFIG=config) as terminal:
+        assert terminal.status() != 0
+        assert "server_nam: unknown key" in one_line(terminal.text, "nats_gateway")
+    assert not is_open(mqtt_port)
+
+
+def test_make_run_says_that_rust_is_too_old(tmp_path: Path):
+    old = tmp_path / "rustc"
+    old.write_text("#!/bin/sh\necho 'rustc 1.63.0 (4b91a6ea7 2022-08-08)'\n")
+    old.chmod(0o755)
+    with make_run(PATH=f"{tmp_path}:{os.environ['PATH']}") as terminal:
+        assert terminal.status() != 0
+        assert "Rust 1.91 or newer is needed (found: 1.63.0)" in terminal.text
+
+
+def gateway(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([GATEWAY, *arguments], capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("toml", "status", "said"),
+    [
+        ("", 0, ""),
+        ("max_payload = 1\n", 78, "max_payload: unknown key; known here: auth_required"),
+        ("max_payload_size = -1\n", 78, "max_payload_size: must be a size from 0 to 999999999 bytes"),
+        ("[listeners.tcp.a]\nbnd = 1\n", 78, "listeners.tcp.a.bnd: unknown key"),
+        ("server_name = \n", 78, "line 1"),
+        ("a = 1\na = 2\n", 78, "line 2"),
+        ("\xff", 78, ""),
+    ],
+)
+def test_settings_are_checked(tmp_path: Path, toml: str, status: int, said: str):
+    config = tmp_path / "gateway.toml"
+    config.write_bytes(toml.encode("latin-1"))
+    done = gateway("-c", str(config), "--check")
+    assert done.returncode == status, done.stderr
+    if status:
+        line = one_line(done.stderr, "nats_gateway")
+        assert str(config) in line and said in line
+
+
+def test_a_missing_settings_file_is_named(tmp_path: Path):
+    done = gateway("-c", str(tmp_path / "none.toml"))
+    assert done.returncode == 78
+    assert "none.toml: no such file or directory" in one_line(done.stderr, "nats_gateway")
+
+
+def test_an_unknown_option_is_named():
+    done = gateway("--lissten", "1")
+    assert done.returncode == 64
+    assert "unknown option --lissten" in one_line(done.stderr, "nats_gateway")
+
+
+def test_help_lists_the_options():
+    done = gateway("--help")
+    assert done.returncode == 0
+    assert all(option in done.stdout for option in ("-c FILE", "--upstream", "--listen", "--check"))

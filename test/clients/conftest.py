@@ -1,0 +1,201 @@
+"""Fixtures: servers started once and stopped at the end, clients built once, coroutines as tests."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clients.broker import ScriptedBroker  # noqa: E402
+from clients.program import Program  # noqa: E402
+from clients.stack import (  # noqa: E402
+    AGAINST_NATS_SERVER,
+    REPOSITORY,
+    Stack,
+    gateway_in_front_of,
+    login_stack,
+    open_stack,
+    restricted_stack,
+    running_stack,
+)
+
+HERE = Path(__file__).resolve().parent
+TEST_DEADLINE = 60.0
+BUILD_DEADLINE = 900.0
+# The package was renamed for its third generation; both are in use.
+NATS_JS = {"nats.js 2": "nats", "nats.js 3": "@nats-io/transport-node"}
+_run = f"{os.getpid()}"
+_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            # The fixtures' servers and builds have deadlines of their own.
+            item.add_marker(pytest.mark.timeout(TEST_DEADLINE, func_only=True))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def subject() -> str:
+    """A first token that no other test uses."""
+    return f"t{_run}n{next(_numbers)}"
+
+
+# --- Servers ---------------------------------------------------------------------------------------------------------
+
+
+def _running(stack: Stack) -> Iterator[Stack]:
+    stack.start()
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _started_here(what: str) -> None:
+    if running_stack():
+        pytest.skip(f"{what} needs servers of its own, GATEWAY_ADDRESS names running ones")
+
+
+def _has_mqtt() -> None:
+    if AGAINST_NATS_SERVER:
+        pytest.skip("a nats-server has no MQTT broker behind it")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    yield from _running(running_stack() or open_stack(tmp_path_factory.mktemp("open")))
+
+
+@pytest.fixture(scope="session")
+def bridge(stack: Stack) -> Stack:
+    """The stack, for tests that also talk to its broker."""
+    _has_mqtt()
+    if stack.broker is None:
+        pytest.skip("MQTT_ADDRESS does not say where the broker of GATEWAY_ADDRESS is")
+    return stack
+
+
+@pytest.fixture(scope="session")
+def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    _started_here("authentication")
+    yield from _running(login_stack(tmp_path_factory.mktemp("login")))
+
+
+@pytest.fixture(scope="session")
+def restricted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    _started_here("authorization")
+    yield from _running(restricted_stack(tmp_path_factory.mktemp("restricted")))
+
+
+@pytest.fixture(scope="session")
+def _fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    _started_here("a restart")
+    yield from _running(open_stack(tmp_path_factory.mktemp("fragile")))
+
+
+@pytest.fixture
+def fragile(_fragile: Stack) -> Iterator[Stack]:
+    """A stack that the test may stop and start; it finds it running."""
+    try:
+        yield _fragile
+    finally:
+        _fragile.stop()
+        _fragile.start()
+
+
+@pytest.fixture
+def fragile_bridge(fragile: Stack) -> Stack:
+    _has_mqtt()
+    return fragile
+
+
+@pytest.fixture(scope="session")
+def _scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ScriptedBroker, Stack]]:
+    _has_mqtt()
+    _started_here("a broker that takes any name")
+    with ScriptedBroker() as broker:
+        gateway = gateway_in_front_of(broker.address, tmp_path_factory.mktemp("scripted"))
+        gateway.start()
+        try:
+            yield broker, Stack(gateway, None)
+        finally:
+            gateway.stop()
+
+
+@pytest.fixture
+def scripted(_scripted: tuple[ScriptedBroker, Stack]) -> tuple[ScriptedBroker, Stack]:
+    """A broker that delivers what Mosquitto refuses to pass on, and the gateway before it."""
+    return _scripted
+
+
+# --- Client programs -------------------------------------------------------------------------------------------------
+
+
+def _build(command: list[str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=BUILD_DEADLINE)
+    if done.returncode:
+        pytest.fail(
+            f"{' '.join(command)} in {directory.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False
+        )
+
+
+@pytest.fixture(scope="session")
+def nats_js_packages() -> Path:
+    directory = HERE / "nats_js"
+    installed = directory / "node_modules" / ".package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < (directory / "package-lock.json").stat().st_mtime:
+        _build(["npm", "ci", "--no-audit", "--no-fund"], directory)
+    return directory
+
+
+def _nats_js(version: str, directory: Path) -> Program:
+    return Program([os.environ.get("NODE", "node"), "scenarios.js", NATS_JS[version]], directory)
+
+
+@pytest.fixture(scope="session", params=NATS_JS)
+def nats_js(request: pytest.FixtureRequest, nats_js_packages: Path) -> Program:
+    return _nats_js(request.param, nats_js_packages)
+
+
+@pytest.fixture(scope="session")
+def async_nats() -> Program:
+    directory = HERE / "async_nats"
+    target = REPOSITORY / "target" / "clients"
+    _build(["cargo", "build", "--locked", "--quiet", "--target-dir", str(target)], directory)
+    return Program([str(target / "debug" / "async-nats-clients")], directory)
+
+
+@pytest.fixture(scope="session")
+def nats_py() -> Program:
+    return Program([sys.executable, "nats_py_tap.py"], HERE)
+
+
+@pytest.fixture(params=["nats-py", *NATS_JS, "async-nats"])
+def tap(request: pytest.FixtureRequest) -> Program:
+    """The `tap` scenario in each client: it reports what arrives and publishes what it is told to."""
+    match request.param:
+        case "nats-py":
+            return request.getfixturevalue("nats_py")
+        case "async-nats":
+            return request.getfixturevalue("async_nats")
+        case version:
+            return _nats_js(version, request.getfixturevalue("nats_js_packages"))

@@ -1,0 +1,531 @@
+%% Term shapes of every NIF; the protocol itself is tested in native/protocol.
+-module(nats_gateway_nif_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-define(NIF, nats_gateway_nif).
+
+settings() ->
+    settings(<<>>).
+
+settings(Mountpoint) ->
+    {4096, 1048576, open, true, Mountpoint}.
+
+decode(Bytes) ->
+    ?NIF:decode(Bytes, settings()).
+
+%% All operations, over as many calls as it takes.
+decode_all(Bytes, Settings) ->
+    decode_all(Bytes, Settings, [], 0).
+
+decode_all(Bytes, Settings, Ops, Calls) ->
+    case ?NIF:decode(Bytes, Settings) of
+        {ok, More, Rest, 0} when byte_size(Rest) < byte_size(Bytes) ->
+            decode_all(Rest, Settings, [More | Ops], Calls + 1);
+        {ok, More, Rest, Need} when Need > byte_size(Rest) ->
+            {lists:append(lists:reverse([More | Ops])), Rest, Calls + 1}
+    end.
+
+encode(Deliveries) ->
+    encode(Deliveries, <<>>).
+
+%% The announced size is the true one.
+encode(Deliveries, Mountpoint) ->
+    {Data, Size} = ?NIF:encode(Deliveries, Mountpoint),
+    Frames = iolist_to_binary(Data),
+    ?assertEqual(Size, byte_size(Frames)),
+    Frames.
+
+%% decode/2
+
+decode_operations_test() ->
+    ?assertEqual(
+        {ok,
+            [
+                ping,
+                pong,
+                {sub, <<"a.*">>, <<"a/+">>, undefined, undefined, <<"1">>},
+                {sub, <<"a.>">>, <<"a/#">>, <<"q/x">>, <<"q%2Fx">>, <<"2">>},
+                {sub, <<"a..b">>, invalid, undefined, undefined, <<"3">>},
+                {unsub, <<"1">>, 0},
+                {unsub, <<"2">>, 17}
+            ],
+            <<>>, 1},
+        decode(<<
+            "PING\r\nPONG\r\n+OK\r\nINFO {}\r\nSUB a.* 1\r\nSUB a.> q/x 2\r\nSUB a..b 3\r\n"
+            "UNSUB 1\r\nUNSUB 2 17\r\n"
+        >>)
+    ).
+
+decode_publish_test() ->
+    Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
+    ?assertEqual(
+        {ok,
+            [
+                {pub, <<"a.b">>, <<"a/b">>, undefined, undefined, undefined, <<"hi">>},
+                {pub, <<"a">>, <<"a">>, <<"r.1">>, <<"r/1">>, undefined, <<>>},
+                {pub, <<"a">>, <<"a">>, undefined, undefined, Block, <<"hi">>},
+                {pub, <<"a">>, <<"a">>, <<"r">>, <<"r">>, undefined, <<"hi">>},
+                {pub, <<"a..b">>, invalid, undefined, undefined, undefined, <<"x">>},
+                {pub, <<"a.bé"/utf8>>, <<"a/bé"/utf8>>, <<255>>, invalid, undefined, <<"x">>},
+                {pub, <<"a.*">>, <<"a/%2A">>, <<"a..b">>, invalid, undefined, <<"x">>},
+                {pub, <<"x%20y">>, <<"x y">>, <<"x//%20">>, <<"x. ">>, undefined, <<"x">>}
+            ],
+            <<>>, 1},
+        decode(<<
+            "PUB a.b 2\r\nhi\r\n"
+            "PUB a r.1 0\r\n\r\n"
+            "HPUB a 18 20\r\n",
+            Block/binary,
+            "hi\r\n"
+            "HPUB a r 0 2\r\nhi\r\n"
+            "PUB a..b 1\r\nx\r\n"
+            "PUB a.bé"/utf8,
+            " ",
+            255,
+            " 1\r\nx\r\n"
+            "PUB a.* a..b 1\r\nx\r\n"
+            "PUB x%20y x//%20 1\r\nx\r\n"
+        >>)
+    ).
+
+decode_mountpoint_test() ->
+    ?assertMatch(
+        {ok,
+            [
+                {pub, <<"a.b">>, <<"m/a/b">>, <<"r">>, <<"m/r">>, undefined, <<"x">>},
+                {pub, <<"a//b">>, <<"m/a.b">>, <<"r+">>, <<"m/r%2B">>, undefined, <<"x">>},
+                {sub, <<"*">>, <<"m/+">>, <<"q">>, <<"q">>, <<"1">>}
+            ],
+            <<>>, 1},
+        ?NIF:decode(
+            <<"PUB a.b r 1\r\nx\r\nPUB a//b r+ 1\r\nx\r\nSUB * q 1\r\n">>, settings(<<"m/">>)
+        )
+    ).
+
+decode_connect_test() ->
+    {ok, [{connect, Fields}], <<>>, 0} = decode(<<
+        "CONNECT {\"verbose\":false,\"pedantic\":true,\"echo\":false,\"headers\":true,"
+        "\"no_responders\":true,\"protocol\":1,\"user\":\"u\",\"pass\":\"p\",\"auth_token\":\"t\","
+        "\"name\":\"n\\u00e9\",\"lang\":\"l\",\"version\":\"v\",\"tls_required\":false,"
+        "\"jwt\":\"j\",\"nkey\":\"k\",\"sig\":\"s\",\"account\":\"a\",\"new_account\":false,"
+        "\"other\":1}\r\n"
+    >>),
+    ?assertEqual(
+        #{
+            verbose => false,
+            pedantic => true,
+            echo => false,
+            headers => true,
+            no_responders => true,
+            protocol => 1,
+            user => <<"u">>,
+            pass => <<"p">>,
+            auth_token => <<"t">>,
+            name => <<"né"/utf8>>,
+            lang => <<"l">>,
+            version => <<"v">>,
+            tls_required => false,
+            jwt => <<"j">>,
+            nkey => <<"k">>,
+            sig => <<"s">>,
+            account => <<"a">>,
+            new_account => false
+        },
+        Fields
+    ),
+    ?assertEqual({ok, [{connect, #{}}], <<>>, 0}, decode(<<"connect null\r\n">>)).
+
+connect_ends_a_call_test() ->
+    ?assertEqual(
+        {ok, [ping, {connect, #{user => <<"u">>}}], <<"HPUB x">>, 0},
+        decode(<<"PING\r\nCONNECT {\"user\":\"u\",\"pass\":null}\r\nHPUB x">>)
+    ).
+
+decode_need_test() ->
+    ?assertEqual({ok, [], <<>>, 1}, decode(<<>>)),
+    ?assertEqual({ok, [ping], <<"PI">>, 3}, decode(<<"PING\r\nPI">>)),
+    ?assertEqual({ok, [], <<"PUB a 5\r\nhe">>, 9 + 5 + 1}, decode(<<"PUB a 5\r\nhe">>)),
+    ?assertEqual({ok, [], <<"PUB a 2\r\nhi\r">>, 9 + 2 + 2}, decode(<<"PUB a 2\r\nhi\r">>)).
+
+decode_errors_test_() ->
+    {MaxControlLine, MaxPayload, _, _, _} = settings(),
+    Closed = {MaxControlLine, MaxPayload, connect_only, true, <<>>},
+    NoHeaders = {MaxControlLine, MaxPayload, open, false, <<>>},
+    Small = {20, 10, open, true, <<>>},
+    [
+        {binary_to_list(Bytes), ?_assertEqual({error, Reason, [ping]}, Decode(Bytes))}
+     || {Bytes, Settings, Reason} <- [
+            {<<"PUX">>, settings(), unknown_protocol_operation},
+            {<<"PUB a 2\r\nhi\n">>, settings(), unknown_protocol_operation},
+            {<<"PUB a 11\r\n">>, Small, maximum_payload_violation},
+            {<<"SUB a.b.c.d.e.f.g.h.i.j 1">>, Small, maximum_control_line_exceeded},
+            {<<"PUB a\r\n">>, settings(), bad_arguments},
+            {<<"PUB a -1\r\n">>, settings(), bad_size},
+            {<<"HPUB a 2 1\r\n">>, settings(), bad_size},
+            {<<"CONNECT []\r\n">>, settings(), bad_json},
+            {<<"INFO x\r\n">>, settings(), bad_json},
+            {<<"HPUB a 0 1\r\n">>, NoHeaders, headers_not_supported},
+            {<<"-ERR 'x'\r\n">>, settings(), client_error}
+        ],
+        Decode <- [fun(Input) -> ?NIF:decode(<<"PING\r\n", Input/binary>>, Settings) end]
+    ] ++
+        [
+            ?_assertEqual(
+                {error, authorization_violation, []}, ?NIF:decode(<<"P">>, Closed)
+            ),
+            ?_assertEqual(
+                {ok, [{connect, #{}}], <<"PING\r\n">>, 0},
+                ?NIF:decode(<<"CONNECT {}\r\nPING\r\n">>, Closed)
+            )
+        ].
+
+%% A call stops after a bounded amount of work, and nothing gets lost between calls.
+bounded_calls_test() ->
+    Tiny = <<"PUB a.b 0\r\n\r\n">>,
+    Count = 1048576 div byte_size(Tiny),
+    Bytes = binary:copy(Tiny, Count),
+    {Ops, <<>>, Calls} = decode_all(Bytes, settings()),
+    ?assert(Calls > 4),
+    ?assertEqual(Count, length(Ops)),
+    ?assertEqual(
+        [{pub, <<"a.b">>, <<"a/b">>, undefined, undefined, undefined, <<>>}], lists:usort(Ops)
+    ).
+
+%% So does the scheduler's view: the process is preempted after about as many reductions as the
+%% work is worth.
+reductions_test() ->
+    Bytes = binary:copy(<<"PUB a.b 16\r\n0123456789abcdef\r\n">>, 20000),
+    {reductions, Before} = process_info(self(), reductions),
+    {ok, Ops, _, 0} = decode(Bytes),
+    {reductions, After} = process_info(self(), reductions),
+    ?assert(length(Ops) > 500),
+    ?assert(After - Before > length(Ops) div 4).
+
+%% Parts of all sizes, so that each way of copying and referring to them is taken.
+payload_sizes_test() ->
+    Sizes = [0, 1, 63, 64, 65, 100, 1023, 1024, 1025, 4096, 5000, 70000],
+    Publish = fun(Size) ->
+        Subject = <<"a.", (binary:copy(<<"s">>, Size rem 3000 + 1))/binary>>,
+        Payload = rand:bytes(Size),
+        {Subject, Payload, [
+            <<"PUB ">>, Subject, <<" ">>, integer_to_binary(Size), <<"\r\n">>, Payload, <<"\r\n">>
+        ]}
+    end,
+    Messages = [Publish(Size) || Size <- Sizes ++ lists:reverse(Sizes), _ <- lists:seq(1, 5)],
+    Bytes = iolist_to_binary([Line || {_, _, Line} <- Messages]),
+    {Ops, <<>>, _} = decode_all(Bytes, settings()),
+    ?assertEqual(
+        [{Subject, Payload} || {Subject, Payload, _} <- Messages],
+        [{Subject, Payload} || {pub, Subject, _, undefined, undefined, undefined, Payload} <- Ops]
+    ).
+
+%% A small message that is kept does not keep the whole chunk.
+small_parts_do_not_keep_the_chunk_test() ->
+    Line = <<"PUB a.b 128\r\n", (binary:copy(<<"x">>, 128))/binary, "\r\n">>,
+    {ok, Ops, _, _} = decode(binary:copy(Line, 300)),
+    [
+        ?assert(binary:referenced_byte_size(Payload) =< 4096)
+     || {pub, _, _, _, _, _, Payload} <- Ops
+    ].
+
+%% Wherever a chunk ends.
+every_cut_test() ->
+    Bytes = <<
+        "SUB a.* q 1\r\nPUB a.b r.1 5\r\nhello\r\nHPUB a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
+        "UNSUB 1 2\r\nPING\r\n"
+    >>,
+    {ok, Ops, <<>>, 1} = decode(Bytes),
+    [
+        begin
+            <<Front:Cut/binary, Back/binary>> = Bytes,
+            {ok, First, Rest, Need} = decode(Front),
+            ?assert(Need > byte_size(Rest)),
+            {ok, Second, <<>>, 1} = decode(<<Rest/binary, Back/binary>>),
+            ?assertEqual(Ops, First ++ Second)
+        end
+     || Cut <- lists:seq(0, byte_size(Bytes))
+    ].
+
+decode_badarg_test_() ->
+    [
+        ?_assertError(badarg, ?NIF:decode(Bytes, Settings))
+     || {Bytes, Settings} <- [
+            {"PING\r\n", settings()},
+            {[<<"PING\r\n">>], settings()},
+            {<<1:1>>, settings()},
+            {<<>>, {4096, 1048576, open, true}},
+            {<<>>, {-1, 1048576, open, true, <<>>}},
+            {<<>>, {4096, infinity, open, true, <<>>}},
+            {<<>>, {4096, 1048576, closed, true, <<>>}},
+            {<<>>, {4096, 1048576, open, yes, <<>>}},
+            {<<>>, {4096, 1048576, open, true, "m/"}}
+        ]
+    ].
+
+%% encode/2
+
+encode_msg_test() ->
+    ?assertEqual(<<>>, encode([])),
+    ?assertEqual(
+        <<"MSG a.b 1 2\r\nhi\r\nMSG a.b 22 2\r\nhi\r\nMSG /.a//b 1 0\r\n\r\n">>,
+        encode([
+            {<<"a/b">>, [<<"1">>, <<"22">>], undefined, undefined, <<"hi">>},
+            {<<"x">>, [], undefined, undefined, <<"nobody">>},
+            {<<"/a.b">>, [<<"1">>], undefined, undefined, <<>>}
+        ])
+    ).
+
+encode_mountpoint_test() ->
+    ?assertEqual(
+        <<"MSG a 1 r.1 2\r\nhi\r\nMSG other 1 m/r 2\r\nhi\r\n">>,
+        encode(
+            [
+                {<<"m/a">>, [<<"1">>], {topic, <<"m/r/1">>, undefined}, undefined, <<"hi">>},
+                {<<"other">>, [<<"1">>], {subject, <<"m/r">>}, undefined, <<"hi">>}
+            ],
+            <<"m/">>
+        )
+    ).
+
+encode_reply_test_() ->
+    [
+        ?_assertEqual(
+            <<"MSG a 1 ", Expected/binary, " 2\r\nhi\r\n">>,
+            encode([{<<"a">>, [<<"1">>], Reply, undefined, <<"hi">>}])
+        )
+     || {Reply, Expected} <- [
+            {{subject, <<"r..x.*">>}, <<"r..x.*">>},
+            {{subject, <<255, 1>>}, <<255, 1>>},
+            {{subject, <<"a b\r\nc">>}, <<"a%20b%0D%0Ac">>},
+            {{topic, <<"r/1">>, undefined}, <<"r.1">>},
+            {{topic, <<"r">>, <<"corr">>}, <<"_MQTT.tcg.cY29ycg">>},
+            {{topic, <<"r">>, <<>>}, <<"_MQTT.tcg.c">>},
+            {{topic, <<"r">>, binary:copy(<<"x">>, 3000)}, <<"r">>}
+        ]
+    ].
+
+encode_headers_test() ->
+    Block = <<"NATS/1.0\r\nA:b\r\n\r\n">>,
+    ?assertEqual(
+        <<
+            "HMSG a 1 17 19\r\n",
+            Block/binary,
+            "hi\r\n"
+            "HMSG a 1 r 18 20\r\nNATS/1.0\r\nA: b\r\n\r\nhi\r\n"
+            "HMSG a 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
+            "HMSG a 1 40 40\r\nNATS/1.0\r\nA%20: %0D\r\nContent-Type: x\r\n\r\n\r\n"
+            "MSG a 1 2\r\nhi\r\n"
+            "MSG a 1 2\r\nhi\r\n"
+        >>,
+        encode([
+            {<<"a">>, [<<"1">>], undefined, Block, <<"hi">>},
+            {<<"a">>, [<<"1">>], {subject, <<"r">>}, {properties, [{<<"A">>, <<"b">>}], undefined},
+                <<"hi">>},
+            {<<"a">>, [<<"1">>], undefined,
+                {properties, [{<<"Nats-Status">>, <<"503">>}], undefined}, <<>>},
+            {<<"a">>, [<<"1">>], undefined, {properties, [{<<"A ">>, <<"\r">>}], <<"x">>}, <<>>},
+            {<<"a">>, [<<"1">>], undefined, {properties, [], undefined}, <<"hi">>},
+            {<<"a">>, [<<"1">>], undefined, <<>>, <<"hi">>}
+        ])
+    ).
+
+%% Large payloads are the given terms, at their places.
+encode_references_large_payloads_test() ->
+    Payloads = [binary:copy(<<N>>, Size) || {N, Size} <- [{$a, 4095}, {$b, 4096}, {$c, 100000}]],
+    Deliveries = [{<<"t">>, [<<"1">>, <<"2">>], undefined, undefined, P} || P <- Payloads],
+    {Data, _} = ?NIF:encode(Deliveries, <<>>),
+    [_, Large, Larger] = Payloads,
+    Referenced = [Part || Part <- Data, lists:member(Part, Payloads)],
+    ?assertEqual([Large, Large, Larger, Larger], Referenced),
+    ?assertEqual(
+        iolist_to_binary([
+            [<<"MSG t ">>, Sid, <<" ">>, integer_to_binary(byte_size(P)), <<"\r\n">>, P, <<"\r\n">>]
+         || P <- Payloads, Sid <- [<<"1">>, <<"2">>]
+        ]),
+        encode(Deliveries)
+    ).
+
+%% Also where there is next to nothing around it.
+encode_one_large_payload_test() ->
+    Payload = binary:copy(<<"x">>, 4096),
+    ?assertEqual(
+        <<"MSG t 1 4096\r\n", Payload/binary, "\r\n">>,
+        encode([{<<"t">>, [<<"1">>], undefined, undefined, Payload}])
+    ).
+
+encode_badarg_test_() ->
+    Good = {<<"a">>, [<<"1">>], undefined, undefined, <<>>},
+    [
+        ?_assertError(badarg, ?NIF:encode(Deliveries, Mountpoint))
+     || {Deliveries, Mountpoint} <- [
+            {Good, <<>>},
+            {[Good | Good], <<>>},
+            {[Good], undefined},
+            {[setelement(1, Good, "a")], <<>>},
+            {[setelement(2, Good, <<"1">>)], <<>>},
+            {[setelement(2, Good, [1])], <<>>},
+            {[setelement(2, Good, [<<"1">> | <<"2">>])], <<>>},
+            {[setelement(3, Good, <<"r">>)], <<>>},
+            {[setelement(3, Good, {topic, <<"r">>})], <<>>},
+            {[setelement(3, Good, {subject, <<"r">>, undefined})], <<>>},
+            {[setelement(4, Good, [])], <<>>},
+            {[setelement(4, Good, {properties, [{<<"a">>, b}], undefined})], <<>>},
+            {[setelement(4, Good, {properties, [{<<"a">>, <<"b">>} | x], undefined})], <<>>},
+            {[setelement(4, Good, {headers, [], undefined})], <<>>},
+            {[setelement(5, Good, ["iodata"])], <<>>}
+        ]
+    ].
+
+%% What is published comes back as it was sent.
+round_trip_test() ->
+    Bytes = <<
+        "HPUB a//b.%20.x r.1 18 20\r\nNATS/1.0\r\nA: b\r\n\r\nhi\r\nPUB /.+ r* 3\r\n\r\n.\r\n"
+    >>,
+    {ok, Ops, <<>>, 1} = ?NIF:decode(Bytes, settings(<<"m/">>)),
+    ?assertEqual(
+        <<
+            "HMSG a//b.%20.x 7 r.1 18 20\r\nNATS/1.0\r\nA: b\r\n\r\nhi\r\n"
+            "MSG /.+ 7 r* 3\r\n\r\n.\r\n"
+        >>,
+        encode(
+            [
+                {Topic, [<<"7">>], {topic, ReplyTopic, undefined}, Headers, Payload}
+             || {pub, _, Topic, _, ReplyTopic, Headers, Payload} <- Ops
+            ],
+            <<"m/">>
+        )
+    ).
+
+%% An MQTT request through a NATS service that knows nothing of it.
+correlation_test() ->
+    Frame = encode(
+        [{<<"m/svc">>, [<<"1">>], {topic, <<"m/r/1">>, <<0, 255>>}, undefined, <<"?">>}], <<"m/">>
+    ),
+    [<<"MSG">>, <<"svc">>, <<"1">>, Reply, <<"1\r\n?\r\n">>] = binary:split(
+        Frame, <<" ">>, [global]
+    ),
+    ?assertEqual({<<"m/r/1">>, <<0, 255>>}, ?NIF:topic(Reply, <<"m/">>)),
+    ?assertEqual(
+        {ok, [{pub, Reply, {<<"n/r/1">>, <<0, 255>>}, Reply, {<<"n/r/1">>, <<0, 255>>}, undefined,
+            <<"!">>}], <<>>, 1},
+        ?NIF:decode(<<"PUB ", Reply/binary, " ", Reply/binary, " 1\r\n!\r\n">>, settings(<<"n/">>))
+    ),
+    ?assertEqual(<<"_MQTT/x">>, ?NIF:topic(<<"_MQTT.x">>, <<>>)).
+
+%% The others
+
+info_test() ->
+    Line = ?NIF:info(#{
+        server_id => <<"id">>,
+        version => <<"2.10.27">>,
+        proto => 1,
+        port => 4222,
+        headers => true,
+        max_payload => 1048576,
+        client_id => 1,
+        auth_required => false,
+        connect_urls => [<<"a:1">>]
+    }),
+    ?assertEqual(
+        <<
+            "INFO {\"server_id\":\"id\",\"version\":\"2.10.27\",\"proto\":1,\"port\":4222,"
+            "\"headers\":true,\"auth_required\":false,\"max_payload\":1048576,\"client_id\":1,"
+            "\"connect_urls\":[\"a:1\"]} \r\n"
+        >>,
+        Line
+    ),
+    ?assertEqual(<<"INFO {} \r\n">>, ?NIF:info(#{})).
+
+info_fields_test_() ->
+    [
+        ?_assertMatch({match, _}, re:run(?NIF:info(#{Field => Value}), atom_to_list(Field)))
+     || {Fields, Value} <- [
+            {
+                [server_id, server_name, version, git_commit, go, host, client_ip, nonce] ++
+                    [cluster, domain, xkey],
+                <<"text">>
+            },
+            {[proto, port, max_payload, client_id], 1},
+            {[headers, auth_required, tls_required, tls_verify, tls_available, ldm], true}
+        ],
+        Field <- Fields
+    ].
+
+info_badarg_test_() ->
+    [
+        ?_assertError(badarg, ?NIF:info(Fields))
+     || Fields <- [
+            [],
+            #{other => 1},
+            #{<<"port">> => 1},
+            #{port => 65536},
+            #{port => <<"1">>},
+            #{max_payload => -1},
+            #{headers => 1},
+            #{host => "localhost"},
+            #{host => <<255>>},
+            #{host => undefined},
+            #{connect_urls => [<<"a:1">> | b]}
+        ]
+    ].
+
+names_test() ->
+    ?assertEqual(<<"m/a/b">>, ?NIF:topic(<<"a.b">>, <<"m/">>)),
+    ?assertEqual(<<"m/a.b">>, ?NIF:topic(<<"a//b">>, <<"m/">>)),
+    ?assertEqual(invalid, ?NIF:topic(<<"a..b">>, <<>>)),
+    ?assertEqual(invalid, ?NIF:topic(<<0>>, <<>>)),
+    ?assertEqual(invalid, ?NIF:topic(binary:copy(<<"x">>, 65535), <<"m">>)),
+    ?assertEqual(<<"m/a/+/#">>, ?NIF:filter(<<"a.*.>">>, <<"m/">>)),
+    ?assertEqual(invalid, ?NIF:filter(<<"a.>.b">>, <<>>)),
+    ?assertEqual(<<"a.b">>, ?NIF:subject(<<"m/a/b">>, <<"m/">>)),
+    ?assertEqual(<<"/.a%20b">>, ?NIF:subject(<<"/a b">>, <<>>)),
+    ?assertEqual(<<"q">>, ?NIF:share_name(<<"q">>)),
+    ?assertEqual(<<"q%2Fa%FF">>, ?NIF:share_name(<<"q/a", 255>>)),
+    ?assertEqual(invalid, ?NIF:share_name(binary:copy(<<"q">>, 65536))),
+    ?assertEqual(<<"\"a\\\"\\x01\\xff\"">>, ?NIF:quote(<<"a\"", 1, 255>>)).
+
+matches_test() ->
+    ?assertEqual(true, ?NIF:subject_matches(<<"a.>">>, <<"a.b">>)),
+    ?assertEqual(false, ?NIF:subject_matches(<<"a.>">>, <<"a">>)),
+    ?assertEqual(true, ?NIF:topic_matches(<<"a/#">>, <<"a">>)),
+    ?assertEqual(false, ?NIF:topic_matches(<<"#">>, <<"$SYS">>)),
+    ?assertEqual(true, ?NIF:valid_publish_subject(<<"a.b*">>)),
+    ?assertEqual(false, ?NIF:valid_publish_subject(<<"a.*">>)).
+
+header_properties_test() ->
+    Exact = <<"NATS/1.0 503 No\r\nA: b\r\ncontent-type: t\r\nA: c\r\n\r\n">>,
+    {Pairs, <<"t">>, true} = ?NIF:header_properties(Exact),
+    ?assertEqual(
+        [
+            {<<"Nats-Status">>, <<"503 No">>},
+            {<<"A">>, <<"b">>},
+            {<<"content-type">>, <<"t">>},
+            {<<"A">>, <<"c">>}
+        ],
+        Pairs
+    ),
+    Frame = encode([{<<"a">>, [<<"1">>], undefined, {properties, Pairs, <<"t">>}, <<>>}]),
+    ?assertMatch({_, _}, binary:match(Frame, Exact)),
+    ?assertEqual(
+        {[{<<"A">>, <<"b">>}], undefined, false},
+        ?NIF:header_properties(<<"NATS/1.0\r\nA:b\r\n\r\n">>)
+    ),
+    ?assertEqual({[], undefined, false}, ?NIF:header_properties(<<"garbage">>)).
+
+badarg_test_() ->
+    [
+        ?_assertError(badarg, apply(?NIF, Function, Arguments))
+     || {Function, Arguments} <- [
+            {topic, [a, <<>>]},
+            {topic, [<<"a">>, undefined]},
+            {filter, ["a", <<>>]},
+            {subject, [<<"a">>, "m"]},
+            {share_name, [undefined]},
+            {subject_matches, [<<"a">>, a]},
+            {topic_matches, [a, <<"a">>]},
+            {valid_publish_subject, [a]},
+            {header_properties, [undefined]},
+            {quote, [a]}
+        ]
+    ].

@@ -1,0 +1,272 @@
+"""Starts the servers the cases run against, on free ports of 127.0.0.1, and stops what it started."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .wire import Connection, WireFailure
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+TARGETS = ("nats-server", "gateway")
+START_DEADLINE = 30.0
+STOP_DEADLINE = 10.0
+
+Address = tuple[str, int]
+Settings = dict[str, Any]
+
+
+# --- The oracle ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def nats_server_path() -> str | None:
+    named = os.environ.get("NATS_SERVER")
+    if named:
+        return named
+    places = (REPOSITORY / ".tools" / "bin" / "nats-server", Path.home() / "go" / "bin" / "nats-server")
+    return shutil.which("nats-server") or next((str(place) for place in places if place.is_file()), None)
+
+
+@functools.cache
+def nats_server_version() -> tuple[int, ...]:
+    output = subprocess.run([nats_server_path(), "--version"], capture_output=True, text=True, check=True).stdout
+    return version(re.search(r"\d+\.\d+\.\d+", output).group())
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def nats_server_config(settings: Settings, port: int) -> str:
+    lines = {"host": HOST, "port": port}
+    for name, value in settings.items():
+        match name:
+            case "heartbeat":
+                lines |= {"ping_interval": value, "ping_max": 2}
+            case "max_payload" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
+                lines[name] = value
+            case _:
+                raise ValueError(f"no nats-server option for the setting {name}")
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items())
+
+
+# --- The gateway -----------------------------------------------------------------------------------------------------
+
+
+def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
+    top: Settings = {"server_name": "wire"}
+    listener: Settings = {"bind": f"{HOST}:{port}"}
+    for name, value in settings.items():
+        match name:
+            case "heartbeat":
+                top |= {"default_heartbeat_interval": value, "heartbeat_wait_timeout": value}
+            case "max_payload":
+                top["max_payload_size"] = value
+            case "max_control_line" | "max_subscriptions" | "server_name":
+                top[name] = value
+            case "max_connections":
+                listener[name] = value
+            case _:
+                raise ValueError(f"no gateway option for the setting {name}")
+    tables = (
+        ("", top),
+        ("[upstream]", {"url": f"mqtt://{HOST}:{broker_port}"}),
+        ("[listeners.tcp.default]", listener),
+    )
+    return "\n".join(
+        "".join([f"{title}\n" if title else "", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())])
+        for title, values in tables
+    )
+
+
+def broker_config(port: int) -> str:
+    # Mosquitto has no packet size limit unless one is set, and refuses an explicit "none" for max_packet_size.
+    return "".join(
+        f"{line}\n"
+        for line in (
+            f"listener {port} {HOST}",
+            "allow_anonymous true",
+            "message_size_limit 0",
+            "max_queued_messages 0",
+            "max_queued_bytes 0",
+            "persistence false",
+            "set_tcp_nodelay true",
+            "log_dest stderr",
+        )
+    )
+
+
+def mosquitto_path() -> str:
+    path = os.environ.get("MOSQUITTO") or shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if path is None:
+        pytest.fail("the gateway needs a broker: no mosquitto on PATH or in /usr/sbin")
+    return path
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def speaks_nats(address: Address) -> bool:
+    try:
+        connection = Connection(address, deadline=1.0)
+    except OSError:
+        return False
+    try:
+        connection.read_info()
+        return True
+    except (WireFailure, OSError):
+        return False
+    finally:
+        connection.close()
+
+
+def accepts(address: Address) -> bool:
+    with suppress(OSError), socket.create_connection(address, timeout=1.0):
+        return True
+    return False
+
+
+class Servers:
+    """One server per target and settings, started when first asked for."""
+
+    def __init__(self):
+        self._directory = Path(tempfile.mkdtemp(prefix="wire-"))
+        self._processes: list[subprocess.Popen] = []
+        self._addresses: dict[tuple[str, str], Address] = {}
+        self._failures: dict[tuple[str, str], str] = {}
+        self._broker_port: int | None = None
+
+    def address(self, target: str, settings: Settings) -> Address:
+        key = (target, json.dumps(settings, sort_keys=True))
+        if key not in self._addresses and key not in self._failures:
+            start = self.start_gateway if target == "gateway" else self.start_nats_server
+            try:
+                self._addresses[key] = start(settings)
+            except RuntimeError as error:
+                # Each case for a server that does not start fails; only the first has waited for it.
+                self._failures[key] = str(error)
+        if key in self._failures:
+            pytest.fail(self._failures[key], pytrace=False)
+        return self._addresses[key]
+
+    def start_nats_server(self, settings: Settings) -> Address:
+        port = free_port()
+        config = self._write(f"nats-server-{port}.conf", nats_server_config(settings, port))
+        return self._start([nats_server_path(), "-c", config], port, speaks_nats)
+
+    def start_gateway(self, settings: Settings) -> Address:
+        running = os.environ.get("GATEWAY_ADDRESS")
+        if running:
+            if settings:
+                pytest.skip(f"the gateway at GATEWAY_ADDRESS cannot be given {settings}")
+            host, _, port = running.rpartition(":")
+            return host, int(port)
+        program = REPOSITORY / "bin" / "nats_gateway"
+        if not program.exists():
+            raise RuntimeError("bin/nats_gateway is missing: run `make build`, or set GATEWAY_ADDRESS=host:port")
+        port = free_port()
+        config = self._write(f"gateway-{port}.toml", gateway_config(settings, port, self._broker()))
+        return self._start([str(program), "-c", config], port, speaks_nats)
+
+    def _broker(self) -> int:
+        if self._broker_port is None:
+            port = free_port()
+            config = self._write(f"mosquitto-{port}.conf", broker_config(port))
+            self._start([mosquitto_path(), "-c", config], port, accepts)
+            self._broker_port = port
+        return self._broker_port
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            _signal(process, signal.SIGTERM)
+        for process in self._processes:
+            until = time.monotonic() + STOP_DEADLINE
+            # The group outlives its leader when a launcher ends before what it launched.
+            while process.poll() is None or _signal(process, 0):
+                if time.monotonic() > until:
+                    _signal(process, signal.SIGKILL)
+                    process.wait()
+                    break
+                time.sleep(0.01)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> str:
+        path = self._directory / name
+        path.write_text(text)
+        return str(path)
+
+    def _start(self, command: list[str], port: int, ready) -> Address:
+        address = (HOST, port)
+        log_path = self._directory / f"{port}.log"
+        with log_path.open("wb") as log:
+            # A session of its own, so that a launcher script and what it launched are stopped together.
+            process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=os.environ | {"ERL_CRASH_DUMP": str(self._directory / "erl_crash.dump")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        until = time.monotonic() + START_DEADLINE
+        while not ready(address):
+            if process.poll() is not None or time.monotonic() > until:
+                tail = log_path.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{' '.join(command)} is not ready (exit status {process.returncode}):\n{tail}")
+            time.sleep(0.02)
+        return address
+
+
+def _signal(process: subprocess.Popen, number: int) -> bool:
+    """Whether any process of the group was there to take it."""
+    try:
+        os.killpg(process.pid, number)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+# --- Fixtures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    running = Servers()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def require(target: str, since: str | None) -> None:
+    """Skips what this machine's nats-server cannot show."""
+    if target != "nats-server":
+        return
+    if nats_server_path() is None:
+        pytest.skip("no nats-server: set NATS_SERVER or install one (README.md)")
+    if since and nats_server_version() < version(since):
+        pytest.skip(f"needs nats-server {since} or newer")

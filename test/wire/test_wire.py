@@ -1,0 +1,65 @@
+"""Every case against a real nats-server and against the gateway, and proof that every case can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from .cases import CASES, DIFFERENCES
+from .servers import TARGETS, Servers, nats_server_path, require, servers  # noqa: F401 (a fixture)
+from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
+
+TABLE = (*CASES, *DIFFERENCES)
+
+
+def case_for(row: Case | Difference, target: str) -> Case:
+    return row.case(target) if isinstance(row, Difference) else row
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
+@pytest.mark.parametrize("target", TARGETS)
+def test_case(servers: Servers, target: str, row: Case | Difference):  # noqa: F811
+    require(target, row.since)
+    run(case_for(row, target), servers.address(target, row.settings))
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
+def test_case_can_fail(servers: Servers, row: Case | Difference):  # noqa: F811
+    """A falsified expectation is found, at that very step and not by running into the deadline."""
+    target = "nats-server" if nats_server_path() else "gateway"
+    require(target, row.since)
+    address = servers.address(target, row.settings)
+    count = 0
+    for step, what, mutant in mutants(case_for(row, target)):
+        with pytest.raises(WireFailure) as failure:
+            run(mutant, address, probe_close=True)
+            pytest.fail(f"step {step}: {what}, and the case still passes", pytrace=False)
+        assert failure.value.step == step, f"{what} in step {step}, but: {failure.value}"
+        assert " within " not in str(failure.value), f"{what} in step {step} was only found by waiting"
+        count += 1
+    assert count, "the case expects nothing"
+
+
+def test_ids_are_unique():
+    ids = [row.id for row in TABLE]
+    assert sorted(set(ids)) == sorted(ids)
+
+
+def test_alternatives_are_unambiguous():
+    """Were one alternative the beginning of another, the bytes after it would decide which one had matched."""
+    for target in TARGETS:
+        for row in TABLE:
+            for strings in alternatives(case_for(row, target)):
+                distinct = sorted(set(strings))
+                assert not any(after.startswith(before) for before, after in pairwise(distinct)), row.id
+
+
+def alternatives(case: Case) -> Iterator[tuple[bytes, ...]]:
+    for step in case.steps:
+        match step:
+            case Expect(_, strings) | AnyOrder(_, strings):
+                yield strings
+            case Spread(units, fence):
+                yield from ((*own, fence[peer]) for peer, own in units.items())
