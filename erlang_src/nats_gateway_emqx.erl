@@ -56,10 +56,17 @@ on_gateway_update(Gateway, _, Pid) ->
         {error, Reason} -> {error, Reason}
     end.
 
--spec on_gateway_unload(map(), pid()) -> ok.
-on_gateway_unload(_, Pid) ->
+-spec on_gateway_unload(#{config := map(), _ => _}, pid()) -> ok.
+on_gateway_unload(#{config := Gateway}, Pid) ->
     true = unlink(Pid),
-    gen_server:stop(Pid, shutdown, ?CALL_MS).
+    try
+        gen_server:stop(Pid, shutdown, ?CALL_MS)
+    catch
+        %% It was killed, and the listeners were left.
+        exit:noproc ->
+            lists:foreach(fun close/1, nats_gateway_emqx_config:listeners(Gateway)),
+            sweep()
+    end.
 
 %% The settings of the plugin's own page have changed.
 -spec settings_changed() -> ok.
@@ -214,7 +221,8 @@ reset_all(Listeners, Old, New) ->
 
 reset(Listener, State) ->
     Ref = {Name, _} = reference(Listener),
-    case esockd:reset_options(Ref, [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)]) of
+    Options = [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)],
+    case esockd:reset_options(Ref, Options) of
         ok ->
             ?LOG_INFO(#{msg => "listener_updated", listener => Name});
         {error, Reason} ->
@@ -222,8 +230,10 @@ reset(Listener, State) ->
             ?LOG_WARNING(#{msg => "listener_reopened", listener => Name, reason => Reason}),
             _ = esockd:close(Ref),
             case open(Listener, State) of
-                ok -> ok;
-                {error, Why} -> ?LOG_ERROR(#{msg => "listener_lost", listener => Name, reason => Why})
+                ok ->
+                    ok;
+                {error, Why} ->
+                    ?LOG_ERROR(#{msg => "listener_lost", listener => Name, reason => Why})
             end
     end.
 

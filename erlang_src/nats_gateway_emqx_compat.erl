@@ -69,25 +69,20 @@ feature(Name) -> maps:get(Name, persistent_term:get(?MODULE)).
 -spec supported() -> ok | {error, {unsupported_otp | unsupported_emqx, Text :: string()}}.
 supported() ->
     Otp = list_to_integer(erlang:system_info(otp_release)),
+    HasPlace = is_exported(?BUILT_IN, on_gateway_load, 2),
     if
         Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
-            {error,
-                {unsupported_otp,
-                    lists:concat([
-                        "Erlang/OTP ", Otp, " is not supported: ", ?MIN_OTP, " to ", ?MAX_OTP, " are"
-                    ])}};
+            Range = lists:concat([?MIN_OTP, " to ", ?MAX_OTP]),
+            {error, {unsupported_otp, unsupported("Erlang/OTP", Otp, Range)}};
+        not HasPlace ->
+            Version = emqx_release:version(),
+            {error, {unsupported_emqx, unsupported("EMQX", Version, "5.10 and newer")}};
         true ->
-            case is_exported(?BUILT_IN, on_gateway_load, 2) of
-                true ->
-                    ok;
-                false ->
-                    {error,
-                        {unsupported_emqx,
-                            lists:concat([
-                                "EMQX ", emqx_release:version(), " is not supported: 5.10 and newer are"
-                            ])}}
-            end
+            ok
     end.
+
+unsupported(What, Version, Supported) ->
+    lists:concat([What, " ", Version, " is not supported: ", Supported, " are"]).
 
 -spec built_in() -> module().
 built_in() -> ?BUILT_IN.

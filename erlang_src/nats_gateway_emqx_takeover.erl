@@ -121,11 +121,17 @@ serve_with(Module) ->
     case emqx_gateway_registry:lookup(nats) of
         #{cbkmod := Module} ->
             ok;
+        undefined when Module =:= nats_gateway_emqx ->
+            %% The registry has forgotten, but we may still be serving.
+            _ = whereis(nats_gateway_emqx) =:= undefined andalso unload(),
+            register(Module);
         _ ->
             unload(),
             _ = emqx_gateway_registry:unreg(nats),
-            emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, ?SCHEMA}])
+            register(Module)
     end.
+
+register(Module) -> emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, ?SCHEMA}]).
 
 %% EMQX raises what it does not expect, such as a callback that fails.
 unload() ->

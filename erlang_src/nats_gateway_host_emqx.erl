@@ -432,8 +432,8 @@ denied(Reason, Host) ->
     end.
 
 %% EMQX's cache would be asked with a lookup of its settings for every message.
-may_publish(Topic, Batch = #batch{qos = QoS, cache = Cache}, Host = #host{decisions = Decisions}) ->
-    #batch{now = Now, drained_at = DrainedAt} = Batch,
+may_publish(Topic, Batch, Host = #host{decisions = Decisions}) ->
+    #batch{qos = QoS, cache = Cache, now = Now, drained_at = DrainedAt} = Batch,
     Key = [Topic | QoS],
     case {Decisions, Cache} of
         {#{Key := {Decision, At, DrainedAt}}, #{ttl := Ttl}} when Now - At < Ttl ->
@@ -446,9 +446,9 @@ may_publish(Topic, Batch = #batch{qos = QoS, cache = Cache}, Host = #host{decisi
 
 remember(_, _, #batch{cache = disabled}, Host) ->
     Host;
-remember(Key = [Topic | _], Decision, #batch{cache = Cache, now = Now, drained_at = At}, Host) ->
+remember(Key = [Topic | _], Decision, Batch, Host = #host{decisions = Decisions}) ->
+    #batch{cache = Cache, now = Now, drained_at = At} = Batch,
     #{max_size := MaxSize, excludes := Excludes} = Cache,
-    #host{decisions = Decisions} = Host,
     case lists:any(fun(Filter) -> emqx_topic:match(unmount(Topic, Host), Filter) end, Excludes) of
         true ->
             Host;
