@@ -92,6 +92,10 @@
     subs = #{} :: #{nats_gateway_host:key() => #sub{}},
     %% unsubscribed, but with deliveries in the mailbox perhaps
     leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
+    %% member of a group that is to skip its own messages
+    skips_own = false :: boolean(),
+    %% deliveries that came while those were looked for, latest first
+    early = [] :: [tuple()],
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     %% what was authorized, when, and after which drain of EMQX's caches
@@ -405,12 +409,36 @@ publish_one(Pub, Batch = #batch{qos = QoS}, Host) ->
                 Results ->
                     case is_unclaimed(Results) of
                         true -> {nobody(ReplyTo, Batch), NHost};
-                        false -> {ok, NHost}
+                        false -> {ok, skip_own(NHost)}
                     end
             end;
         {deny, NHost} ->
             denied({denied, Subject}, NHost)
     end.
+
+%% The broker may have chosen this member: another one must get the message before the next one.
+skip_own(Host = #host{skips_own = false}) ->
+    Host;
+skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
+    Others = [
+        Deliver
+     || Deliver = {deliver, Filter, Message} <- drain(?MAX_DELIVERIES),
+        case key(Filter, Message, Host) of
+            Key = {Share, _} when Share =/= undefined, is_map_key(Key, Subs) ->
+                not is_own(Message, ClientId, maps:get(Key, Subs)) orelse
+                    refuse_own(Filter, Key, Message) =/= none;
+            _ ->
+                true
+        end
+    ],
+    case {Early, Others} of
+        {[], [_ | _]} -> self() ! {?MODULE, early};
+        _ -> ok
+    end,
+    Host#host{early = lists:reverse(Others, Early)}.
+
+is_own(Message, ClientId, #sub{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
+is_own(_, _, _) -> false.
 
 topic({Name, Correlation}) -> {Name, Correlation};
 topic(Name) -> {Name, undefined}.
@@ -575,7 +603,11 @@ subscription_id(#host{clientid = ClientId}) ->
 
 subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = Rewritten}) ->
     Sub = #sub{topic = Topic, options = Options, no_local = NoLocal},
-    NHost = Host#host{subs = Subs#{Key => Sub}},
+    {Share, _} = Key,
+    NHost = Host#host{
+        subs = Subs#{Key => Sub},
+        skips_own = Host#host.skips_own orelse (NoLocal andalso Share =/= undefined)
+    },
     case broker_key(Key, Topic) of
         Key -> NHost;
         BrokerKey -> NHost#host{rewritten = Rewritten#{BrokerKey => Key}}
@@ -636,11 +668,9 @@ barrier(Host) ->
 
 -spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
 handle_info({deliver, _, _} = Deliver, Host) ->
-    Delivers = [Deliver | drain(?MAX_DELIVERIES - 1)],
-    case deliveries(Delivers, Host) of
-        [] -> {[], Host};
-        Deliveries -> {[{deliver, Deliveries}], Host}
-    end;
+    deliver([Deliver | drain(?MAX_DELIVERIES - 1)], Host);
+handle_info({?MODULE, early}, Host) ->
+    deliver([], Host);
 handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
 handle_info({?MODULE, unsubscribed, Key}, Host) ->
@@ -664,6 +694,13 @@ handle_info({subscribe, Filters}, Host) when is_list(Filters) ->
     );
 handle_info(_, _) ->
     ignore.
+
+deliver(Delivers, Host = #host{early = Early}) ->
+    NHost = Host#host{early = []},
+    case deliveries(lists:reverse(Early, Delivers), NHost) of
+        [] -> {[], NHost};
+        Deliveries -> {[{deliver, Deliveries}], NHost}
+    end.
 
 drain(0) ->
     [];
@@ -720,13 +757,11 @@ recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid
     case maps:get(Key, Subs, maps:get(Key, Leaving, none)) of
         none ->
             none;
-        #sub{no_local = true} ->
-            case emqx_message:from(Message) of
-                ClientId -> refuse_own(Filter, Key, Message);
-                _ -> Key
-            end;
-        #sub{} ->
-            Key
+        Sub ->
+            case is_own(Message, ClientId, Sub) of
+                true -> refuse_own(Filter, Key, Message);
+                false -> Key
+            end
     end.
 
 refuse_own(_, {undefined, _}, _) ->
