@@ -292,18 +292,9 @@ token(_, _) -> undefined.
 %% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
 -spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
 render(Template, Names) ->
-    case binary:split(Template, <<"${">>) of
-        [Before, Rest] ->
-            case binary:split(Rest, <<"}">>) of
-                [Path, After] ->
-                    Value = text(find(binary:split(Path, <<".">>, [global]), Names)),
-                    <<Before/binary, Value/binary, (render(After, Names))/binary>>;
-                [_] ->
-                    Template
-            end;
-        [Template] ->
-            Template
-    end.
+    nats_gateway_template:render(Template, fun(Path) ->
+        text(find(binary:split(Path, <<".">>, [global]), Names))
+    end).
 
 find([], Value) ->
     Value;

@@ -288,18 +288,7 @@ generated() ->
 %% The variables `${Name}' of a template; unknown ones are empty, and values are not looked into.
 -spec render(Template :: binary(), #{Name :: binary() => binary()}) -> binary().
 render(Template, Vars) ->
-    case binary:split(Template, <<"${">>) of
-        [Before, Rest] ->
-            case binary:split(Rest, <<"}">>) of
-                [Name, After] ->
-                    Value = maps:get(Name, Vars, <<>>),
-                    <<Before/binary, Value/binary, (render(After, Vars))/binary>>;
-                [_] ->
-                    Template
-            end;
-        [Template] ->
-            Template
-    end.
+    nats_gateway_template:render(Template, fun(Name) -> maps:get(Name, Vars, <<>>) end).
 
 %% -------------------------------------------------------------------------------------------
 %% Publish
