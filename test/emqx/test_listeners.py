@@ -154,6 +154,15 @@ def test_proxy_protocol_timeout(gateway: Gateway, name: str):
         assert mute.recv(1) == b""
 
 
+@pytest.mark.parametrize("acceptors", [1, 3])
+def test_acceptors(gateway: Gateway, name: str, acceptors: int):
+    address = gateway.listen(name, acceptors=acceptors)
+    with gateway.nats(address) as client:
+        client.ping()
+    shown = gateway.node.eval(f"esockd:get_acceptors({{'nats:tcp:{name}', {{{{127,0,0,1}},{address[1]}}}}})")
+    assert shown == str(acceptors)
+
+
 def test_tcp_options(gateway: Gateway, name: str):
     options = {"nodelay": False, "recbuf": "128KB", "sndbuf": "128KB", "backlog": 64, "keepalive": "60,10,3"}
     address = gateway.listen(name, tcp_options=options)

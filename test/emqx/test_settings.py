@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from emqx.gateway import NAMED, SETTINGS, Gateway
@@ -184,6 +186,16 @@ def test_statistics(gateway: Gateway, name: str):
         wait_until(moved, "messages and subscriptions are counted", deadline=20)
         shown = gateway.known(name)
         assert shown["recv_oct"] > 0 and shown["send_oct"] > 0 and shown["recv_pkt"] > 0
+
+
+def test_statistics_switched_off(gateway: Gateway, name: str):
+    gateway.settings(enable_stats=False, **NAMED)
+    with gateway.nats(name=name) as client:
+        client.publish("a.x", b"y")
+        client.ping()
+        # Longer than the pause after which test_statistics sees the counters move.
+        time.sleep(8)
+        assert gateway.known(name)["recv_msg"] == 0
 
 
 def test_disable_and_enable(gateway: Gateway, name: str):
