@@ -435,7 +435,8 @@ answers([Pub | Pubs], [pass | Verdicts], Rejections, Index, Channel) ->
 answers([Pub | Pubs], [Verdict | Verdicts], Rejections, Index, Channel) ->
     [answer(Pub, Verdict, Channel) | answers(Pubs, Verdicts, Rejections, Index, Channel)].
 
-answer(Pub, Verdict, Channel) -> [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
+answer(Pub, Verdict, Channel) ->
+    [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
 
 %% The message is processed all the same.
 pedantic_answer({pub, Subject, _, _, _, _, _}, #channel{pedantic = true}) ->
@@ -448,8 +449,8 @@ pedantic_answer(_, _) ->
 
 verdict_answer(_, pass, Channel) ->
     acknowledge([], Channel);
-verdict_answer({pub, Subject, _, ReplyTo, _, _, _}, no_responders, Channel) ->
-    [acknowledge([], Channel) | no_responders(Subject, ReplyTo, Channel)];
+verdict_answer({pub, _, _, ReplyTo, _, _, _}, no_responders, Channel) ->
+    [acknowledge([], Channel) | no_responders(ReplyTo, Channel)];
 verdict_answer({pub, Subject, _, _, _, _, _}, denied, _) ->
     publish_denied(Subject);
 verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, _) ->
@@ -459,7 +460,7 @@ publish_denied(Subject) ->
     violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
-no_responders(_, ReplyTo, #channel{no_responders = true, subscriptions = Subs}) when
+no_responders(ReplyTo, #channel{no_responders = true, subscriptions = Subs}) when
     is_binary(ReplyTo)
 ->
     case nats_gateway_subscriptions:plain_sid(ReplyTo, Subs) of
@@ -468,7 +469,7 @@ no_responders(_, ReplyTo, #channel{no_responders = true, subscriptions = Subs}) 
         Sid ->
             [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
     end;
-no_responders(_, _, _) ->
+no_responders(_, _) ->
     [].
 
 %% -------------------------------------------------------------------------------------------
@@ -609,8 +610,8 @@ event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, t
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
     stop(Reason, Out, Channel);
-event({publish_rejected, Subject, ReplyTo, no_responders}, Out, Channel) ->
-    {ok, [Out | no_responders(Subject, ReplyTo, Channel)], Channel};
+event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
+    {ok, [Out | no_responders(ReplyTo, Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | publish_denied(Subject)], Channel};
 event({subscribe_rejected, Key, denied}, Out, Channel) ->

@@ -328,7 +328,8 @@ generated() -> <<"nats-", (binary:encode_hex(crypto:strong_rand_bytes(9)))/binar
 
 %% What EMQX's REST API, rule engine and license look for.
 conninfo(#{clientid := ClientId, username := Username}, Client) ->
-    #{transport := Transport, peername := Peername, sockname := Sockname, config := Config} = Client,
+    #{config := Config, transport := Transport, peername := Peername, sockname := Sockname} =
+        Client,
     #{
         socktype => Transport,
         peername => Peername,
