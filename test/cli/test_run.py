@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import signal
 import socket
 import subprocess
+import termios
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,13 +29,19 @@ def environment(**variables: object) -> dict[str, str]:
     return inherited | {name: str(value) for name, value in variables.items()}
 
 
+def _as_at_a_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Who runs the tests in the background of a shell ignores it, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def make_run(**variables: object):
     """`make run` on a terminal of its own, so that Ctrl-C is typed as a user does."""
     terminal, theirs = pty.openpty()
     process = subprocess.Popen(
         ["make", "run"], cwd=REPOSITORY, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),
+        start_new_session=True, preexec_fn=_as_at_a_terminal,
     )
     os.close(theirs)
     os.set_blocking(terminal, False)
