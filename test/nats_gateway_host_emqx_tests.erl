@@ -97,7 +97,9 @@ credentials_test_() ->
 -define(CONSTANT, #{protocol => nats, properties => #{}}).
 
 properties_test_() ->
-    Expected = fun(Properties, More) -> maps:merge(?CONSTANT#{properties := Properties}, More) end,
+    Expected = fun(Properties, More) ->
+        maps:merge(#{protocol => nats, properties => Properties}, More)
+    end,
     [
         ?_assertEqual(Headers, properties(?CONSTANT, Correlation, ReplyTo, ReplyTopic, undefined))
      || {Correlation, ReplyTo, ReplyTopic, Headers} <- [

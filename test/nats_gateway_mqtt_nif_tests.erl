@@ -335,7 +335,8 @@ references_test_() ->
         {lists:max([binary:referenced_byte_size(element(3, P)) || P <- Packets]), byte_size(Bytes)}
     end,
     [
-        ?_assertMatch({64, _}, Kept(64)),
+        %% A copy on the heap; OTP 27 counts the bits of those.
+        ?_assertMatch({Size, _} when Size =:= 64; Size =:= 8 * 64, Kept(64)),
         ?_assertMatch({4096, _}, Kept(65)),
         ?_assertMatch({4096, _}, Kept(1023)),
         ?_test(begin
