@@ -9,7 +9,6 @@
 -export([init/2]).
 -export([settings/1]).
 -export([busy/1]).
--export([connected/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
@@ -123,15 +122,12 @@ settings(#channel{settings = Settings}) -> Settings.
 -spec busy(channel()) -> boolean().
 busy(#channel{waiting = Waiting}) -> Waiting =/= none.
 
--spec connected(channel()) -> boolean().
-connected(#channel{phase = Phase}) -> Phase =:= connected.
-
 -spec info(channel()) -> map().
 info(Channel = #channel{client = Client, session = Session}) ->
     (stats(Channel))#{
         client => maps:remove(config, Client#{connect := public(maps:get(connect, Client))}),
         session => Session,
-        connected => connected(Channel),
+        connected => Channel#channel.phase =:= connected,
         verbose => Channel#channel.verbose
     }.
 

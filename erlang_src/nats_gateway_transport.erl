@@ -81,8 +81,7 @@ controlling_process({tcp, Socket}, Pid) -> gen_tcp:controlling_process(Socket, P
 
 %% The next chunks come as messages; `passive' tells when to activate again.
 -spec activate(socket()) -> ok | {error, term()}.
-activate({proxied, Socket, _}) -> activate({tcp, Socket});
-activate({tcp, Socket}) -> inet:setopts(Socket, [{active, ?ACTIVE_N}]).
+activate(Socket) -> inet:setopts(port(Socket), [{active, ?ACTIVE_N}]).
 
 -spec classify(Message :: term(), socket()) ->
     {data, binary()} | passive | closed | {error, term()} | other.
@@ -94,8 +93,7 @@ classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
 -spec send(socket(), iodata()) -> ok | {error, timeout | closed | inet:posix()}.
-send({tcp, Socket}, Data) -> gen_tcp:send(Socket, Data);
-send({proxied, Socket, _}, Data) -> gen_tcp:send(Socket, Data).
+send(Socket, Data) -> gen_tcp:send(port(Socket), Data).
 
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 peername({tcp, Socket}) -> inet:peername(Socket);
@@ -106,10 +104,8 @@ sockname({tcp, Socket}) -> inet:sockname(Socket);
 sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper).
 
 -spec getstat(socket()) -> {ok, #{octets_received | octets_sent => integer()}} | {error, term()}.
-getstat({proxied, Socket, _}) ->
-    getstat({tcp, Socket});
-getstat({tcp, Socket}) ->
-    case inet:getstat(Socket, [recv_oct, send_oct]) of
+getstat(Socket) ->
+    case inet:getstat(port(Socket), [recv_oct, send_oct]) of
         {ok, Stat} ->
             {ok, #{
                 octets_received => proplists:get_value(recv_oct, Stat),
@@ -120,13 +116,12 @@ getstat({tcp, Socket}) ->
     end.
 
 -spec linger_close(socket()) -> ok.
-linger_close({proxied, Socket, _}) ->
-    linger_close({tcp, Socket});
-linger_close({tcp, Socket}) ->
-    _ = gen_tcp:shutdown(Socket, write),
-    _ = inet:setopts(Socket, [{active, false}]),
-    discard(Socket, erlang:monotonic_time(millisecond) + ?LINGER_MS),
-    gen_tcp:close(Socket).
+linger_close(Socket) ->
+    Port = port(Socket),
+    _ = gen_tcp:shutdown(Port, write),
+    _ = inet:setopts(Port, [{active, false}]),
+    discard(Port, erlang:monotonic_time(millisecond) + ?LINGER_MS),
+    gen_tcp:close(Port).
 
 discard(Socket, Deadline) ->
     case max(0, Deadline - erlang:monotonic_time(millisecond)) of
@@ -140,5 +135,8 @@ discard(Socket, Deadline) ->
     end.
 
 -spec close(socket()) -> ok.
-close({tcp, Socket}) -> gen_tcp:close(Socket);
-close({proxied, Socket, _}) -> gen_tcp:close(Socket).
+close(Socket) -> gen_tcp:close(port(Socket)).
+
+%% What the bytes go over.
+port({tcp, Port}) -> Port;
+port({proxied, Port, _}) -> Port.
