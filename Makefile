@@ -38,7 +38,9 @@ test:
 	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx
 
 test-rust:
-	cargo test --locked -p nats-protocol
+	cargo test --locked -p nats-protocol -p nats_gateway_bench
+	@# Each microbenchmark once, so that they never rot.
+	cargo bench --locked -p nats-protocol -- --test
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit
