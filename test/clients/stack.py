@@ -80,6 +80,11 @@ class Server:
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
 
+    @property
+    def session(self) -> int:
+        """Of its processes: the first one's id."""
+        return self._process.pid
+
     def restart(self) -> None:
         self.stop()
         self.start()
@@ -148,7 +153,7 @@ def running_stack() -> Stack | None:
 def open_stack(directory: Path) -> Stack:
     """Anybody may log in."""
     if AGAINST_NATS_SERVER:
-        return Stack(_nats_server(directory, ""), None)
+        return Stack(nats_server(directory, ""), None)
     return _gateway_stack(directory, "allow_anonymous true\n")
 
 
@@ -156,7 +161,7 @@ def login_stack(directory: Path) -> Stack:
     """Only USER with PASSWORD may log in."""
     if AGAINST_NATS_SERVER:
         account = f"authorization {{ user: {json.dumps(USER)}, password: {json.dumps(PASSWORD)} }}\n"
-        return Stack(_nats_server(directory, account), None)
+        return Stack(nats_server(directory, account), None)
     directory.mkdir(parents=True, exist_ok=True)
     passwords = directory / "passwords"
     passwords.touch()
@@ -170,7 +175,7 @@ def restricted_stack(directory: Path) -> Stack:
         deny = f'{{ deny: "{DENIED}.>" }}'
         permissions = f"{{ publish: {deny}, subscribe: {deny} }}"
         user = f"{{ user: {json.dumps(USER)}, password: {json.dumps(PASSWORD)}, permissions: {permissions} }}"
-        return Stack(_nats_server(directory, f"authorization {{ users: [{user}] }}\n"), None)
+        return Stack(nats_server(directory, f"authorization {{ users: [{user}] }}\n"), None)
     directory.mkdir(parents=True, exist_ok=True)
     state = directory / "dynamic-security.json"
     state.write_text(json.dumps(_dynamic_security()))
@@ -220,7 +225,7 @@ def _mosquitto(directory: Path, access: str) -> Server:
     )
 
 
-def _nats_server(directory: Path, access: str) -> Server:
+def nats_server(directory: Path, access: str) -> Server:
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = directory / "nats-server.conf"

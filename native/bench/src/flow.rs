@@ -46,6 +46,9 @@ pub struct Flow {
     /// Of each subscriber: 1 (a wildcard if there are more subjects), or more than subjects.
     #[serde(default = "one")]
     pub subscriptions: u32,
+    /// Messages of one write, at most; otherwise about 64 KiB.
+    #[serde(default)]
+    pub per_write: Option<usize>,
     /// How long to wait for what does not come.
     #[serde(default = "patience")]
     pub patience_ms: u64,
@@ -180,6 +183,8 @@ fn check(flow: &Flow) -> Result<(), Failure> {
         || flow.subscriptions > 1 && flow.subscriptions < flow.subjects
     {
         "subscriptions that leave out some subjects"
+    } else if flow.per_write.is_some_and(|count| count % flow.subjects as usize != 0) {
+        "a write that does not name all subjects equally often"
     } else {
         return Ok(());
     };
@@ -331,7 +336,10 @@ impl Batch {
             places: Vec::new(),
         };
         // Each name as often as the others, so that the next write begins with the first again.
-        while batch.bytes.is_empty() || batch.bytes.len() + frames[0].bytes.len() <= WRITE {
+        while batch.places.is_empty()
+            || batch.places.len() < flow.per_write.unwrap_or(usize::MAX)
+                && batch.bytes.len() + frames[0].bytes.len() <= WRITE
+        {
             for frame in &frames {
                 let start = batch.bytes.len();
                 batch.bytes.extend_from_slice(&frame.bytes);

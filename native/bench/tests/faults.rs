@@ -157,6 +157,7 @@ fn measure(fault: Fault, change: impl FnOnce(&mut Flow)) -> Result<Outcome, Fail
         acknowledged: false,
         subjects: 1,
         subscriptions: 1,
+        per_write: None,
         patience_ms: 300,
     };
     change(&mut specification);
@@ -185,6 +186,14 @@ fn many_of_everything() {
     .unwrap();
     assert_eq!(outcome.published, 4 * MESSAGES);
     assert_eq!(outcome.delivered, 12 * MESSAGES);
+}
+
+#[test]
+fn small_writes() {
+    for count in [1, 2, 3] {
+        let outcome = measure(Fault::None, |flow| flow.per_write = Some(count)).unwrap();
+        assert_eq!(outcome.delivered, MESSAGES);
+    }
 }
 
 #[test]
@@ -296,6 +305,7 @@ fn specifications_without_sense() {
         |flow| flow.messages = 0,
         |flow| flow.publishers = 0,
         |flow| (flow.subjects, flow.subscriptions) = (3, 2),
+        |flow| (flow.subjects, flow.per_write) = (3, Some(2)),
     ] {
         let wrong = measure(Fault::None, change).unwrap_err();
         assert!(matches!(wrong, Failure::BadSpecification(_)), "{wrong}");
