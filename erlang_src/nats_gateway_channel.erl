@@ -22,6 +22,7 @@
 -export([terminate/2]).
 -export([info/1]).
 -export([stats/1]).
+-export([sent/1]).
 -export([subscriptions/1]).
 
 -export_type([channel/0, input/0, result/0, stop_reason/0]).
@@ -155,6 +156,10 @@ stats(Channel) ->
         messages_sent => Channel#channel.sent,
         messages_unroutable => Channel#channel.unroutable
     }.
+
+%% Messages.
+-spec sent(channel()) -> non_neg_integer().
+sent(#channel{sent = Sent}) -> Sent.
 
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).

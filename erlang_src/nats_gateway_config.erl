@@ -26,6 +26,9 @@
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
+    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
+    max_pending := pos_integer(),
+    send_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
     enable_stats := boolean(),
     clientinfo_override := #{clientid | username | password => binary()},
@@ -94,6 +97,8 @@ schema() ->
         max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
+        send_timeout => {{duration, 1}, 10000},
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
         log_level =>
@@ -132,8 +137,7 @@ listener_schema() ->
         bind => {address, {{127, 0, 0, 1}, 4222}},
         acceptors => {{integer, 1, 1024}, 16},
         max_connections => {{limit, 1 bsl 30}, infinity},
-        backlog => {{integer, 1, 65535}, 1024},
-        send_timeout => {{duration, 1}, 10000}
+        backlog => {{integer, 1, 65535}, 1024}
     }.
 
 %% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.

@@ -47,6 +47,11 @@
     passive = false :: boolean(),
     %% the client's FIN has come; what it sent before is still answered
     closed = false :: boolean(),
+    %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
+    %% then, and the octets that had left it when it was last found stuck, how often in a row
+    unchecked = 0 :: non_neg_integer(),
+    checked = 0 :: non_neg_integer(),
+    stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
@@ -54,10 +59,18 @@
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained.
+-type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained | writing.
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
+
+%% A socket takes all it is given, so that this process never waits for a client while messages
+%% pile up for it. What waits is looked at whenever so much was sent.
+-define(CHECK_BYTES, 65536).
+%% What a message in the mailbox counts besides its bytes.
+-define(MESSAGE_OVERHEAD, 256).
+%% Times that a client is found stuck within its send timeout.
+-define(LOOKS, 4).
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
@@ -378,28 +391,74 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
-    case send(Out, State) of
-        ok -> {noreply, State#state{channel = Channel}};
+    case send(Out, State#state{channel = Channel}) of
+        {ok, NState} -> {noreply, NState};
         {error, Reason} -> {stop, {shutdown, send_error(Reason)}, State#state{channel = Channel}}
     end;
 result({stop, Reason, Out, Channel}, State) ->
     _ = send(Out, State),
     close(Reason, State#state{channel = Channel}).
 
-send(_, #state{socket = undefined}) ->
+send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
-    ok;
-send(Out, #state{socket = Socket}) ->
-    case is_empty(Out) of
-        true -> ok;
-        false -> nats_gateway_transport:send(Socket, Out)
+    {ok, State};
+send(Out, State = #state{socket = Socket, unchecked = Unchecked}) ->
+    case iolist_size(Out) of
+        0 ->
+            {ok, State};
+        Size ->
+            case nats_gateway_transport:send(Socket, Out) of
+                ok when Unchecked + Size < ?CHECK_BYTES ->
+                    {ok, State#state{unchecked = Unchecked + Size}};
+                ok ->
+                    check(State#state{unchecked = Unchecked + Size});
+                Error ->
+                    Error
+            end
     end.
 
-is_empty([]) -> true;
-is_empty([Head | Tail]) -> is_empty(Head) andalso is_empty(Tail);
-is_empty(Binary) -> Binary =:= <<>>.
+%% nats-server's bound of what may wait for a client. What is in the mailbox will become such
+%% bytes: it is taken to be like what was sent since the last look.
+check(State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
+    #{max_pending := MaxPending, send_timeout := SendTimeout} = Config,
+    #state{unchecked = Bytes, checked = Checked, timers = Timers} = State,
+    Sent = nats_gateway_channel:sent(Channel),
+    {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+    case nats_gateway_transport:pending(Socket) of
+        {ok, Pending, Gone} ->
+            Each = Bytes div max(1, Sent - Checked) + ?MESSAGE_OVERHEAD,
+            NState = State#state{unchecked = 0, checked = Sent},
+            if
+                Pending + Waiting * Each > MaxPending ->
+                    {error, slow_consumer};
+                Pending > 0, not is_map_key(writing, Timers) ->
+                    {ok, look_later(SendTimeout, NState#state{stuck = {Gone, 0}})};
+                true ->
+                    {ok, NState}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
 
-%% A client that does not read (nats-server's write deadline), or that is not there any more.
+look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
+
+%% nats-server's write deadline.
+look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
+    #{send_timeout := SendTimeout} = Config,
+    case nats_gateway_transport:pending(Socket) of
+        {ok, 0, _} ->
+            {noreply, State};
+        {ok, _, Before} when Times + 1 >= ?LOOKS ->
+            {stop, {shutdown, slow_consumer}, State};
+        {ok, _, Before} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
+        {ok, _, Gone} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
+        {error, Reason} ->
+            {stop, {shutdown, send_error(Reason)}, State}
+    end.
+
+%% A client that is not there any more, or that does not read.
 send_error(timeout) -> slow_consumer;
 send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
@@ -433,6 +492,10 @@ timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
     {noreply, State#state{channel = NChannel}, hibernate};
+timeout(writing, State = #state{socket = undefined}) ->
+    {noreply, State};
+timeout(writing, State) ->
+    look(State);
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
@@ -467,6 +530,7 @@ terminate(Reason, State = #state{socket = Socket}) ->
     _ = leave(Reason, State),
     case Reason of
         {shutdown, client_closed} -> nats_gateway_transport:close(Socket);
+        {shutdown, slow_consumer} -> nats_gateway_transport:abort(Socket);
         _ -> nats_gateway_transport:linger_close(Socket)
     end.
 

@@ -176,7 +176,7 @@ open_all([Listener | Listeners], State) ->
 open(Listener = #{id := Id, bind := Bind}, State) ->
     _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener, State), start(Ref)) end,
+    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener), start(Ref)) end,
     Started =
         case Start() of
             {error, {already_started, _}} ->
@@ -205,7 +205,7 @@ reset_all(Listeners, Old, New) ->
         fun(Listener) ->
             Ref = reference(Listener),
             [Before] = [L || L <- Old#state.listeners, reference(L) =:= Ref],
-            case esockd_options(Before, Old) =:= esockd_options(Listener, New) of
+            case esockd_options(Before) =:= esockd_options(Listener) of
                 true -> ok;
                 false -> reset(Listener, New)
             end,
@@ -221,7 +221,7 @@ reset_all(Listeners, Old, New) ->
 
 reset(Listener, State) ->
     Ref = {Name, _} = reference(Listener),
-    Options = [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)],
+    Options = [{connection_mfargs, start(Ref)} | esockd_options(Listener)],
     case esockd:reset_options(Ref, Options) of
         ok ->
             ?LOG_INFO(#{msg => "listener_updated", listener => Name});
@@ -266,10 +266,10 @@ publish_options(Listener, State) ->
             changed
     end.
 
-esockd_options(Listener = #{conf := Conf}, #state{plugin = Plugin}) ->
+esockd_options(Listener = #{conf := Conf}) ->
     [
         {access_rules, emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, []))}
-        | nats_gateway_emqx_config:esockd_options(Listener, Plugin)
+        | nats_gateway_emqx_config:esockd_options(Listener)
     ].
 
 connections(Listener) ->

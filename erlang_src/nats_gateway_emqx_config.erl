@@ -6,7 +6,7 @@
 -export([auth_required/2]).
 -export([listener_id/1]).
 -export([options/4]).
--export([esockd_options/2]).
+-export([esockd_options/1]).
 -export([changes/2]).
 
 -export_type([listener/0, id/0]).
@@ -23,8 +23,8 @@
 
 %% One chunk can hold at most this much; the default would be one segment (design section 5).
 -define(READ_BUFFER, 65536).
-%% The largest that fits the socket driver's integer.
--define(MAX_WATERMARK, 16#7FFFFFFF).
+%% The largest that the socket driver takes.
+-define(WATERMARK, 16#7FFFFFFF).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
 
@@ -116,8 +116,8 @@ text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Text) -> Text.
 
 %% `access_rules' is left to the caller: EMQX compiles it.
--spec esockd_options(listener(), Plugin :: map()) -> [{atom(), term()}].
-esockd_options(#{conf := Conf}, Plugin) ->
+-spec esockd_options(listener()) -> [{atom(), term()}].
+esockd_options(#{conf := Conf}) ->
     [
         {acceptors, maps:get(acceptors, Conf, 16)},
         {max_connections, maps:get(max_connections, Conf, 1024)},
@@ -125,10 +125,10 @@ esockd_options(#{conf := Conf}, Plugin) ->
         {shutdown, ?SHUTDOWN_MS},
         {proxy_protocol, maps:get(proxy_protocol, Conf, false)},
         {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
-        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}), Plugin)}
+        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 
-tcp_options(Tcp, Plugin) ->
+tcp_options(Tcp) ->
     Configured = maps:to_list(
         defined(maps:with([backlog, recbuf, sndbuf, nodelay, reuseaddr], Tcp))
     ),
@@ -136,10 +136,8 @@ tcp_options(Tcp, Plugin) ->
         binary,
         {packet, raw},
         {buffer, max(?READ_BUFFER, maps:get(buffer, Tcp, 0))},
-        {send_timeout, maps:get(send_timeout, Plugin, maps:get(send_timeout, Tcp, 15000))},
-        {send_timeout_close, true},
-        %% This much may wait for the client; more makes a send wait, until its timeout.
-        {high_watermark, min(?MAX_WATERMARK, maps:get(max_pending, Plugin, 1 bsl 20))},
+        %% A send never waits: what waits for the client is the connection's business.
+        {high_watermark, ?WATERMARK},
         {keepalive, keepalive(maps:get(keepalive, Tcp, "none"))},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false}

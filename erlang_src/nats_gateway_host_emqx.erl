@@ -906,6 +906,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
             _ = emqx_flapping:detect(ClientInfo),
             ok
     end,
+    Name =:= slow_consumer andalso count('clients.slow_consumer', 1, Host),
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).

@@ -43,7 +43,7 @@ connection_sup(Sup) ->
 %% when it is started again.
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
-    case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
+    case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             Connections = #{
                 id => connections,

@@ -11,11 +11,13 @@
 -export([activate/1]).
 -export([classify/2]).
 -export([send/2]).
+-export([pending/1]).
 -export([peername/1]).
 -export([sockname/1]).
 -export([getstat/1]).
 -export([linger_close/1]).
 -export([close/1]).
+-export([abort/1]).
 
 -ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
 -ignore_xref([{esockd_transport, sockname, 1}]).
@@ -37,6 +39,13 @@
 %% What a closing socket still reads, so that unread input does not turn the close into a reset
 %% that takes a last -ERR with it.
 -define(LINGER_MS, 500).
+%% What a closing socket still has to send is waited for: as long as some of it leaves within
+%% LINGER_MS, and no longer than this, which is below what supervisors wait.
+-define(FLUSH_MS, 4000).
+-define(FLUSH_POLL_MS, 10).
+%% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
+%% much may wait there is the connection's business, which must not wait itself.
+-define(WATERMARK, 16#7FFFFFFF).
 
 -spec listen({inet:ip_address(), inet:port_number()}, #{backlog => pos_integer()}) ->
     {ok, listen_socket()} | {error, inet:posix()}.
@@ -52,8 +61,7 @@ listen({Address, Port}, Options) ->
         {buffer, ?READ_BUFFER},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false},
-        {send_timeout, maps:get(send_timeout, Options, 10000)},
-        {send_timeout_close, true}
+        {high_watermark, ?WATERMARK}
         | family(Address)
     ]),
     case Result of
@@ -145,6 +153,18 @@ send({ssl, Ssl, _}, Data) ->
 send(Socket, Data) ->
     gen_tcp:send(port(Socket), Data).
 
+%% Bytes that were sent but have not left, and the octets that have.
+-spec pending(socket()) ->
+    {ok, Pending :: non_neg_integer(), Gone :: integer()} | {error, inet:posix()}.
+pending(Socket) ->
+    case inet:getstat(port(Socket), [send_oct, send_pend]) of
+        {ok, Stat} ->
+            Pending = proplists:get_value(send_pend, Stat),
+            {ok, Pending, proplists:get_value(send_oct, Stat) - Pending};
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
 tls_reason({tls_alert, _}) -> tls_alert;
 tls_reason(Reason) when is_atom(Reason) -> Reason;
 tls_reason(_) -> tls_error.
@@ -174,10 +194,39 @@ getstat(Socket) ->
 
 -spec linger_close(socket()) -> ok.
 linger_close(Socket) ->
-    _ = shutdown_write(Socket),
-    _ = deactivate(Socket),
-    discard(Socket, erlang:monotonic_time(millisecond) + ?LINGER_MS),
-    close(Socket).
+    case is_flushed(Socket) of
+        true ->
+            _ = shutdown_write(Socket),
+            _ = deactivate(Socket),
+            discard(Socket, erlang:monotonic_time(millisecond) + ?LINGER_MS),
+            close_now(Socket);
+        false ->
+            abort(Socket)
+    end.
+
+%% The driver itself would wait for minutes for a client that does not read.
+is_flushed(Socket) ->
+    case pending(Socket) of
+        {ok, 0, _} ->
+            true;
+        {ok, _, Gone} ->
+            Now = erlang:monotonic_time(millisecond),
+            is_flushed(Socket, Gone, Now + ?LINGER_MS, Now + ?FLUSH_MS);
+        {error, _} ->
+            true
+    end.
+
+is_flushed(Socket, Gone, Stuck, Deadline) ->
+    timer:sleep(?FLUSH_POLL_MS),
+    Now = erlang:monotonic_time(millisecond),
+    case pending(Socket) of
+        {ok, 0, _} -> true;
+        {ok, _, _} when Now >= Deadline -> false;
+        {ok, _, Gone} when Now >= Stuck -> false;
+        {ok, _, Gone} -> is_flushed(Socket, Gone, Stuck, Deadline);
+        {ok, _, More} -> is_flushed(Socket, More, Now + ?LINGER_MS, Deadline);
+        {error, _} -> true
+    end.
 
 shutdown_write({ssl, Ssl, _}) -> ssl:shutdown(Ssl, write);
 shutdown_write(Socket) -> gen_tcp:shutdown(port(Socket), write).
@@ -199,11 +248,24 @@ discard(Socket, Deadline) ->
 recv({ssl, Ssl, _}, Timeout) -> ssl:recv(Ssl, 0, Timeout);
 recv(Socket, Timeout) -> gen_tcp:recv(port(Socket), 0, Timeout).
 
+%% What was sent before still arrives, if the client reads.
 -spec close(socket()) -> ok.
-close({ssl, Ssl, _}) ->
+close(Socket) ->
+    case is_flushed(Socket) of
+        true -> close_now(Socket);
+        false -> abort(Socket)
+    end.
+
+%% What waits to be sent is thrown away.
+-spec abort(socket()) -> ok.
+abort(Socket) ->
+    _ = inet:setopts(port(Socket), [{linger, {true, 0}}]),
+    close_now(Socket).
+
+close_now({ssl, Ssl, _}) ->
     _ = ssl:close(Ssl),
     ok;
-close(Socket) ->
+close_now(Socket) ->
     gen_tcp:close(port(Socket)).
 
 %% What the bytes go over.

@@ -121,6 +121,28 @@ sizes_test_() ->
         ]
     ].
 
+what_may_wait_for_a_client_test_() ->
+    Pending = fun(Value) ->
+        case set([<<"max_pending">>], Value) of
+            {ok, #{max_pending := Bytes}} -> Bytes;
+            {error, _} -> error
+        end
+    end,
+    [
+        ?_assertEqual(67108864, maps:get(max_pending, defaults())),
+        ?_assertEqual(10000, maps:get(send_timeout, defaults()))
+        | [
+            ?_assertEqual(Expected, Pending(Value))
+         || {Value, Expected} <- [
+                {0, error},
+                {1023, error},
+                {1024, 1024},
+                {<<"1GB">>, 1 bsl 30},
+                {(1 bsl 30) + 1, error}
+            ]
+        ]
+    ].
+
 limits_test_() ->
     Subscriptions = fun(Value) ->
         case set([<<"max_subscriptions">>], Value) of

@@ -84,8 +84,11 @@ class Server:
         self.stop()
         self.start()
 
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-2000:]
+        return self.log()[-2000:]
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
