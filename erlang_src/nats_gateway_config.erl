@@ -36,6 +36,7 @@
     upstream := #{
         host := string() | inet:ip_address(),
         port := inet:port_number(),
+        tls := none | [ssl:tls_client_option()],
         connect_timeout := pos_integer(),
         keepalive := pos_integer()
     },
@@ -116,7 +117,8 @@ schema() ->
         upstream =>
             {
                 {table, #{
-                    url => {url, {"127.0.0.1", 1883}},
+                    url => {url, {tcp, "127.0.0.1", 1883}},
+                    ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
@@ -130,6 +132,19 @@ schema() ->
                 }},
                 #{}
             }
+    }.
+
+%% Of the connections to the broker.
+upstream_tls_schema() ->
+    #{
+        verify => {{one_of, [verify_none, verify_peer]}, verify_peer},
+        cacertfile => {string, <<"/etc/ssl/certs/ca-certificates.crt">>},
+        certfile => {string, undefined},
+        keyfile => {string, undefined},
+        password => {string, undefined},
+        %% the host of the URL, unless it is called otherwise in its certificate
+        server_name_indication => {string, undefined},
+        versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS}
     }.
 
 listener_schema() ->
@@ -198,18 +213,55 @@ valid(Fun) ->
     end.
 
 finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
-    {Host, Port} = maps:get(url, Upstream),
+    {Scheme, Host, Port} = maps:get(url, Upstream),
     (maps:remove(max_connections, Settings))#{
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
         authentication_timeout :=
             authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS),
-        upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
+        upstream := (maps:without([url, ssl_options], Upstream))#{
+            host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
+        },
         listeners := [
             listener(Type, Name, Listener, Settings)
          || {Type, Named} <- listeners(Listeners), {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
+
+upstream_tls(tcp, _, #{ssl_options := #{certfile := undefined}}) ->
+    none;
+upstream_tls(tcp, _, _) ->
+    invalid([<<"ssl_options">>, <<"upstream">>], <<"need an mqtts:// URL">>);
+upstream_tls(ssl, Host, #{ssl_options := Ssl = #{verify := Verify, versions := Versions}}) ->
+    Files = [
+        {Name, binary_to_list(File)}
+     || {Name, File} <- maps:to_list(maps:with([certfile, keyfile, password], Ssl)),
+        File =/= undefined
+    ],
+    Verification =
+        case Verify of
+            verify_peer ->
+                [
+                    {cacertfile, maps:get(cacertfile, Ssl)},
+                    {customize_hostname_check, [
+                        {match_fun, public_key:pkix_verify_hostname_match_fun(https)}
+                    ]}
+                ];
+            verify_none ->
+                []
+        end,
+    %% The host logs why a connection failed.
+    [{log_level, none}, {verify, Verify}, {versions, Versions}] ++
+        server_name(Host, maps:get(server_name_indication, Ssl)) ++ Verification ++ Files.
+
+server_name(_, Name) when is_binary(Name) ->
+    [{server_name_indication, binary_to_list(Name)}];
+server_name(Host, undefined) ->
+    case inet:parse_strict_address(Host) of
+        %% Verified by the address that we are connected to.
+        {ok, _} -> [];
+        {error, _} -> [{server_name_indication, Host}]
+    end.
 
 listeners(Listeners) ->
     case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
@@ -413,7 +465,9 @@ value(address, Value, Path) ->
 value(url, Value, Path) ->
     case url(Value) of
         {ok, Upstream} -> Upstream;
-        error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
+        error -> invalid(Path, <<
+                "must be a URL such as \"mqtt://127.0.0.1:1883\" or \"mqtts://broker.example:8883\""
+            >>)
     end;
 value({some_of, Names}, Values, Path) when is_list(Values), Values =/= [] ->
     lists:usort([value({one_of, Names}, Value, Path) || Value <- Values]);
@@ -486,13 +540,15 @@ address(Text) when is_binary(Text) ->
 address(_) ->
     error.
 
-url(<<"mqtt://", Rest/binary>>) ->
+url(<<"mqtt://", Rest/binary>>) -> url(tcp, Rest);
+url(<<"mqtts://", Rest/binary>>) -> url(ssl, Rest);
+url(_) -> error.
+
+url(Scheme, Rest) ->
     case host_port(hd(binary:split(Rest, <<"/">>))) of
-        {ok, Host, Port} -> {ok, {Host, Port}};
+        {ok, Host, Port} -> {ok, {Scheme, Host, Port}};
         error -> error
-    end;
-url(_) ->
-    error.
+    end.
 
 %% `host:port', or `[v6]:port'.
 host_port(Text) ->

@@ -183,7 +183,9 @@ addresses_test_() ->
 urls_test_() ->
     Upstream = fun(Value) ->
         case set([<<"upstream">>, <<"url">>], Value) of
-            {ok, #{upstream := #{host := Host, port := Port}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := none}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := Tls}}} when is_list(Tls) ->
+                {Host, Port, tls};
             {error, _} -> error
         end
     end,
@@ -193,13 +195,55 @@ urls_test_() ->
             {<<"mqtt://127.0.0.1:1883">>, {"127.0.0.1", 1883}},
             {<<"mqtt://broker.local:1884/">>, {"broker.local", 1884}},
             {<<"mqtt://[::1]:1883">>, {"::1", 1883}},
-            {<<"mqtts://127.0.0.1:1883">>, error},
+            {<<"mqtts://127.0.0.1:8883">>, {"127.0.0.1", 8883, tls}},
+            {<<"mqttt://127.0.0.1:1883">>, error},
             {<<"127.0.0.1:1883">>, error},
             {<<"mqtt://127.0.0.1">>, error},
             {<<"mqtt://user:pass@127.0.0.1:1883">>, error},
             {1883, error}
         ]
     ].
+
+upstream_tls(Url, Options) ->
+    case parse(#{<<"upstream">> => #{<<"url">> => Url, <<"ssl_options">> => Options}}) of
+        {ok, #{upstream := #{tls := Tls}}} -> lists:sort(Tls);
+        {error, Text} -> {error, Text}
+    end.
+
+upstream_tls_test() ->
+    Host = <<"mqtts://broker.example:8883">>,
+    ?assertMatch(
+        [
+            {cacertfile, <<"/etc/ssl/certs/ca-certificates.crt">>},
+            {customize_hostname_check, _},
+            {log_level, none},
+            {server_name_indication, "broker.example"},
+            {verify, verify_peer},
+            {versions, ['tlsv1.3', 'tlsv1.2']}
+        ],
+        upstream_tls(Host, #{})
+    ),
+    ?assertEqual(
+        [
+            {log_level, none},
+            {server_name_indication, "other"},
+            {verify, verify_none},
+            {versions, ['tlsv1.2']}
+        ],
+        upstream_tls(Host, #{
+            <<"verify">> => <<"verify_none">>,
+            <<"server_name_indication">> => <<"other">>,
+            <<"versions">> => [<<"tlsv1.2">>]
+        })
+    ),
+    %% An address is not a name, and is not sent as one.
+    Address = upstream_tls(<<"mqtts://127.0.0.1:8883">>, #{}),
+    ?assertEqual(false, lists:keyfind(server_name_indication, 1, Address)),
+    ?assertEqual({verify, verify_peer}, lists:keyfind(verify, 1, Address)),
+    ?assertMatch(
+        {error, <<"upstream.ssl_options: need an mqtts:// URL">>},
+        upstream_tls(<<"mqtt://127.0.0.1:1883">>, #{<<"certfile">> => <<"a.pem">>})
+    ).
 
 listeners_keep_their_names_and_the_smaller_limit_test() ->
     {ok, #{listeners := Listeners}} = parse(#{
