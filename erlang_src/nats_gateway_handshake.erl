@@ -29,22 +29,22 @@
 %% The first byte of a TLS record that holds a handshake.
 -define(TLS_HANDSHAKE, 16#16).
 
--spec steps(none | nats_gateway_tls:settings()) -> [step()].
+-spec steps(none | nats_gateway_tls:plan()) -> [step()].
 steps(none) -> [info];
 steps(#{mode := handshake_first}) -> [secure, info];
 steps(#{mode := auto}) -> [await_first];
-steps(#{mode := upgrade} = Settings) -> info_first(Settings).
+steps(#{mode := upgrade} = Plan) -> info_first(Plan).
 
 info_first(#{allow_non_tls := true}) -> [info, sniff];
 info_first(#{allow_non_tls := false}) -> [info, secure].
 
 %% The caller is sent `{Pid, {ok, Socket, MoreSteps} | {error, Failure}}'; it must trap exits.
 %% After a failure the socket is closed.
--spec start(step(), nats_gateway_transport:socket(), nats_gateway_tls:settings()) ->
+-spec start(step(), nats_gateway_transport:socket(), nats_gateway_tls:plan()) ->
     {ok, pid()} | {error, failure()}.
-start(Step, Socket, Settings) ->
+start(Step, Socket, Plan) ->
     Connection = self(),
-    Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Settings, Connection) end),
+    Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Plan, Connection) end),
     case nats_gateway_transport:controlling_process(Socket, Pid) of
         ok ->
             Pid ! {Connection, go},
@@ -64,12 +64,12 @@ stop(Pid) ->
     after 0 -> ok
     end.
 
-wait_for_socket(Step, Socket, Settings, Connection) ->
+wait_for_socket(Step, Socket, Plan, Connection) ->
     receive
         {Connection, go} -> ok
     end,
     Result =
-        case perform(Step, Socket, Settings) of
+        case perform(Step, Socket, Plan) of
             {ok, NSocket, Steps} ->
                 case nats_gateway_transport:controlling_process(NSocket, Connection) of
                     ok -> {ok, NSocket, Steps};
@@ -82,10 +82,10 @@ wait_for_socket(Step, Socket, Settings, Connection) ->
     true = unlink(Connection),
     Connection ! {self(), Result}.
 
-perform(await_first, Socket, Settings = #{handshake_first_wait := Wait}) ->
+perform(await_first, Socket, Plan = #{handshake_first_wait := Wait}) ->
     case nats_gateway_transport:peek(Socket, Wait) of
         {ok, _} -> {ok, Socket, [secure, info]};
-        {error, timeout} -> {ok, Socket, info_first(Settings)};
+        {error, timeout} -> {ok, Socket, info_first(Plan)};
         {error, Reason} -> {error, failure(Reason)}
     end;
 perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
@@ -96,13 +96,13 @@ perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
         {error, timeout} -> {ok, Socket, []};
         {error, Reason} -> {error, failure(Reason)}
     end;
-perform(secure, Socket, #{handshake_timeout := Timeout, name := Name}) ->
+perform(secure, Socket, #{handshake_timeout := Timeout, key := Key}) ->
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
     %% Who does not speak TLS is not told so in TLS.
     case nats_gateway_transport:peek(Socket, Timeout) of
         {ok, ?TLS_HANDSHAKE} ->
             Left = max(1, Deadline - erlang:monotonic_time(millisecond)),
-            case nats_gateway_transport:secure(Socket, nats_gateway_tls:options(Name), Left) of
+            case nats_gateway_transport:secure(Socket, nats_gateway_tls:options(Key), Left) of
                 {ok, Secured} -> {ok, Secured, []};
                 {error, Reason} -> {error, failure(Reason)}
             end;
@@ -116,6 +116,9 @@ failure(closed) -> {client_closed, none};
 failure(timeout) -> {handshake_timeout, none};
 failure(einval) -> {client_closed, none};
 failure(econnreset) -> {client_closed, none};
-failure({tls_alert, {_, Text}}) -> {tls_handshake_failed, unicode:characters_to_binary(Text)};
+failure({tls_alert, {_, Text}}) -> {tls_handshake_failed, one_line(Text)};
 failure(Reason) when is_atom(Reason) -> {Reason, none};
-failure(Reason) -> {tls_handshake_failed, iolist_to_binary(io_lib:format("~0p", [Reason]))}.
+failure(Reason) -> {tls_handshake_failed, one_line(io_lib:format("~0p", [Reason]))}.
+
+one_line(Text) ->
+    iolist_to_binary(lists:join($\s, string:lexemes(unicode:characters_to_binary(Text), " \r\n"))).

@@ -14,6 +14,7 @@
     name := binary(),
     type := tcp | ssl,
     tls => nats_gateway_tls:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
@@ -43,6 +44,7 @@ connection_sup(Sup) ->
 %% when it is started again.
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
+    Options = connection_options(Listener),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             Connections = #{
@@ -56,7 +58,7 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 | [
                     #{
                         id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener]},
+                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener#{connection := Options}]},
                         shutdown => brutal_kill
                     }
                  || N <- lists:seq(1, Acceptors)
@@ -73,6 +75,13 @@ init(connections) ->
         shutdown => 5000
     },
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
+
+connection_options(Listener = #{type := Type, connection := Connection}) ->
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username], Listener)),
+    case Listener of
+        #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
+        #{} -> Options#{transport => Type}
+    end.
 
 publish(#{tls := Tls}) ->
     case nats_gateway_tls:publish(Tls) of
@@ -105,8 +114,7 @@ accept(ListenSocket, Connections, Listener) ->
             accept(ListenSocket, Connections, Listener)
     end.
 
-admit(Connections, Listener = #{max_connections := Max, type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection#{transport => Type}, maps:with([tls], Listener)),
+admit(Connections, #{max_connections := Max, connection := Options}) ->
     case proplists:get_value(active, supervisor:count_children(Connections)) of
         Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
         _ -> Options

@@ -260,3 +260,137 @@ listeners_keep_their_names_and_the_smaller_limit_test() ->
         [{<<"tcp:a">>, 5}, {<<"tcp:b">>, 10}, {<<"tcp:c">>, 10}],
         [{Name, Max} || #{name := Name, max_connections := Max} <- Listeners]
     ).
+
+%% -------------------------------------------------------------------------------------------
+%% TLS
+
+ssl_listener(Settings, SslOptions) ->
+    parse(#{
+        <<"listeners">> => #{
+            <<"ssl">> => #{<<"a">> => Settings#{<<"ssl_options">> => SslOptions}}
+        }
+    }).
+
+tls(Settings, SslOptions) ->
+    case ssl_listener(Settings, SslOptions#{<<"certfile">> => <<"c.pem">>}) of
+        {ok, #{listeners := [#{type := ssl, tls := Tls}]}} -> Tls;
+        {error, Text} -> {error, Text}
+    end.
+
+an_ssl_listener_has_defaults_test() ->
+    Pem = #{<<"certfile">> => <<"c.pem">>},
+    ?assertMatch(
+        {ok, #{
+            authentication_timeout := 2000,
+            listeners := [
+                #{
+                    name := <<"ssl:a">>,
+                    type := ssl,
+                    acceptors := 16,
+                    %% nats-server's: a second more than the handshake has
+                    authentication_timeout := 3000,
+                    peer_cert_as_username := disabled,
+                    tls := #{
+                        listener := <<"ssl:a">>,
+                        mode := upgrade,
+                        allow_non_tls := false,
+                        handshake_first_wait := 50,
+                        handshake_timeout := 2000,
+                        verify := verify_none,
+                        certfile := <<"c.pem">>,
+                        keyfile := <<"c.pem">>
+                    }
+                }
+            ]
+        }},
+        ssl_listener(#{}, Pem)
+    ),
+    #{options := Options} = Tls = tls(#{}, #{}),
+    ?assertEqual([], [cacertfile, password] -- ([cacertfile, password] -- maps:keys(Tls))),
+    ?assertEqual(['tlsv1.3', 'tlsv1.2'], proplists:get_value(versions, Options)),
+    ?assertEqual(none, proplists:get_value(log_level, Options)),
+    ?assertNot(proplists:is_defined(ciphers, Options)).
+
+listeners_of_every_type_test() ->
+    {ok, #{listeners := Listeners}} = parse(#{
+        <<"authentication_timeout">> => 1500,
+        <<"listeners">> => #{
+            <<"ssl">> => #{
+                <<"a">> => #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}}
+            },
+            <<"tcp">> => #{<<"a">> => #{<<"bind">> => 1}}
+        }
+    }),
+    ?assertEqual(
+        [{<<"tcp:a">>, tcp, 1500}, {<<"ssl:a">>, ssl, 1500}],
+        [
+            {Name, Type, Timeout}
+         || #{name := Name, type := Type, authentication_timeout := Timeout} <- Listeners
+        ]
+    ).
+
+tls_settings_test_() ->
+    Get = fun(Name, Settings, SslOptions) ->
+        case tls(Settings, SslOptions) of
+            #{Name := Value} -> Value;
+            #{options := Options} -> proplists:get_value(Name, Options)
+        end
+    end,
+    [
+        ?_assertEqual(Expected, Get(Name, Settings, SslOptions))
+     || {Name, Expected, Settings, SslOptions} <- [
+            {mode, auto, #{<<"tls_mode">> => <<"auto">>}, #{}},
+            {handshake_first_wait, 200, #{<<"handshake_first_wait">> => <<"200ms">>}, #{}},
+            {allow_non_tls, true, #{<<"allow_non_tls">> => true}, #{}},
+            {handshake_timeout, 7000, #{}, #{<<"handshake_timeout">> => <<"7s">>}},
+            {keyfile, <<"k.pem">>, #{}, #{<<"keyfile">> => <<"k.pem">>}},
+            {depth, 0, #{}, #{<<"depth">> => 0}},
+            {depth, 255, #{}, #{<<"depth">> => 255}},
+            {versions, ['tlsv1.2'], #{}, #{<<"versions">> => [<<"tlsv1.2">>]}},
+            {versions, ['tlsv1.3', 'tlsv1.2'], #{}, #{
+                <<"versions">> => [<<"tlsv1.2">>, <<"tlsv1.3">>, <<"tlsv1.2">>]
+            }},
+            {fail_if_no_peer_cert, true, #{}, #{
+                <<"verify">> => <<"verify_peer">>,
+                <<"cacertfile">> => <<"ca.pem">>,
+                <<"fail_if_no_peer_cert">> => true
+            }},
+            {ciphers, [#{key_exchange => any, cipher => aes_256_gcm, mac => aead, prf => sha384}], #{}, #{
+                <<"ciphers">> => [<<"TLS_AES_256_GCM_SHA384">>]
+            }}
+        ]
+    ] ++
+        [
+            ?_assertEqual(<<"secret">>, ((Get(password, #{}, #{<<"password">> => <<"secret">>}))()))
+        ].
+
+what_is_wrong_with_tls_is_named_test_() ->
+    In = fun(Path) -> <<"listeners.ssl.a.", Path/binary>> end,
+    Peer = #{<<"verify">> => <<"verify_peer">>},
+    [
+        {binary_to_list(Path), fun() ->
+            {error, Text} = Result,
+            Size = byte_size(In(Path)),
+            ?assertEqual(<<(In(Path))/binary, ": ">>, binary:part(Text, 0, Size + 2))
+        end}
+     || {Path, Result} <- [
+            {<<"ssl_options.certfile">>, ssl_listener(#{}, #{})},
+            {<<"ssl_options.cacertfile">>, tls(#{}, Peer)},
+            {<<"ssl_options.fail_if_no_peer_cert">>, tls(#{}, #{<<"fail_if_no_peer_cert">> => true})},
+            {<<"allow_non_tls">>,
+                tls(#{<<"tls_mode">> => <<"handshake_first">>, <<"allow_non_tls">> => true}, #{})},
+            {<<"tls_mode">>, tls(#{<<"tls_mode">> => <<"never">>}, #{})},
+            {<<"handshake_first_wait">>, tls(#{<<"handshake_first_wait">> => 0}, #{})},
+            {<<"peer_cert_as_username">>, tls(#{<<"peer_cert_as_username">> => <<"pem">>}, #{})},
+            {<<"ssl_options.handshake_timeout">>, tls(#{}, #{<<"handshake_timeout">> => <<"0s">>})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => -1})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => 256})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => []})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => <<"tlsv1.3">>})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => [<<"tlsv1.1">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => [<<"ROT13">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
+            {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
+            {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].
