@@ -13,6 +13,8 @@
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
+-export([collects/1]).
+-export([handle_messages/2]).
 -export([handle_call/2]).
 -export([reports/1]).
 -export([report/2]).
@@ -577,6 +579,17 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
         ignore -> {ok, [], Channel};
         {Events, NHostState} -> events(Events, [], Channel#channel{host_state = NHostState})
     end.
+
+%% Whether the host takes messages together.
+-spec collects(module()) -> boolean().
+collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
+
+-spec handle_messages([term()], channel()) -> result().
+handle_messages(_, Channel = #channel{host_state = undefined}) ->
+    {ok, [], Channel};
+handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState}) ->
+    {Events, NHostState} = Host:handle_messages(Messages, HostState),
+    events(Events, [], Channel#channel{host_state = NHostState}).
 
 %% What others ask of the host of this client; `ignored' by a host that knows no such request.
 -spec handle_call(term(), undefined | channel()) -> {Reply :: term(), result()}.
