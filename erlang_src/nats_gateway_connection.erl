@@ -58,6 +58,8 @@
     pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
     collected = [] :: [term()],
     count = 0 :: non_neg_integer(),
+    %% has a large heap for a while
+    busy = false :: boolean(),
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
@@ -66,10 +68,16 @@
 }).
 
 -type timer() ::
-    heartbeat | heartbeat_wait | authentication | idle | report | drained | writing | collect.
+    heartbeat | heartbeat_wait | authentication | idle | report | drained | writing | collect | busy.
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
+
+%% With much traffic, what a garbage collection copies is mostly what the next one would have found
+%% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
+-define(BUSY_HEAP_WORDS, 32768).
+-define(BUSY_CHUNK, 32768).
+-define(BUSY_MS, 5000).
 
 %% For how long messages are collected, and how many at most.
 -define(COLLECT_MS, 1).
@@ -336,7 +344,7 @@ input(Event, State) ->
 
 handle_input({data, Data}, State = #state{chunks = Chunks, buffered = Buffered}) ->
     decode(
-        report_later(State#state{
+        report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
             chunks = [Data | Chunks],
             buffered = Buffered + byte_size(Data),
             heard = true,
@@ -364,7 +372,8 @@ deliver(Message, State = #state{channel = Channel}) ->
     handled(nats_gateway_channel:handle_info(Message, Channel), State).
 
 collect(Message, State = #state{collected = []}) ->
-    {noreply, start_timer(collect, ?COLLECT_MS, State#state{collected = [Message], count = 1})};
+    NState = State#state{collected = [Message], count = 1},
+    {noreply, busy(true, start_timer(collect, ?COLLECT_MS, NState))};
 collect(Message, State = #state{collected = Messages, count = Count}) when
     Count < ?COLLECT_COUNT
 ->
@@ -373,6 +382,12 @@ collect(Message, State) ->
     deliver_collected([Message], State).
 
 hand_over_collected(State) -> deliver_collected([], State).
+
+busy(true, State = #state{busy = false}) ->
+    _ = process_flag(min_heap_size, ?BUSY_HEAP_WORDS),
+    start_timer(busy, ?BUSY_MS, State#state{busy = true});
+busy(_, State) ->
+    State.
 
 %% What was collected, and what has come after it.
 deliver_collected(More, State = #state{collected = []}) ->
@@ -555,6 +570,10 @@ timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
     {noreply, State#state{channel = NChannel}, hibernate};
+timeout(busy, State) ->
+    {min_heap_size, Words} = erlang:system_info(min_heap_size),
+    _ = process_flag(min_heap_size, Words),
+    {noreply, State#state{busy = false}, hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
 timeout(writing, State = #state{socket = undefined}) ->

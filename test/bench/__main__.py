@@ -41,6 +41,7 @@ from emqx.node import emqx_home
 from wire.servers import REPOSITORY
 
 OUT = REPOSITORY / "_build" / "bench"
+SOURCES = REPOSITORY / "native" / "bench"
 # An idle connection gives memory back after some time, each peer's by a timer of its own.
 SETTLE_SECONDS = 16.0
 SETTLE_AT_MOST_SECONDS = 48.0
@@ -126,7 +127,7 @@ class Bench:
         self._say("EMQX: starting a node")
         with EmqxPeers(home, packages[-1]) as emqx:
             self.results["emqx"] = {"version": emqx.version(), "otp": emqx.otp()}
-            emqx.load_module(Path(__file__).with_name("publish_loop.erl"))
+            emqx.load_module(SOURCES / "publish_loop.erl")
             scenarios = [one for one in SCENARIOS if self._wanted(one)]
             for turn in range(self.rounds):
                 for names in ((OURS, MQTT, BARE), (BUILT_IN,)):
@@ -269,7 +270,7 @@ def nats_server_parser() -> dict[str, float] | None:
         sources = Path(directory) / "nats-server"
         shutil.copytree(modules[-1], sources, ignore=shutil.ignore_patterns("*_test.go"))
         subprocess.run(["chmod", "-R", "u+w", str(sources)], check=True)
-        shutil.copy(Path(__file__).with_name("parser_test.go"), sources / "server")
+        shutil.copy(SOURCES / "parser_test.go", sources / "server")
         done = subprocess.run(
             ["go", "test", "-run", "^$", "-bench", "BenchmarkParser", "-benchtime", "300ms", "-count", "5", "./server"],
             cwd=sources,
