@@ -199,7 +199,7 @@ reductions_test() ->
     {reductions, Before} = process_info(self(), reductions),
     {ok, Ops, _, 0} = decode(Bytes),
     {reductions, After} = process_info(self(), reductions),
-    ?assert(length(Ops) > 500),
+    ?assert(length(Ops) > 50),
     ?assert(After - Before > length(Ops) div 4).
 
 %% Parts of all sizes, so that each way of copying and referring to them is taken.
