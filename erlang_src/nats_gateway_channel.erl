@@ -680,12 +680,18 @@ deliver(Deliveries, Out, Channel) ->
         Channel,
     {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
-    {Encoded, _} = nats_gateway_nif:encode(Frames, Mountpoint),
+    Encoded = encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
         {subscribe, _} -> hold(Encoded, Out, NChannel);
         _ -> {ok, [Out | Encoded], NChannel}
+    end.
+
+encode(Frames, Mountpoint) ->
+    case nats_gateway_nif:encode(Frames, Mountpoint) of
+        {Data, []} -> Data;
+        {Data, Rest} -> [Data | encode(Rest, Mountpoint)]
     end.
 
 hold(Encoded, Out, Channel = #channel{held = Held}) ->

@@ -183,7 +183,10 @@ fn check(flow: &Flow) -> Result<(), Failure> {
         || flow.subscriptions > 1 && flow.subscriptions < flow.subjects
     {
         "subscriptions that leave out some subjects"
-    } else if flow.per_write.is_some_and(|count| count % flow.subjects as usize != 0) {
+    } else if flow
+        .per_write
+        .is_some_and(|count| count % flow.subjects as usize != 0)
+    {
         "a write that does not name all subjects equally often"
     } else {
         return Ok(());
