@@ -7,6 +7,7 @@
 
 -export([prepare/2]).
 -export([init/2]).
+-export([identify/3]).
 -export([settings/1]).
 -export([busy/1]).
 -export([refuse/2]).
@@ -113,6 +114,21 @@ init(Host, Client = #{config := Config}) ->
         settings = {MaxControlLine, MaxPayload, Phase, false, <<>>}
     },
     {server_info(#{}, Channel), Channel}.
+
+%% What the client's certificate tells of it: the name takes the place of CONNECT's user.
+-spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
+    Peercert :: nossl | undefined | binary().
+identify(Peercert, Name, Channel = #channel{client = Client = #{connect := Connect}}) ->
+    Known = Client#{peercert => Peercert},
+    Channel#channel{
+        client =
+            case Name of
+                {ok, User} ->
+                    Known#{certified => #{user => User}, connect := Connect#{user => User}};
+                none ->
+                    Known
+            end
+    }.
 
 %% The settings of the next decode call.
 -spec settings(channel()) -> nats_gateway_nif:settings().
@@ -242,7 +258,7 @@ stop(Reason, Out, Channel = #channel{held = Held}) ->
 %% CONNECT
 
 connect(Fields, Rest, Out, Channel = #channel{client = Client = #{connect := Old}}) ->
-    New = maps:merge(Old, Fields),
+    New = maps:merge(maps:merge(Old, Fields), maps:get(certified, Client, #{})),
     NChannel = Channel#channel{client = Client#{connect := New}},
     case New of
         #{account := Account} when Account =/= <<>> ->
@@ -698,7 +714,7 @@ server_info(Extra, #channel{client = Client, config = Config}) ->
             false -> #{}
         end,
     nats_gateway_nif:info(
-        maps:merge(Required, Extra#{
+        maps:merge(maps:merge(Required, maps:get(server_info, Client, #{})), Extra#{
             server_id => ServerId,
             server_name => ServerName,
             version => <<"2.10.27">>,

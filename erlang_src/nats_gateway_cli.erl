@@ -50,9 +50,26 @@ arguments([Unknown | _], _) ->
 settings(Arguments) ->
     Tables = override(Arguments, tables(Arguments)),
     case nats_gateway_config:parse(Tables) of
-        {ok, Config} -> Config;
-        {error, Text} -> throw({stop, ?EX_CONFIG, [source(Arguments), Text]})
+        {ok, Config = #{listeners := Listeners}} ->
+            [check_files(Name, Tls, Arguments) || #{name := Name, tls := Tls} <- Listeners],
+            Config;
+        {error, Text} ->
+            throw({stop, ?EX_CONFIG, [source(Arguments), Text]})
     end.
+
+check_files(Name, Tls, Arguments) ->
+    case nats_gateway_tls:load(Tls) of
+        {ok, _} -> ok;
+        {error, Problem} -> throw({stop, ?EX_CONFIG, wrong_file(Name, Problem, Arguments)})
+    end.
+
+wrong_file(Name, Problem, Arguments) ->
+    [Type, Id] = binary:split(Name, <<":">>),
+    [
+        source(Arguments),
+        ["listeners.", Type, $., Id, ".ssl_options."],
+        nats_gateway_tls:format_problem(Problem)
+    ].
 
 tables(#{file := File}) ->
     case file:read_file(File) of
@@ -75,8 +92,8 @@ override(Arguments, Tables) ->
         end,
     case Arguments of
         #{listen := Address} ->
-            Listener = #{<<"default">> => #{<<"bind">> => Address}},
-            put_in([<<"listeners">>, <<"tcp">>], Listener, WithUpstream);
+            Listener = #{<<"tcp">> => #{<<"default">> => #{<<"bind">> => Address}}},
+            put_in([<<"listeners">>], Listener, WithUpstream);
         #{} ->
             WithUpstream
     end.
@@ -119,10 +136,18 @@ reachable(#{host := Host, port := Port, connect_timeout := Timeout}) ->
     end.
 
 listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) ->
-    Connection = #{host => nats_gateway_host_mqtt, config => Config, listener => Name},
+    #{authentication_timeout := Timeout} = Listener,
+    Connection = #{
+        host => nats_gateway_host_mqtt,
+        config => Config#{authentication_timeout := Timeout},
+        listener => Name
+    },
     case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of
         ok ->
             io:format("nats_gateway: listening on ~ts~n", [at(inet:ntoa(Address), Port)]);
+        {error, {tls, Problem}} ->
+            %% It has changed since it was checked.
+            throw({stop, ?EX_CONFIG, wrong_file(Name, Problem, Arguments)});
         {error, Reason} ->
             throw(
                 {stop, ?EX_UNAVAILABLE, [

@@ -6,6 +6,7 @@
 -export([parse/1]).
 -export([defaults/0]).
 -export([check/2]).
+-export([tls_page_schema/0]).
 
 -export_type([config/0, listener/0, schema/0]).
 
@@ -19,6 +20,7 @@
     default_heartbeat_interval := pos_integer() | infinity,
     heartbeat_wait_timeout := pos_integer(),
     idle_timeout := pos_integer() | infinity,
+    %% unless the listener has one of its own
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
     max_payload_size := non_neg_integer(),
@@ -38,16 +40,24 @@
 }.
 
 -type listener() :: #{
+    %% `type:name'
     name := binary(),
+    type := tcp | ssl,
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := pos_integer() | infinity,
     backlog := pos_integer(),
-    send_timeout := pos_integer()
+    send_timeout := pos_integer(),
+    authentication_timeout := pos_integer(),
+    %% of those that speak TLS
+    tls => nats_gateway_tls:settings()
 }.
 
 %% nats-protocol section 1: sizes have at most 9 digits.
 -define(MAX_PAYLOAD_LIMIT, 999999999).
+
+-define(AUTHENTICATION_TIMEOUT_MS, 2000).
+-define(TLS_VERSIONS, ['tlsv1.3', 'tlsv1.2']).
 
 -type kind() ::
     string
@@ -61,6 +71,9 @@
     | address
     | url
     | {one_of, [atom()]}
+    %% some of these names, at least one
+    | {some_of, [atom()]}
+    | strings
     | {table, schema()}
     %% any name: the same table under each
     | {named, schema()}.
@@ -75,7 +88,7 @@ schema() ->
         default_heartbeat_interval => {{duration, 0}, 60000},
         heartbeat_wait_timeout => {{duration, 1}, 5000},
         idle_timeout => {{duration, 0}, 30000},
-        authentication_timeout => {{duration, 1}, 2000},
+        authentication_timeout => {{duration, 1}, default},
         auth_required => {boolean, false},
         max_payload_size => {{bytes, 0, ?MAX_PAYLOAD_LIMIT}, 1048576},
         max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
@@ -104,7 +117,14 @@ schema() ->
                 }},
                 #{}
             },
-        listeners => {{table, #{tcp => {{named, listener_schema()}, #{}}}}, #{}}
+        listeners =>
+            {
+                {table, #{
+                    tcp => {{named, listener_schema()}, #{}},
+                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}}
+                }},
+                #{}
+            }
     }.
 
 listener_schema() ->
@@ -116,6 +136,40 @@ listener_schema() ->
         send_timeout => {{duration, 1}, 10000}
     }.
 
+%% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
+tls_schema() ->
+    (tls_page_schema())#{
+        ssl_options =>
+            {
+                {table, #{
+                    certfile => {string, undefined},
+                    %% the key may be in the file of the certificate
+                    keyfile => {string, undefined},
+                    password => {string, undefined},
+                    cacertfile => {string, undefined},
+                    verify => {{one_of, [verify_none, verify_peer]}, verify_none},
+                    fail_if_no_peer_cert => {boolean, false},
+                    depth => {{integer, 0, 255}, 10},
+                    versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS},
+                    ciphers => {strings, []},
+                    handshake_timeout => {{duration, 1}, 2000},
+                    hibernate_after => {{duration, 1}, 5000}
+                }},
+                #{}
+            }
+    }.
+
+%% What EMQX has no names for; there they stand on the plugin's own page.
+-spec tls_page_schema() -> schema().
+tls_page_schema() ->
+    #{
+        tls_mode => {{one_of, [upgrade, handshake_first, auto]}, upgrade},
+        allow_non_tls => {boolean, false},
+        handshake_first_wait => {{duration, 1}, 50},
+        peer_cert_as_username =>
+            {{one_of, [disabled, cn, dn, san_email, san_dns, san_uri]}, disabled}
+    }.
+
 %% The settings of an empty file.
 -spec defaults() -> config().
 defaults() ->
@@ -125,41 +179,126 @@ defaults() ->
 %% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
 -spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
 parse(Tables) ->
-    case check(schema(), Tables) of
-        {ok, Settings} -> {ok, finish(Settings)};
-        {error, Text} -> {error, Text}
-    end.
+    valid(fun() -> finish(table(schema(), Tables, [])) end).
 
 %% The settings of a schema, with its defaults for those that are not there.
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
-check(Schema, Tables) ->
+check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
+
+valid(Fun) ->
     try
-        {ok, table(Schema, Tables, [])}
+        {ok, Fun()}
     catch
         throw:{invalid, Path, Problem} ->
             {error, iolist_to_binary([path(Path), <<": ">>, Problem])}
     end.
 
-finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
-    #{max_connections := Max} = Settings,
+finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Host, Port} = maps:get(url, Upstream),
-    Named =
-        case map_size(Tcp) of
-            0 -> #{<<"default">> => table(listener_schema(), #{}, [])};
-            _ -> Tcp
-        end,
     (maps:remove(max_connections, Settings))#{
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
+        authentication_timeout :=
+            authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS),
         upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
         listeners := [
-            Listener#{
-                name => <<"tcp:", Name/binary>>,
-                max_connections := min(Max, maps:get(max_connections, Listener))
-            }
-         || {Name, Listener} <- lists:sort(maps:to_list(Named))
+            listener(Type, Name, Listener, Settings)
+         || {Type, Named} <- listeners(Listeners), {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
+
+listeners(Listeners) ->
+    case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
+        true -> [{tcp, #{<<"default">> => table(listener_schema(), #{}, [])}}];
+        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl]]
+    end.
+
+listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
+    Id = <<(atom_to_binary(Type))/binary, $:, Name/binary>>,
+    Common = (maps:with(maps:keys(listener_schema()), Listener))#{
+        name => Id,
+        type => Type,
+        max_connections := min(Max, maps:get(max_connections, Listener)),
+        authentication_timeout => authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS)
+    },
+    case Type of
+        tcp ->
+            Common;
+        ssl ->
+            Tls = #{handshake_timeout := HandshakeTimeout} =
+                tls(Id, Listener, [Name, <<"ssl">>, <<"listeners">>]),
+            Common#{
+                tls => Tls,
+                %% as nats-server
+                authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
+            }
+    end.
+
+authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
+authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.
+
+tls(Id, #{ssl_options := Ssl, tls_mode := Mode, allow_non_tls := AllowNonTls} = Listener, Path) ->
+    #{
+        certfile := CertFile,
+        keyfile := KeyFile,
+        cacertfile := CaFile,
+        password := Password,
+        verify := Verify,
+        fail_if_no_peer_cert := FailIfNone,
+        handshake_timeout := HandshakeTimeout
+    } = Ssl,
+    SslPath = [<<"ssl_options">> | Path],
+    CertFile =/= undefined orelse
+        invalid([<<"certfile">> | SslPath], <<"is needed: the server's certificate, a PEM file">>),
+    Verify =:= verify_none orelse CaFile =/= undefined orelse
+        invalid(
+            [<<"cacertfile">> | SslPath],
+            <<"is needed: who signs the certificates of the clients, a PEM file">>
+        ),
+    Verify =:= verify_none andalso FailIfNone andalso
+        invalid([<<"fail_if_no_peer_cert">> | SslPath], <<"needs verify = \"verify_peer\"">>),
+    Mode =:= handshake_first andalso AllowNonTls andalso
+        invalid(
+            [<<"allow_non_tls">> | Path],
+            <<"needs INFO in clear: not with tls_mode = \"handshake_first\"">>
+        ),
+    Common = maps:with([allow_non_tls, handshake_first_wait, peer_cert_as_username], Listener),
+    Files = maps:filter(fun(_, File) -> File =/= undefined end, #{
+        certfile => CertFile,
+        keyfile =>
+            case KeyFile of
+                undefined -> CertFile;
+                _ -> KeyFile
+            end,
+        cacertfile => CaFile,
+        password =>
+            case Password of
+                undefined -> undefined;
+                _ -> fun() -> Password end
+            end
+    }),
+    maps:merge(maps:merge(Common, Files), #{
+        name => Id,
+        mode => Mode,
+        handshake_timeout => HandshakeTimeout,
+        verify => Verify,
+        options => ssl_options(Ssl, SslPath)
+    }).
+
+ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
+    [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
+        [{versions, Versions} | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]].
+
+cipher_suites(Names, Path) ->
+    lists:map(
+        fun(Name) ->
+            case nats_gateway_tls:cipher_suite(Name) of
+                {ok, Suite} -> Suite;
+                error -> invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
+            end
+        end,
+        Names
+    ).
 
 %% Looks like nats-server's: an nkey of a server, unique per start.
 server_id() ->
@@ -272,6 +411,16 @@ value(url, Value, Path) ->
         {ok, Upstream} -> Upstream;
         error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
     end;
+value({some_of, Names}, Values, Path) when is_list(Values), Values =/= [] ->
+    lists:usort([value({one_of, Names}, Value, Path) || Value <- Values]);
+value({some_of, Names}, _, Path) ->
+    invalid(Path, [
+        <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
+    ]);
+value(strings, Values, Path) when is_list(Values) ->
+    [value(string, Value, Path) || Value <- Values];
+value(strings, _, Path) ->
+    invalid(Path, <<"must be a list of strings">>);
 value({one_of, Names}, Value, Path) ->
     case [Name || Name <- Names, atom_to_binary(Name) =:= Value] of
         [Name] ->

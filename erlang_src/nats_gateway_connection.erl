@@ -24,6 +24,7 @@
     config := nats_gateway_config:config(),
     listener := atom() | binary(),
     refuse => nats_gateway_channel:stop_reason(),
+    tls => nats_gateway_tls:settings(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
 }.
@@ -32,6 +33,11 @@
     socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
     channel :: undefined | nats_gateway_channel:channel(),
+    %% between accept and protocol: who has the socket now, and what is to come after
+    worker :: undefined | pid(),
+    steps = [] :: [nats_gateway_handshake:step()],
+    %% of the reason why it ended, for the log
+    detail = none :: none | binary(),
     peername :: undefined | {inet:ip_address(), inet:port_number()},
     %% chunks not yet decoded, newest first, joined once when `need' bytes are there
     chunks = [] :: [binary()],
@@ -131,27 +137,76 @@ handle_cast(socket_ready, State) ->
     greet(State);
 handle_cast({socket_lost, Reason}, State) ->
     {stop, {shutdown, Reason}, State};
-handle_cast({drain, Ms}, State = #state{channel = Channel}) when Channel =/= undefined ->
+handle_cast({drain, _}, State = #state{channel = Channel, worker = Worker}) when
+    Channel =:= undefined; is_pid(Worker)
+->
+    {stop, {shutdown, drained}, State};
+handle_cast({drain, Ms}, State) ->
     _ = send_lame_duck(State),
     case Ms of
         0 -> close(drained, State);
         _ -> {noreply, start_timer(drained, Ms, State)}
     end;
-handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) when
-    Channel =/= undefined
-->
+handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) ->
     Options = #{config := Config} = persistent_term:get(Key, State#state.options),
-    result(
-        nats_gateway_channel:configure(Config, Channel), State#state{options = Options#{key => Key}}
-    );
+    NState = State#state{options = Options#{key => Key}},
+    case Channel of
+        undefined -> {noreply, NState};
+        _ -> result(nats_gateway_channel:configure(Config, Channel), NState)
+    end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
 handle_cast(_, State) ->
     {noreply, State}.
 
 greet(State = #state{socket = Socket, options = Options}) ->
-    case {nats_gateway_transport:peername(Socket), nats_gateway_transport:sockname(Socket)} of
-        {{ok, Peername}, {ok, Sockname}} ->
+    case nats_gateway_transport:peername(Socket) of
+        {ok, Peername} ->
+            #{host := Host, config := Config} = Options,
+            establish(
+                nats_gateway_handshake:steps(maps:get(tls, Options, none)),
+                State#state{
+                    peername = Peername,
+                    reports =
+                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
+                }
+            );
+        {error, _} ->
+            %% Gone before it was looked at, as a port scanner does.
+            {stop, {shutdown, client_closed}, State}
+    end.
+
+establish([], State) ->
+    open(State);
+establish([info | Steps], State) ->
+    case introduce(State) of
+        {noreply, NState} -> establish(Steps, NState);
+        Stop -> Stop
+    end;
+establish(_, State = #state{channel = undefined, options = #{refuse := Reason}}) ->
+    %% What it would have to be told in, it is not worth.
+    log_end({shutdown, Reason}, State),
+    {stop, {shutdown, Reason}, State};
+establish([Step | Steps], State = #state{socket = Socket, options = #{tls := Tls}}) ->
+    case nats_gateway_handshake:start(Step, Socket, Tls) of
+        {ok, Worker} -> {noreply, State#state{socket = undefined, worker = Worker, steps = Steps}};
+        {error, Failure} -> not_established(Failure, State)
+    end.
+
+established({ok, Socket, More}, State = #state{steps = Steps}) ->
+    establish(More ++ Steps, State#state{socket = Socket, worker = undefined, steps = []});
+established({error, Failure}, State) ->
+    not_established(Failure, State#state{worker = undefined}).
+
+not_established({Reason, Detail}, State) ->
+    Failed = State#state{detail = Detail},
+    State#state.channel =/= undefined orelse log_end({shutdown, Reason}, Failed),
+    {stop, {shutdown, Reason}, Failed}.
+
+%% INFO, or why the client can't stay.
+introduce(State = #state{socket = Socket, options = Options, peername = Peername}) ->
+    case nats_gateway_transport:sockname(Socket) of
+        {ok, Sockname} ->
             #{host := Host, config := Config, listener := Listener} = Options,
             Client = #{
                 connect => #{},
@@ -160,26 +215,28 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 listener => Listener,
                 peername => Peername,
                 sockname => Sockname,
+                peercert => nossl,
+                server_info =>
+                    case Options of
+                        #{tls := Tls} -> nats_gateway_tls:server_info(Tls);
+                        #{} -> #{}
+                    end,
                 config => Config
             },
-            greet(Client, State#state{
-                peername = Peername,
-                reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
-            });
-        _ ->
-            %% Gone before it was looked at, as a port scanner does.
+            introduce(Host, Client, State);
+        {error, _} ->
             {stop, {shutdown, client_closed}, State}
     end.
 
-greet(Client, State = #state{options = #{refuse := Reason, host := Host}}) ->
+introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
     Refused = nats_gateway_channel:refuse(Reason, Channel),
     result(prepend(Out, Refused), State#state{channel = Channel});
-greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
+introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
             {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
-            started(result({ok, Out, Channel}, State#state{channel = Channel}), Config);
+            result({ok, Out, Channel}, State#state{channel = Channel});
         {error, Reason} ->
             %% Without INFO: nats.js would wait for 20 s after it.
             {stop, {shutdown, Reason}, State}
@@ -187,11 +244,17 @@ greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
 
 prepend(Out, {stop, Reason, More, Channel}) -> {stop, Reason, [Out | More], Channel}.
 
-started({noreply, State = #state{socket = Socket}}, Config) ->
-    #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle} = Config,
+%% From here on the client's operations are read.
+open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
+    #{config := Config = #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle}} =
+        Options,
     case nats_gateway_transport:activate(Socket) of
         ok ->
-            Started = start_timer(heartbeat, Heartbeat, start_timer(idle, Idle, State)),
+            Started = start_timer(
+                heartbeat,
+                Heartbeat,
+                start_timer(idle, Idle, State#state{channel = identify(Socket, Options, Channel)})
+            ),
             case Config of
                 #{auth_required := true, authentication_timeout := Timeout} ->
                     {noreply, start_timer(authentication, Timeout, Started)};
@@ -200,9 +263,18 @@ started({noreply, State = #state{socket = Socket}}, Config) ->
             end;
         {error, Reason} ->
             {stop, {shutdown, Reason}, State}
+    end.
+
+%% By its certificate.
+identify(Socket, #{tls := #{peer_cert_as_username := Name}}, Channel) ->
+    case nats_gateway_transport:peercert(Socket) of
+        Der when is_binary(Der) ->
+            nats_gateway_channel:identify(Der, nats_gateway_certificate:name(Name, Der), Channel);
+        Other ->
+            nats_gateway_channel:identify(Other, none, Channel)
     end;
-started(Stop, _) ->
-    Stop.
+identify(_, _, Channel) ->
+    Channel.
 
 %% Fits every client: jnats reads it as an int.
 client_id() -> erlang:unique_integer([positive, monotonic]) band 16#7FFFFFFF.
@@ -212,11 +284,15 @@ handle_info({timeout, Timer, Name}, State = #state{timers = Timers}) when is_ato
         #{Name := Timer} -> timeout(Name, State#state{timers = maps:remove(Name, Timers)});
         #{} -> {noreply, State}
     end;
+handle_info({Worker, Result}, State = #state{worker = Worker}) when is_pid(Worker) ->
+    established(Result, State);
 handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
     %% A closed socket says so in its own words as well.
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
+handle_info(_, State = #state{channel = undefined}) ->
+    {noreply, State};
 handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
     case nats_gateway_transport:classify(Message, Socket) of
         {data, Data} ->
@@ -310,6 +386,9 @@ result({stop, Reason, Out, Channel}, State) ->
     _ = send(Out, State),
     close(Reason, State#state{channel = Channel}).
 
+send(_, #state{socket = undefined}) ->
+    %% Nothing goes out in the middle of a handshake.
+    ok;
 send(Out, #state{socket = Socket}) ->
     case is_empty(Out) of
         true -> ok;
@@ -374,7 +453,13 @@ start_timer(Name, Ms, State = #state{timers = Timers}) ->
 
 %% -------------------------------------------------------------------------------------------
 
-terminate(_, #state{socket = undefined}) ->
+terminate(Reason, State = #state{worker = Worker}) when is_pid(Worker) ->
+    %% Half-way through a handshake there is nobody to take leave of.
+    ok = nats_gateway_handshake:stop(Worker),
+    _ = leave(Reason, State),
+    ok;
+terminate(Reason, State = #state{socket = undefined}) ->
+    _ = leave(Reason, State),
     ok;
 terminate(Reason, State = #state{socket = Socket}) ->
     %% The listener closes.
@@ -404,9 +489,12 @@ leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
-    Report = #{
-        msg => connection_closed, peername => address(Peername), listener => Listener
-    },
+    Known = #{msg => connection_closed, peername => address(Peername), listener => Listener},
+    Report =
+        case State of
+            #state{detail = none} -> Known;
+            #state{detail = Detail} -> Known#{detail => Detail}
+        end,
     case Reason of
         {shutdown, client_closed} ->
             ?LOG_INFO(maps:merge(Report#{reason => client_closed}, stats(State)));
@@ -426,6 +514,8 @@ stats(State = #state{channel = Channel, options = #{config := #{enable_stats := 
 stats(_) ->
     #{}.
 
+octets(#state{socket = undefined}) ->
+    #{};
 octets(#state{socket = Socket}) ->
     case nats_gateway_transport:getstat(Socket) of
         {ok, Stat} -> Stat;

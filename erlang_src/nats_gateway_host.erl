@@ -17,7 +17,12 @@
     listener := atom() | binary(),
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
-    peercert => nossl | binary(),
+    %% in DER; undefined where TLS asked for none or the client has shown none
+    peercert => nossl | undefined | binary(),
+    %% what its certificate says instead of CONNECT
+    certified => #{user := binary()},
+    %% what INFO tells of the transport
+    server_info => #{atom() => true},
     %% the host's own, from `prepare/1' to the first `connect/1'
     prepared => term(),
     config := nats_gateway_config:config()

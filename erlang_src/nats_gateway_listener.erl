@@ -12,6 +12,8 @@
 
 -type listener() :: #{
     name := binary(),
+    type := tcp | ssl,
+    tls => nats_gateway_tls:settings(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
@@ -23,7 +25,9 @@
 -define(EMFILE_PAUSE_MS, 100).
 
 %% Binds before it answers, so that a port in use is known at once.
--spec start_link(listener()) -> {ok, pid()} | {error, {shutdown, {listen, inet:posix()}}}.
+-spec start_link(listener()) ->
+    {ok, pid()}
+    | {error, {shutdown, {listen, inet:posix()} | {tls, nats_gateway_tls:problem()}}}.
 start_link(Listener) -> supervisor:start_link(?MODULE, {listener, Listener}).
 
 %% The connection processes of a listener.
@@ -38,6 +42,7 @@ connection_sup(Sup) ->
 %% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
 %% when it is started again.
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
+    ok = publish(Listener),
     case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
         {ok, ListenSocket} ->
             Connections = #{
@@ -69,6 +74,14 @@ init(connections) ->
     },
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
+publish(#{tls := Tls}) ->
+    case nats_gateway_tls:publish(Tls) of
+        ok -> ok;
+        {error, Problem} -> exit({shutdown, {tls, Problem}})
+    end;
+publish(#{}) ->
+    ok.
+
 -spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Listener) ->
     {ok,
@@ -92,7 +105,8 @@ accept(ListenSocket, Connections, Listener) ->
             accept(ListenSocket, Connections, Listener)
     end.
 
-admit(Connections, #{max_connections := Max, connection := Options}) ->
+admit(Connections, Listener = #{max_connections := Max, type := Type, connection := Connection}) ->
+    Options = maps:merge(Connection#{transport => Type}, maps:with([tls], Listener)),
     case proplists:get_value(active, supervisor:count_children(Connections)) of
         Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
         _ -> Options

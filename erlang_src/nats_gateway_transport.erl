@@ -5,6 +5,9 @@
 -export([accept/1]).
 -export([from_esockd/1]).
 -export([controlling_process/2]).
+-export([peek/2]).
+-export([secure/3]).
+-export([peercert/1]).
 -export([activate/1]).
 -export([classify/2]).
 -export([send/2]).
@@ -23,7 +26,9 @@
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
     %% behind a proxy: the bytes come over the port, the client's address is known to esockd
-    | {proxied, gen_tcp:socket(), Wrapper :: tuple()}.
+    | {proxied, gen_tcp:socket(), Wrapper :: tuple()}
+    %% over the one it was before
+    | {ssl, ssl:sslsocket(), Under :: socket()}.
 
 %% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
 -define(READ_BUFFER, 65536).
@@ -77,10 +82,45 @@ from_esockd(Port) ->
     end.
 
 -spec controlling_process(socket(), pid()) -> ok | {error, term()}.
-controlling_process({tcp, Socket}, Pid) -> gen_tcp:controlling_process(Socket, Pid).
+controlling_process({ssl, Ssl, _}, Pid) -> ssl:controlling_process(Ssl, Pid);
+controlling_process(Socket, Pid) -> gen_tcp:controlling_process(port(Socket), Pid).
+
+%% The first byte of what is to be read, which stays there. For a socket that is not active.
+-spec peek(socket(), timeout()) -> {ok, byte()} | {error, timeout | closed | inet:posix()}.
+peek(Socket, Timeout) ->
+    Port = port(Socket),
+    case gen_tcp:recv(Port, 1, Timeout) of
+        {ok, <<Byte>>} ->
+            case gen_tcp:unrecv(Port, <<Byte>>) of
+                ok -> {ok, Byte};
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% The server's side of a TLS handshake. A socket for which it fails is closed.
+-spec secure(socket(), [ssl:tls_server_option()], timeout()) ->
+    {ok, socket()} | {error, timeout | closed | {tls_alert, term()} | term()}.
+secure(Socket, Options, Timeout) ->
+    case ssl:handshake(port(Socket), Options, Timeout) of
+        {ok, Ssl} -> {ok, {ssl, Ssl, Socket}};
+        {error, Reason} -> {error, Reason}
+    end.
+
+%% The certificate that the client has shown, in DER.
+-spec peercert(socket()) -> nossl | undefined | binary().
+peercert({ssl, Ssl, _}) ->
+    case ssl:peercert(Ssl) of
+        {ok, Der} -> Der;
+        {error, _} -> undefined
+    end;
+peercert(_) ->
+    nossl.
 
 %% The next chunks come as messages; `passive' tells when to activate again.
 -spec activate(socket()) -> ok | {error, term()}.
+activate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, ?ACTIVE_N}]);
 activate(Socket) -> inet:setopts(port(Socket), [{active, ?ACTIVE_N}]).
 
 -spec classify(Message :: term(), socket()) ->
@@ -89,20 +129,37 @@ classify({tcp, Socket, Data}, {tcp, Socket}) -> {data, Data};
 classify({tcp_passive, Socket}, {tcp, Socket}) -> passive;
 classify({tcp_closed, Socket}, {tcp, Socket}) -> closed;
 classify({tcp_error, Socket, Reason}, {tcp, Socket}) -> {error, Reason};
+classify({ssl, Ssl, Data}, {ssl, Ssl, _}) -> {data, Data};
+classify({ssl_passive, Ssl}, {ssl, Ssl, _}) -> passive;
+classify({ssl_closed, Ssl}, {ssl, Ssl, _}) -> closed;
+classify({ssl_error, Ssl, Reason}, {ssl, Ssl, _}) -> {error, tls_reason(Reason)};
 classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
--spec send(socket(), iodata()) -> ok | {error, timeout | closed | inet:posix()}.
-send(Socket, Data) -> gen_tcp:send(port(Socket), Data).
+-spec send(socket(), iodata()) -> ok | {error, timeout | closed | tls_alert | inet:posix()}.
+send({ssl, Ssl, _}, Data) ->
+    case ssl:send(Ssl, Data) of
+        ok -> ok;
+        {error, Reason} -> {error, tls_reason(Reason)}
+    end;
+send(Socket, Data) ->
+    gen_tcp:send(port(Socket), Data).
+
+tls_reason({tls_alert, _}) -> tls_alert;
+tls_reason(Reason) when is_atom(Reason) -> Reason;
+tls_reason(_) -> tls_error.
 
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 peername({tcp, Socket}) -> inet:peername(Socket);
-peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper).
+peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper);
+peername({ssl, _, Under}) -> peername(Under).
 
 -spec sockname(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 sockname({tcp, Socket}) -> inet:sockname(Socket);
-sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper).
+sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper);
+sockname({ssl, _, Under}) -> sockname(Under).
 
+%% What went over the network, with TLS's own share.
 -spec getstat(socket()) -> {ok, #{octets_received | octets_sent => integer()}} | {error, term()}.
 getstat(Socket) ->
     case inet:getstat(port(Socket), [recv_oct, send_oct]) of
@@ -117,26 +174,39 @@ getstat(Socket) ->
 
 -spec linger_close(socket()) -> ok.
 linger_close(Socket) ->
-    Port = port(Socket),
-    _ = gen_tcp:shutdown(Port, write),
-    _ = inet:setopts(Port, [{active, false}]),
-    discard(Port, erlang:monotonic_time(millisecond) + ?LINGER_MS),
-    gen_tcp:close(Port).
+    _ = shutdown_write(Socket),
+    _ = deactivate(Socket),
+    discard(Socket, erlang:monotonic_time(millisecond) + ?LINGER_MS),
+    close(Socket).
+
+shutdown_write({ssl, Ssl, _}) -> ssl:shutdown(Ssl, write);
+shutdown_write(Socket) -> gen_tcp:shutdown(port(Socket), write).
+
+deactivate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, false}]);
+deactivate(Socket) -> inet:setopts(port(Socket), [{active, false}]).
 
 discard(Socket, Deadline) ->
     case max(0, Deadline - erlang:monotonic_time(millisecond)) of
         0 ->
             ok;
         Left ->
-            case gen_tcp:recv(Socket, 0, Left) of
+            case recv(Socket, Left) of
                 {ok, _} -> discard(Socket, Deadline);
                 {error, _} -> ok
             end
     end.
 
+recv({ssl, Ssl, _}, Timeout) -> ssl:recv(Ssl, 0, Timeout);
+recv(Socket, Timeout) -> gen_tcp:recv(port(Socket), 0, Timeout).
+
 -spec close(socket()) -> ok.
-close(Socket) -> gen_tcp:close(port(Socket)).
+close({ssl, Ssl, _}) ->
+    _ = ssl:close(Ssl),
+    ok;
+close(Socket) ->
+    gen_tcp:close(port(Socket)).
 
 %% What the bytes go over.
 port({tcp, Port}) -> Port;
-port({proxied, Port, _}) -> Port.
+port({proxied, Port, _}) -> Port;
+port({ssl, _, Under}) -> port(Under).

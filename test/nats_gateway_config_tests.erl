@@ -43,8 +43,8 @@ an_unknown_key_is_named_test_() ->
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.ssl: unknown key; known here: tcp">>},
-            set([<<"listeners">>, <<"ssl">>], #{}))
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+            set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
 a_value_of_the_wrong_kind_is_named_test_() ->
