@@ -12,8 +12,9 @@
 
 -type listener() :: #{
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     tls => nats_gateway_tls:settings(),
+    websocket => nats_gateway_websocket:settings(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
@@ -106,7 +107,7 @@ accept(ListenSocket, Connections, Listener) ->
     end.
 
 admit(Connections, Listener = #{max_connections := Max, type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection#{transport => Type}, maps:with([tls], Listener)),
+    Options = maps:merge(Connection#{transport => Type}, maps:with([tls, websocket], Listener)),
     case proplists:get_value(active, supervisor:count_children(Connections)) of
         Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
         _ -> Options

@@ -7,7 +7,9 @@
 -export([controlling_process/2]).
 -export([peek/2]).
 -export([secure/3]).
+-export([is_secure/1]).
 -export([peercert/1]).
+-export([recv/2]).
 -export([activate/1]).
 -export([classify/2]).
 -export([send/2]).
@@ -108,6 +110,10 @@ secure(Socket, Options, Timeout) ->
         {error, Reason} -> {error, Reason}
     end.
 
+-spec is_secure(socket()) -> boolean().
+is_secure({ssl, _, _}) -> true;
+is_secure(_) -> false.
+
 %% The certificate that the client has shown, in DER.
 -spec peercert(socket()) -> nossl | undefined | binary().
 peercert({ssl, Ssl, _}) ->
@@ -196,8 +202,16 @@ discard(Socket, Deadline) ->
             end
     end.
 
-recv({ssl, Ssl, _}, Timeout) -> ssl:recv(Ssl, 0, Timeout);
-recv(Socket, Timeout) -> gen_tcp:recv(port(Socket), 0, Timeout).
+%% What has come, at least one byte. For a socket that is not active.
+-spec recv(socket(), timeout()) ->
+    {ok, binary()} | {error, timeout | closed | tls_alert | tls_error | inet:posix()}.
+recv({ssl, Ssl, _}, Timeout) ->
+    case ssl:recv(Ssl, 0, Timeout) of
+        {ok, Bytes} -> {ok, Bytes};
+        {error, Reason} -> {error, tls_reason(Reason)}
+    end;
+recv(Socket, Timeout) ->
+    gen_tcp:recv(port(Socket), 0, Timeout).
 
 -spec close(socket()) -> ok.
 close({ssl, Ssl, _}) ->

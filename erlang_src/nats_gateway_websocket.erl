@@ -14,7 +14,7 @@
 -export([at_rest/1]).
 -export([origin/1]).
 
--export_type([settings/0, handshake/0, agreed/0, websocket/0, origin/0]).
+-export_type([settings/0, handshake/0, agreed/0, websocket/0, origin/0, error_reason/0]).
 
 %% Of a listener. What is not there is off: any path, any origin, no compression, no cookie.
 -type settings() :: #{
@@ -31,7 +31,9 @@
         level => zlib:zlevel(), mem_level => zlib:zmemlevel(), strategy => zlib:zstrategy()
     },
     %% bytes; of a message that is sent compressed, inflated
-    max_frame_size => pos_integer() | infinity,
+    max_frame_size := pos_integer() | infinity,
+    %% milliseconds for the whole request
+    handshake_timeout := pos_integer(),
     %% its value stands for the `jwt' of CONNECT
     jwt_cookie => binary(),
     %% headers of a trusted proxy with the client's address and port; in lower case
@@ -87,11 +89,11 @@
 
 -opaque websocket() :: #websocket{}.
 
--type ended() :: {close_reason(), Code :: none | 1000..4999, Text :: binary()}.
+-type ended() ::
+    {client_closed | error_reason(), Code :: none | 1000..4999, Text :: binary()}.
 
--type close_reason() ::
-    client_closed
-    | websocket_protocol_error
+-type error_reason() ::
+    websocket_protocol_error
     | websocket_frame_too_large
     | websocket_message_too_large
     | websocket_bad_compression.
@@ -117,7 +119,7 @@ new(Settings, Secure) -> #handshake{settings = Settings, secure = Secure}.
 -spec handshake(binary(), handshake()) ->
     {more, handshake()}
     | {upgrade, Response :: iodata(), agreed()}
-    | {refuse, Status :: 400..505, Text :: binary(), Response :: iodata()}.
+    | {refuse, Status :: 400..505, Why :: binary(), Response :: iodata()}.
 handshake(Bytes, Handshake = #handshake{pending = Pending, size = Size}) ->
     NSize = Size + byte_size(Bytes),
     try
@@ -249,7 +251,6 @@ reason(400) -> <<"Bad Request">>;
 reason(403) -> <<"Forbidden">>;
 reason(404) -> <<"Not Found">>;
 reason(405) -> <<"Method Not Allowed">>;
-reason(408) -> <<"Request Timeout">>;
 reason(431) -> <<"Request Header Fields Too Large">>;
 reason(505) -> <<"HTTP Version Not Supported">>.
 
@@ -413,7 +414,7 @@ parameters([Parameter | Parameters], Accepted) ->
 %% Frames of the client
 
 -spec open(agreed(), #{
-    max_frame_size := pos_integer() | infinity, max_payload_size := non_neg_integer()
+    max_frame_size := pos_integer() | infinity, max_payload_size := non_neg_integer(), _ => _
 }) -> websocket().
 open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
     Deflate = maps:get(deflate, Agreed, none),
@@ -481,7 +482,7 @@ is_valid_code(Code) -> Code >= 3000 andalso Code =< 4999.
 -spec take(websocket()) ->
     {data, binary(), websocket()}
     | {empty, websocket()}
-    | {ended, close_reason(), CloseFrame :: iodata(), websocket()}.
+    | {ended, client_closed | error_reason(), CloseFrame :: iodata(), websocket()}.
 take(Ws = #websocket{parts = [], ended = false}) ->
     {empty, Ws};
 take(Ws = #websocket{parts = [], ended = {Reason, Code, Text}}) ->
