@@ -5,14 +5,25 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export_type([name/0]).
+-export_type([name/0, peercert/0]).
 
 -type name() :: disabled | cn | dn | san_email | san_dns | san_uri.
 
+%% In DER; what the PROXY protocol tells where TLS ended at the proxy; undefined if none was shown.
+-type peercert() :: undefined | binary() | [{pp2_ssl_cn | atom(), term()}].
+
 %% The one that is asked for, if the certificate has it.
--spec name(name(), Der :: binary()) -> {ok, binary()} | none.
+-spec name(name(), peercert()) -> {ok, binary()} | none.
 name(disabled, _) ->
     none;
+name(_, undefined) ->
+    none;
+name(Which, Fields) when is_list(Fields) ->
+    %% As EMQX: its subject is not known.
+    case lists:keyfind(pp2_ssl_cn, 1, Fields) of
+        {_, Name} when Name =/= <<>>, Which =:= cn orelse Which =:= dn -> {ok, Name};
+        _ -> none
+    end;
 name(Which, Der) ->
     #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
     case name_of(Which, Certificate) of

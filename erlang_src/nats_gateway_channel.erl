@@ -119,7 +119,7 @@ init(Host, Client = #{config := Config}) ->
 
 %% What the client's certificate tells of it: the name takes the place of CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
-    Peercert :: nossl | undefined | binary().
+    Peercert :: nats_gateway_certificate:peercert().
 identify(Peercert, Name, Channel = #channel{client = Client = #{connect := Connect}}) ->
     Known = Client#{peercert => Peercert},
     Channel#channel{

@@ -7,6 +7,7 @@
 -export([defaults/0]).
 -export([check/2]).
 -export([tls_page_schema/0]).
+-export([check_tls_page/1]).
 
 -export_type([config/0, listener/0, schema/0]).
 
@@ -51,6 +52,7 @@
     authentication_timeout := pos_integer(),
     %% of those that speak TLS
     tls => nats_gateway_tls:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     %% of those that speak WebSocket
     websocket => nats_gateway_websocket:settings()
 }.
@@ -132,12 +134,12 @@ schema() ->
                 {table, #{
                     tcp => {{named, listener_schema()}, #{}},
                     ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}},
-                    ws => {{named, websocket_listener_schema()}, #{}},
+                    ws => {{named, websocket_listener_schema(8080)}, #{}},
                     wss =>
                         {
                             {named,
                                 maps:merge(
-                                    websocket_listener_schema(),
+                                    websocket_listener_schema(8443),
                                     %% There is but one way to speak TLS below HTTP.
                                     maps:with([ssl_options, peer_cert_as_username], tls_schema())
                                 )},
@@ -158,8 +160,9 @@ listener_schema() ->
     }.
 
 %% Names are EMQX's where EMQX has the setting, else nats-server's.
-websocket_listener_schema() ->
+websocket_listener_schema(Port) ->
     (listener_schema())#{
+        bind => {address, {{127, 0, 0, 1}, Port}},
         websocket =>
             {
                 {table, #{
@@ -203,6 +206,13 @@ tls_schema() ->
     }.
 
 %% What EMQX has no names for; there they stand on the plugin's own page.
+-spec check_tls_page(map()) -> ok | {error, Text :: binary()}.
+check_tls_page(Settings) ->
+    case valid(fun() -> check_mode(Settings, []) end) of
+        {ok, ok} -> ok;
+        {error, Text} -> {error, Text}
+    end.
+
 -spec tls_page_schema() -> schema().
 tls_page_schema() ->
     #{
@@ -274,6 +284,7 @@ listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
                 tls(Id, Listener, [Name, <<"ssl">>, <<"listeners">>]),
             Common#{
                 tls => Tls,
+                peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
                 %% as nats-server
                 authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
             };
@@ -285,6 +296,7 @@ listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
             },
             Common#{
                 tls => tls(Id, maps:merge(Listener, First), [Name, <<"wss">>, <<"listeners">>]),
+                peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
                 websocket => websocket(Listener)
             }
     end.
@@ -300,7 +312,7 @@ websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) 
 authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
 authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.
 
-tls(Id, #{ssl_options := Ssl, tls_mode := Mode, allow_non_tls := AllowNonTls} = Listener, Path) ->
+tls(Id, #{ssl_options := Ssl, tls_mode := Mode} = Listener, Path) ->
     #{
         certfile := CertFile,
         keyfile := KeyFile,
@@ -320,12 +332,8 @@ tls(Id, #{ssl_options := Ssl, tls_mode := Mode, allow_non_tls := AllowNonTls} = 
         ),
     Verify =:= verify_none andalso FailIfNone andalso
         invalid([<<"fail_if_no_peer_cert">> | SslPath], <<"needs verify = \"verify_peer\"">>),
-    Mode =:= handshake_first andalso AllowNonTls andalso
-        invalid(
-            [<<"allow_non_tls">> | Path],
-            <<"needs INFO in clear: not with tls_mode = \"handshake_first\"">>
-        ),
-    Common = maps:with([allow_non_tls, handshake_first_wait, peer_cert_as_username], Listener),
+    check_mode(Listener, Path),
+    Common = maps:with([allow_non_tls, handshake_first_wait], Listener),
     Files = maps:filter(fun(_, File) -> File =/= undefined end, #{
         certfile => CertFile,
         keyfile =>
@@ -341,16 +349,27 @@ tls(Id, #{ssl_options := Ssl, tls_mode := Mode, allow_non_tls := AllowNonTls} = 
             end
     }),
     maps:merge(maps:merge(Common, Files), #{
-        name => Id,
+        listener => Id,
+        key => Id,
         mode => Mode,
         handshake_timeout => HandshakeTimeout,
         verify => Verify,
         options => ssl_options(Ssl, SslPath)
     }).
 
+check_mode(#{tls_mode := handshake_first, allow_non_tls := true}, Path) ->
+    invalid([<<"allow_non_tls">> | Path], <<"must be false where tls_mode is handshake_first">>);
+check_mode(_, _) ->
+    ok.
+
 ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
     [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
-        [{versions, Versions} | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]].
+        %% The connection logs why a handshake failed.
+        [
+            {log_level, none},
+            {versions, Versions}
+            | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
+        ].
 
 cipher_suites(Names, Path) ->
     lists:map(
@@ -477,7 +496,8 @@ value(url, Value, Path) ->
         error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
     end;
 value({some_of, Names}, Values, Path) when is_list(Values), Values =/= [] ->
-    lists:usort([value({one_of, Names}, Value, Path) || Value <- Values]);
+    Chosen = [value({one_of, Names}, Value, Path) || Value <- Values],
+    [Name || Name <- Names, lists:member(Name, Chosen)];
 value({some_of, Names}, _, Path) ->
     invalid(Path, [
         <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])

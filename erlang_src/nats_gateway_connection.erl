@@ -24,8 +24,9 @@
     config := nats_gateway_config:config(),
     listener := atom() | binary(),
     refuse => nats_gateway_channel:stop_reason(),
-    tls => nats_gateway_tls:settings(),
+    tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
 }.
@@ -242,11 +243,14 @@ introduce(State = #state{socket = Socket, options = Options, peername = Peername
                 cookies => State#state.cookies,
                 server_info =>
                     case Options of
-                        %% as nats-server
-                        #{tls := Tls, websocket := _} ->
-                            (nats_gateway_tls:server_info(Tls))#{tls_available => true};
                         #{tls := Tls} ->
-                            nats_gateway_tls:server_info(Tls);
+                            Secured = nats_gateway_transport:is_secured(Socket),
+                            Info = nats_gateway_tls:server_info(Tls, Secured),
+                            case Options of
+                                %% as nats-server
+                                #{websocket := _} -> Info#{tls_available => true};
+                                #{} -> Info
+                            end;
                         #{} ->
                             #{}
                     end,
@@ -296,15 +300,15 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
     end.
 
 %% By its certificate.
-identify(Socket, #{tls := #{peer_cert_as_username := Name}}, Channel) ->
+identify(Socket, Options, Channel) ->
     case nats_gateway_transport:peercert(Socket) of
-        Der when is_binary(Der) ->
-            nats_gateway_channel:identify(Der, nats_gateway_certificate:name(Name, Der), Channel);
-        Other ->
-            nats_gateway_channel:identify(Other, none, Channel)
-    end;
-identify(_, _, Channel) ->
-    Channel.
+        nossl ->
+            Channel;
+        Peercert ->
+            Which = maps:get(peer_cert_as_username, Options, disabled),
+            Name = nats_gateway_certificate:name(Which, Peercert),
+            nats_gateway_channel:identify(Peercert, Name, Channel)
+    end.
 
 %% Fits every client: jnats reads it as an int.
 client_id() -> erlang:unique_integer([positive, monotonic]) band 16#7FFFFFFF.

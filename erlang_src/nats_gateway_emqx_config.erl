@@ -7,6 +7,7 @@
 -export([listener_id/1]).
 -export([options/4]).
 -export([esockd_options/2]).
+-export([tls/4]).
 -export([changes/2]).
 
 -export_type([listener/0, id/0]).
@@ -25,6 +26,13 @@
 -define(READ_BUFFER, 65536).
 %% The largest that fits the socket driver's integer.
 -define(MAX_WATERMARK, 16#7FFFFFFF).
+%% What esockd waits for a handshake when nothing is set.
+-define(HANDSHAKE_MS, 15000).
+%% Options of a listener's TLS that are no options of OTP's handshake, or that are done otherwise.
+-define(OURS, [
+    certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
+]).
+-define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
 
@@ -66,9 +74,10 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 -spec options(Gateway :: map(), listener(), Plugin :: map(), Defaults :: map()) -> map().
 options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
+    Page = maps:without([peer_cert_as_username | ?TLS_PAGE], Plugin),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
-        maps:merge(Own, defined(Plugin)),
+        maps:merge(Own, defined(Page)),
         defined(#{
             server_id => server_id(maps:get(server_id, Gateway, undefined)),
             server_name => maps:get(server_name, Gateway, undefined),
@@ -87,6 +96,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
         host => nats_gateway_host_emqx,
         listener => listener_id(Id),
         transport => Type,
+        peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
         config => Config#{enable_authn => maps:get(enable_authn, Conf, true)}
     }.
 
@@ -127,6 +137,54 @@ esockd_options(#{conf := Conf}, Plugin) ->
         {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
         {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}), Plugin)}
     ].
+
+%% `Options' is what EMQX makes of the listener's `ssl_options' for OTP. It leaves out a file that
+%% is not there; so that the error can name it, the setting is looked at again.
+-spec tls(listener(), Key :: term(), [proplists:property()], Plugin :: map()) ->
+    nats_gateway_tls:settings().
+tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
+    File = fun(Name) -> proplists:get_value(Name, Options, maps:get(Name, Ssl, undefined)) end,
+    CertFile =
+        case File(certfile) of
+            undefined -> <<>>;
+            Named -> Named
+        end,
+    maps:merge(
+        defined(#{
+            listener => listener_id(Id),
+            key => Key,
+            handshake_timeout => proplists:get_value(handshake_timeout, Options, ?HANDSHAKE_MS),
+            verify => proplists:get_value(verify, Options, verify_none),
+            certfile => CertFile,
+            keyfile =>
+                case File(keyfile) of
+                    undefined -> CertFile;
+                    KeyFile -> KeyFile
+                end,
+            cacertfile => File(cacertfile),
+            password => password(proplists:get_value(password, Options)),
+            options => [
+                {log_level, log_level(proplists:get_value(log_level, Options))}
+                | lists:filter(
+                    fun(Option) -> not lists:member(element(1, Option), ?OURS) end,
+                    proplists:unfold(Options)
+                )
+            ]
+        }),
+        tls_page(Plugin)
+    ).
+
+tls_page(Plugin) ->
+    #{tls_mode := Mode} = Page = maps:with(?TLS_PAGE, Plugin),
+    (maps:remove(tls_mode, Page))#{mode => Mode}.
+
+password(undefined) -> undefined;
+password(Password) when is_function(Password, 0) -> Password;
+password(Password) -> fun() -> Password end.
+
+%% The connection logs why a handshake failed; who looks for more gets it of OTP, too.
+log_level(Level) when Level =:= all; Level =:= debug; Level =:= info -> Level;
+log_level(_) -> none.
 
 tcp_options(Tcp, Plugin) ->
     Configured = maps:to_list(

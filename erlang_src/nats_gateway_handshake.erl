@@ -38,7 +38,7 @@
 %% The first byte of a TLS record that holds a handshake.
 -define(TLS_HANDSHAKE, 16#16).
 
--spec steps(none | nats_gateway_tls:settings(), none | nats_gateway_websocket:settings()) ->
+-spec steps(none | nats_gateway_tls:plan(), none | nats_gateway_websocket:settings()) ->
     [step()].
 steps(Tls, none) -> steps(Tls);
 steps(none, _) -> [upgrade, info];
@@ -47,7 +47,7 @@ steps(_, _) -> [secure, upgrade, info].
 steps(none) -> [info];
 steps(#{mode := handshake_first}) -> [secure, info];
 steps(#{mode := auto}) -> [await_first];
-steps(#{mode := upgrade} = Settings) -> info_first(Settings).
+steps(#{mode := upgrade} = Plan) -> info_first(Plan).
 
 info_first(#{allow_non_tls := true}) -> [info, sniff];
 info_first(#{allow_non_tls := false}) -> [info, secure].
@@ -57,7 +57,7 @@ info_first(#{allow_non_tls := false}) -> [info, secure].
 -spec start(Step, nats_gateway_transport:socket(), Settings) ->
     {ok, pid()} | {error, failure()}
 when
-    Step :: step(), Settings :: nats_gateway_tls:settings() | nats_gateway_websocket:settings().
+    Step :: step(), Settings :: nats_gateway_tls:plan() | nats_gateway_websocket:settings().
 start(Step, Socket, Settings) ->
     Connection = self(),
     Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Settings, Connection) end),
@@ -98,10 +98,10 @@ wait_for_socket(Step, Socket, Settings, Connection) ->
     true = unlink(Connection),
     Connection ! {self(), Result}.
 
-perform(await_first, Socket, Settings = #{handshake_first_wait := Wait}) ->
+perform(await_first, Socket, Plan = #{handshake_first_wait := Wait}) ->
     case nats_gateway_transport:peek(Socket, Wait) of
         {ok, _} -> {ok, Socket, [secure, info]};
-        {error, timeout} -> {ok, Socket, info_first(Settings)};
+        {error, timeout} -> {ok, Socket, info_first(Plan)};
         {error, Reason} -> {error, failure(Reason)}
     end;
 perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
@@ -112,13 +112,13 @@ perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
         {error, timeout} -> {ok, Socket, []};
         {error, Reason} -> {error, failure(Reason)}
     end;
-perform(secure, Socket, #{handshake_timeout := Timeout, name := Name}) ->
+perform(secure, Socket, #{handshake_timeout := Timeout, key := Key}) ->
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
     %% Who does not speak TLS is not told so in TLS.
     case nats_gateway_transport:peek(Socket, Timeout) of
         {ok, ?TLS_HANDSHAKE} ->
             Left = max(1, Deadline - erlang:monotonic_time(millisecond)),
-            case nats_gateway_transport:secure(Socket, nats_gateway_tls:options(Name), Left) of
+            case nats_gateway_transport:secure(Socket, nats_gateway_tls:options(Key), Left) of
                 {ok, Secured} -> {ok, Secured, []};
                 {error, Reason} -> {error, failure(Reason)}
             end;
@@ -128,7 +128,7 @@ perform(secure, Socket, #{handshake_timeout := Timeout, name := Name}) ->
             {error, failure(Reason)}
     end;
 perform(upgrade, Socket, Settings = #{handshake_timeout := Timeout}) ->
-    Request = nats_gateway_websocket:new(Settings, nats_gateway_transport:is_secure(Socket)),
+    Request = nats_gateway_websocket:new(Settings, nats_gateway_transport:is_secured(Socket)),
     upgrade(Socket, Request, erlang:monotonic_time(millisecond) + Timeout).
 
 upgrade(Socket, Request, Deadline) ->
@@ -156,6 +156,9 @@ failure(closed) -> {client_closed, none};
 failure(timeout) -> {handshake_timeout, none};
 failure(einval) -> {client_closed, none};
 failure(econnreset) -> {client_closed, none};
-failure({tls_alert, {_, Text}}) -> {tls_handshake_failed, unicode:characters_to_binary(Text)};
+failure({tls_alert, {_, Text}}) -> {tls_handshake_failed, one_line(Text)};
 failure(Reason) when is_atom(Reason) -> {Reason, none};
-failure(Reason) -> {tls_handshake_failed, iolist_to_binary(io_lib:format("~0p", [Reason]))}.
+failure(Reason) -> {tls_handshake_failed, one_line(io_lib:format("~0p", [Reason]))}.
+
+one_line(Text) ->
+    iolist_to_binary(lists:join($\s, string:lexemes(unicode:characters_to_binary(Text), " \r\n"))).

@@ -17,8 +17,7 @@
     listener := atom() | binary(),
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
-    %% in DER; undefined where TLS asked for none or the client has shown none
-    peercert => nossl | undefined | binary(),
+    peercert := nossl | nats_gateway_certificate:peercert(),
     %% what its certificate says instead of CONNECT
     certified => #{user := binary()},
     %% of the HTTP request that opened its WebSocket

@@ -15,6 +15,7 @@
     type := tcp | ssl | ws | wss,
     tls => nats_gateway_tls:settings(),
     websocket => nats_gateway_websocket:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
@@ -44,6 +45,7 @@ connection_sup(Sup) ->
 %% when it is started again.
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
+    Options = connection_options(Listener),
     case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
         {ok, ListenSocket} ->
             Connections = #{
@@ -52,17 +54,21 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 type => supervisor,
                 shutdown => infinity
             },
-            {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
-                Connections
-                | [
-                    #{
-                        id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener]},
-                        shutdown => brutal_kill
-                    }
-                 || N <- lists:seq(1, Acceptors)
-                ]
-            ]}};
+            {ok,
+                {#{strategy => rest_for_one, intensity => 10, period => 10}, [
+                    Connections
+                    | [
+                        #{
+                            id => {acceptor, N},
+                            start =>
+                                {?MODULE, start_acceptor, [
+                                    ListenSocket, self(), Listener#{connection := Options}
+                                ]},
+                            shutdown => brutal_kill
+                        }
+                     || N <- lists:seq(1, Acceptors)
+                    ]
+                ]}};
         {error, Reason} ->
             exit({shutdown, {listen, Reason}})
     end;
@@ -75,6 +81,13 @@ init(connections) ->
     },
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
+connection_options(Listener = #{type := Type, connection := Connection}) ->
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
+    case Listener of
+        #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
+        #{} -> Options#{transport => Type}
+    end.
+
 publish(#{tls := Tls}) ->
     case nats_gateway_tls:publish(Tls) of
         ok -> ok;
@@ -85,8 +98,7 @@ publish(#{}) ->
 
 -spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Listener) ->
-    {ok,
-        proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
+    {ok, proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
 
 accept(ListenSocket, Connections, Listener) ->
     case nats_gateway_transport:accept(ListenSocket) of
@@ -106,8 +118,7 @@ accept(ListenSocket, Connections, Listener) ->
             accept(ListenSocket, Connections, Listener)
     end.
 
-admit(Connections, Listener = #{max_connections := Max, type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection#{transport => Type}, maps:with([tls, websocket], Listener)),
+admit(Connections, #{max_connections := Max, connection := Options}) ->
     case proplists:get_value(active, supervisor:count_children(Connections)) of
         Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
         _ -> Options

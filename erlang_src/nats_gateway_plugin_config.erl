@@ -23,7 +23,12 @@
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
     %% from the lame duck INFO to the close, at plugin stop
-    drain_time := non_neg_integer()
+    drain_time := non_neg_integer(),
+    %% of the `ssl' listeners
+    tls_mode := nats_gateway_tls:mode(),
+    allow_non_tls := boolean(),
+    handshake_first_wait := pos_integer(),
+    peer_cert_as_username := nats_gateway_certificate:name()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -45,7 +50,7 @@
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    #{
+    (nats_gateway_config:tls_page_schema())#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
@@ -57,7 +62,16 @@ schema() ->
     }.
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
-parse(Stored) -> nats_gateway_config:check(schema(), Stored).
+parse(Stored) ->
+    case nats_gateway_config:check(schema(), Stored) of
+        {ok, Settings} ->
+            case nats_gateway_config:check_tls_page(Settings) of
+                ok -> {ok, Settings};
+                {error, Text} -> {error, Text}
+            end;
+        {error, Text} ->
+            {error, Text}
+    end.
 
 %% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
 %% starts.

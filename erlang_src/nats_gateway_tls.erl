@@ -6,10 +6,11 @@
 -module(nats_gateway_tls).
 
 -export([load/1]).
+-export([plan/1]).
 -export([publish/1]).
 -export([forget/1]).
 -export([options/1]).
--export([server_info/1]).
+-export([server_info/2]).
 -export([cipher_suite/1]).
 -export([format_problem/1]).
 
@@ -17,7 +18,7 @@
 -include_lib("kernel/include/file.hrl").
 -include_lib("public_key/include/public_key.hrl").
 
--export_type([settings/0, mode/0, problem/0]).
+-export_type([settings/0, plan/0, mode/0, problem/0]).
 
 %% nats-protocol section 9
 -type mode() ::
@@ -29,15 +30,15 @@
     | auto.
 
 -type settings() :: #{
-    %% of the listener: under it every handshake finds the certificates
-    name := term(),
+    listener := atom() | binary(),
+    %% under which every handshake finds the certificates
+    key := term(),
     mode := mode(),
     %% who goes on in clear after INFO may
     allow_non_tls := boolean(),
     %% `auto': how long a client has for its first byte
     handshake_first_wait := pos_integer(),
     handshake_timeout := pos_integer(),
-    peer_cert_as_username := nats_gateway_certificate:name(),
     verify := verify_none | verify_peer,
     certfile := file:filename_all(),
     keyfile := file:filename_all(),
@@ -47,79 +48,120 @@
     options := [ssl:tls_server_option()]
 }.
 
+%% What a connection has of it.
+-type plan() :: #{
+    key := term(),
+    mode := mode(),
+    allow_non_tls := boolean(),
+    handshake_first_wait := pos_integer(),
+    handshake_timeout := pos_integer(),
+    verify := verify_none | verify_peer
+}.
+
 %% The setting, its file, and what is wrong with it.
 -type problem() :: {certfile | keyfile | cacertfile | password, file:filename_all(), binary()}.
 
--type stamp() :: {Mtime :: term(), Size :: term(), Inode :: term()} | {error, term()}.
+-type stamp() ::
+    {Mtime :: integer(), Size :: integer(), Inode :: integer()}
+    | {Mtime :: integer(), Size :: integer(), Inode :: integer(), Content :: term()}
+    | {error, file:posix()}.
+
+%% The clocks of a file system may differ from ours by less than this.
+-define(SETTLED_S, 2).
 
 -record(loaded, {
     settings :: settings(),
     stamps :: [stamp()],
-    options :: [ssl:tls_server_option()]
+    options :: [ssl:tls_server_option()],
+    %% why these are not what the files hold
+    problem = none :: none | problem()
 }).
+
+-spec plan(settings()) -> plan().
+plan(Settings) ->
+    maps:with(
+        [key, mode, allow_non_tls, handshake_first_wait, handshake_timeout, verify], Settings
+    ).
 
 %% -------------------------------------------------------------------------------------------
 %% Certificates of a listener
 
 %% For the handshakes to come.
 -spec publish(settings()) -> ok | {error, problem()}.
-publish(Settings = #{name := Name}) ->
+publish(Settings = #{key := Key}) ->
     %% Taken first: a file that changes meanwhile is seen to have changed.
     Stamps = stamps(Settings),
     case load(Settings) of
         {ok, Options} ->
-            store(Name, #loaded{settings = Settings, stamps = Stamps, options = Options});
+            store(Key, #loaded{settings = Settings, stamps = Stamps, options = Options});
         {error, Problem} ->
             {error, Problem}
     end.
 
-store(Name, Loaded) -> persistent_term:put({?MODULE, Name}, Loaded).
+store(Key, Loaded) -> persistent_term:put({?MODULE, Key}, Loaded).
 
--spec forget(Name :: term()) -> ok.
-forget(Name) ->
-    _ = persistent_term:erase({?MODULE, Name}),
+-spec forget(Key :: term()) -> ok.
+forget(Key) ->
+    _ = persistent_term:erase({?MODULE, Key}),
     ok.
 
 %% What the next handshake is done with.
--spec options(Name :: term()) -> [ssl:tls_server_option()].
-options(Name) ->
-    Loaded = #loaded{settings = Settings, options = Options} = persistent_term:get({?MODULE, Name}),
+-spec options(Key :: term()) -> [ssl:tls_server_option()].
+options(Key) ->
+    Loaded = #loaded{settings = Settings, options = Options} = persistent_term:get({?MODULE, Key}),
     case stamps(Settings) of
         Stamps when Stamps =:= Loaded#loaded.stamps -> Options;
-        Stamps -> reload(Name, Loaded#loaded{stamps = Stamps})
+        Stamps -> reload(Key, Loaded#loaded{stamps = Stamps})
     end.
 
-reload(Name, Loaded = #loaded{settings = Settings, stamps = Stamps}) ->
-    {Level, Report, New} =
+reload(Key, Old = #loaded{settings = Settings, stamps = Stamps, options = Options}) ->
+    {New, Log} =
         case load(Settings) of
             {ok, Options} ->
-                {notice, #{msg => certificates_reloaded}, Loaded#loaded{options = Options}};
-            {error, {Key, File, Text}} ->
-                {warning,
-                    #{msg => certificates_not_reloaded, setting => Key, file => File, reason => Text},
-                    Loaded}
+                {Old#loaded{problem = none}, none};
+            {ok, NOptions} ->
+                Report = #{msg => certificates_reloaded},
+                {Old#loaded{options = NOptions, problem = none}, {notice, Report}};
+            {error, Problem} when Problem =:= Old#loaded.problem ->
+                {Old, none};
+            {error, Problem = {Setting, File, Text}} ->
+                Report = #{setting => Setting, file => File, reason => Text},
+                {Old#loaded{problem = Problem}, {warning, Report#{msg => certificates_not_reloaded}}}
         end,
-    case persistent_term:get({?MODULE, Name}, New) of
-        #loaded{settings = Settings, stamps = Stamps} ->
-            %% Another handshake was faster.
-            ok;
-        #loaded{settings = Settings} ->
-            store(Name, New),
-            ?LOG(Level, Report#{listener => Name});
+    case persistent_term:get({?MODULE, Key}, none) of
+        #loaded{settings = Settings, stamps = Before} when Before =/= Stamps ->
+            store(Key, New),
+            log(Log, Settings);
         _ ->
+            %% Another handshake was faster, or the listener has other settings by now.
             ok
     end,
     New#loaded.options.
+
+log(none, _) -> ok;
+log({Level, Report}, #{listener := Listener}) -> ?LOG(Level, Report#{listener => Listener}).
 
 stamps(Settings) -> [stamp(File) || {_, File} <- maps:to_list(files(Settings))].
 
 files(Settings) -> maps:with([certfile, keyfile, cacertfile], Settings).
 
-%% A file that takes the place of another has another inode, whatever its time says.
+%% A file that takes the place of another has another inode. One that is written in place may have
+%% the size and, in whole seconds, the time that it had: what has just changed is looked into.
 stamp(File) ->
     case file:read_file_info(File, [raw, {time, posix}]) of
-        {ok, #file_info{mtime = Mtime, size = Size, inode = Inode}} -> {Mtime, Size, Inode};
-        {error, Reason} -> {error, Reason}
+        {ok, #file_info{mtime = Mtime, size = Size, inode = Inode}} ->
+            case erlang:system_time(second) - Mtime of
+                Age when Age > ?SETTLED_S; Age < -?SETTLED_S -> {Mtime, Size, Inode};
+                _ -> {Mtime, Size, Inode, content(File)}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+content(File) ->
+    case file:read_file(File) of
+        {ok, Bytes} -> erlang:md5(Bytes);
+        {error, Reason} -> Reason
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -168,7 +210,7 @@ private_key(File, Settings) ->
                     #{password := Fun} ->
                         unicode:characters_to_list(Fun());
                     #{} ->
-                        problem(password, File, <<"is encrypted, and there is no password">>)
+                        problem(password, File, <<"is needed: it is encrypted">>)
                 end,
             Key = open(Entry, Password, File),
             {Key, {'PrivateKeyInfo', public_key:der_encode('PrivateKeyInfo', Key)}};
@@ -189,9 +231,11 @@ open(Entry, Password, File) ->
     try
         public_key:pem_entry_decode(Entry, Password)
     catch
-        error:_ -> problem(password, File, <<"cannot be decrypted with it">>)
+        error:_ -> problem(password, File, <<"cannot decrypt it">>)
     end.
 
+entries(Setting, <<>>) ->
+    problem(Setting, <<>>, <<"is not set">>);
 entries(Setting, File) ->
     case file:read_file(File) of
         {ok, Pem} ->
@@ -209,12 +253,17 @@ belongs(Key, CertificateDer) ->
     #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{subjectPublicKeyInfo = Info}} =
         public_key:pkix_decode_cert(CertificateDer, otp),
     #'OTPSubjectPublicKeyInfo'{
-        algorithm = #'PublicKeyAlgorithm'{parameters = Parameters}, subjectPublicKey = Public
+        algorithm = #'PublicKeyAlgorithm'{algorithm = Algorithm, parameters = Parameters},
+        subjectPublicKey = Public
     } = Info,
     PublicKey =
         case Public of
-            #'ECPoint'{} -> {Public, Parameters};
-            _ -> Public
+            #'ECPoint'{} when Algorithm =:= ?'id-Ed25519'; Algorithm =:= ?'id-Ed448' ->
+                {Public, {namedCurve, Algorithm}};
+            #'ECPoint'{} ->
+                {Public, Parameters};
+            _ ->
+                Public
         end,
     Text = <<"whose key is this">>,
     try
@@ -241,15 +290,14 @@ problem(Setting, File, Text) ->
 
 %% -------------------------------------------------------------------------------------------
 
-%% What INFO tells of it.
--spec server_info(settings()) -> #{atom() => true}.
-server_info(#{allow_non_tls := true, verify := Verify}) ->
-    maps:merge(#{tls_available => true}, verification(Verify));
-server_info(#{verify := Verify}) ->
-    maps:merge(#{tls_required => true}, verification(Verify)).
-
-verification(verify_peer) -> #{tls_verify => true};
-verification(verify_none) -> #{}.
+%% What INFO tells of it; `Secured': it is sent inside TLS already. As nats-server.
+-spec server_info(plan(), Secured :: boolean()) -> #{atom() => true}.
+server_info(#{allow_non_tls := AllowNonTls, verify := Verify}, Secured) ->
+    maps:from_list(
+        [{tls_required, true} || Secured orelse not AllowNonTls] ++
+            [{tls_available, true} || AllowNonTls] ++
+            [{tls_verify, true} || Verify =:= verify_peer]
+    ).
 
 %% By its name in TLS's registry or OpenSSL's.
 -spec cipher_suite(binary()) -> {ok, ssl:erl_cipher_suite()} | error.
@@ -263,4 +311,5 @@ cipher_suite(Name) ->
 
 %% A problem in one line, for the one who has written the settings.
 -spec format_problem(problem()) -> iodata().
+format_problem({Setting, <<>>, Text}) -> [atom_to_binary(Setting), <<" ">>, Text];
 format_problem({Setting, File, Text}) -> [atom_to_binary(Setting), <<": ">>, File, <<": ">>, Text].

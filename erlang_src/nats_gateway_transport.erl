@@ -7,7 +7,7 @@
 -export([controlling_process/2]).
 -export([peek/2]).
 -export([secure/3]).
--export([is_secure/1]).
+-export([is_secured/1]).
 -export([peercert/1]).
 -export([recv/2]).
 -export([activate/1]).
@@ -20,7 +20,7 @@
 -export([close/1]).
 
 -ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
--ignore_xref([{esockd_transport, sockname, 1}]).
+-ignore_xref([{esockd_transport, sockname, 1}, {esockd_transport, peercert, 1}]).
 
 -export_type([listen_socket/0, socket/0]).
 
@@ -110,18 +110,22 @@ secure(Socket, Options, Timeout) ->
         {error, Reason} -> {error, Reason}
     end.
 
--spec is_secure(socket()) -> boolean().
-is_secure({ssl, _, _}) -> true;
-is_secure(_) -> false.
+-spec is_secured(socket()) -> boolean().
+is_secured(Socket) -> element(1, Socket) =:= ssl.
 
-%% The certificate that the client has shown, in DER.
--spec peercert(socket()) -> nossl | undefined | binary().
+%% The certificate that the client has shown, in DER, or what a proxy tells of it.
+-spec peercert(socket()) -> nossl | nats_gateway_certificate:peercert().
 peercert({ssl, Ssl, _}) ->
     case ssl:peercert(Ssl) of
         {ok, Der} -> Der;
         {error, _} -> undefined
     end;
-peercert(_) ->
+peercert({proxied, _, Wrapper}) ->
+    case esockd_transport:peercert(Wrapper) of
+        [] -> nossl;
+        Fields -> Fields
+    end;
+peercert({tcp, _}) ->
     nossl.
 
 %% The next chunks come as messages; `passive' tells when to activate again.

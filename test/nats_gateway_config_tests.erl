@@ -43,7 +43,7 @@ an_unknown_key_is_named_test_() ->
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp, ws, wss">>},
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
@@ -194,3 +194,254 @@ listeners_keep_their_names_and_the_smaller_limit_test() ->
         [{<<"tcp:a">>, 5}, {<<"tcp:b">>, 10}, {<<"tcp:c">>, 10}],
         [{Name, Max} || #{name := Name, max_connections := Max} <- Listeners]
     ).
+
+%% -------------------------------------------------------------------------------------------
+%% TLS
+
+ssl_listener(Settings, SslOptions) ->
+    parse(#{
+        <<"listeners">> => #{
+            <<"ssl">> => #{<<"a">> => Settings#{<<"ssl_options">> => SslOptions}}
+        }
+    }).
+
+tls(Settings, SslOptions) ->
+    case ssl_listener(Settings, SslOptions#{<<"certfile">> => <<"c.pem">>}) of
+        {ok, #{listeners := [#{type := ssl, tls := Tls}]}} -> Tls;
+        {error, Text} -> {error, Text}
+    end.
+
+an_ssl_listener_has_defaults_test() ->
+    Pem = #{<<"certfile">> => <<"c.pem">>},
+    ?assertMatch(
+        {ok, #{
+            authentication_timeout := 2000,
+            listeners := [
+                #{
+                    name := <<"ssl:a">>,
+                    type := ssl,
+                    acceptors := 16,
+                    %% nats-server's: a second more than the handshake has
+                    authentication_timeout := 3000,
+                    peer_cert_as_username := disabled,
+                    tls := #{
+                        listener := <<"ssl:a">>,
+                        mode := upgrade,
+                        allow_non_tls := false,
+                        handshake_first_wait := 50,
+                        handshake_timeout := 2000,
+                        verify := verify_none,
+                        certfile := <<"c.pem">>,
+                        keyfile := <<"c.pem">>
+                    }
+                }
+            ]
+        }},
+        ssl_listener(#{}, Pem)
+    ),
+    #{options := Options} = Tls = tls(#{}, #{}),
+    ?assertEqual([], [cacertfile, password] -- ([cacertfile, password] -- maps:keys(Tls))),
+    ?assertEqual(['tlsv1.3', 'tlsv1.2'], proplists:get_value(versions, Options)),
+    ?assertEqual(none, proplists:get_value(log_level, Options)),
+    ?assertNot(proplists:is_defined(ciphers, Options)).
+
+listeners_of_every_type_test() ->
+    {ok, #{listeners := Listeners}} = parse(#{
+        <<"authentication_timeout">> => 1500,
+        <<"listeners">> => #{
+            <<"ssl">> => #{
+                <<"a">> => #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}}
+            },
+            <<"tcp">> => #{<<"a">> => #{<<"bind">> => 1}}
+        }
+    }),
+    ?assertEqual(
+        [{<<"tcp:a">>, tcp, 1500}, {<<"ssl:a">>, ssl, 1500}],
+        [
+            {Name, Type, Timeout}
+         || #{name := Name, type := Type, authentication_timeout := Timeout} <- Listeners
+        ]
+    ).
+
+tls_settings_test_() ->
+    Get = fun(Name, Settings, SslOptions) ->
+        case tls(Settings, SslOptions) of
+            #{Name := Value} -> Value;
+            #{options := Options} -> proplists:get_value(Name, Options)
+        end
+    end,
+    [
+        ?_assertEqual(Expected, Get(Name, Settings, SslOptions))
+     || {Name, Expected, Settings, SslOptions} <- [
+            {mode, auto, #{<<"tls_mode">> => <<"auto">>}, #{}},
+            {handshake_first_wait, 200, #{<<"handshake_first_wait">> => <<"200ms">>}, #{}},
+            {allow_non_tls, true, #{<<"allow_non_tls">> => true}, #{}},
+            {handshake_timeout, 7000, #{}, #{<<"handshake_timeout">> => <<"7s">>}},
+            {keyfile, <<"k.pem">>, #{}, #{<<"keyfile">> => <<"k.pem">>}},
+            {depth, 0, #{}, #{<<"depth">> => 0}},
+            {depth, 255, #{}, #{<<"depth">> => 255}},
+            {versions, ['tlsv1.2'], #{}, #{<<"versions">> => [<<"tlsv1.2">>]}},
+            {versions, ['tlsv1.3', 'tlsv1.2'], #{}, #{
+                <<"versions">> => [<<"tlsv1.2">>, <<"tlsv1.3">>, <<"tlsv1.2">>]
+            }},
+            {fail_if_no_peer_cert, true, #{}, #{
+                <<"verify">> => <<"verify_peer">>,
+                <<"cacertfile">> => <<"ca.pem">>,
+                <<"fail_if_no_peer_cert">> => true
+            }},
+            {ciphers, [#{key_exchange => any, cipher => aes_256_gcm, mac => aead, prf => sha384}], #{}, #{
+                <<"ciphers">> => [<<"TLS_AES_256_GCM_SHA384">>]
+            }}
+        ]
+    ] ++
+        [
+            ?_assertEqual(<<"secret">>, ((Get(password, #{}, #{<<"password">> => <<"secret">>}))()))
+        ].
+
+what_is_wrong_with_tls_is_named_test_() ->
+    In = fun(Path) -> <<"listeners.ssl.a.", Path/binary>> end,
+    Peer = #{<<"verify">> => <<"verify_peer">>},
+    [
+        {binary_to_list(Path), fun() ->
+            {error, Text} = Result,
+            Size = byte_size(In(Path)),
+            ?assertEqual(<<(In(Path))/binary, ": ">>, binary:part(Text, 0, Size + 2))
+        end}
+     || {Path, Result} <- [
+            {<<"ssl_options.certfile">>, ssl_listener(#{}, #{})},
+            {<<"ssl_options.cacertfile">>, tls(#{}, Peer)},
+            {<<"ssl_options.fail_if_no_peer_cert">>, tls(#{}, #{<<"fail_if_no_peer_cert">> => true})},
+            {<<"allow_non_tls">>,
+                tls(#{<<"tls_mode">> => <<"handshake_first">>, <<"allow_non_tls">> => true}, #{})},
+            {<<"tls_mode">>, tls(#{<<"tls_mode">> => <<"never">>}, #{})},
+            {<<"handshake_first_wait">>, tls(#{<<"handshake_first_wait">> => 0}, #{})},
+            {<<"peer_cert_as_username">>, tls(#{<<"peer_cert_as_username">> => <<"pem">>}, #{})},
+            {<<"ssl_options.handshake_timeout">>, tls(#{}, #{<<"handshake_timeout">> => <<"0s">>})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => -1})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => 256})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => []})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => <<"tlsv1.3">>})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => [<<"tlsv1.1">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => [<<"ROT13">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
+            {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
+            {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+%% WebSocket
+
+ws_listener(Settings) ->
+    parse(#{<<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Settings}}}}).
+
+websocket(Settings) ->
+    case ws_listener(Settings) of
+        {ok, #{listeners := [#{type := ws, websocket := Websocket}]}} -> Websocket;
+        {error, Text} -> {error, Text}
+    end.
+
+a_ws_listener_has_defaults_test() ->
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"ws:a">>,
+                    type := ws,
+                    bind := {{127, 0, 0, 1}, 8080},
+                    authentication_timeout := 2000
+                } = Listener
+            ]
+        }} when not is_map_key(tls, Listener),
+        ws_listener(#{})
+    ),
+    ?assertEqual(
+        #{
+            same_origin => false,
+            allowed_origins => [],
+            allow_origin_absence => true,
+            subprotocols => [],
+            compress => false,
+            max_frame_size => infinity,
+            handshake_timeout => 5000
+        },
+        websocket(#{})
+    ).
+
+a_wss_listener_test() ->
+    Wss = fun(Settings) -> parse(#{<<"listeners">> => #{<<"wss">> => #{<<"a">> => Settings}}}) end,
+    Pem = #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}},
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"wss:a">>,
+                    type := wss,
+                    bind := {{127, 0, 0, 1}, 8443},
+                    peer_cert_as_username := cn,
+                    websocket := #{path := <<"/nats">>},
+                    tls := #{mode := handshake_first, allow_non_tls := false, certfile := <<"c.pem">>}
+                }
+            ]
+        }},
+        Wss(Pem#{
+            <<"peer_cert_as_username">> => <<"cn">>, <<"websocket">> => #{<<"path">> => <<"/nats">>}
+        })
+    ),
+    ?assertMatch({error, <<"listeners.wss.a.ssl_options.certfile: ", _/binary>>}, Wss(#{})),
+    %% There is no INFO in clear.
+    ?assertMatch(
+        {error, <<"listeners.wss.a.tls_mode: unknown key", _/binary>>},
+        Wss(Pem#{<<"tls_mode">> => <<"upgrade">>})
+    ).
+
+websocket_settings_test_() ->
+    [
+        ?_assertMatch({Key, #{Key := Expected}}, {Key, websocket(Settings)})
+     || {Key, Expected, Settings} <- [
+            {path, <<"/">>, #{<<"path">> => <<"/">>}},
+            {path, <<"/a/b%20">>, #{<<"path">> => <<"/a/b%20">>}},
+            {same_origin, true, #{<<"same_origin">> => true}},
+            {allowed_origins, [{<<"https">>, <<"a.example">>, 443}, {<<"http">>, <<"b">>, 81}], #{
+                <<"allowed_origins">> => [<<"https://A.example">>, <<"http://b:81">>]
+            }},
+            {allow_origin_absence, false, #{<<"allow_origin_absence">> => false}},
+            {subprotocols, [<<"nats/1.0">>], #{<<"supported_subprotocols">> => [<<"NATS/1.0">>]}},
+            {compress, true, #{<<"compress">> => true}},
+            {max_frame_size, infinity, #{<<"max_frame_size">> => 0}},
+            {max_frame_size, 1, #{<<"max_frame_size">> => 1}},
+            {max_frame_size, 999999999, #{<<"max_frame_size">> => 999999999}},
+            {handshake_timeout, 1000, #{<<"handshake_timeout">> => <<"1s">>}},
+            {jwt_cookie, <<"JWT">>, #{<<"jwt_cookie">> => <<"JWT">>}},
+            {proxy_address_header, <<"x-real-ip">>, #{<<"proxy_address_header">> => <<"X-Real-IP">>}},
+            {proxy_port_header, <<"x-port">>, #{<<"proxy_port_header">> => <<"X-Port">>}}
+        ]
+    ].
+
+what_is_wrong_with_websocket_is_named_test_() ->
+    [
+        {binary_to_list(Key), fun() ->
+            {error, Text} = websocket(#{Key => Value}),
+            Named = <<"listeners.ws.a.websocket.", Key/binary, ": ">>,
+            ?assertEqual(Named, binary:part(Text, 0, byte_size(Named)))
+        end}
+     || {Key, Value} <- [
+            {<<"path">>, <<>>},
+            {<<"path">>, <<"nats">>},
+            {<<"path">>, <<"/a?b">>},
+            {<<"path">>, <<"/a b">>},
+            {<<"path">>, 1},
+            {<<"allowed_origins">>, <<"https://a.example">>},
+            {<<"allowed_origins">>, [<<"a.example">>]},
+            {<<"allowed_origins">>, [1]},
+            {<<"supported_subprotocols">>, <<"nats">>},
+            {<<"max_frame_size">>, -1},
+            {<<"max_frame_size">>, 1000000000},
+            {<<"handshake_timeout">>, 0},
+            {<<"jwt_cookie">>, <<>>},
+            {<<"jwt_cookie">>, <<"a b">>},
+            {<<"proxy_address_header">>, <<"x:">>},
+            {<<"proxy_port_header">>, 1},
+            {<<"check_origins">>, []}
+        ]
+    ].

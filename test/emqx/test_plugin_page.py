@@ -4,51 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from emqx.gateway import BUILT_IN_DATABASE, Gateway
 from emqx.node import Node, wait_until
-from emqx.rest import Answer
+from emqx.page import DEFAULTS, Page
 
 pytestmark = pytest.mark.plugin
-
-DEFAULTS = {
-    "max_control_line": "4KB",
-    "max_subscriptions": 0,
-    "authentication_timeout": "2s",
-    "retained_on_subscribe": False,
-    "max_pending": "64MB",
-    "send_timeout": "10s",
-    "drain_time": "1s",
-}
-
-
-class Page:
-    def __init__(self, node: Node, plugin: str):
-        self._node = node
-        self._path = f"/plugins/{plugin}/config"
-
-    def read(self) -> dict:
-        return self._node.rest.get(self._path)
-
-    def try_change(self, **changes: object) -> Answer:
-        return self._node.rest.call("PUT", self._path, DEFAULTS | changes)
-
-    def change(self, **changes: object) -> None:
-        answer = self.try_change(**changes)
-        assert answer.status == 204, answer
-
-    def replace(self, settings: dict) -> Answer:
-        return self._node.rest.call("PUT", self._path, settings)
-
-
-@pytest.fixture
-def page(gateway: Gateway, plugin: str) -> Iterator[Page]:
-    page = Page(gateway.node, plugin)
-    yield page
-    page.change()
 
 
 def test_the_form(node: Node, plugin: str):
@@ -159,6 +122,9 @@ def test_a_client_that_is_there_stays_when_the_page_changes(gateway: Gateway, pa
         ("max_pending", "1B", "from 1024 to 4294967296 bytes"),
         ("send_timeout", "0ms", "at least 1 ms"),
         ("drain_time", "9s", "from 0 to 8000 ms"),
+        ("tls_mode", "never", "one of upgrade, handshake_first, auto"),
+        ("handshake_first_wait", "0ms", "at least 1 ms"),
+        ("peer_cert_as_username", "md5", "one of disabled, cn, dn, san_email, san_dns, san_uri"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(page: Page, field: str, value: object, text: str):
