@@ -6,6 +6,7 @@
 
 -export([start_link/2]).
 -export([start_link/3]).
+-export([start_link/4]).
 -export([hand_over/2]).
 -export([drain/1]).
 -export([drain/2]).
@@ -26,6 +27,8 @@
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
+    %% whether ranch's sockets begin with a PROXY header, and how long it may take
+    proxy_protocol => false | pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
@@ -73,9 +76,18 @@ start_link(Socket, Options) ->
 
 %% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
 %% no heap, however many connections there are.
--spec start_link(module(), gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()}.
+-spec start_link
+    (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
+    (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
 start_link(esockd_transport, Port, Key) ->
-    gen_server:start_link(?MODULE, {esockd, Port, Key}, []).
+    gen_server:start_link(?MODULE, {{esockd, Port}, Key}, []);
+start_link(Ref, _, Key) ->
+    gen_server:start_link(?MODULE, {{ranch, Ref}, Key}, []).
+
+%% As ranch 1 does it.
+-spec start_link(atom(), gen_tcp:socket(), module(), Key :: term()) ->
+    {ok, pid()} | {error, term()}.
+start_link(Ref, _, Transport, Key) -> start_link(Ref, Transport, Key).
 
 %% The acceptor's last act: only the owner of the socket can give it away.
 -spec hand_over(nats_gateway_transport:socket(), pid()) -> ok.
@@ -112,20 +124,22 @@ cast(Pid, Message) -> gen_server:cast(Pid, {message, Message}).
 
 %% -------------------------------------------------------------------------------------------
 
-init({esockd, Port, Key}) ->
+init({Acceptor = {Kind, _}, Key}) when Kind =:= esockd; Kind =:= ranch ->
     _ = process_flag(trap_exit, true),
     Options = persistent_term:get(Key),
-    {ok, #state{options = Options#{key => Key}}, {continue, {esockd, Port}}};
+    {ok, #state{options = Options#{key => Key}}, {continue, Acceptor}};
 init({Socket, Options}) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
     {ok, #state{socket = Socket, options = Options}}.
 
 handle_continue({esockd, Port}, State) ->
-    case nats_gateway_transport:from_esockd(Port) of
-        {ok, Socket} -> greet(State#state{socket = Socket});
-        {error, _} -> {stop, {shutdown, not_upgraded}, State}
-    end.
+    accepted(nats_gateway_transport:from_esockd(Port), State);
+handle_continue({ranch, Ref}, State = #state{options = #{proxy_protocol := Proxy}}) ->
+    accepted(nats_gateway_transport:from_ranch(Ref, Proxy), State).
+
+accepted({ok, Socket}, State) -> greet(State#state{socket = Socket});
+accepted({error, _}, State) -> {stop, {shutdown, not_upgraded}, State}.
 
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};

@@ -18,6 +18,7 @@
 
 %% Of a listener. What is not there is off: any path, any origin, no compression, no cookie.
 -type settings() :: #{
+    %% and what is below it
     path => binary(),
     %% where a browser's page may come from: the host it connects to, and one of these
     same_origin => boolean(),
@@ -175,8 +176,10 @@ path(_) -> <<>>.
 %% The checks and their order are nats-server's.
 upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = Method}) ->
     case Settings of
-        #{path := Path} when Path =/= Handshake#handshake.path -> refuse(404, <<"path">>);
-        #{} -> ok
+        #{path := Path} ->
+            is_at(Path, Handshake#handshake.path) orelse refuse(404, <<"path">>);
+        #{} ->
+            ok
     end,
     Method =:= 'GET' orelse refuse(405, <<"request method must be GET">>),
     length(values(<<"host">>, Headers)) =:= 1 orelse refuse(400, <<"'Host' missing in request">>),
@@ -198,6 +201,11 @@ upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = 
         <<"\r\n">>
     ],
     {upgrade, Response, maps:merge(client(Settings, Headers), Deflate)}.
+
+%% Or below, as EMQX takes it.
+is_at(Path, Requested) ->
+    Below = <<(string:trim(Path, trailing, "/"))/binary, "/">>,
+    Requested =:= Path orelse string:prefix(Requested, Below) =/= nomatch.
 
 accept(Key) -> base64:encode(crypto:hash(sha, [Key, ?GUID])).
 
