@@ -29,11 +29,13 @@
 
 %% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
 %% client's FIN. Both wait for their turn.
--type input() :: nats_gateway_nif:op() | {error, nats_gateway_nif:error_reason()} | eof.
+-type input() :: nats_gateway_nif:op() | {error, error_reason()} | eof.
+
+-type error_reason() :: nats_gateway_nif:error_reason() | nats_gateway_websocket:error_reason().
 
 -type stop_reason() ::
     nats_gateway_host:close_reason()
-    | nats_gateway_nif:error_reason()
+    | error_reason()
     | client_closed
     | stale_connection
     | authentication_timeout

@@ -20,6 +20,8 @@
     peercert := nossl | nats_gateway_certificate:peercert(),
     %% what its certificate says instead of CONNECT
     certified => #{user := binary()},
+    %% of the HTTP request that opened its WebSocket
+    cookies => #{jwt => binary()},
     %% what INFO tells of the transport
     server_info => #{atom() => true},
     %% the host's own, from `prepare/1' to the first `connect/1'

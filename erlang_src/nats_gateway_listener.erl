@@ -12,8 +12,9 @@
 
 -type listener() :: #{
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     tls => nats_gateway_tls:settings(),
+    websocket => nats_gateway_websocket:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
@@ -53,17 +54,21 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 type => supervisor,
                 shutdown => infinity
             },
-            {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
-                Connections
-                | [
-                    #{
-                        id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener#{connection := Options}]},
-                        shutdown => brutal_kill
-                    }
-                 || N <- lists:seq(1, Acceptors)
-                ]
-            ]}};
+            {ok,
+                {#{strategy => rest_for_one, intensity => 10, period => 10}, [
+                    Connections
+                    | [
+                        #{
+                            id => {acceptor, N},
+                            start =>
+                                {?MODULE, start_acceptor, [
+                                    ListenSocket, self(), Listener#{connection := Options}
+                                ]},
+                            shutdown => brutal_kill
+                        }
+                     || N <- lists:seq(1, Acceptors)
+                    ]
+                ]}};
         {error, Reason} ->
             exit({shutdown, {listen, Reason}})
     end;
@@ -77,7 +82,7 @@ init(connections) ->
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
 connection_options(Listener = #{type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection, maps:with([peer_cert_as_username], Listener)),
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
     case Listener of
         #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
         #{} -> Options#{transport => Type}
@@ -93,8 +98,7 @@ publish(#{}) ->
 
 -spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Listener) ->
-    {ok,
-        proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
+    {ok, proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
 
 accept(ListenSocket, Connections, Listener) ->
     case nats_gateway_transport:accept(ListenSocket) of

@@ -4,6 +4,7 @@
 mod decode;
 mod encode;
 mod terms;
+mod websocket;
 
 use nats_protocol::connect::Info;
 use nats_protocol::headers::{MAX_BLOCK, Properties};

@@ -15,6 +15,7 @@ pub mod atoms {
         client_error,
         verbose, pedantic, echo, headers, no_responders, protocol, user, pass, auth_token, name,
         lang, version, tls_required, jwt, nkey, sig, account, new_account,
+        binary, plain, deflated, none, more, close,
     }
 }
 

@@ -60,6 +60,7 @@ mod error;
 pub mod headers;
 mod op;
 pub mod subject;
+pub mod websocket;
 
 pub use decode::{MAX_IGNORED_BYTES, MAX_SIZE_DIGITS, Step, decode};
 pub use error::DecodeError;
