@@ -6,6 +6,9 @@
 -export([parse/1]).
 -export([defaults/0]).
 -export([check/2]).
+-export([login_schema/0]).
+-export([login/1]).
+-export([page_login/1]).
 
 -export_type([config/0, listener/0, schema/0]).
 
@@ -21,6 +24,8 @@
     idle_timeout := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
+    %% the gateway's own, before the broker's
+    login := nats_gateway_login:login(),
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
@@ -32,7 +37,8 @@
         host := string() | inet:ip_address(),
         port := inet:port_number(),
         connect_timeout := pos_integer(),
-        keepalive := pos_integer()
+        keepalive := pos_integer(),
+        authentication := boolean()
     },
     listeners := [listener()]
 }.
@@ -63,13 +69,26 @@
     | {one_of, [atom()]}
     | {table, schema()}
     %% any name: the same table under each
-    | {named, schema()}.
+    | {named, schema()}
+    | {list, kind()}
+    %% a table whose key `type' says what else there is
+    | {by_type, #{atom() => schema()}}
+    %% a password or token, or its bcrypt hash
+    | secret
+    %% the same, and an empty one is none
+    | optional_secret
+    %% a public NKey of a user
+    | user_key
+    %% a subject, a list of subjects, or a table of `allow' and `deny'
+    | {subjects, queues | no_queues}
+    | responses.
 
+%% A default that is `required' must be given; `undefined' says that nothing is there.
 -type schema() :: #{atom() => {kind(), Default :: term()}}.
 
 -spec schema() -> schema().
 schema() ->
-    #{
+    (login_schema())#{
         server_name => {string, <<"nats_gateway">>},
         mountpoint => {string, <<>>},
         default_heartbeat_interval => {{duration, 0}, 60000},
@@ -83,6 +102,9 @@ schema() ->
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
+        users => {{list, {table, user_schema()}}, []},
+        no_auth_user => {string, undefined},
+        auth_token => {secret, undefined},
         log_level =>
             {{one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
                 notice},
@@ -90,8 +112,8 @@ schema() ->
             {
                 {table, #{
                     clientid => {string, <<"${generated}">>},
-                    username => {string, <<"${Packet.user}">>},
-                    password => {string, <<"${Packet.pass}">>}
+                    username => {string, undefined},
+                    password => {string, undefined}
                 }},
                 #{}
             },
@@ -100,11 +122,55 @@ schema() ->
                 {table, #{
                     url => {url, {"127.0.0.1", 1883}},
                     connect_timeout => {{duration, 1}, 5000},
+                    authentication => {boolean, false},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
                 #{}
             },
         listeners => {{table, #{tcp => {{named, listener_schema()}, #{}}}}, #{}}
+    }.
+
+%% The methods of EMQX's gateway settings, with the same names.
+-spec login_schema() -> schema().
+login_schema() ->
+    Preload = #{pubkey => {string, required}, jwt => {string, required}},
+    #{
+        internal_authn =>
+            {
+                {list,
+                    {by_type, #{
+                        token => #{token => {secret, required}},
+                        nkey => #{nkeys => {{list, user_key}, required}},
+                        jwt => #{
+                            trusted_operators => {{list, string}, required},
+                            resolver =>
+                                {
+                                    {table, #{
+                                        type => {{one_of, [memory]}, memory},
+                                        resolver_preload => {{list, {table, Preload}}, required}
+                                    }},
+                                    required
+                                }
+                        }
+                    }}},
+                []
+            }
+    }.
+
+user_schema() ->
+    #{
+        user => {string, undefined},
+        password => {secret, undefined},
+        nkey => {user_key, undefined},
+        permissions =>
+            {
+                {table, #{
+                    publish => {{subjects, no_queues}, #{allow => all, deny => []}},
+                    subscribe => {{subjects, queues}, #{allow => all, deny => []}},
+                    allow_responses => {responses, undefined}
+                }},
+                #{}
+            }
     }.
 
 listener_schema() ->
@@ -125,30 +191,34 @@ defaults() ->
 %% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
 -spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
 parse(Tables) ->
-    case check(schema(), Tables) of
-        {ok, Settings} -> {ok, finish(Settings)};
-        {error, Text} -> {error, Text}
-    end.
+    checked(fun() -> finish(table(schema(), Tables, [])) end).
 
 %% The settings of a schema, with its defaults for those that are not there.
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
 check(Schema, Tables) ->
+    checked(fun() -> table(Schema, Tables, []) end).
+
+checked(Read) ->
     try
-        {ok, table(Schema, Tables, [])}
+        {ok, Read()}
     catch
         throw:{invalid, Path, Problem} ->
             {error, iolist_to_binary([path(Path), <<": ">>, Problem])}
     end.
 
 finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
-    #{max_connections := Max} = Settings,
+    #{max_connections := Max, auth_required := OfBroker} = Settings,
+    Login = own_login(Settings),
     {Host, Port} = maps:get(url, Upstream),
     Named =
         case map_size(Tcp) of
             0 -> #{<<"default">> => table(listener_schema(), #{}, [])};
             _ -> Tcp
         end,
-    (maps:remove(max_connections, Settings))#{
+    NotKept = [max_connections, internal_authn, users, no_auth_user, auth_token],
+    (maps:without(NotKept, Settings))#{
+        login => Login,
+        auth_required := nats_gateway_login:auth_required(Login, OfBroker),
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
         upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
@@ -160,6 +230,120 @@ finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
          || {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
+
+%% The order of nats-server: JWT and NKeys, users, token.
+own_login(Settings) ->
+    #{users := Users, no_auth_user := NoAuthUser, auth_token := Token, upstream := Upstream} =
+        Settings,
+    ok = distinct([Name || #{user := Name} <- Users, Name =/= undefined], <<"users">>),
+    ok = distinct([Key || #{nkey := Key} <- Users, Key =/= undefined], <<"users">>),
+    Methods =
+        methods(Settings) ++
+            [{users, [user(N, User) || {N, User} <- numbered(Users)]} || Users =/= []] ++
+            [{token, Token} || Token =/= undefined],
+    new_login(#{
+        methods => Methods,
+        no_auth_user => NoAuthUser,
+        falls_through => maps:get(authentication, Upstream)
+    }).
+
+%% The login of settings with `login_schema/0' in them.
+-spec login(Settings :: map()) ->
+    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
+login(Settings) ->
+    checked(fun() -> new_login(#{methods => methods(Settings)}) end).
+
+%% The login of the plugin's page: `internal_authn' is the order of the methods, and what they need
+%% stands beside it.
+-spec page_login(Settings :: map()) ->
+    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
+page_login(Settings = #{internal_authn := Types}) ->
+    checked(fun() ->
+        ok = distinct(Types, <<"internal_authn">>),
+        lists:foreach(
+            fun({Key, Type, Unset}) ->
+                IsUsed = lists:member(Type, Types),
+                case maps:get(Key, Settings) of
+                    Unset when IsUsed ->
+                        invalid([atom_to_binary(Key)], <<"must not be empty">>);
+                    Value when Value =/= Unset, not IsUsed ->
+                        invalid([atom_to_binary(Key)], [
+                            <<"is not used without ">>, atom_to_binary(Type), <<" in internal_authn">>
+                        ]);
+                    _ ->
+                        ok
+                end
+            end,
+            [
+                {token, token, undefined},
+                {nkeys, nkey, []},
+                {trusted_operators, jwt, []},
+                {resolver_preload, jwt, []}
+            ]
+        ),
+        new_login(#{methods => [page_method(Type, Settings) || Type <- Types]})
+    end).
+
+page_method(token, #{token := Token}) ->
+    {token, Token};
+page_method(nkey, #{nkeys := Keys}) ->
+    {nkey, Keys};
+page_method(jwt, #{trusted_operators := Operators, resolver_preload := Jwts}) ->
+    jwt(Operators, [{undefined, Jwt} || Jwt <- Jwts], fun
+        (operator, N) -> [N, <<"trusted_operators">>];
+        (_, N) -> [N, <<"resolver_preload">>]
+    end).
+
+jwt(Operators, Accounts, PathOf) ->
+    case nats_gateway_jwt:trust(Operators, Accounts) of
+        {ok, Trust} -> {jwt, Trust};
+        {error, {What, N}, Problem} -> invalid(PathOf(What, N), Problem)
+    end.
+
+new_login(Spec) ->
+    case nats_gateway_login:new(Spec) of
+        {ok, Login} -> Login;
+        {error, no_such_user} -> invalid([<<"no_auth_user">>], <<"must be one of users">>)
+    end.
+
+methods(#{internal_authn := Methods}) ->
+    [method([N, <<"internal_authn">>], Method) || {N, Method} <- numbered(Methods)].
+
+method(_, #{type := token, token := Token}) ->
+    {token, Token};
+method(Path, #{type := nkey, nkeys := []}) ->
+    invalid([<<"nkeys">> | Path], <<"must not be empty">>);
+method(_, #{type := nkey, nkeys := Keys}) ->
+    {nkey, Keys};
+method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver}) ->
+    #{resolver_preload := Preload} = Resolver,
+    PreloadPath = [<<"resolver_preload">>, <<"resolver">> | Path],
+    _ = [invalid([<<"trusted_operators">> | Path], <<"must not be empty">>) || Operators =:= []],
+    _ = [invalid(PreloadPath, <<"must not be empty">>) || Preload =:= []],
+    jwt(Operators, [{Key, Jwt} || #{pubkey := Key, jwt := Jwt} <- Preload], fun
+        (operator, N) -> [N, <<"trusted_operators">> | Path];
+        (account, N) -> [<<"jwt">>, N | PreloadPath];
+        (account_key, N) -> [<<"pubkey">>, N | PreloadPath]
+    end).
+
+user(N, #{user := undefined, nkey := undefined}) ->
+    invalid([N, <<"users">>], <<"must have a user and password, or an nkey">>);
+user(N, #{user := Name, nkey := Key}) when Name =/= undefined, Key =/= undefined ->
+    invalid([N, <<"users">>], <<"must have either a user or an nkey">>);
+user(N, #{nkey := Key, password := Password}) when Key =/= undefined, Password =/= undefined ->
+    invalid([N, <<"users">>], <<"must have no password where it has an nkey">>);
+user(N, #{user := <<>>}) ->
+    invalid([<<"user">>, N, <<"users">>], <<"must not be empty">>);
+user(_, User = #{permissions := Rules}) ->
+    (maps:remove(permissions, User))#{rules => Rules}.
+
+distinct(Names, Path) ->
+    case length(lists:usort(Names)) =:= length(Names) of
+        true -> ok;
+        false -> invalid([Path], <<"must be different from each other">>)
+    end.
+
+numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
 
 %% Looks like nats-server's: an nkey of a server, unique per start.
 server_id() ->
@@ -190,6 +374,7 @@ table(_, _, Path) ->
 known(Schema) ->
     lists:join(<<", ">>, lists:sort([atom_to_binary(Name) || Name <- maps:keys(Schema)])).
 
+default(_, required, Path) -> invalid(Path, <<"is missing">>);
 default(Kind = {table, _}, Default, Path) -> value(Kind, Default, Path);
 default(_, Default, _) -> Default.
 
@@ -199,6 +384,58 @@ value({named, Schema}, Value, Path) when is_map(Value) ->
     maps:map(fun(Name, Entry) -> table(Schema, Entry, [Name | Path]) end, Value);
 value({named, _}, _, Path) ->
     invalid(Path, <<"must be a table of named tables">>);
+value({list, Kind}, Values, Path) when is_list(Values) ->
+    [value(Kind, Value, [N | Path]) || {N, Value} <- numbered(Values)];
+value({list, _}, _, Path) ->
+    invalid(Path, <<"must be a list">>);
+value({by_type, Schemas}, Value, Path) when is_map(Value) ->
+    Types = lists:sort(maps:keys(Schemas)),
+    Type = value({one_of, Types}, maps:get(<<"type">>, Value, none), [<<"type">> | Path]),
+    Table = table(maps:get(Type, Schemas), maps:remove(<<"type">>, Value), Path),
+    Table#{type => Type};
+value({by_type, _}, _, Path) ->
+    invalid(Path, <<"must be a table">>);
+value(secret, Value, Path) when is_binary(Value), Value =/= <<>> ->
+    case nats_gateway_login:secret(Value) of
+        {ok, Secret} -> Secret;
+        {error, bad_hash} -> invalid(Path, <<"begins like a bcrypt hash, but is none">>);
+        {error, hash_too_slow} -> invalid(Path, <<"must be a bcrypt hash of cost 16 at most">>)
+    end;
+value(secret, _, Path) ->
+    invalid(Path, <<"must be a string that is not empty">>);
+value(optional_secret, <<>>, _) ->
+    undefined;
+value(optional_secret, Value, Path) ->
+    value(secret, Value, Path);
+value(user_key, Value, Path) ->
+    case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
+        {ok, Key} -> Key;
+        _ -> invalid(Path, <<"must be the public NKey of a user (U…)"/utf8>>)
+    end;
+value({subjects, Queues}, Value, Path) when is_map(Value) ->
+    Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
+    Subjects = #{allow := Allow, deny := Deny} = table(Schema, Value, Path),
+    _ = Allow =:= all orelse [subject(Queues, E, [N, <<"allow">> | Path]) || {N, E} <- numbered(Allow)],
+    _ = [subject(Queues, Entry, [N, <<"deny">> | Path]) || {N, Entry} <- numbered(Deny)],
+    _ = [
+        invalid([<<"allow">> | Path], <<"must not be empty: leave it out, or deny \">\"">>)
+     || Allow =:= []
+    ],
+    Subjects;
+value(Kind = {subjects, _}, Value, Path) when is_binary(Value) ->
+    value(Kind, [Value], Path);
+value(Kind = {subjects, _}, Value, Path) when is_list(Value) ->
+    value(Kind, #{<<"allow">> => Value}, Path);
+value({subjects, _}, _, Path) ->
+    invalid(Path, <<"must be a subject, a list of subjects, or a table with allow and deny">>);
+value(responses, true, Path) ->
+    value(responses, #{}, Path);
+value(responses, false, _) ->
+    undefined;
+value(responses, Value, Path) when is_map(Value) ->
+    table(#{max => {{limit, 1 bsl 30}, 1}, expires => {{duration, 0}, 120000}}, Value, Path);
+value(responses, _, Path) ->
+    invalid(Path, <<"must be true, false, or a table with max and expires">>);
 value(string, Value, Path) ->
     case is_binary(Value) andalso binary:match(Value, <<0>>) =:= nomatch of
         true -> Value;
@@ -355,8 +592,27 @@ host_port(Text) ->
             error
     end.
 
--spec invalid([binary()], iodata()) -> no_return().
+%% A subject, or with a blank and a queue group behind it.
+subject(queues, Entry, Path) ->
+    case binary:split(Entry, <<" ">>, [global]) of
+        [Subject, Queue] ->
+            subject(no_queues, Subject, Path),
+            subject(no_queues, Queue, Path);
+        _ ->
+            subject(no_queues, Entry, Path)
+    end;
+subject(no_queues, Subject, Path) ->
+    HasBlank = binary:match(Subject, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) =/= nomatch,
+    case HasBlank orelse nats_gateway_nif:filter(Subject, <<>>) =:= invalid of
+        false -> ok;
+        true -> invalid(Path, <<"must be a valid subject">>)
+    end.
+
+%% No value goes into the text: it may be a secret.
+-spec invalid([binary() | pos_integer()], iodata()) -> no_return().
 invalid(Path, Problem) -> throw({invalid, Path, Problem}).
 
 path([]) -> <<"the file">>;
-path(Path) -> lists:join(<<".">>, lists:reverse(Path)).
+path([Key]) -> Key;
+path([N | Path]) when is_integer(N) -> [path(Path), $[, integer_to_binary(N), $]];
+path([Key | Path]) -> [path(Path), $., Key].

@@ -1,5 +1,6 @@
 %% One client: owns its socket, the bytes not yet decoded, the timers, and one send per turn.
-%% It knows no rule of the protocol; those are the channel's.
+%% It knows no rule of the protocol; those are the channel's. It runs under `nats_gateway_guard',
+%% because what it handles may be credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
@@ -45,23 +46,27 @@
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
+    %% of the login, as the timer for it was started
+    deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained.
+-type timer() :: heartbeat | heartbeat_wait | authentication | idle | login | report | drained.
+
+-define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
-    gen_server:start_link(?MODULE, {Socket, Options}, []).
+    nats_gateway_guard:start_link(?MODULE, {Socket, Options}).
 
 %% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
 %% no heap, however many connections there are.
 -spec start_link(module(), gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()}.
 start_link(esockd_transport, Port, Key) ->
-    gen_server:start_link(?MODULE, {esockd, Port, Key}, []).
+    nats_gateway_guard:start_link(?MODULE, {esockd, Port, Key}).
 
 %% The acceptor's last act: only the owner of the socket can give it away.
 -spec hand_over(nats_gateway_transport:socket(), pid()) -> ok.
@@ -303,7 +308,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State) of
-        ok -> {noreply, State#state{channel = Channel}};
+        ok -> {noreply, login_timer(State#state{channel = Channel})};
         {error, Reason} -> {stop, {shutdown, send_error(Reason)}, State#state{channel = Channel}}
     end;
 result({stop, Reason, Out, Channel}, State) ->
@@ -357,8 +362,26 @@ timeout(report, State = #state{channel = Channel}) ->
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
+timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
+    case erlang:monotonic_time(millisecond) of
+        Now when Now < Deadline -> {noreply, start_login_timer(State)};
+        _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
+    end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
+
+login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
+    case nats_gateway_channel:deadline(Channel) of
+        Deadline -> State;
+        New -> start_login_timer(State#state{deadline = New})
+    end.
+
+%% Some logins last longer than a timer can wait. That of an earlier login finds none of its own.
+start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
+    State#state{timers = maps:remove(login, Timers)};
+start_login_timer(State = #state{deadline = Deadline}) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{reports = true, timers = Timers}) when
     not is_map_key(report, Timers)

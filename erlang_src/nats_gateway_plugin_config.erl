@@ -23,7 +23,9 @@
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
     %% from the lame duck INFO to the close, at plugin stop
-    drain_time := non_neg_integer()
+    drain_time := non_neg_integer(),
+    %% for gateways whose own settings have no `internal_authn'
+    login := nats_gateway_login:login()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -39,6 +41,9 @@
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
 
+%% What a form has in place of EMQX's list of methods: their order, and the fields of each.
+-define(OF_LOGIN, [internal_authn, token, nkeys, trusted_operators, resolver_preload]).
+
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
 -define(MIN_EMQX, {5, 10}).
@@ -53,11 +58,27 @@ schema() ->
         retained_on_subscribe => {boolean, false},
         max_pending => {{bytes, 1024, 1 bsl 32}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
-        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000}
+        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
+        internal_authn => {{list, {one_of, [token, nkey, jwt]}}, []},
+        token => {optional_secret, undefined},
+        nkeys => {{list, user_key}, []},
+        trusted_operators => {{list, string}, []},
+        resolver_preload => {{list, string}, []}
     }.
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
-parse(Stored) -> nats_gateway_config:check(schema(), Stored).
+parse(Stored) ->
+    case nats_gateway_config:check(schema(), Stored) of
+        {ok, Settings} ->
+            case nats_gateway_config:page_login(Settings) of
+                {ok, Login} ->
+                    {ok, (maps:without(?OF_LOGIN, Settings))#{login => Login}};
+                {error, Text} ->
+                    {error, Text}
+            end;
+        {error, Text} ->
+            {error, Text}
+    end.
 
 %% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
 %% starts.
