@@ -8,6 +8,7 @@
 
 -export([prepare/2]).
 -export([init/2]).
+-export([identify/3]).
 -export([settings/1]).
 -export([busy/1]).
 -export([deadline/1]).
@@ -23,6 +24,7 @@
 -export([terminate/2]).
 -export([info/1]).
 -export([stats/1]).
+-export([sent/1]).
 -export([subscriptions/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -133,6 +135,21 @@ init(Host, Client = #{config := Config}) ->
         end,
     {server_info(Extra, Channel), Channel}.
 
+%% What the client's certificate tells of it: the name takes the place of CONNECT's user.
+-spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
+    Peercert :: nats_gateway_certificate:peercert().
+identify(Peercert, Name, Channel = #channel{client = Client = #{connect := Connect}}) ->
+    Known = Client#{peercert => Peercert},
+    Channel#channel{
+        client =
+            case Name of
+                {ok, User} ->
+                    Known#{certified => #{user => User}, connect := Connect#{user => User}};
+                none ->
+                    Known
+            end
+    }.
+
 %% The settings of the next decode call.
 -spec settings(channel()) -> nats_gateway_nif:settings().
 settings(#channel{settings = Settings}) -> Settings.
@@ -165,6 +182,10 @@ stats(Channel) ->
         messages_sent => Channel#channel.sent,
         messages_unroutable => Channel#channel.unroutable
     }.
+
+%% Messages.
+-spec sent(channel()) -> non_neg_integer().
+sent(#channel{sent = Sent}) -> Sent.
 
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
@@ -277,7 +298,7 @@ stop(Reason, Out, Channel = #channel{held = Held}) ->
 %% CONNECT
 
 connect(Fields, Rest, Out, Channel = #channel{client = Client = #{connect := Old}}) ->
-    New = maps:merge(Old, Fields),
+    New = maps:merge(maps:merge(Old, Fields), maps:get(certified, Client, #{})),
     NChannel = Channel#channel{client = Client#{connect := New}},
     case New of
         #{account := Account} when Account =/= <<>> ->
@@ -307,7 +328,7 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
     #{login := Login} = Config,
     case nats_gateway_login:authenticate(Login, credentials_of(Client), facts(Client)) of
         {ok, Identity} ->
-            connect_host(Kind, Rest, Out, identify(Identity, Channel));
+            connect_host(Kind, Rest, Out, accept(Identity, Channel));
         ignore ->
             connect_host(Kind, Rest, Out, Channel#channel{
                 client = maps:remove(login, Client),
@@ -336,8 +357,9 @@ credentials_of(#{connect := Fields, cookies := #{jwt := Jwt}}) ->
 credentials_of(#{connect := Fields}) ->
     Fields.
 
-facts(#{peername := {PeerHost, _}, transport := Transport, nonce := Nonce}) ->
+facts(#{peername := {PeerHost, _}, transport := Transport, nonce := Nonce} = Client) ->
     #{
+        certified => is_map_key(certified, Client),
         peerhost => PeerHost,
         transport => Transport,
         nonce => Nonce,
@@ -349,7 +371,7 @@ local_offset() ->
     Local = calendar:datetime_to_gregorian_seconds(calendar:local_time()),
     Local - calendar:datetime_to_gregorian_seconds(calendar:universal_time()).
 
-identify(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{client = Client}) ->
+accept(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{client = Client}) ->
     #{max_payload := MaxPayload, max_subscriptions := MaxSubscriptions} = Identity,
     Channel#channel{
         client = Client#{login => maps:remove(rules, Identity)},
@@ -896,7 +918,7 @@ server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
             false -> #{}
         end,
     nats_gateway_nif:info(
-        maps:merge(Required, Extra#{
+        maps:merge(maps:merge(Required, maps:get(server_info, Client, #{})), Extra#{
             server_id => ServerId,
             server_name => ServerName,
             version => <<"2.10.27">>,

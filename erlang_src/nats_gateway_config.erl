@@ -6,9 +6,10 @@
 -export([parse/1]).
 -export([defaults/0]).
 -export([check/2]).
--export([login_schema/0]).
--export([login/1]).
--export([page_login/1]).
+-export([valid/1]).
+-export([invalid/2]).
+-export([tls_page_schema/0]).
+-export([check_tls_page/1]).
 
 -export_type([config/0, listener/0, schema/0]).
 
@@ -22,6 +23,7 @@
     default_heartbeat_interval := pos_integer() | infinity,
     heartbeat_wait_timeout := pos_integer(),
     idle_timeout := pos_integer() | infinity,
+    %% unless the listener has one of its own
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
     %% the gateway's own, before the broker's
@@ -29,6 +31,9 @@
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
+    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
+    max_pending := pos_integer(),
+    send_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
     enable_stats := boolean(),
     clientinfo_override := #{clientid | username | password => binary()},
@@ -36,6 +41,7 @@
     upstream := #{
         host := string() | inet:ip_address(),
         port := inet:port_number(),
+        tls := none | [ssl:tls_client_option()],
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
         authentication := boolean()
@@ -44,16 +50,25 @@
 }.
 
 -type listener() :: #{
+    %% `type:name'
     name := binary(),
+    type := tcp | ssl,
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := pos_integer() | infinity,
     backlog := pos_integer(),
-    send_timeout := pos_integer()
+    send_timeout := pos_integer(),
+    authentication_timeout := pos_integer(),
+    %% of those that speak TLS
+    tls => nats_gateway_tls:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name()
 }.
 
 %% nats-protocol section 1: sizes have at most 9 digits.
 -define(MAX_PAYLOAD_LIMIT, 999999999).
+
+-define(AUTHENTICATION_TIMEOUT_MS, 2000).
+-define(TLS_VERSIONS, ['tlsv1.3', 'tlsv1.2']).
 
 -type kind() ::
     string
@@ -67,6 +82,8 @@
     | address
     | url
     | {one_of, [atom()]}
+    %% some of these names, at least one
+    | {some_of, [atom()]}
     | {table, schema()}
     %% any name: the same table under each
     | {named, schema()}
@@ -88,23 +105,22 @@
 
 -spec schema() -> schema().
 schema() ->
-    (login_schema())#{
+    (nats_gateway_login_config:file_schema())#{
         server_name => {string, <<"nats_gateway">>},
         mountpoint => {string, <<>>},
         default_heartbeat_interval => {{duration, 0}, 60000},
         heartbeat_wait_timeout => {{duration, 1}, 5000},
         idle_timeout => {{duration, 0}, 30000},
-        authentication_timeout => {{duration, 1}, 2000},
+        authentication_timeout => {{duration, 1}, default},
         auth_required => {boolean, false},
         max_payload_size => {{bytes, 0, ?MAX_PAYLOAD_LIMIT}, 1048576},
         max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
+        send_timeout => {{duration, 1}, 10000},
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
-        users => {{list, {table, user_schema()}}, []},
-        no_auth_user => {string, undefined},
-        auth_token => {secret, undefined},
         log_level =>
             {{one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
                 notice},
@@ -120,57 +136,35 @@ schema() ->
         upstream =>
             {
                 {table, #{
-                    url => {url, {"127.0.0.1", 1883}},
+                    url => {url, {tcp, "127.0.0.1", 1883}},
+                    ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
                     authentication => {boolean, false},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
                 #{}
             },
-        listeners => {{table, #{tcp => {{named, listener_schema()}, #{}}}}, #{}}
-    }.
-
-%% The methods of EMQX's gateway settings, with the same names.
--spec login_schema() -> schema().
-login_schema() ->
-    Preload = #{pubkey => {string, required}, jwt => {string, required}},
-    #{
-        internal_authn =>
-            {
-                {list,
-                    {by_type, #{
-                        token => #{token => {secret, required}},
-                        nkey => #{nkeys => {{list, user_key}, required}},
-                        jwt => #{
-                            trusted_operators => {{list, string}, required},
-                            resolver =>
-                                {
-                                    {table, #{
-                                        type => {{one_of, [memory]}, memory},
-                                        resolver_preload => {{list, {table, Preload}}, required}
-                                    }},
-                                    required
-                                }
-                        }
-                    }}},
-                []
-            }
-    }.
-
-user_schema() ->
-    #{
-        user => {string, undefined},
-        password => {secret, undefined},
-        nkey => {user_key, undefined},
-        permissions =>
+        listeners =>
             {
                 {table, #{
-                    publish => {{subjects, no_queues}, #{allow => all, deny => []}},
-                    subscribe => {{subjects, queues}, #{allow => all, deny => []}},
-                    allow_responses => {responses, undefined}
+                    tcp => {{named, listener_schema()}, #{}},
+                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}}
                 }},
                 #{}
             }
+    }.
+
+%% Of the connections to the broker.
+upstream_tls_schema() ->
+    #{
+        verify => {{one_of, [verify_none, verify_peer]}, verify_peer},
+        cacertfile => {string, <<"/etc/ssl/certs/ca-certificates.crt">>},
+        certfile => {string, undefined},
+        keyfile => {string, undefined},
+        password => {string, undefined},
+        %% the host of the URL, unless it is called otherwise in its certificate
+        server_name_indication => {string, undefined},
+        versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS}
     }.
 
 listener_schema() ->
@@ -178,8 +172,48 @@ listener_schema() ->
         bind => {address, {{127, 0, 0, 1}, 4222}},
         acceptors => {{integer, 1, 1024}, 16},
         max_connections => {{limit, 1 bsl 30}, infinity},
-        backlog => {{integer, 1, 65535}, 1024},
-        send_timeout => {{duration, 1}, 10000}
+        backlog => {{integer, 1, 65535}, 1024}
+    }.
+
+%% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
+tls_schema() ->
+    (tls_page_schema())#{
+        ssl_options =>
+            {
+                {table, #{
+                    certfile => {string, undefined},
+                    %% the key may be in the file of the certificate
+                    keyfile => {string, undefined},
+                    password => {string, undefined},
+                    cacertfile => {string, undefined},
+                    verify => {{one_of, [verify_none, verify_peer]}, verify_none},
+                    fail_if_no_peer_cert => {boolean, false},
+                    depth => {{integer, 0, 255}, 10},
+                    versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS},
+                    ciphers => {{list, string}, []},
+                    handshake_timeout => {{duration, 1}, 2000},
+                    hibernate_after => {{duration, 1}, 5000}
+                }},
+                #{}
+            }
+    }.
+
+%% What EMQX has no names for; there they stand on the plugin's own page.
+-spec check_tls_page(map()) -> ok | {error, Text :: binary()}.
+check_tls_page(Settings) ->
+    case valid(fun() -> check_mode(Settings, []) end) of
+        {ok, ok} -> ok;
+        {error, Text} -> {error, Text}
+    end.
+
+-spec tls_page_schema() -> schema().
+tls_page_schema() ->
+    #{
+        tls_mode => {{one_of, [upgrade, handshake_first, auto]}, upgrade},
+        allow_non_tls => {boolean, false},
+        handshake_first_wait => {{duration, 1}, 50},
+        peer_cert_as_username =>
+            {{one_of, [disabled, cn, dn, san_email, san_dns, san_uri]}, disabled}
     }.
 
 %% The settings of an empty file.
@@ -191,159 +225,173 @@ defaults() ->
 %% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
 -spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
 parse(Tables) ->
-    checked(fun() -> finish(table(schema(), Tables, [])) end).
+    valid(fun() -> finish(table(schema(), Tables, [])) end).
 
 %% The settings of a schema, with its defaults for those that are not there.
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
-check(Schema, Tables) ->
-    checked(fun() -> table(Schema, Tables, []) end).
+check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
 
-checked(Read) ->
+%% What is read so may say `invalid/2'.
+-spec valid(fun(() -> Result)) -> {ok, Result} | {error, Text :: binary()}.
+valid(Fun) ->
     try
-        {ok, Read()}
+        {ok, Fun()}
     catch
         throw:{invalid, Path, Problem} ->
             {error, iolist_to_binary([path(Path), <<": ">>, Problem])}
     end.
 
-finish(Settings = #{upstream := Upstream, listeners := #{tcp := Tcp}}) ->
-    #{max_connections := Max, auth_required := OfBroker} = Settings,
-    Login = own_login(Settings),
-    {Host, Port} = maps:get(url, Upstream),
-    Named =
-        case map_size(Tcp) of
-            0 -> #{<<"default">> => table(listener_schema(), #{}, [])};
-            _ -> Tcp
-        end,
-    NotKept = [max_connections, internal_authn, users, no_auth_user, auth_token],
+finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
+    {Scheme, Host, Port} = maps:get(url, Upstream),
+    Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
+    NotKept = [max_connections | nats_gateway_login_config:file_keys()],
     (maps:without(NotKept, Settings))#{
         login => Login,
-        auth_required := nats_gateway_login:auth_required(Login, OfBroker),
+        auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
-        upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
+        authentication_timeout :=
+            authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS),
+        upstream := (maps:without([url, ssl_options], Upstream))#{
+            host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
+        },
         listeners := [
-            Listener#{
-                name => <<"tcp:", Name/binary>>,
-                max_connections := min(Max, maps:get(max_connections, Listener))
-            }
-         || {Name, Listener} <- lists:sort(maps:to_list(Named))
+            listener(Type, Name, Listener, Settings)
+         || {Type, Named} <- listeners(Listeners), {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
 
-%% The order of nats-server: JWT and NKeys, users, token.
-own_login(Settings) ->
-    #{users := Users, no_auth_user := NoAuthUser, auth_token := Token, upstream := Upstream} =
-        Settings,
-    ok = distinct([Name || #{user := Name} <- Users, Name =/= undefined], <<"users">>),
-    ok = distinct([Key || #{nkey := Key} <- Users, Key =/= undefined], <<"users">>),
-    Methods =
-        methods(Settings) ++
-            [{users, [user(N, User) || {N, User} <- numbered(Users)]} || Users =/= []] ++
-            [{token, Token} || Token =/= undefined],
-    new_login(#{
-        methods => Methods,
-        no_auth_user => NoAuthUser,
-        falls_through => maps:get(authentication, Upstream)
+upstream_tls(tcp, _, #{ssl_options := #{certfile := undefined}}) ->
+    none;
+upstream_tls(tcp, _, _) ->
+    invalid([<<"ssl_options">>, <<"upstream">>], <<"need an mqtts:// URL">>);
+upstream_tls(ssl, Host, #{ssl_options := Ssl = #{verify := Verify, versions := Versions}}) ->
+    Files = [
+        {Name, binary_to_list(File)}
+     || {Name, File} <- maps:to_list(maps:with([certfile, keyfile, password], Ssl)),
+        File =/= undefined
+    ],
+    Verification =
+        case Verify of
+            verify_peer ->
+                [
+                    {cacertfile, maps:get(cacertfile, Ssl)},
+                    {customize_hostname_check, [
+                        {match_fun, public_key:pkix_verify_hostname_match_fun(https)}
+                    ]}
+                ];
+            verify_none ->
+                []
+        end,
+    %% The host logs why a connection failed.
+    [{log_level, none}, {verify, Verify}, {versions, Versions}] ++
+        server_name(Host, maps:get(server_name_indication, Ssl)) ++ Verification ++ Files.
+
+server_name(_, Name) when is_binary(Name) ->
+    [{server_name_indication, binary_to_list(Name)}];
+server_name(Host, undefined) ->
+    case inet:parse_strict_address(Host) of
+        %% Verified by the address that we are connected to.
+        {ok, _} -> [];
+        {error, _} -> [{server_name_indication, Host}]
+    end.
+
+listeners(Listeners) ->
+    case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
+        true -> [{tcp, #{<<"default">> => table(listener_schema(), #{}, [])}}];
+        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl]]
+    end.
+
+listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
+    Id = <<(atom_to_binary(Type))/binary, $:, Name/binary>>,
+    Common = (maps:with(maps:keys(listener_schema()), Listener))#{
+        name => Id,
+        type => Type,
+        max_connections := min(Max, maps:get(max_connections, Listener)),
+        authentication_timeout => authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS)
+    },
+    case Type of
+        tcp ->
+            Common;
+        ssl ->
+            Tls = #{handshake_timeout := HandshakeTimeout} =
+                tls(Id, Listener, [Name, <<"ssl">>, <<"listeners">>]),
+            Common#{
+                tls => Tls,
+                peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
+                %% as nats-server
+                authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
+            }
+    end.
+
+authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
+authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.
+
+tls(Id, #{ssl_options := Ssl, tls_mode := Mode} = Listener, Path) ->
+    #{
+        certfile := CertFile,
+        keyfile := KeyFile,
+        cacertfile := CaFile,
+        password := Password,
+        verify := Verify,
+        fail_if_no_peer_cert := FailIfNone,
+        handshake_timeout := HandshakeTimeout
+    } = Ssl,
+    SslPath = [<<"ssl_options">> | Path],
+    CertFile =/= undefined orelse
+        invalid([<<"certfile">> | SslPath], <<"is needed: the server's certificate, a PEM file">>),
+    Verify =:= verify_none orelse CaFile =/= undefined orelse
+        invalid(
+            [<<"cacertfile">> | SslPath],
+            <<"is needed: who signs the certificates of the clients, a PEM file">>
+        ),
+    Verify =:= verify_none andalso FailIfNone andalso
+        invalid([<<"fail_if_no_peer_cert">> | SslPath], <<"needs verify = \"verify_peer\"">>),
+    check_mode(Listener, Path),
+    Common = maps:with([allow_non_tls, handshake_first_wait], Listener),
+    Files = maps:filter(fun(_, File) -> File =/= undefined end, #{
+        certfile => CertFile,
+        keyfile =>
+            case KeyFile of
+                undefined -> CertFile;
+                _ -> KeyFile
+            end,
+        cacertfile => CaFile,
+        password =>
+            case Password of
+                undefined -> undefined;
+                _ -> fun() -> Password end
+            end
+    }),
+    maps:merge(maps:merge(Common, Files), #{
+        listener => Id,
+        key => Id,
+        mode => Mode,
+        handshake_timeout => HandshakeTimeout,
+        verify => Verify,
+        options => ssl_options(Ssl, SslPath)
     }).
 
-%% The login of settings with `login_schema/0' in them.
--spec login(Settings :: map()) ->
-    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
-login(Settings) ->
-    checked(fun() -> new_login(#{methods => methods(Settings)}) end).
+check_mode(#{tls_mode := handshake_first, allow_non_tls := true}, Path) ->
+    invalid([<<"allow_non_tls">> | Path], <<"must be false where tls_mode is handshake_first">>);
+check_mode(_, _) ->
+    ok.
 
-%% The login of the plugin's page: `internal_authn' is the order of the methods, and what they need
-%% stands beside it.
--spec page_login(Settings :: map()) ->
-    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
-page_login(Settings = #{internal_authn := Types}) ->
-    checked(fun() ->
-        ok = distinct(Types, <<"internal_authn">>),
-        lists:foreach(
-            fun({Key, Type, Unset}) ->
-                IsUsed = lists:member(Type, Types),
-                case maps:get(Key, Settings) of
-                    Unset when IsUsed ->
-                        invalid([atom_to_binary(Key)], <<"must not be empty">>);
-                    Value when Value =/= Unset, not IsUsed ->
-                        invalid([atom_to_binary(Key)], [
-                            <<"is not used without ">>, atom_to_binary(Type), <<" in internal_authn">>
-                        ]);
-                    _ ->
-                        ok
-                end
-            end,
-            [
-                {token, token, undefined},
-                {nkeys, nkey, []},
-                {trusted_operators, jwt, []},
-                {resolver_preload, jwt, []}
-            ]
-        ),
-        new_login(#{methods => [page_method(Type, Settings) || Type <- Types]})
-    end).
+ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
+    [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
+        %% The connection logs why a handshake failed.
+        [{log_level, none}, {versions, Versions} | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]].
 
-page_method(token, #{token := Token}) ->
-    {token, Token};
-page_method(nkey, #{nkeys := Keys}) ->
-    {nkey, Keys};
-page_method(jwt, #{trusted_operators := Operators, resolver_preload := Jwts}) ->
-    jwt(Operators, [{undefined, Jwt} || Jwt <- Jwts], fun
-        (operator, N) -> [N, <<"trusted_operators">>];
-        (_, N) -> [N, <<"resolver_preload">>]
-    end).
-
-jwt(Operators, Accounts, PathOf) ->
-    case nats_gateway_jwt:trust(Operators, Accounts) of
-        {ok, Trust} -> {jwt, Trust};
-        {error, {What, N}, Problem} -> invalid(PathOf(What, N), Problem)
-    end.
-
-new_login(Spec) ->
-    case nats_gateway_login:new(Spec) of
-        {ok, Login} -> Login;
-        {error, no_such_user} -> invalid([<<"no_auth_user">>], <<"must be one of users">>)
-    end.
-
-methods(#{internal_authn := Methods}) ->
-    [method([N, <<"internal_authn">>], Method) || {N, Method} <- numbered(Methods)].
-
-method(_, #{type := token, token := Token}) ->
-    {token, Token};
-method(Path, #{type := nkey, nkeys := []}) ->
-    invalid([<<"nkeys">> | Path], <<"must not be empty">>);
-method(_, #{type := nkey, nkeys := Keys}) ->
-    {nkey, Keys};
-method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver}) ->
-    #{resolver_preload := Preload} = Resolver,
-    PreloadPath = [<<"resolver_preload">>, <<"resolver">> | Path],
-    _ = [invalid([<<"trusted_operators">> | Path], <<"must not be empty">>) || Operators =:= []],
-    _ = [invalid(PreloadPath, <<"must not be empty">>) || Preload =:= []],
-    jwt(Operators, [{Key, Jwt} || #{pubkey := Key, jwt := Jwt} <- Preload], fun
-        (operator, N) -> [N, <<"trusted_operators">> | Path];
-        (account, N) -> [<<"jwt">>, N | PreloadPath];
-        (account_key, N) -> [<<"pubkey">>, N | PreloadPath]
-    end).
-
-user(N, #{user := undefined, nkey := undefined}) ->
-    invalid([N, <<"users">>], <<"must have a user and password, or an nkey">>);
-user(N, #{user := Name, nkey := Key}) when Name =/= undefined, Key =/= undefined ->
-    invalid([N, <<"users">>], <<"must have either a user or an nkey">>);
-user(N, #{nkey := Key, password := Password}) when Key =/= undefined, Password =/= undefined ->
-    invalid([N, <<"users">>], <<"must have no password where it has an nkey">>);
-user(N, #{user := <<>>}) ->
-    invalid([<<"user">>, N, <<"users">>], <<"must not be empty">>);
-user(_, User = #{permissions := Rules}) ->
-    (maps:remove(permissions, User))#{rules => Rules}.
-
-distinct(Names, Path) ->
-    case length(lists:usort(Names)) =:= length(Names) of
-        true -> ok;
-        false -> invalid([Path], <<"must be different from each other">>)
-    end.
-
-numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
+cipher_suites(Names, Path) ->
+    lists:map(
+        fun(Name) ->
+            case nats_gateway_tls:cipher_suite(Name) of
+                {ok, Suite} -> Suite;
+                error -> invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
+            end
+        end,
+        Names
+    ).
 
 %% Looks like nats-server's: an nkey of a server, unique per start.
 server_id() ->
@@ -507,8 +555,17 @@ value(address, Value, Path) ->
 value(url, Value, Path) ->
     case url(Value) of
         {ok, Upstream} -> Upstream;
-        error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
+        error -> invalid(Path, <<
+                "must be a URL such as \"mqtt://127.0.0.1:1883\" or \"mqtts://broker.example:8883\""
+            >>)
     end;
+value({some_of, Names}, Values, Path) when is_list(Values), Values =/= [] ->
+    Chosen = [value({one_of, Names}, Value, Path) || Value <- Values],
+    [Name || Name <- Names, lists:member(Name, Chosen)];
+value({some_of, Names}, _, Path) ->
+    invalid(Path, [
+        <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
+    ]);
 value({one_of, Names}, Value, Path) ->
     case [Name || Name <- Names, atom_to_binary(Name) =:= Value] of
         [Name] ->
@@ -570,13 +627,15 @@ address(Text) when is_binary(Text) ->
 address(_) ->
     error.
 
-url(<<"mqtt://", Rest/binary>>) ->
+url(<<"mqtt://", Rest/binary>>) -> url(tcp, Rest);
+url(<<"mqtts://", Rest/binary>>) -> url(ssl, Rest);
+url(_) -> error.
+
+url(Scheme, Rest) ->
     case host_port(hd(binary:split(Rest, <<"/">>))) of
-        {ok, Host, Port} -> {ok, {Host, Port}};
+        {ok, Host, Port} -> {ok, {Scheme, Host, Port}};
         error -> error
-    end;
-url(_) ->
-    error.
+    end.
 
 %% `host:port', or `[v6]:port'.
 host_port(Text) ->
@@ -607,6 +666,8 @@ subject(no_queues, Subject, Path) ->
         false -> ok;
         true -> invalid(Path, <<"must be a valid subject">>)
     end.
+
+numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
 
 %% No value goes into the text: it may be a secret.
 -spec invalid([binary() | pos_integer()], iodata()) -> no_return().

@@ -25,6 +25,8 @@
     config := nats_gateway_config:config(),
     listener := atom() | binary(),
     refuse => nats_gateway_channel:stop_reason(),
+    tls => nats_gateway_tls:plan(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
 }.
@@ -33,6 +35,11 @@
     socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
     channel :: undefined | nats_gateway_channel:channel(),
+    %% between accept and protocol: who has the socket now, and what is to come after
+    worker :: undefined | pid(),
+    steps = [] :: [nats_gateway_handshake:step()],
+    %% of the reason why it ended, for the log
+    detail = none :: none | binary(),
     peername :: undefined | {inet:ip_address(), inet:port_number()},
     %% chunks not yet decoded, newest first, joined once when `need' bytes are there
     chunks = [] :: [binary()],
@@ -42,6 +49,11 @@
     passive = false :: boolean(),
     %% the client's FIN has come; what it sent before is still answered
     closed = false :: boolean(),
+    %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
+    %% then, and the octets that had left it when it was last found stuck, how often in a row
+    unchecked = 0 :: non_neg_integer(),
+    checked = 0 :: non_neg_integer(),
+    stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
@@ -51,12 +63,21 @@
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle | login | report | drained.
+-type timer() ::
+    heartbeat | heartbeat_wait | authentication | idle | login | report | drained | writing.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
+
+%% A socket takes all it is given, so that this process never waits for a client while messages
+%% pile up for it. What waits is looked at whenever so much was sent.
+-define(CHECK_BYTES, 65536).
+%% What a message in the mailbox counts besides its bytes.
+-define(MESSAGE_OVERHEAD, 256).
+%% Times that a client is found stuck within its send timeout.
+-define(LOOKS, 4).
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
@@ -136,27 +157,76 @@ handle_cast(socket_ready, State) ->
     greet(State);
 handle_cast({socket_lost, Reason}, State) ->
     {stop, {shutdown, Reason}, State};
-handle_cast({drain, Ms}, State = #state{channel = Channel}) when Channel =/= undefined ->
+handle_cast({drain, _}, State = #state{channel = Channel, worker = Worker}) when
+    Channel =:= undefined; is_pid(Worker)
+->
+    {stop, {shutdown, drained}, State};
+handle_cast({drain, Ms}, State) ->
     _ = send_lame_duck(State),
     case Ms of
         0 -> close(drained, State);
         _ -> {noreply, start_timer(drained, Ms, State)}
     end;
-handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) when
-    Channel =/= undefined
-->
+handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) ->
     Options = #{config := Config} = persistent_term:get(Key, State#state.options),
-    result(
-        nats_gateway_channel:configure(Config, Channel), State#state{options = Options#{key => Key}}
-    );
+    NState = State#state{options = Options#{key => Key}},
+    case Channel of
+        undefined -> {noreply, NState};
+        _ -> result(nats_gateway_channel:configure(Config, Channel), NState)
+    end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
 handle_cast(_, State) ->
     {noreply, State}.
 
 greet(State = #state{socket = Socket, options = Options}) ->
-    case {nats_gateway_transport:peername(Socket), nats_gateway_transport:sockname(Socket)} of
-        {{ok, Peername}, {ok, Sockname}} ->
+    case nats_gateway_transport:peername(Socket) of
+        {ok, Peername} ->
+            #{host := Host, config := Config} = Options,
+            establish(
+                nats_gateway_handshake:steps(maps:get(tls, Options, none)),
+                State#state{
+                    peername = Peername,
+                    reports =
+                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
+                }
+            );
+        {error, _} ->
+            %% Gone before it was looked at, as a port scanner does.
+            {stop, {shutdown, client_closed}, State}
+    end.
+
+establish([], State) ->
+    open(State);
+establish([info | Steps], State) ->
+    case introduce(State) of
+        {noreply, NState} -> establish(Steps, NState);
+        Stop -> Stop
+    end;
+establish(_, State = #state{channel = undefined, options = #{refuse := Reason}}) ->
+    %% What it would have to be told in, it is not worth.
+    log_end({shutdown, Reason}, State),
+    {stop, {shutdown, Reason}, State};
+establish([Step | Steps], State = #state{socket = Socket, options = #{tls := Tls}}) ->
+    case nats_gateway_handshake:start(Step, Socket, Tls) of
+        {ok, Worker} -> {noreply, State#state{socket = undefined, worker = Worker, steps = Steps}};
+        {error, Failure} -> not_established(Failure, State)
+    end.
+
+established({ok, Socket, More}, State = #state{steps = Steps}) ->
+    establish(More ++ Steps, State#state{socket = Socket, worker = undefined, steps = []});
+established({error, Failure}, State) ->
+    not_established(Failure, State#state{worker = undefined}).
+
+not_established({Reason, Detail}, State) ->
+    Failed = State#state{detail = Detail},
+    State#state.channel =/= undefined orelse log_end({shutdown, Reason}, Failed),
+    {stop, {shutdown, Reason}, Failed}.
+
+%% INFO, or why the client can't stay.
+introduce(State = #state{socket = Socket, options = Options, peername = Peername}) ->
+    case nats_gateway_transport:sockname(Socket) of
+        {ok, Sockname} ->
             #{host := Host, config := Config, listener := Listener} = Options,
             Client = #{
                 connect => #{},
@@ -165,26 +235,30 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 listener => Listener,
                 peername => Peername,
                 sockname => Sockname,
+                peercert => nossl,
+                server_info =>
+                    case Options of
+                        #{tls := Tls} ->
+                            Secured = nats_gateway_transport:is_secured(Socket),
+                            nats_gateway_tls:server_info(Tls, Secured);
+                        #{} -> #{}
+                    end,
                 config => Config
             },
-            greet(Client, State#state{
-                peername = Peername,
-                reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
-            });
-        _ ->
-            %% Gone before it was looked at, as a port scanner does.
+            introduce(Host, Client, State);
+        {error, _} ->
             {stop, {shutdown, client_closed}, State}
     end.
 
-greet(Client, State = #state{options = #{refuse := Reason, host := Host}}) ->
+introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
     Refused = nats_gateway_channel:refuse(Reason, Channel),
     result(prepend(Out, Refused), State#state{channel = Channel});
-greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
+introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
             {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
-            started(result({ok, Out, Channel}, State#state{channel = Channel}), Config);
+            result({ok, Out, Channel}, State#state{channel = Channel});
         {error, Reason} ->
             %% Without INFO: nats.js would wait for 20 s after it.
             {stop, {shutdown, Reason}, State}
@@ -192,11 +266,17 @@ greet(Client, State = #state{options = #{host := Host, config := Config}}) ->
 
 prepend(Out, {stop, Reason, More, Channel}) -> {stop, Reason, [Out | More], Channel}.
 
-started({noreply, State = #state{socket = Socket}}, Config) ->
-    #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle} = Config,
+%% From here on the client's operations are read.
+open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
+    #{config := Config = #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle}} =
+        Options,
     case nats_gateway_transport:activate(Socket) of
         ok ->
-            Started = start_timer(heartbeat, Heartbeat, start_timer(idle, Idle, State)),
+            Started = start_timer(
+                heartbeat,
+                Heartbeat,
+                start_timer(idle, Idle, State#state{channel = identify(Socket, Options, Channel)})
+            ),
             case Config of
                 #{auth_required := true, authentication_timeout := Timeout} ->
                     {noreply, start_timer(authentication, Timeout, Started)};
@@ -205,9 +285,18 @@ started({noreply, State = #state{socket = Socket}}, Config) ->
             end;
         {error, Reason} ->
             {stop, {shutdown, Reason}, State}
-    end;
-started(Stop, _) ->
-    Stop.
+    end.
+
+%% By its certificate.
+identify(Socket, Options, Channel) ->
+    case nats_gateway_transport:peercert(Socket) of
+        nossl ->
+            Channel;
+        Peercert ->
+            Which = maps:get(peer_cert_as_username, Options, disabled),
+            Name = nats_gateway_certificate:name(Which, Peercert),
+            nats_gateway_channel:identify(Peercert, Name, Channel)
+    end.
 
 %% Fits every client: jnats reads it as an int.
 client_id() -> erlang:unique_integer([positive, monotonic]) band 16#7FFFFFFF.
@@ -217,11 +306,15 @@ handle_info({timeout, Timer, Name}, State = #state{timers = Timers}) when is_ato
         #{Name := Timer} -> timeout(Name, State#state{timers = maps:remove(Name, Timers)});
         #{} -> {noreply, State}
     end;
+handle_info({Worker, Result}, State = #state{worker = Worker}) when is_pid(Worker) ->
+    established(Result, State);
 handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
     %% A closed socket says so in its own words as well.
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
+handle_info(_, State = #state{channel = undefined}) ->
+    {noreply, State};
 handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
     case nats_gateway_transport:classify(Message, Socket) of
         {data, Data} ->
@@ -307,25 +400,74 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
-    case send(Out, State) of
-        ok -> {noreply, login_timer(State#state{channel = Channel})};
+    case send(Out, State#state{channel = Channel}) of
+        {ok, NState} -> {noreply, login_timer(NState)};
         {error, Reason} -> {stop, {shutdown, send_error(Reason)}, State#state{channel = Channel}}
     end;
 result({stop, Reason, Out, Channel}, State) ->
     _ = send(Out, State),
     close(Reason, State#state{channel = Channel}).
 
-send(Out, #state{socket = Socket}) ->
-    case is_empty(Out) of
-        true -> ok;
-        false -> nats_gateway_transport:send(Socket, Out)
+send(_, State = #state{socket = undefined}) ->
+    %% Nothing goes out in the middle of a handshake.
+    {ok, State};
+send(Out, State = #state{socket = Socket, unchecked = Unchecked}) ->
+    case iolist_size(Out) of
+        0 ->
+            {ok, State};
+        Size ->
+            case nats_gateway_transport:send(Socket, Out) of
+                ok when Unchecked + Size < ?CHECK_BYTES ->
+                    {ok, State#state{unchecked = Unchecked + Size}};
+                ok ->
+                    check(State#state{unchecked = Unchecked + Size});
+                Error ->
+                    Error
+            end
     end.
 
-is_empty([]) -> true;
-is_empty([Head | Tail]) -> is_empty(Head) andalso is_empty(Tail);
-is_empty(Binary) -> Binary =:= <<>>.
+%% nats-server's bound of what may wait for a client. What is in the mailbox will become such
+%% bytes: it is taken to be like what was sent since the last look.
+check(State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
+    #{max_pending := MaxPending, send_timeout := SendTimeout} = Config,
+    #state{unchecked = Bytes, checked = Checked, timers = Timers} = State,
+    Sent = nats_gateway_channel:sent(Channel),
+    {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+    case nats_gateway_transport:pending(Socket) of
+        {ok, Pending, Gone} ->
+            Each = Bytes div max(1, Sent - Checked) + ?MESSAGE_OVERHEAD,
+            NState = State#state{unchecked = 0, checked = Sent},
+            if
+                Pending + Waiting * Each > MaxPending ->
+                    {error, slow_consumer};
+                Pending > 0, not is_map_key(writing, Timers) ->
+                    {ok, look_later(SendTimeout, NState#state{stuck = {Gone, 0}})};
+                true ->
+                    {ok, NState}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
 
-%% A client that does not read (nats-server's write deadline), or that is not there any more.
+look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
+
+%% nats-server's write deadline.
+look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
+    #{send_timeout := SendTimeout} = Config,
+    case nats_gateway_transport:pending(Socket) of
+        {ok, 0, _} ->
+            {noreply, State};
+        {ok, _, Before} when Times + 1 >= ?LOOKS ->
+            {stop, {shutdown, slow_consumer}, State};
+        {ok, _, Before} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
+        {ok, _, Gone} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
+        {error, Reason} ->
+            {stop, {shutdown, send_error(Reason)}, State}
+    end.
+
+%% A client that is not there any more, or that does not read.
 send_error(timeout) -> slow_consumer;
 send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
@@ -359,6 +501,10 @@ timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
     {noreply, State#state{channel = NChannel}, hibernate};
+timeout(writing, State = #state{socket = undefined}) ->
+    {noreply, State};
+timeout(writing, State) ->
+    look(State);
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
@@ -397,7 +543,13 @@ start_timer(Name, Ms, State = #state{timers = Timers}) ->
 
 %% -------------------------------------------------------------------------------------------
 
-terminate(_, #state{socket = undefined}) ->
+terminate(Reason, State = #state{worker = Worker}) when is_pid(Worker) ->
+    %% Half-way through a handshake there is nobody to take leave of.
+    ok = nats_gateway_handshake:stop(Worker),
+    _ = leave(Reason, State),
+    ok;
+terminate(Reason, State = #state{socket = undefined}) ->
+    _ = leave(Reason, State),
     ok;
 terminate(Reason, State = #state{socket = Socket}) ->
     %% The listener closes.
@@ -405,6 +557,7 @@ terminate(Reason, State = #state{socket = Socket}) ->
     _ = leave(Reason, State),
     case Reason of
         {shutdown, client_closed} -> nats_gateway_transport:close(Socket);
+        {shutdown, slow_consumer} -> nats_gateway_transport:abort(Socket);
         _ -> nats_gateway_transport:linger_close(Socket)
     end.
 
@@ -427,9 +580,12 @@ leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
-    Report = #{
-        msg => connection_closed, peername => address(Peername), listener => Listener
-    },
+    Known = #{msg => connection_closed, peername => address(Peername), listener => Listener},
+    Report =
+        case State of
+            #state{detail = none} -> Known;
+            #state{detail = Detail} -> Known#{detail => Detail}
+        end,
     case Reason of
         {shutdown, client_closed} ->
             ?LOG_INFO(maps:merge(Report#{reason => client_closed}, stats(State)));
@@ -449,6 +605,8 @@ stats(State = #state{channel = Channel, options = #{config := #{enable_stats := 
 stats(_) ->
     #{}.
 
+octets(#state{socket = undefined}) ->
+    #{};
 octets(#state{socket = Socket}) ->
     case nats_gateway_transport:getstat(Socket) of
         {ok, Stat} -> Stat;

@@ -19,6 +19,7 @@
     {emqx_gateway_cm, tabname, 2},
     {emqx_gateway_cm_registry, unregister_channel, 2},
     {emqx_listeners, esockd_access_rules, 1},
+    {emqx_tls_lib, to_server_opts, 2},
     {esockd, close, 1},
     {esockd, open, 4},
     {esockd, reset_options, 2},
@@ -122,33 +123,48 @@ format_status(Status = #{state := #state{listeners = Listeners}}) ->
 %% -------------------------------------------------------------------------------------------
 %% Listeners
 
-apply_config(Gateway, State = #state{listeners = Old}) ->
+apply_config(Gateway, State) ->
+    Listeners = served(nats_gateway_emqx_config:listeners(Gateway)),
     case nats_gateway_emqx_config:login(Gateway, State#state.plugin) of
         {ok, Login} ->
-            New = served(nats_gateway_emqx_config:listeners(Gateway)),
-            #{close := Close, open := Open, keep := Keep} =
-                nats_gateway_emqx_config:changes(Old, New),
-            NState = State#state{gateway = Gateway, listeners = New, login = Login},
-            %% A port may go from one listener to another. What can be kept until all is well, is.
-            {InTheWay, Others} = lists:partition(
-                fun(Listener) -> is_in_the_way(Listener, Open) end, Close
-            ),
-            lists:foreach(fun close/1, InTheWay),
-            case open_all(Open, NState) of
-                ok ->
-                    lists:foreach(fun close/1, Others),
-                    reset_all(Keep, State, NState),
-                    {ok, NState};
-                {error, Reason} ->
-                    _ = open_all(InTheWay, State),
-                    {error, Reason}
+            NState = State#state{gateway = Gateway, listeners = Listeners, login = Login},
+            case tls_problem([Tls || L <- Listeners, Tls <- [tls(L, State)], Tls =/= none]) of
+                none -> apply_listeners(NState, State);
+                Problem -> {error, Problem}
             end;
         {error, Text} ->
             {error, bad_config(internal_authn, hidden, Text)}
     end.
 
+apply_listeners(New = #state{listeners = Listeners}, Old) ->
+    #{close := Close, open := Open, keep := Keep} =
+        nats_gateway_emqx_config:changes(Old#state.listeners, Listeners),
+    %% A port may go from one listener to another. What can be kept until all is well, is.
+    {InTheWay, Others} = lists:partition(
+        fun(Listener) -> is_in_the_way(Listener, Open) end, Close
+    ),
+    lists:foreach(fun close/1, InTheWay),
+    case open_all(Open, New) of
+        ok ->
+            lists:foreach(fun close/1, Others),
+            reset_all(Keep, Old, New),
+            {ok, New};
+        {error, Reason} ->
+            _ = open_all(InTheWay, Old),
+            {error, Reason}
+    end.
+
+%% What can be known before anything is changed.
+tls_problem([]) ->
+    none;
+tls_problem([Tls = #{listener := Id} | More]) ->
+    case nats_gateway_tls:load(Tls) of
+        {ok, _} -> tls_problem(More);
+        {error, Problem} -> bad_file(Id, Problem)
+    end.
+
 served(Listeners) ->
-    {Served, Others} = lists:partition(fun(#{id := {Type, _}}) -> Type =:= tcp end, Listeners),
+    {Served, Others} = lists:partition(fun(#{id := {Type, _}}) -> Type =:= tcp orelse Type =:= ssl end, Listeners),
     lists:foreach(
         fun(#{id := Id}) ->
             ?LOG_WARNING(#{
@@ -182,10 +198,16 @@ open_all([Listener | Listeners], State) ->
             {error, Reason}
     end.
 
-open(Listener = #{id := Id, bind := Bind}, State) ->
+open(Listener, State) ->
+    case publish_certificates(tls(Listener, State)) of
+        ok -> start(Listener, State);
+        {error, Reason} -> {error, Reason}
+    end.
+
+start(Listener = #{id := Id, bind := Bind}, State) ->
     _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener, State), start(Ref)) end,
+    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener), mfa(Ref)) end,
     Started =
         case Start() of
             {error, {already_started, _}} ->
@@ -214,7 +236,11 @@ reset_all(Listeners, Old, New) ->
         fun(Listener) ->
             Ref = reference(Listener),
             [Before] = [L || L <- Old#state.listeners, reference(L) =:= Ref],
-            case esockd_options(Before, Old) =:= esockd_options(Listener, New) of
+            case publish_certificates(tls(Listener, New)) of
+                ok -> ok;
+                {error, Problem} -> ?LOG_ERROR(#{msg => "tls_not_changed", reason => Problem})
+            end,
+            case esockd_options(Before) =:= esockd_options(Listener) of
                 true -> ok;
                 false -> reset(Listener, New)
             end,
@@ -230,7 +256,7 @@ reset_all(Listeners, Old, New) ->
 
 reset(Listener, State) ->
     Ref = {Name, _} = reference(Listener),
-    Options = [{connection_mfargs, start(Ref)} | esockd_options(Listener, State)],
+    Options = [{connection_mfargs, mfa(Ref)} | esockd_options(Listener)],
     case esockd:reset_options(Ref, Options) of
         ok ->
             ?LOG_INFO(#{msg => "listener_updated", listener => Name});
@@ -250,11 +276,12 @@ close(Listener) ->
     Ref = {Name, Bind} = reference(Listener),
     _ = esockd:close(Ref),
     _ = persistent_term:erase(key(Ref)),
+    ok = nats_gateway_tls:forget(key(Ref)),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
 
 reference(#{id := Id, bind := Bind}) -> {nats_gateway_emqx_config:listener_id(Id), Bind}.
 
-start(Ref) -> {nats_gateway_connection, start_link, [key(Ref)]}.
+mfa(Ref) -> {nats_gateway_connection, start_link, [key(Ref)]}.
 
 %% Of one binding: a listener that moves has two for a while.
 key(Ref) -> {nats_gateway_connection, Ref}.
@@ -267,7 +294,12 @@ publish_options(Listener, State) ->
     #{config := Config} =
         Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, Defaults),
     Key = key(reference(Listener)),
-    New = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
+    Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
+    New =
+        case tls(Listener, State) of
+            none -> Known;
+            Tls -> Known#{tls => nats_gateway_tls:plan(Tls)}
+        end,
     case persistent_term:get(Key, undefined) of
         New ->
             unchanged;
@@ -276,10 +308,26 @@ publish_options(Listener, State) ->
             changed
     end.
 
-esockd_options(Listener = #{conf := Conf}, #state{plugin = Plugin}) ->
+%% esockd accepts and does the proxy protocol; TLS is the connection's.
+tls(Listener = #{id := {ssl, _}, conf := Conf}, #state{plugin = Plugin}) ->
+    #{ssl_options := Ssl} = Conf,
+    Options = emqx_tls_lib:to_server_opts(tls, Ssl),
+    nats_gateway_emqx_config:tls(Listener, key(reference(Listener)), Options, Plugin);
+tls(_, _) ->
+    none.
+
+publish_certificates(none) ->
+    ok;
+publish_certificates(Tls = #{listener := Id}) ->
+    case nats_gateway_tls:publish(Tls) of
+        ok -> ok;
+        {error, Problem} -> {error, bad_file(Id, Problem)}
+    end.
+
+esockd_options(Listener = #{conf := Conf}) ->
     [
         {access_rules, emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, []))}
-        | nats_gateway_emqx_config:esockd_options(Listener, Plugin)
+        | nats_gateway_emqx_config:esockd_options(Listener)
     ].
 
 connections(Listener) ->
@@ -362,6 +410,10 @@ sweep() ->
 
 %% Its own error of this form is shown as a sentence.
 bad_config(Key, Value, Text) -> {badconf, #{key => Key, value => Value, reason => Text}}.
+
+bad_file(Id, Problem) ->
+    Text = iolist_to_binary(nats_gateway_tls:format_problem(Problem)),
+    bad_config(ssl_options, #{listener => Id}, Text).
 
 explain({shutdown, {failed_to_start_child, listener, Reason}}) -> explain(Reason);
 explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) -> explain(Reason);

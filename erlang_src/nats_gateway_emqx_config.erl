@@ -6,7 +6,8 @@
 -export([has_authenticators/2]).
 -export([listener_id/1]).
 -export([options/5]).
--export([esockd_options/2]).
+-export([esockd_options/1]).
+-export([tls/4]).
 -export([changes/2]).
 
 -export_type([listener/0, id/0]).
@@ -23,8 +24,15 @@
 
 %% One chunk can hold at most this much; the default would be one segment (design section 5).
 -define(READ_BUFFER, 65536).
-%% The largest that fits the socket driver's integer.
--define(MAX_WATERMARK, 16#7FFFFFFF).
+%% The largest that the socket driver takes.
+-define(WATERMARK, 16#7FFFFFFF).
+%% What esockd waits for a handshake when nothing is set.
+-define(HANDSHAKE_MS, 15000).
+%% Options of a listener's TLS that are no options of OTP's handshake, or that are done otherwise.
+-define(OURS, [
+    certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
+]).
+-define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
 
@@ -42,11 +50,7 @@ listeners(Gateway) ->
 -spec login(Gateway :: map(), Plugin :: map()) ->
     {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
 login(#{internal_authn := Methods = [_ | _]}, _) ->
-    Schema = nats_gateway_config:login_schema(),
-    case nats_gateway_config:check(Schema, #{<<"internal_authn">> => binary_keys(Methods)}) of
-        {ok, Settings} -> nats_gateway_config:login(Settings);
-        {error, Text} -> {error, Text}
-    end;
+    nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
 login(_, #{login := Login}) ->
     {ok, Login}.
 
@@ -89,10 +93,10 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
             false -> nats_gateway_login:none()
         end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
-    Page = maps:remove(login, defined(Plugin)),
+    Page = maps:without([login, peer_cert_as_username | ?TLS_PAGE], Plugin),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
-        maps:merge(Own, Page),
+        maps:merge(Own, defined(Page)),
         defined(#{
             server_id => server_id(maps:get(server_id, Gateway, undefined)),
             server_name => maps:get(server_name, Gateway, undefined),
@@ -113,6 +117,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         host => nats_gateway_host_emqx,
         listener => listener_id(Id),
         transport => Type,
+        peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
         config => Config#{enable_authn => EnableAuthn}
     }.
 
@@ -142,8 +147,8 @@ text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Text) -> Text.
 
 %% `access_rules' is left to the caller: EMQX compiles it.
--spec esockd_options(listener(), Plugin :: map()) -> [{atom(), term()}].
-esockd_options(#{conf := Conf}, Plugin) ->
+-spec esockd_options(listener()) -> [{atom(), term()}].
+esockd_options(#{conf := Conf}) ->
     [
         {acceptors, maps:get(acceptors, Conf, 16)},
         {max_connections, maps:get(max_connections, Conf, 1024)},
@@ -151,10 +156,58 @@ esockd_options(#{conf := Conf}, Plugin) ->
         {shutdown, ?SHUTDOWN_MS},
         {proxy_protocol, maps:get(proxy_protocol, Conf, false)},
         {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
-        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}), Plugin)}
+        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 
-tcp_options(Tcp, Plugin) ->
+%% `Options' is what EMQX makes of the listener's `ssl_options' for OTP. It leaves out a file that
+%% is not there; so that the error can name it, the setting is looked at again.
+-spec tls(listener(), Key :: term(), [proplists:property()], Plugin :: map()) ->
+    nats_gateway_tls:settings().
+tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
+    File = fun(Name) -> proplists:get_value(Name, Options, maps:get(Name, Ssl, undefined)) end,
+    CertFile =
+        case File(certfile) of
+            undefined -> <<>>;
+            Named -> Named
+        end,
+    maps:merge(
+        defined(#{
+            listener => listener_id(Id),
+            key => Key,
+            handshake_timeout => proplists:get_value(handshake_timeout, Options, ?HANDSHAKE_MS),
+            verify => proplists:get_value(verify, Options, verify_none),
+            certfile => CertFile,
+            keyfile =>
+                case File(keyfile) of
+                    undefined -> CertFile;
+                    KeyFile -> KeyFile
+                end,
+            cacertfile => File(cacertfile),
+            password => password(proplists:get_value(password, Options)),
+            options => [
+                {log_level, log_level(proplists:get_value(log_level, Options))}
+                | lists:filter(
+                    fun(Option) -> not lists:member(element(1, Option), ?OURS) end,
+                    proplists:unfold(Options)
+                )
+            ]
+        }),
+        tls_page(Plugin)
+    ).
+
+tls_page(Plugin) ->
+    #{tls_mode := Mode} = Page = maps:with(?TLS_PAGE, Plugin),
+    (maps:remove(tls_mode, Page))#{mode => Mode}.
+
+password(undefined) -> undefined;
+password(Password) when is_function(Password, 0) -> Password;
+password(Password) -> fun() -> Password end.
+
+%% The connection logs why a handshake failed; who looks for more gets it of OTP, too.
+log_level(Level) when Level =:= all; Level =:= debug; Level =:= info -> Level;
+log_level(_) -> none.
+
+tcp_options(Tcp) ->
     Configured = maps:to_list(
         defined(maps:with([backlog, recbuf, sndbuf, nodelay, reuseaddr], Tcp))
     ),
@@ -162,10 +215,8 @@ tcp_options(Tcp, Plugin) ->
         binary,
         {packet, raw},
         {buffer, max(?READ_BUFFER, maps:get(buffer, Tcp, 0))},
-        {send_timeout, maps:get(send_timeout, Plugin, maps:get(send_timeout, Tcp, 15000))},
-        {send_timeout_close, true},
-        %% This much may wait for the client; more makes a send wait, until its timeout.
-        {high_watermark, min(?MAX_WATERMARK, maps:get(max_pending, Plugin, 1 bsl 20))},
+        %% A send never waits: what waits for the client is the connection's business.
+        {high_watermark, ?WATERMARK},
         {keepalive, keepalive(maps:get(keepalive, Tcp, "none"))},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false}

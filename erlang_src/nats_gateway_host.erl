@@ -17,7 +17,11 @@
     listener := atom() | binary(),
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
-    peercert => nossl | binary(),
+    peercert := nossl | nats_gateway_certificate:peercert(),
+    %% what its certificate says instead of CONNECT
+    certified => #{user := binary()},
+    %% what INFO tells of the transport
+    server_info => #{atom() => true},
     %% what INFO asks to be signed, where the settings have a login by signature
     nonce => undefined | binary(),
     %% of the WebSocket request

@@ -34,6 +34,8 @@
 -include_lib("kernel/include/logger.hrl").
 
 -ignore_xref([
+    {esockd_peercert, common_name, 1},
+    {esockd_peercert, subject, 1},
     {emqx, get_config, 2},
     {emqx_authz_cache, empty_authz_cache, 0},
     {emqx_banned, check, 1},
@@ -258,7 +260,8 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
     #{listener := Listener, peername := Peername = {PeerHost, _}, sockname := {_, Port}} = Client,
     #{enable_authn := EnableAuthn, mountpoint := Mountpoint, clientinfo_override := Override} =
         Config,
-    Known = #{
+    Named = certificate_names(maps:get(peercert, Client, nossl)),
+    Known = Named#{
         zone => default,
         listener => Listener,
         protocol => nats,
@@ -315,6 +318,11 @@ identified(_, ClientInfo) ->
 
 expires_at(infinity) -> undefined;
 expires_at({Ms, _}) -> erlang:system_time(millisecond) + Ms.
+
+%% For ${cert_subject} and ${cert_common_name} of EMQX's templates.
+certificate_names(Peercert) when Peercert =:= nossl; Peercert =:= undefined -> #{};
+certificate_names(Peercert) ->
+    #{dn => esockd_peercert:subject(Peercert), cn => esockd_peercert:common_name(Peercert)}.
 
 %% A token alone is given as a password, which is where EMQX looks for a JWT.
 token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
@@ -937,6 +945,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
             _ = emqx_flapping:detect(ClientInfo),
             ok
     end,
+    Name =:= slow_consumer andalso count('clients.slow_consumer', 1, Host),
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).

@@ -9,7 +9,7 @@
 -export([login/3]).
 -export([response_permission/2]).
 
--export_type([trust/0, facts/0, limits/0]).
+-export_type([trust/0, limits/0]).
 
 -type trust() :: #{AccountKey :: binary() => account()}.
 
@@ -25,16 +25,6 @@
     subs := integer(),
     payload := integer(),
     disallow_bearer := boolean()
-}.
-
-%% What a login depends on besides what the client sends. Now: milliseconds of Unix time; offset:
-%% seconds that the local clock is ahead of UTC.
--type facts() :: #{
-    nonce := undefined | binary(),
-    peerhost := inet:ip_address(),
-    transport := tcp | ssl | ws | wss,
-    now := integer(),
-    offset := integer()
 }.
 
 -type limits() :: #{
@@ -123,8 +113,9 @@ account(#{subject := Key, name := Name, expires := Expires, not_before := NotBef
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% nats-server tells the client nothing of the reason; it is for the log.
--spec login(Jwt :: binary(), Signature :: undefined | binary(), {trust(), facts()}) ->
+%% nats-server tells the client nothing of the reason; it is for the log. Of the facts, now is in
+%% milliseconds of Unix time, and offset the seconds that the local clock is ahead of UTC.
+-spec login(Jwt :: binary(), Signature :: undefined | binary(), {trust(), nats_gateway_login:facts()}) ->
     {ok, limits()} | {error, Reason :: atom()}.
 login(Jwt, Signature, {Trust, Facts}) ->
     try

@@ -12,6 +12,9 @@
 
 -type listener() :: #{
     name := binary(),
+    type := tcp | ssl,
+    tls => nats_gateway_tls:settings(),
+    peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
@@ -23,7 +26,9 @@
 -define(EMFILE_PAUSE_MS, 100).
 
 %% Binds before it answers, so that a port in use is known at once.
--spec start_link(listener()) -> {ok, pid()} | {error, {shutdown, {listen, inet:posix()}}}.
+-spec start_link(listener()) ->
+    {ok, pid()}
+    | {error, {shutdown, {listen, inet:posix()} | {tls, nats_gateway_tls:problem()}}}.
 start_link(Listener) -> supervisor:start_link(?MODULE, {listener, Listener}).
 
 %% The connection processes of a listener.
@@ -38,7 +43,9 @@ connection_sup(Sup) ->
 %% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
 %% when it is started again.
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
-    case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
+    ok = publish(Listener),
+    Options = connection_options(Listener),
+    case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             Connections = #{
                 id => connections,
@@ -51,7 +58,7 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 | [
                     #{
                         id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener]},
+                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener#{connection := Options}]},
                         shutdown => brutal_kill
                     }
                  || N <- lists:seq(1, Acceptors)
@@ -68,6 +75,21 @@ init(connections) ->
         shutdown => 5000
     },
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
+
+connection_options(Listener = #{type := Type, connection := Connection}) ->
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username], Listener)),
+    case Listener of
+        #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
+        #{} -> Options#{transport => Type}
+    end.
+
+publish(#{tls := Tls}) ->
+    case nats_gateway_tls:publish(Tls) of
+        ok -> ok;
+        {error, Problem} -> exit({shutdown, {tls, Problem}})
+    end;
+publish(#{}) ->
+    ok.
 
 -spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Listener) ->

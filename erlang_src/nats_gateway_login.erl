@@ -18,7 +18,7 @@
 -export([secret/1]).
 -export([user_key/1]).
 
--export_type([login/0, spec/0, user/0, identity/0, secret/0]).
+-export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0]).
 
 %% Secrets are not kept as they are.
 -opaque secret() :: {sha256 | bcrypt, binary()}.
@@ -57,9 +57,19 @@
 
 -opaque login() :: none | #login{} | {shared, term()}.
 
+%% Certified: the user name is that of the client's certificate, which needs no password.
+-type facts() :: #{
+    certified := boolean(),
+    nonce := undefined | binary(),
+    peerhost := inet:ip_address(),
+    transport := tcp | ssl | ws | wss,
+    now := integer(),
+    offset := integer()
+}.
+
 %% Who the client is. Times are milliseconds from the login.
 -type identity() :: #{
-    method := token | nkey | jwt | user | no_auth_user,
+    method := token | nkey | jwt | user | certificate | no_auth_user,
     username := binary(),
     nkey => binary(),
     %% of the JWT
@@ -210,7 +220,7 @@ user_key(Text) ->
 -spec authenticate(login(), Connect :: #{atom() => term()}, Facts) ->
     {ok, identity()} | ignore | {error, {Method :: atom(), Reason :: atom()}}
 when
-    Facts :: nats_gateway_jwt:facts().
+    Facts :: facts().
 authenticate(none, _, _) ->
     ignore;
 authenticate({shared, Key}, Connect, Facts) ->
@@ -280,8 +290,10 @@ method({users, _, NKeys}, Given = #{nkey := Key}, Facts) when map_size(NKeys) > 
         {ok, User} -> signed(nkey, User, Given, Facts);
         error -> {unknown, unknown_nkey}
     end;
-method({users, Names, _}, Given = #{user := Name}, _) ->
+method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
     case Names of
+        #{Name := User} when Certified ->
+            {ok, identity(certificate, User)};
         #{Name := User = #{password := Password}} ->
             case is_password(Password, maps:get(pass, Given, <<>>)) of
                 true -> {ok, identity(user, User)};

@@ -19,11 +19,16 @@
     max_subscriptions := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
-    %% slow consumers: bytes that may wait for one client, and how long one send may take
+    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
     %% from the lame duck INFO to the close, at plugin stop
     drain_time := non_neg_integer(),
+    %% of the `ssl' listeners
+    tls_mode := nats_gateway_tls:mode(),
+    allow_non_tls := boolean(),
+    handshake_first_wait := pos_integer(),
+    peer_cert_as_username := nats_gateway_certificate:name(),
     %% for gateways whose own settings have no `internal_authn'
     login := nats_gateway_login:login()
 }.
@@ -41,40 +46,34 @@
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
 
-%% What a form has in place of EMQX's list of methods: their order, and the fields of each.
--define(OF_LOGIN, [internal_authn, token, nkeys, trusted_operators, resolver_preload]).
-
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
 -define(MIN_EMQX, {5, 10}).
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    #{
+    Others = maps:merge(
+        nats_gateway_config:tls_page_schema(), nats_gateway_login_config:page_schema()
+    ),
+    Others#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
         authentication_timeout => {{duration, 1}, 2000},
         retained_on_subscribe => {boolean, false},
-        max_pending => {{bytes, 1024, 1 bsl 32}, 64 bsl 20},
+        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
-        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
-        internal_authn => {{list, {one_of, [token, nkey, jwt]}}, []},
-        token => {optional_secret, undefined},
-        nkeys => {{list, user_key}, []},
-        trusted_operators => {{list, string}, []},
-        resolver_preload => {{list, string}, []}
+        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000}
     }.
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
 parse(Stored) ->
     case nats_gateway_config:check(schema(), Stored) of
         {ok, Settings} ->
-            case nats_gateway_config:page_login(Settings) of
-                {ok, Login} ->
-                    {ok, (maps:without(?OF_LOGIN, Settings))#{login => Login}};
-                {error, Text} ->
-                    {error, Text}
+            case {nats_gateway_config:check_tls_page(Settings), nats_gateway_login_config:of_page(Settings)} of
+                {ok, {ok, Login}} -> {ok, (maps:without(nats_gateway_login_config:page_keys(), Settings))#{login => Login}};
+                {{error, Text}, _} -> {error, Text};
+                {_, {error, Text}} -> {error, Text}
             end;
         {error, Text} ->
             {error, Text}

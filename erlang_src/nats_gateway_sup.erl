@@ -11,7 +11,8 @@
 -spec start_link([supervisor:child_spec()]) -> {ok, pid()} | {error, term()}.
 start_link(Children) -> supervisor:start_link({local, ?MODULE}, ?MODULE, Children).
 
--spec start_listener(nats_gateway_listener:listener()) -> ok | {error, term()}.
+-spec start_listener(nats_gateway_listener:listener()) ->
+    ok | {error, inet:posix() | {tls, nats_gateway_tls:problem()} | term()}.
 start_listener(Listener = #{name := Name}) ->
     Child = #{
         id => Name,
@@ -22,6 +23,7 @@ start_listener(Listener = #{name := Name}) ->
     case supervisor:start_child(?MODULE, Child) of
         {ok, _} -> ok;
         {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
+        {error, {{shutdown, {tls, Problem}}, _}} -> {error, {tls, Problem}};
         {error, Reason} -> {error, Reason}
     end.
 

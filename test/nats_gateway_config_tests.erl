@@ -44,8 +44,8 @@ an_unknown_key_is_named_test_() ->
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.ssl: unknown key; known here: tcp">>},
-            set([<<"listeners">>, <<"ssl">>], #{}))
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+            set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
 a_value_of_the_wrong_kind_is_named_test_() ->
@@ -122,6 +122,28 @@ sizes_test_() ->
         ]
     ].
 
+what_may_wait_for_a_client_test_() ->
+    Pending = fun(Value) ->
+        case set([<<"max_pending">>], Value) of
+            {ok, #{max_pending := Bytes}} -> Bytes;
+            {error, _} -> error
+        end
+    end,
+    [
+        ?_assertEqual(67108864, maps:get(max_pending, defaults())),
+        ?_assertEqual(10000, maps:get(send_timeout, defaults()))
+        | [
+            ?_assertEqual(Expected, Pending(Value))
+         || {Value, Expected} <- [
+                {0, error},
+                {1023, error},
+                {1024, 1024},
+                {<<"1GB">>, 1 bsl 30},
+                {(1 bsl 30) + 1, error}
+            ]
+        ]
+    ].
+
 limits_test_() ->
     Subscriptions = fun(Value) ->
         case set([<<"max_subscriptions">>], Value) of
@@ -162,7 +184,9 @@ addresses_test_() ->
 urls_test_() ->
     Upstream = fun(Value) ->
         case set([<<"upstream">>, <<"url">>], Value) of
-            {ok, #{upstream := #{host := Host, port := Port}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := none}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := Tls}}} when is_list(Tls) ->
+                {Host, Port, tls};
             {error, _} -> error
         end
     end,
@@ -172,13 +196,55 @@ urls_test_() ->
             {<<"mqtt://127.0.0.1:1883">>, {"127.0.0.1", 1883}},
             {<<"mqtt://broker.local:1884/">>, {"broker.local", 1884}},
             {<<"mqtt://[::1]:1883">>, {"::1", 1883}},
-            {<<"mqtts://127.0.0.1:1883">>, error},
+            {<<"mqtts://127.0.0.1:8883">>, {"127.0.0.1", 8883, tls}},
+            {<<"mqttt://127.0.0.1:1883">>, error},
             {<<"127.0.0.1:1883">>, error},
             {<<"mqtt://127.0.0.1">>, error},
             {<<"mqtt://user:pass@127.0.0.1:1883">>, error},
             {1883, error}
         ]
     ].
+
+upstream_tls(Url, Options) ->
+    case parse(#{<<"upstream">> => #{<<"url">> => Url, <<"ssl_options">> => Options}}) of
+        {ok, #{upstream := #{tls := Tls}}} -> lists:sort(Tls);
+        {error, Text} -> {error, Text}
+    end.
+
+upstream_tls_test() ->
+    Host = <<"mqtts://broker.example:8883">>,
+    ?assertMatch(
+        [
+            {cacertfile, <<"/etc/ssl/certs/ca-certificates.crt">>},
+            {customize_hostname_check, _},
+            {log_level, none},
+            {server_name_indication, "broker.example"},
+            {verify, verify_peer},
+            {versions, ['tlsv1.3', 'tlsv1.2']}
+        ],
+        upstream_tls(Host, #{})
+    ),
+    ?assertEqual(
+        [
+            {log_level, none},
+            {server_name_indication, "other"},
+            {verify, verify_none},
+            {versions, ['tlsv1.2']}
+        ],
+        upstream_tls(Host, #{
+            <<"verify">> => <<"verify_none">>,
+            <<"server_name_indication">> => <<"other">>,
+            <<"versions">> => [<<"tlsv1.2">>]
+        })
+    ),
+    %% An address is not a name, and is not sent as one.
+    Address = upstream_tls(<<"mqtts://127.0.0.1:8883">>, #{}),
+    ?assertEqual(false, lists:keyfind(server_name_indication, 1, Address)),
+    ?assertEqual({verify, verify_peer}, lists:keyfind(verify, 1, Address)),
+    ?assertMatch(
+        {error, <<"upstream.ssl_options: need an mqtts:// URL">>},
+        upstream_tls(<<"mqtt://127.0.0.1:1883">>, #{<<"certfile">> => <<"a.pem">>})
+    ).
 
 listeners_keep_their_names_and_the_smaller_limit_test() ->
     {ok, #{listeners := Listeners}} = parse(#{
@@ -195,3 +261,137 @@ listeners_keep_their_names_and_the_smaller_limit_test() ->
         [{<<"tcp:a">>, 5}, {<<"tcp:b">>, 10}, {<<"tcp:c">>, 10}],
         [{Name, Max} || #{name := Name, max_connections := Max} <- Listeners]
     ).
+
+%% -------------------------------------------------------------------------------------------
+%% TLS
+
+ssl_listener(Settings, SslOptions) ->
+    parse(#{
+        <<"listeners">> => #{
+            <<"ssl">> => #{<<"a">> => Settings#{<<"ssl_options">> => SslOptions}}
+        }
+    }).
+
+tls(Settings, SslOptions) ->
+    case ssl_listener(Settings, SslOptions#{<<"certfile">> => <<"c.pem">>}) of
+        {ok, #{listeners := [#{type := ssl, tls := Tls}]}} -> Tls;
+        {error, Text} -> {error, Text}
+    end.
+
+an_ssl_listener_has_defaults_test() ->
+    Pem = #{<<"certfile">> => <<"c.pem">>},
+    ?assertMatch(
+        {ok, #{
+            authentication_timeout := 2000,
+            listeners := [
+                #{
+                    name := <<"ssl:a">>,
+                    type := ssl,
+                    acceptors := 16,
+                    %% nats-server's: a second more than the handshake has
+                    authentication_timeout := 3000,
+                    peer_cert_as_username := disabled,
+                    tls := #{
+                        listener := <<"ssl:a">>,
+                        mode := upgrade,
+                        allow_non_tls := false,
+                        handshake_first_wait := 50,
+                        handshake_timeout := 2000,
+                        verify := verify_none,
+                        certfile := <<"c.pem">>,
+                        keyfile := <<"c.pem">>
+                    }
+                }
+            ]
+        }},
+        ssl_listener(#{}, Pem)
+    ),
+    #{options := Options} = Tls = tls(#{}, #{}),
+    ?assertEqual([], [cacertfile, password] -- ([cacertfile, password] -- maps:keys(Tls))),
+    ?assertEqual(['tlsv1.3', 'tlsv1.2'], proplists:get_value(versions, Options)),
+    ?assertEqual(none, proplists:get_value(log_level, Options)),
+    ?assertNot(proplists:is_defined(ciphers, Options)).
+
+listeners_of_every_type_test() ->
+    {ok, #{listeners := Listeners}} = parse(#{
+        <<"authentication_timeout">> => 1500,
+        <<"listeners">> => #{
+            <<"ssl">> => #{
+                <<"a">> => #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}}
+            },
+            <<"tcp">> => #{<<"a">> => #{<<"bind">> => 1}}
+        }
+    }),
+    ?assertEqual(
+        [{<<"tcp:a">>, tcp, 1500}, {<<"ssl:a">>, ssl, 1500}],
+        [
+            {Name, Type, Timeout}
+         || #{name := Name, type := Type, authentication_timeout := Timeout} <- Listeners
+        ]
+    ).
+
+tls_settings_test_() ->
+    Get = fun(Name, Settings, SslOptions) ->
+        case tls(Settings, SslOptions) of
+            #{Name := Value} -> Value;
+            #{options := Options} -> proplists:get_value(Name, Options)
+        end
+    end,
+    [
+        ?_assertEqual(Expected, Get(Name, Settings, SslOptions))
+     || {Name, Expected, Settings, SslOptions} <- [
+            {mode, auto, #{<<"tls_mode">> => <<"auto">>}, #{}},
+            {handshake_first_wait, 200, #{<<"handshake_first_wait">> => <<"200ms">>}, #{}},
+            {allow_non_tls, true, #{<<"allow_non_tls">> => true}, #{}},
+            {handshake_timeout, 7000, #{}, #{<<"handshake_timeout">> => <<"7s">>}},
+            {keyfile, <<"k.pem">>, #{}, #{<<"keyfile">> => <<"k.pem">>}},
+            {depth, 0, #{}, #{<<"depth">> => 0}},
+            {depth, 255, #{}, #{<<"depth">> => 255}},
+            {versions, ['tlsv1.2'], #{}, #{<<"versions">> => [<<"tlsv1.2">>]}},
+            {versions, ['tlsv1.3', 'tlsv1.2'], #{}, #{
+                <<"versions">> => [<<"tlsv1.2">>, <<"tlsv1.3">>, <<"tlsv1.2">>]
+            }},
+            {fail_if_no_peer_cert, true, #{}, #{
+                <<"verify">> => <<"verify_peer">>,
+                <<"cacertfile">> => <<"ca.pem">>,
+                <<"fail_if_no_peer_cert">> => true
+            }},
+            {ciphers, [#{key_exchange => any, cipher => aes_256_gcm, mac => aead, prf => sha384}], #{}, #{
+                <<"ciphers">> => [<<"TLS_AES_256_GCM_SHA384">>]
+            }}
+        ]
+    ] ++
+        [
+            ?_assertEqual(<<"secret">>, ((Get(password, #{}, #{<<"password">> => <<"secret">>}))()))
+        ].
+
+what_is_wrong_with_tls_is_named_test_() ->
+    In = fun(Path) -> <<"listeners.ssl.a.", Path/binary>> end,
+    Peer = #{<<"verify">> => <<"verify_peer">>},
+    [
+        {binary_to_list(Path), fun() ->
+            {error, Text} = Result,
+            Size = byte_size(In(Path)),
+            ?assertEqual(<<(In(Path))/binary, ": ">>, binary:part(Text, 0, Size + 2))
+        end}
+     || {Path, Result} <- [
+            {<<"ssl_options.certfile">>, ssl_listener(#{}, #{})},
+            {<<"ssl_options.cacertfile">>, tls(#{}, Peer)},
+            {<<"ssl_options.fail_if_no_peer_cert">>, tls(#{}, #{<<"fail_if_no_peer_cert">> => true})},
+            {<<"allow_non_tls">>,
+                tls(#{<<"tls_mode">> => <<"handshake_first">>, <<"allow_non_tls">> => true}, #{})},
+            {<<"tls_mode">>, tls(#{<<"tls_mode">> => <<"never">>}, #{})},
+            {<<"handshake_first_wait">>, tls(#{<<"handshake_first_wait">> => 0}, #{})},
+            {<<"peer_cert_as_username">>, tls(#{<<"peer_cert_as_username">> => <<"pem">>}, #{})},
+            {<<"ssl_options.handshake_timeout">>, tls(#{}, #{<<"handshake_timeout">> => <<"0s">>})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => -1})},
+            {<<"ssl_options.depth">>, tls(#{}, #{<<"depth">> => 256})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => []})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => <<"tlsv1.3">>})},
+            {<<"ssl_options.versions">>, tls(#{}, #{<<"versions">> => [<<"tlsv1.1">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => [<<"ROT13">>]})},
+            {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
+            {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
+            {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].

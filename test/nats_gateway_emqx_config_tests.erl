@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_emqx_config, [
-    listeners/1, login/2, options/5, esockd_options/2, changes/2
+    listeners/1, login/2, options/5, esockd_options/1, changes/2
 ]).
 
 -define(BIND, {{127, 0, 0, 1}, 4222}).
@@ -172,7 +172,7 @@ esockd_options_test() ->
             high_watermark => 1024
         }
     },
-    Options = esockd_options(listener(Conf), plugin()),
+    Options = esockd_options(listener(Conf)),
     Get = fun(Key) -> proplists:get_value(Key, Options) end,
     ?assertEqual(3, Get(acceptors)),
     ?assertEqual(9, Get(max_connections)),
@@ -182,7 +182,6 @@ esockd_options_test() ->
     Tcp = Get(tcp_options),
     ?assertEqual(65536, proplists:get_value(buffer, Tcp)),
     ?assertEqual(77, proplists:get_value(backlog, Tcp)),
-    ?assertEqual(7000, proplists:get_value(send_timeout, Tcp)),
     ?assertEqual(16#7FFFFFFF, proplists:get_value(high_watermark, Tcp)),
     ?assertEqual(undefined, proplists:get_value(active_n, Tcp)),
     ?assertEqual([high_watermark], [Key || {Key, _} <- Tcp, Key =:= high_watermark]),
@@ -191,7 +190,7 @@ esockd_options_test() ->
 
 a_larger_buffer_stays_test() ->
     Conf = (conf())#{tcp_options => #{buffer => 1 bsl 20}},
-    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf), #{})),
+    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf))),
     ?assertEqual(1 bsl 20, proplists:get_value(buffer, Tcp)).
 
 changes_test() ->

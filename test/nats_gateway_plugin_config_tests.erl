@@ -22,6 +22,10 @@ defaults_test() ->
             max_pending => 67108864,
             send_timeout => 10000,
             drain_time => 1000,
+            tls_mode => upgrade,
+            allow_non_tls => false,
+            handshake_first_wait => 50,
+            peer_cert_as_username => disabled,
             login => nats_gateway_login:none()
         }},
         parse(#{})
@@ -89,15 +93,24 @@ limits_test_() ->
             {<<"max_pending">>, <<"0">>, error},
             {<<"max_pending">>, <<"1023B">>, error},
             {<<"max_pending">>, <<"1KB">>, 1024},
-            {<<"max_pending">>, <<"4GB">>, 1 bsl 32},
-            {<<"max_pending">>, <<"4294967297">>, error},
+            {<<"max_pending">>, <<"1GB">>, 1 bsl 30},
+            {<<"max_pending">>, <<"1073741825">>, error},
             {<<"send_timeout">>, <<"0ms">>, error},
             {<<"send_timeout">>, <<"4294967295ms">>, ?MAX_MS},
             {<<"send_timeout">>, <<"4294967296ms">>, error},
             {<<"drain_time">>, <<"0s">>, 0},
             {<<"drain_time">>, <<"8s">>, 8000},
             {<<"drain_time">>, <<"8001ms">>, error},
-            {<<"drain_time">>, <<"soon">>, error}
+            {<<"drain_time">>, <<"soon">>, error},
+            {<<"tls_mode">>, <<"auto">>, auto},
+            {<<"tls_mode">>, <<"never">>, error},
+            {<<"allow_non_tls">>, true, true},
+            {<<"handshake_first_wait">>, <<"0ms">>, error},
+            {<<"handshake_first_wait">>, <<"1ms">>, 1},
+            {<<"handshake_first_wait">>, <<"4294967295ms">>, ?MAX_MS},
+            {<<"handshake_first_wait">>, <<"4294967296ms">>, error},
+            {<<"peer_cert_as_username">>, <<"san_uri">>, san_uri},
+            {<<"peer_cert_as_username">>, <<"md5">>, error}
         ]
     ].
 
@@ -110,6 +123,14 @@ result(Field, Value) ->
             ?assertMatch({0, _}, binary:match(Text, <<Field/binary, ": must be ">>)),
             error
     end.
+
+a_client_without_tls_needs_info_in_clear_test() ->
+    Stored = #{<<"allow_non_tls">> => true},
+    ?assertMatch({ok, #{allow_non_tls := true}}, parse(Stored#{<<"tls_mode">> => <<"auto">>})),
+    ?assertEqual(
+        {error, <<"allow_non_tls: must be false where tls_mode is handshake_first">>},
+        parse(Stored#{<<"tls_mode">> => <<"handshake_first">>})
+    ).
 
 an_unknown_field_is_named_test() ->
     {error, Text} = parse(#{<<"max_controlline">> => <<"4KB">>}),

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emqx.gateway import Gateway, unique  # noqa: E402
 from emqx.node import HOST, Node, emqx_home, free_port, name_vsn, wait_until  # noqa: E402
+from emqx.page import Page  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -116,6 +117,14 @@ def gateway(_gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Gatew
 @pytest.fixture
 def plugin(package: Path) -> str:
     return name_vsn(package)
+
+
+@pytest.fixture
+def page(gateway: Gateway, plugin: str) -> Iterator[Page]:
+    """The plugin's own settings, which are the defaults again after the test."""
+    page = Page(gateway.node, plugin)
+    yield page
+    page.change()
 
 
 @pytest.fixture

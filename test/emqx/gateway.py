@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,15 +76,16 @@ class Gateway:
         self.rest.post("/gateways/nats/listeners", listener(name, address, kind, **options))
         return address
 
-    def try_listen(self, name: str, address: Address, **options: Any) -> Answer:
-        self.undo("DELETE", f"/gateways/nats/listeners/nats:tcp:{name}")
-        return self.rest.call("POST", "/gateways/nats/listeners", listener(name, address, **options))
+    def try_listen(self, name: str, address: Address, kind: str = "tcp", **options: Any) -> Answer:
+        self.undo("DELETE", f"/gateways/nats/listeners/nats:{kind}:{name}")
+        return self.rest.call("POST", "/gateways/nats/listeners", listener(name, address, kind, **options))
 
-    def change_listener(self, name: str, address: Address, **options: Any) -> Answer:
-        return self.rest.call("PUT", f"/gateways/nats/listeners/nats:tcp:{name}", listener(name, address, **options))
+    def change_listener(self, name: str, address: Address, kind: str = "tcp", **options: Any) -> Answer:
+        path = f"/gateways/nats/listeners/nats:{kind}:{name}"
+        return self.rest.call("PUT", path, listener(name, address, kind, **options))
 
-    def remove_listener(self, name: str) -> None:
-        self.rest.delete(f"/gateways/nats/listeners/nats:tcp:{name}")
+    def remove_listener(self, name: str, kind: str = "tcp") -> None:
+        self.rest.delete(f"/gateways/nats/listeners/nats:{kind}:{name}")
 
     def listener(self, name: str) -> dict | None:
         listeners = self.rest.get("/gateways/nats/listeners")
@@ -129,9 +131,16 @@ class Gateway:
 
     # --- Connections -------------------------------------------------------------------------------------------------
 
-    def nats(self, address: Address | None = None, **fields: Any) -> Nats:
+    def nats(
+        self,
+        address: Address | None = None,
+        tls: ssl.SSLContext | None = None,
+        tls_first: bool = False,
+        proxy: bytes = b"",
+        **fields: Any,
+    ) -> Nats:
         """A connection that is logged in."""
-        connection = Nats(address or self.address)
+        connection = Nats(address or self.address, tls=tls, tls_first=tls_first, proxy=proxy)
         try:
             return connection.connect(**fields)
         except BaseException:

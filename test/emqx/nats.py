@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import ssl
 import time
 from dataclasses import dataclass
 
@@ -27,19 +28,42 @@ class Message:
 
 
 class Nats:
-    def __init__(self, address: Address, deadline: float = DEADLINE, source: str | None = None):
+    def __init__(
+        self,
+        address: Address,
+        deadline: float = DEADLINE,
+        source: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        tls_first: bool = False,
+        proxy: bytes = b"",
+    ):
+        """proxy: the PROXY header of somebody in between."""
         self._deadline = deadline
         self._buffer = b""
         self._socket = socket.create_connection(address, deadline, (source, 0) if source else None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            self._socket.sendall(proxy)
+            if tls and tls_first:
+                self._secure(tls, address)
             line = self.line()
             if not line.startswith(b"INFO "):
                 raise NatsFailure(f"expected INFO, got {line!r}")
+            if tls and not tls_first:
+                if self._buffer:
+                    raise NatsFailure(f"after INFO, in clear: {self._buffer!r}")
+                self._secure(tls, address)
         except BaseException:
             self.close()
             raise
         self.info = json.loads(line[5:])
+
+    def _secure(self, tls: ssl.SSLContext, address: Address) -> None:
+        self._socket = tls.wrap_socket(self._socket, server_hostname=address[0])
+
+    @property
+    def server_certificate(self) -> bytes:
+        return self._socket.getpeercert(binary_form=True)
 
     def __enter__(self) -> Nats:
         return self
@@ -162,12 +186,12 @@ class Nats:
     def _fill(self, until: float, what: str) -> bool:
         """Whether anything came before the connection ended."""
         remaining = until - time.monotonic()
-        readable, _, _ = select.select([self._socket], [], [], max(0, remaining))
-        if not readable:
+        pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
+        if not pending and not select.select([self._socket], [], [], max(0, remaining))[0]:
             raise NatsFailure(f"no {what} in time, but {self._buffer!r}")
         try:
             data = self._socket.recv(65536)
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             return False
         self._buffer += data
         return bool(data)

@@ -1,0 +1,112 @@
+%% Names in a client's certificate.
+-module(nats_gateway_certificate).
+
+-export([name/2]).
+
+-include_lib("public_key/include/public_key.hrl").
+
+-export_type([name/0, peercert/0]).
+
+-type name() :: disabled | cn | dn | san_email | san_dns | san_uri.
+
+%% In DER; what the PROXY protocol tells where TLS ended at the proxy; undefined if none was shown.
+-type peercert() :: undefined | binary() | [{pp2_ssl_cn | atom(), term()}].
+
+%% The one that is asked for, if the certificate has it.
+-spec name(name(), peercert()) -> {ok, binary()} | none.
+name(disabled, _) ->
+    none;
+name(_, undefined) ->
+    none;
+name(Which, Fields) when is_list(Fields) ->
+    %% As EMQX: its subject is not known.
+    case lists:keyfind(pp2_ssl_cn, 1, Fields) of
+        {_, Name} when Name =/= <<>>, Which =:= cn orelse Which =:= dn -> {ok, Name};
+        _ -> none
+    end;
+name(Which, Der) ->
+    #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
+    case name_of(Which, Certificate) of
+        <<>> -> none;
+        Name -> {ok, Name}
+    end.
+
+name_of(cn, #'OTPTBSCertificate'{subject = {rdnSequence, Sequence}}) ->
+    Names = [
+        text(Value)
+     || #'AttributeTypeAndValue'{type = ?'id-at-commonName', value = Value} <- lists:append(Sequence)
+    ],
+    iolist_to_binary(lists:join($,, Names));
+name_of(dn, #'OTPTBSCertificate'{subject = {rdnSequence, Sequence}}) ->
+    %% RFC 2253, the last one first
+    iolist_to_binary(
+        lists:join($,, [lists:join($+, [attribute(A) || A <- Rdn]) || Rdn <- lists:reverse(Sequence)])
+    );
+name_of(San, #'OTPTBSCertificate'{extensions = Extensions}) when is_list(Extensions) ->
+    Kind =
+        case San of
+            san_email -> rfc822Name;
+            san_dns -> dNSName;
+            san_uri -> uniformResourceIdentifier
+        end,
+    case lists:keyfind(?'id-ce-subjectAltName', #'Extension'.extnID, Extensions) of
+        #'Extension'{extnValue = Names} when is_list(Names) ->
+            case [Name || {NameKind, Name} <- Names, NameKind =:= Kind] of
+                [Name | _] -> text(Name);
+                [] -> <<>>
+            end;
+        _ ->
+            <<>>
+    end;
+name_of(_, _) ->
+    <<>>.
+
+attribute(#'AttributeTypeAndValue'{type = Type, value = Value}) ->
+    [type(Type), $=, escape(text(Value))].
+
+type(?'id-at-commonName') -> <<"CN">>;
+type(?'id-at-localityName') -> <<"L">>;
+type(?'id-at-stateOrProvinceName') -> <<"ST">>;
+type(?'id-at-organizationName') -> <<"O">>;
+type(?'id-at-organizationalUnitName') -> <<"OU">>;
+type(?'id-at-countryName') -> <<"C">>;
+type({2, 5, 4, 9}) -> <<"STREET">>;
+type(?'id-domainComponent') -> <<"DC">>;
+type({0, 9, 2342, 19200300, 100, 1, 1}) -> <<"UID">>;
+%% not in the RFC's table, but in EMQX's
+type(?'id-at-surname') -> <<"SN">>;
+type(?'id-at-givenName') -> <<"GIVENNAME">>;
+type(?'id-at-initials') -> <<"INITIALS">>;
+type(?'id-at-generationQualifier') -> <<"GENERATIONQUALIFIER">>;
+type(?'id-at-title') -> <<"TITLE">>;
+type(?'id-at-serialNumber') -> <<"SERIALNUMBER">>;
+type(?'id-at-pseudonym') -> <<"PSEUDONYM">>;
+type(?'id-emailAddress') -> <<"EMAILADDRESS">>;
+type(Type) -> lists:join($., [integer_to_binary(N) || N <- tuple_to_list(Type)]).
+
+%% As UTF-8. What OTP has not decoded is a string of some kind, most of the time.
+text({_, Text}) ->
+    text(Text);
+text(Der) when is_binary(Der) ->
+    try public_key:der_decode('DirectoryString', Der) of
+        {_, Text} -> text(Text)
+    catch
+        error:_ -> Der
+    end;
+text(Text) ->
+    unicode:characters_to_binary([code_point(C) || C <- Text]).
+
+%% OTP's form of what is not in Latin-1.
+code_point({A, B, C, D}) -> (A bsl 24) bor (B bsl 16) bor (C bsl 8) bor D;
+code_point(C) -> C.
+
+escape(Text) ->
+    Size = byte_size(Text),
+    [escape(Byte, At, Size - 1) || {Byte, At} <- lists:zip(binary_to_list(Text), lists:seq(0, Size - 1))].
+
+escape($\s, 0, _) -> <<"\\ ">>;
+escape($#, 0, _) -> <<"\\#">>;
+escape($\s, Last, Last) -> <<"\\ ">>;
+escape(C, _, _) when C =:= $"; C =:= $+; C =:= $,; C =:= $;; C =:= $<; C =:= $>; C =:= $\\ -> [$\\, C];
+escape(C, _, _) when C < 32; C >= 126 -> [$\\, binary:encode_hex(<<C>>)];
+escape(C, _, _) -> C.

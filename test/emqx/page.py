@@ -1,0 +1,39 @@
+"""The plugin's own page of settings, over REST."""
+
+from __future__ import annotations
+
+from emqx.node import Node
+from emqx.rest import Answer
+
+DEFAULTS = {
+    "max_control_line": "4KB",
+    "max_subscriptions": 0,
+    "authentication_timeout": "2s",
+    "retained_on_subscribe": False,
+    "max_pending": "64MB",
+    "send_timeout": "10s",
+    "drain_time": "1s",
+    "tls_mode": "upgrade",
+    "allow_non_tls": False,
+    "handshake_first_wait": "50ms",
+    "peer_cert_as_username": "disabled",
+}
+
+
+class Page:
+    def __init__(self, node: Node, plugin: str):
+        self._node = node
+        self._path = f"/plugins/{plugin}/config"
+
+    def read(self) -> dict:
+        return self._node.rest.get(self._path)
+
+    def try_change(self, **changes: object) -> Answer:
+        return self._node.rest.call("PUT", self._path, DEFAULTS | changes)
+
+    def change(self, **changes: object) -> None:
+        answer = self.try_change(**changes)
+        assert answer.status == 204, answer
+
+    def replace(self, settings: dict) -> Answer:
+        return self._node.rest.call("PUT", self._path, settings)
