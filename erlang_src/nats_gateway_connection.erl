@@ -1,5 +1,6 @@
 %% One client: owns its socket, the bytes not yet decoded, the timers, and one send per turn.
-%% It knows no rule of the protocol; those are the channel's.
+%% It knows no rule of the protocol; those are the channel's. It runs under `nats_gateway_guard',
+%% because what it handles may be credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
@@ -67,10 +68,15 @@
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
+    %% of the login, as the timer for it was started
+    deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained | writing.
+-type timer() ::
+    heartbeat | heartbeat_wait | authentication | idle | login | report | drained | writing.
+
+-define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
@@ -85,7 +91,7 @@
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
-    gen_server:start_link(?MODULE, {Socket, Options}, []).
+    nats_gateway_guard:start_link(?MODULE, {Socket, Options}).
 
 %% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
 %% no heap, however many connections there are.
@@ -93,9 +99,9 @@ start_link(Socket, Options) ->
     (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
     (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
 start_link(esockd_transport, Port, Key) ->
-    gen_server:start_link(?MODULE, {{esockd, Port}, Key}, []);
+    nats_gateway_guard:start_link(?MODULE, {{esockd, Port}, Key});
 start_link(Ref, _, Key) ->
-    gen_server:start_link(?MODULE, {{ranch, Ref}, Key}, []).
+    nats_gateway_guard:start_link(?MODULE, {{ranch, Ref}, Key}).
 
 %% As ranch 1 does it.
 -spec start_link(atom(), gen_tcp:socket(), module(), Key :: term()) ->
@@ -467,7 +473,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
-        {ok, NState} -> {noreply, NState};
+        {ok, NState} -> {noreply, login_timer(NState)};
         {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
     end;
 result({stop, Reason, Out, Channel}, State) ->
@@ -584,6 +590,11 @@ timeout(writing, State) ->
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
+timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
+    case erlang:monotonic_time(millisecond) of
+        Now when Now < Deadline -> {noreply, start_login_timer(State)};
+        _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
+    end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
@@ -591,6 +602,19 @@ rest(State = #state{websocket = none}) ->
     State;
 rest(State = #state{websocket = Websocket}) ->
     State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}.
+
+login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
+    case nats_gateway_channel:deadline(Channel) of
+        Deadline -> State;
+        New -> start_login_timer(State#state{deadline = New})
+    end.
+
+%% Some logins last longer than a timer can wait. That of an earlier login finds none of its own.
+start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
+    State#state{timers = maps:remove(login, Timers)};
+start_login_timer(State = #state{deadline = Deadline}) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{reports = true, timers = Timers}) when
     not is_map_key(report, Timers)

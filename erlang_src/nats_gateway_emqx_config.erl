@@ -3,9 +3,10 @@
 
 -export([listeners/1]).
 -export([problem/1]).
--export([auth_required/2]).
+-export([login/2]).
+-export([has_authenticators/2]).
 -export([listener_id/1]).
--export([options/4]).
+-export([options/5]).
 -export([esockd_options/1]).
 -export([ranch_options/2]).
 -export([websocket/2]).
@@ -51,8 +52,6 @@ listeners(Gateway) ->
 
 %% Settings that must not be passed over in silence.
 -spec problem(map()) -> none | {Key :: atom(), Value :: term(), Text :: binary()}.
-problem(#{internal_authn := Methods}) when Methods =/= [], Methods =/= undefined ->
-    {internal_authn, length(Methods), <<"NATS's own login methods are not supported yet">>};
 problem(Gateway) ->
     Wrong = [
         {listener_id(Id), Text}
@@ -69,12 +68,28 @@ problem(Gateway) ->
                 <<"must be origins such as https://example.com">>}
     end.
 
+%% The logins that come before EMQX's authentication: those of the gateway's settings, which EMQX
+%% has from 6.2 on, else those of the plugin's page.
+-spec login(Gateway :: map(), Plugin :: map()) ->
+    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
+login(#{internal_authn := Methods = [_ | _]}, _) ->
+    nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
+login(_, #{login := Login}) ->
+    {ok, Login}.
+
+binary_keys(Map) when is_map(Map) ->
+    maps:from_list([{text(Key), binary_keys(Value)} || {Key, Value} <- maps:to_list(Map)]);
+binary_keys(List) when is_list(List) ->
+    [binary_keys(Value) || Value <- List];
+binary_keys(Atom) when is_atom(Atom), not is_boolean(Atom) ->
+    atom_to_binary(Atom);
+binary_keys(Value) ->
+    Value.
+
 %% What EMQX's authentication does for such a client: the chain of the listener goes before that
 %% of the gateway, and one without an enabled authenticator lets everybody in.
--spec auth_required(Gateway :: map(), Conf :: map()) -> boolean().
-auth_required(_, #{enable_authn := false}) ->
-    false;
-auth_required(Gateway, Conf) ->
+-spec has_authenticators(Gateway :: map(), Conf :: map()) -> boolean().
+has_authenticators(Gateway, Conf) ->
     case authenticators(Conf) of
         [] -> any_enabled(authenticators(Gateway));
         Authenticators -> any_enabled(Authenticators)
@@ -88,10 +103,22 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 
 %% What a connection of the listener is started with. Defaults are those of the standalone
 %% gateway; `emqx' is what only the host looks at.
--spec options(Gateway :: map(), listener(), Plugin :: map(), Defaults :: map()) -> map().
-options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
+-spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
+    Login :: nats_gateway_login:login().
+options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
+    EnableAuthn = maps:get(enable_authn, Conf, true),
+    HasAuthenticators = has_authenticators(Gateway, Conf),
+    %% A client that brings nothing for the gateway's own methods is left to the authenticators,
+    %% where there are any.
+    Login =
+        case EnableAuthn of
+            true -> nats_gateway_login:fall_through(HasAuthenticators, GatewayLogin);
+            false -> nats_gateway_login:none()
+        end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
-    Page = maps:without([peer_cert_as_username, jwt_cookie, same_origin | ?TLS_PAGE], Plugin),
+    Page = maps:without(
+        [login, peer_cert_as_username, jwt_cookie, same_origin | ?TLS_PAGE], Plugin
+    ),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
         maps:merge(Own, defined(Page)),
@@ -106,7 +133,9 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
             max_payload_size => maps:get(max_payload_size, Protocol, undefined),
             enable_stats => maps:get(enable_stats, Gateway, undefined),
             clientinfo_override => override(maps:get(clientinfo_override, Gateway, undefined)),
-            auth_required => auth_required(Gateway, Conf)
+            login => Login,
+            auth_required =>
+                EnableAuthn andalso nats_gateway_login:auth_required(Login, HasAuthenticators)
         })
     ),
     Options = #{
@@ -114,7 +143,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
         listener => listener_id(Id),
         transport => Type,
         peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
-        config => Config#{enable_authn => maps:get(enable_authn, Conf, true)}
+        config => Config#{enable_authn => EnableAuthn}
     },
     case Type =:= ws orelse Type =:= wss of
         true ->

@@ -23,7 +23,8 @@ defaults_test() ->
             max_control_line := 4096,
             max_subscriptions := infinity,
             retained_on_subscribe := false,
-            clientinfo_override := #{username := <<"${Packet.user}">>},
+            login := none,
+            clientinfo_override := #{username := undefined},
             upstream := #{host := "127.0.0.1", port := 1883, keepalive := 60},
             listeners := [
                 #{name := <<"tcp:default">>, bind := {{127, 0, 0, 1}, 4222}, max_connections := infinity}
@@ -39,7 +40,7 @@ an_unknown_key_is_named_test_() ->
     [
         ?_assertMatch({error, <<"max_payload: unknown key; known here: ", _/binary>>},
             set([<<"max_payload">>], 1)),
-        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: connect_timeout", _/binary>>},
+        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: authentication, connect_timeout", _/binary>>},
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
