@@ -28,7 +28,10 @@
     tls_mode := nats_gateway_tls:mode(),
     allow_non_tls := boolean(),
     handshake_first_wait := pos_integer(),
-    peer_cert_as_username := nats_gateway_certificate:name()
+    peer_cert_as_username := nats_gateway_certificate:name(),
+    %% of the `ws' and `wss' listeners
+    websocket_same_origin := boolean(),
+    websocket_jwt_cookie := undefined | binary()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -50,7 +53,10 @@
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    (nats_gateway_config:tls_page_schema())#{
+    Page = maps:merge(
+        nats_gateway_config:tls_page_schema(), nats_gateway_config:websocket_page_schema()
+    ),
+    Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},

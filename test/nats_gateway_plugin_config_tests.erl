@@ -25,7 +25,9 @@ defaults_test() ->
             tls_mode => upgrade,
             allow_non_tls => false,
             handshake_first_wait => 50,
-            peer_cert_as_username => disabled
+            peer_cert_as_username => disabled,
+            websocket_same_origin => false,
+            websocket_jwt_cookie => undefined
         }},
         parse(#{})
     ).
