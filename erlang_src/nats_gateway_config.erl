@@ -9,6 +9,7 @@
 -export([valid/1]).
 -export([invalid/2]).
 -export([tls_page_schema/0]).
+-export([websocket_page_schema/0]).
 -export([check_tls_page/1]).
 
 -export_type([config/0, listener/0, schema/0]).
@@ -89,7 +90,7 @@
     %% absolute, of a URL
     | path
     | origins
-    %% of HTTP: the name of a cookie, the name of a header
+    %% of HTTP: the name of a cookie, the name of a header; <<>> is none
     | token
     | header
     | {table, schema()}
@@ -217,6 +218,14 @@ websocket_listener_schema(Port) ->
                 }},
                 #{}
             }
+    }.
+
+%% The same for WebSocket.
+-spec websocket_page_schema() -> schema().
+websocket_page_schema() ->
+    #{
+        websocket_same_origin => {boolean, false},
+        websocket_jwt_cookie => {token, undefined}
     }.
 
 %% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
@@ -654,12 +663,16 @@ value(origins, Values, Path) when is_list(Values) ->
     );
 value(origins, _, Path) ->
     invalid(Path, <<"must be a list of origins such as \"https://example.com\"">>);
+value(token, <<>>, _) ->
+    undefined;
 value(token, Value, Path) ->
     Token = <<"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$">>,
     case is_binary(Value) andalso re:run(Value, Token, [{capture, none}]) of
         match -> Value;
         _ -> invalid(Path, <<"must be a name without blanks and separators">>)
     end;
+value(header, <<>>, _) ->
+    undefined;
 value(header, Value, Path) ->
     string:lowercase(value(token, Value, Path));
 value({one_of, Names}, Value, Path) ->

@@ -35,6 +35,10 @@
 -define(OURS, [
     certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
 ]).
+%% Of the plugin's page, what is for the connection before it has a channel.
+-define(CONNECTION_PAGE, [
+    login, peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie
+]).
 -define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
@@ -116,9 +120,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
             false -> nats_gateway_login:none()
         end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
-    Page = maps:without(
-        [login, peer_cert_as_username, jwt_cookie, same_origin | ?TLS_PAGE], Plugin
-    ),
+    Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, Plugin),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
         maps:merge(Own, defined(Page)),
@@ -171,7 +173,7 @@ websocket(Conf, Plugin) ->
     end,
     defined(#{
         path => path(maps:get(path, Ws, <<>>)),
-        same_origin => maps:get(same_origin, Plugin, false),
+        same_origin => maps:get(websocket_same_origin, Plugin, false),
         allowed_origins => origins(Ws),
         allow_origin_absence => maps:get(allow_origin_absence, Ws, true),
         subprotocols => [
@@ -186,7 +188,7 @@ websocket(Conf, Plugin) ->
                 _ -> infinity
             end,
         handshake_timeout => ?REQUEST_MS,
-        jwt_cookie => maps:get(jwt_cookie, Plugin, undefined),
+        jwt_cookie => maps:get(websocket_jwt_cookie, Plugin, undefined),
         proxy_address_header => Text(proxy_address_header),
         proxy_port_header => Text(proxy_port_header)
     }).

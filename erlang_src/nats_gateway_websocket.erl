@@ -171,7 +171,7 @@ is_method(<<C, _/binary>>) -> C >= $A andalso C =< $Z orelse C >= $a andalso C =
 path({abs_path, Path}) -> path(Path);
 path({absoluteURI, _, _, _, Path}) -> path(Path);
 path(Path) when is_binary(Path) -> hd(binary:split(Path, <<"?">>));
-path(_) -> <<>>.
+path(_) -> refuse(400, <<"no path">>).
 
 %% The checks and their order are nats-server's.
 upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = Method}) ->
@@ -634,10 +634,10 @@ status(Reason) when
     Reason =:= bad_arguments;
     Reason =:= bad_size;
     Reason =:= bad_json;
-    Reason =:= headers_not_supported;
-    Reason =:= client_error
+    Reason =:= headers_not_supported
 ->
     {1002, <<"Protocol Violation">>};
+status(client_error) -> {1002, <<"Parse Error">>};
 status(no_responders_requires_headers) ->
     {1011, <<"No Responders Requires Headers">>};
 status(stale_connection) ->

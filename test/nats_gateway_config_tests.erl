@@ -485,6 +485,12 @@ websocket_settings_test_() ->
         ]
     ].
 
+no_name_is_none_test() ->
+    ?assertEqual(
+        websocket(#{}),
+        websocket(#{<<"jwt_cookie">> => <<>>, <<"proxy_address_header">> => <<>>})
+    ).
+
 what_is_wrong_with_websocket_is_named_test_() ->
     [
         {binary_to_list(Key), fun() ->
@@ -505,7 +511,6 @@ what_is_wrong_with_websocket_is_named_test_() ->
             {<<"max_frame_size">>, -1},
             {<<"max_frame_size">>, 1000000000},
             {<<"handshake_timeout">>, 0},
-            {<<"jwt_cookie">>, <<>>},
             {<<"jwt_cookie">>, <<"a b">>},
             {<<"proxy_address_header">>, <<"x:">>},
             {<<"proxy_port_header">>, 1},

@@ -1,4 +1,4 @@
-"""A WebSocket client for the tests: frames by hand, so that they can be wrong, and strict about what it receives."""
+"""A WebSocket client for the tests: it can send what is wrong, and takes nothing that is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import ssl
 import struct
 import time
 from dataclasses import dataclass
+from typing import Any
 
 
 class Unexpected(AssertionError):
@@ -223,21 +224,12 @@ class Stream:
         self._begun = True
         self._pending = payload
 
-    def settimeout(self, seconds: float) -> None:
-        self._websocket.socket.settimeout(seconds)
-
-    def setsockopt(self, *option: int) -> None:
-        self._websocket.socket.setsockopt(*option)
-
-    def shutdown(self, how: int) -> None:
-        self._websocket.socket.shutdown(how)
-
-    def close(self) -> None:
-        self._websocket.socket.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._websocket.socket, name)
 
 
-def stream(opened: socket.socket, _: tuple[str, int]) -> Stream:
+def stream(opened: socket.socket, data: bytes | None = None) -> Stream:
     """What becomes of a new connection."""
     websocket = WebSocket(opened)
-    websocket.upgrade()
+    websocket.upgrade(data)
     return Stream(websocket)
