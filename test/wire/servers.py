@@ -61,6 +61,18 @@ def nats_server_config(settings: Settings, port: int) -> str:
                 lines |= {"ping_interval": value, "ping_max": 2}
             case "max_payload" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
                 lines[name] = value
+            case "users" | "auth_token" | "nkeys":
+                authorization = lines.setdefault("authorization", {})
+                if name == "auth_token":
+                    authorization["token"] = value
+                elif name == "nkeys":
+                    authorization["users"] = [{"nkey": key} for key in value]
+                else:
+                    authorization["users"] = value
+            case "no_auth_user":
+                lines[name] = value
+            case "jwt":
+                lines |= {"operator": value["operator"], "resolver": "MEMORY", "resolver_preload": value["accounts"]}
             case _:
                 raise ValueError(f"no nats-server option for the setting {name}")
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items())
@@ -82,6 +94,19 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top[name] = value
             case "max_connections":
                 listener[name] = value
+            case "users" | "auth_token" | "no_auth_user":
+                top[name] = value
+            case "nkeys":
+                top["internal_authn"] = [{"type": "nkey", "nkeys": value}]
+            case "jwt":
+                preload = [{"pubkey": key, "jwt": token} for key, token in value["accounts"].items()]
+                top["internal_authn"] = [
+                    {
+                        "type": "jwt",
+                        "trusted_operators": [value["operator"]],
+                        "resolver": {"type": "memory", "resolver_preload": preload},
+                    }
+                ]
             case _:
                 raise ValueError(f"no gateway option for the setting {name}")
     tables = (
@@ -90,9 +115,19 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
         ("[listeners.tcp.default]", listener),
     )
     return "\n".join(
-        "".join([f"{title}\n" if title else "", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())])
+        "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
         for title, values in tables
     )
+
+
+def toml(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return json.dumps(value)
 
 
 def broker_config(port: int) -> str:
