@@ -319,9 +319,10 @@ class Connection:
         self.info_line = b""
         self.info: dict[str, Any] = {}
 
-    def read_info(self) -> None:
+    def begin(self) -> None:
+        """Reads the first INFO, in the way of the transport."""
         self._become(self.transport.before_info)
-        self._read_info()
+        self.read_info()
         if self.transport.after_info and self.buffer:
             raise _mismatch([b""], self.buffer, "bytes in clear after INFO")
         self._become(self.transport.after_info)
@@ -334,7 +335,7 @@ class Connection:
             except OSError as error:
                 raise WireFailure(f"no {self.transport.name} connection: {error}") from None
 
-    def _read_info(self) -> None:
+    def read_info(self) -> None:
         until = time.monotonic() + self.deadline
         while b"\n" not in self.buffer:
             if self.buffer and not b"INFO ".startswith(self.buffer[:5]):
@@ -491,7 +492,7 @@ class _Run:
 
     def _connect(self, peer: str) -> Connection:
         connection = self.connections[peer] = Connection(self.address, self.deadline, self.transport)
-        connection.read_info()
+        connection.begin()
         return connection
 
     def _connect_proven(self, peer: str) -> None:
