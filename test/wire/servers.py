@@ -231,7 +231,7 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
     except OSError:
         return False
     try:
-        connection.read_info()
+        connection.begin()
         return True
     except (WireFailure, OSError):
         return False
