@@ -64,6 +64,13 @@
     unchecked = 0 :: non_neg_integer(),
     checked = 0 :: non_neg_integer(),
     stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
+    %% messages for the host that go to it together, newest first
+    collects = false :: boolean(),
+    pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
+    collected = [] :: [term()],
+    count = 0 :: non_neg_integer(),
+    %% has a large heap for a while
+    busy = false :: boolean(),
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
@@ -74,12 +81,31 @@
 }).
 
 -type timer() ::
-    heartbeat | heartbeat_wait | authentication | idle | login | report | drained | writing.
+    heartbeat
+    | heartbeat_wait
+    | authentication
+    | idle
+    | login
+    | report
+    | drained
+    | writing
+    | collect
+    | busy.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
+
+%% With much traffic, what a garbage collection copies is mostly what the next one would have found
+%% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
+-define(BUSY_HEAP_WORDS, 32768).
+-define(BUSY_CHUNK, 32768).
+-define(BUSY_MS, 5000).
+
+%% For how long messages are collected, and how many at most.
+-define(COLLECT_MS, 1).
+-define(COLLECT_COUNT, 1000).
 
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
@@ -211,7 +237,8 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 State#state{
                     peername = Peername,
                     reports =
-                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
+                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
+                    collects = nats_gateway_channel:collects(Host)
                 }
             );
         {error, _} ->
@@ -360,23 +387,82 @@ handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
 handle_info(_, State = #state{channel = undefined}) ->
     {noreply, State};
-handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
+handle_info(Message, State = #state{socket = Socket}) ->
     case nats_gateway_transport:classify(Message, Socket) of
-        {data, Data} ->
-            received(Data, report_later(State#state{heard = true}));
-        passive ->
-            reactivate(State#state{passive = true});
-        closed ->
-            decode(ended(eof, State));
-        {error, Reason} ->
-            {stop, {shutdown, send_error(Reason)}, State};
-        other ->
-            WasBusy = nats_gateway_channel:busy(Channel),
-            Handled = nats_gateway_channel:handle_info(Message, Channel),
-            case result(Handled, report_later(State)) of
-                {noreply, NState = #state{}} when WasBusy -> decode(NState);
-                Result -> Result
-            end
+        other -> deliver(Message, report_later(State));
+        Event -> input(Event, State)
+    end.
+
+input(Event, State = #state{collected = []}) ->
+    handle_input(Event, State);
+input(Event, State) ->
+    case hand_over_collected(State) of
+        {noreply, NState} -> handle_input(Event, NState);
+        Stop -> Stop
+    end.
+
+handle_input({data, Data}, State) ->
+    received(
+        Data,
+        report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
+            heard = true, pace = nats_gateway_pace:heard(State#state.pace)
+        })
+    );
+handle_input(passive, State) ->
+    reactivate(State#state{passive = true});
+handle_input(closed, State) ->
+    decode(ended(eof, State));
+handle_input({error, Reason}, State) ->
+    {stop, {shutdown, send_error(Reason)}, State}.
+
+%% A message for the host. What a waiting client waits for may be in it.
+deliver(Message, State = #state{collects = true, pace = Pace, channel = Channel}) ->
+    case
+        nats_gateway_channel:busy(Channel) orelse
+            nats_gateway_pace:next(erlang:monotonic_time(microsecond), Pace)
+    of
+        true -> deliver_collected([Message], State);
+        {at_once, NPace} -> deliver_collected([Message], State#state{pace = NPace});
+        {collect, NPace} -> collect(Message, State#state{pace = NPace})
+    end;
+deliver(Message, State = #state{channel = Channel}) ->
+    handled(nats_gateway_channel:handle_info(Message, Channel), State).
+
+collect(Message, State = #state{collected = []}) ->
+    NState = State#state{collected = [Message], count = 1},
+    {noreply, busy(true, start_timer(collect, ?COLLECT_MS, NState))};
+collect(Message, State = #state{collected = Messages, count = Count}) when
+    Count < ?COLLECT_COUNT
+->
+    {noreply, State#state{collected = [Message | Messages], count = Count + 1}};
+collect(Message, State) ->
+    deliver_collected([Message], State).
+
+hand_over_collected(State) -> deliver_collected([], State).
+
+busy(true, State = #state{busy = false}) ->
+    _ = process_flag(min_heap_size, ?BUSY_HEAP_WORDS),
+    start_timer(busy, ?BUSY_MS, State#state{busy = true});
+busy(_, State) ->
+    State.
+
+%% What was collected, and what has come after it.
+deliver_collected(More, State = #state{collected = []}) ->
+    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State);
+deliver_collected(More, State = #state{collected = Messages, count = Count, pace = Pace}) ->
+    All = lists:reverse(Messages, More),
+    handled(
+        nats_gateway_channel:handle_messages(All, State#state.channel),
+        cancel_timer(collect, State#state{
+            collected = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
+        })
+    ).
+
+handled(Handled, State = #state{channel = Channel}) ->
+    WasBusy = nats_gateway_channel:busy(Channel),
+    case result(Handled, State) of
+        {noreply, NState = #state{}} when WasBusy -> decode(NState);
+        Result -> Result
     end.
 
 received(Data, State = #state{websocket = none}) ->
@@ -583,6 +669,12 @@ timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
     {noreply, rest(State#state{channel = NChannel}), hibernate};
+timeout(busy, State) ->
+    {min_heap_size, Words} = erlang:system_info(min_heap_size),
+    _ = process_flag(min_heap_size, Words),
+    {noreply, State#state{busy = false}, hibernate};
+timeout(collect, State) ->
+    hand_over_collected(State);
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};
 timeout(writing, State) ->
@@ -627,6 +719,16 @@ start_timer(_, infinity, State) ->
     State;
 start_timer(Name, Ms, State = #state{timers = Timers}) ->
     State#state{timers = Timers#{Name => erlang:start_timer(Ms, self(), Name)}}.
+
+cancel_timer(Name, State = #state{timers = Timers}) ->
+    case maps:take(Name, Timers) of
+        {Timer, NTimers} ->
+            %% If it has ended already, its message is not of any timer.
+            _ = erlang:cancel_timer(Timer, [{async, true}, {info, false}]),
+            State#state{timers = NTimers};
+        error ->
+            State
+    end.
 
 %% -------------------------------------------------------------------------------------------
 

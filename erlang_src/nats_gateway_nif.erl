@@ -199,8 +199,9 @@ priv_dir() ->
     | {error, error_reason(), [op()]}.
 decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, and their size in bytes. Mountpoint is removed from topics.
--spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), non_neg_integer()}.
+%% MSG and HMSG frames, and the deliveries that are left for another call, because this one has
+%% done a bounded amount of work. Mountpoint is removed from topics.
+-spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), [delivery()]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.
