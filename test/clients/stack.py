@@ -85,8 +85,11 @@ class Server:
         self.stop()
         self.start()
 
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-2000:]
+        return self.log()[-2000:]
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
@@ -205,11 +208,11 @@ def gateway_in_front_of(
 
 
 def _gateway_stack(directory: Path, access: str) -> Stack:
-    broker = _mosquitto(directory, access)
+    broker = mosquitto(directory, access)
     return Stack(gateway_in_front_of(broker.address, directory), broker)
 
 
-def _mosquitto(directory: Path, access: str) -> Server:
+def mosquitto(directory: Path, access: str) -> Server:
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = directory / "mosquitto.conf"
