@@ -47,7 +47,8 @@
         keepalive := pos_integer(),
         authentication := boolean()
     },
-    listeners := [listener()]
+    %% not in what a connection has
+    listeners => [listener()]
 }.
 
 -type listener() :: #{
