@@ -143,7 +143,10 @@ peek(Socket, Timeout) ->
 -spec secure(socket(), [ssl:tls_server_option()], timeout()) ->
     {ok, socket()} | {error, timeout | closed | {tls_alert, term()} | term()}.
 secure(Socket, Options, Timeout) ->
-    case ssl:handshake(port(Socket), Options, Timeout) of
+    Port = port(Socket),
+    %% OTP's TLS waits for ever for the end of a port that outlives the client's FIN.
+    _ = inet:setopts(Port, [{exit_on_close, true}]),
+    case ssl:handshake(Port, Options, Timeout) of
         {ok, Ssl} -> {ok, {ssl, Ssl, Socket}};
         {error, Reason} -> {error, Reason}
     end.

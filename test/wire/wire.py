@@ -13,11 +13,14 @@ import itertools
 import json
 import re
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from .transports import TCP, Transport
 
 DEADLINE = 5.0
 # Only spaces the pieces of a split send into separate reads; no outcome may depend on it.
@@ -172,6 +175,8 @@ class Case:
     steps: tuple[Step, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     since: str | None = None
+    # of plain TCP alone
+    tcp: bool = False
 
     def __post_init__(self):
         """Every connection not seen to end is shown to be open and silent at the end."""
@@ -183,6 +188,12 @@ class Case:
                     ended.add(name)
         missing = [Open(name) for name in seen if name not in ended and not self._ends_open(name)]
         object.__setattr__(self, "steps", self.steps + tuple(missing))
+
+    def suits(self, transport: Transport) -> bool:
+        """Of TLS neither server answers what came before the client's half-close."""
+        if transport is TCP:
+            return True
+        return not self.tcp and (transport.is_plain or not any(isinstance(step, HalfClose) for step in self.steps))
 
     def _ends_open(self, name: str) -> bool:
         return isinstance([step for step in self.steps if name in peers_of(step)][-1], Open)
@@ -282,8 +293,10 @@ def _match_share(units: tuple[bytes, ...], fence: bytes, buffer: bytes) -> tuple
 
 
 class Connection:
-    def __init__(self, address: tuple[str, int], deadline: float):
+    def __init__(self, address: tuple[str, int], deadline: float, transport: Transport = TCP):
         self.deadline = deadline
+        self.address = address
+        self.transport = transport
         self.buffer = b""
         self.ended = False
         self.socket = socket.create_connection(address, timeout=deadline)
@@ -292,6 +305,21 @@ class Connection:
         self.info: dict[str, Any] = {}
 
     def read_info(self) -> None:
+        self._become(self.transport.before_info)
+        self._read_info()
+        if self.transport.after_info and self.buffer:
+            raise _mismatch([b""], self.buffer, "bytes in clear after INFO")
+        self._become(self.transport.after_info)
+
+    def _become(self, change) -> None:
+        if change:
+            self.socket.settimeout(self.deadline)
+            try:
+                self.socket = change(self.socket, self.address)
+            except OSError as error:
+                raise WireFailure(f"no {self.transport.name} connection: {error}") from None
+
+    def _read_info(self) -> None:
         until = time.monotonic() + self.deadline
         while b"\n" not in self.buffer:
             self._receive(until, [b"INFO {...} \r\n"])
@@ -309,7 +337,7 @@ class Connection:
                 if start:
                     time.sleep(SEGMENT_GAP)
                 self.socket.sendall(data[start:end])
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             pass  # The server has closed in the meantime; the next expectation says whether it should have.
         except TimeoutError:
             raise WireFailure(
@@ -361,7 +389,7 @@ class Connection:
         except TimeoutError:
             what = "the connection is still open" if closing else "no more bytes came"
             raise _mismatch(expected, self.buffer, f"{what} within {self.deadline} s") from None
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             data = b""
         if data:
             self.buffer += data
@@ -372,13 +400,22 @@ class Connection:
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-def run(case: Case, address: tuple[str, int], deadline: float = DEADLINE, probe_close: bool = False) -> None:
-    """Raises WireFailure unless the server at the address does what the case says."""
-    _Run(address, deadline, probe_close).play(case)
+def run(
+    case: Case,
+    address: tuple[str, int],
+    deadline: float = DEADLINE,
+    probe_close: bool = False,
+    transport: Transport = TCP,
+) -> dict[str, Connection]:
+    """Raises WireFailure unless the server at the address does what the case says. The connections are closed then."""
+    played = _Run(address, deadline, probe_close, transport)
+    played.play(case)
+    return played.connections
 
 
 class _Run:
-    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool):
+    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool, transport: Transport):
+        self.transport = transport
         self.address = address
         self.deadline = deadline
         self.probe_close = probe_close
@@ -433,7 +470,7 @@ class _Run:
         return self.connections.get(peer) or self._connect(peer)
 
     def _connect(self, peer: str) -> Connection:
-        connection = self.connections[peer] = Connection(self.address, self.deadline)
+        connection = self.connections[peer] = Connection(self.address, self.deadline, self.transport)
         connection.read_info()
         return connection
 
