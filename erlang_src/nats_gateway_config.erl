@@ -37,7 +37,8 @@
         connect_timeout := pos_integer(),
         keepalive := pos_integer()
     },
-    listeners := [listener()]
+    %% not in what a connection has
+    listeners => [listener()]
 }.
 
 -type listener() :: #{

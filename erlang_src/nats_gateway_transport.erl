@@ -108,8 +108,27 @@ secure(Socket, Options, Timeout) ->
     %% OTP's TLS waits for ever for the end of a port that outlives the client's FIN.
     _ = inet:setopts(Port, [{exit_on_close, true}]),
     case ssl:handshake(Port, Options, Timeout) of
-        {ok, Ssl} -> {ok, {ssl, Ssl, Socket}};
-        {error, Reason} -> {error, Reason}
+        {ok, Ssl} ->
+            forget_handshake(Port),
+            {ok, {ssl, Ssl, Socket}};
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% What a handshake leaves behind is several times what the connection needs from now on; the
+%% supervisor that OTP gives each connection would keep its share for ever.
+forget_handshake(Port) ->
+    case erlang:port_info(Port, connected) of
+        {connected, Pid} ->
+            lists:foreach(fun erlang:garbage_collect/1, [Pid | linked(Pid)]);
+        undefined ->
+            ok
+    end.
+
+linked(Pid) ->
+    case erlang:process_info(Pid, links) of
+        {links, Links} -> lists:filter(fun is_pid/1, Links);
+        undefined -> []
     end.
 
 -spec is_secured(socket()) -> boolean().

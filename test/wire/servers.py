@@ -106,7 +106,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top["max_payload_size"] = value
             case "max_control_line" | "max_subscriptions" | "server_name":
                 top[name] = value
-            case "max_connections":
+            case "max_connections" | "send_timeout":
                 listener[name] = value
             case "tls":
                 kind = "ssl"
