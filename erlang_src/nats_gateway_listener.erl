@@ -12,8 +12,9 @@
 
 -type listener() :: #{
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     tls => nats_gateway_tls:settings(),
+    websocket => nats_gateway_websocket:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
@@ -45,7 +46,7 @@ child(Id, Sup) ->
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
     Options = connection_options(Listener),
-    case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
+    case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             %% Who is being refused takes nobody's place.
             [Connections, Refused] = [
@@ -63,7 +64,10 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 | [
                     #{
                         id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener#{connection := Options}]},
+                        start =>
+                            {?MODULE, start_acceptor, [
+                                ListenSocket, self(), Listener#{connection := Options}
+                            ]},
                         shutdown => brutal_kill
                     }
                  || N <- lists:seq(1, Acceptors)
@@ -82,7 +86,7 @@ init(connections) ->
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
 connection_options(Listener = #{type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection, maps:with([peer_cert_as_username], Listener)),
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
     case Listener of
         #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
         #{} -> Options#{transport => Type}

@@ -1,35 +1,52 @@
-%% The byte streams a client may come over. A socket is tagged with its transport.
+%% The byte streams that clients come over, and the one to the broker of the standalone gateway. A
+%% socket is tagged with its transport.
 -module(nats_gateway_transport).
 
 -export([listen/2]).
 -export([accept/1]).
+-export([connect/4]).
 -export([from_esockd/1]).
+-export([from_ranch/2]).
 -export([controlling_process/2]).
 -export([peek/2]).
 -export([secure/3]).
 -export([is_secured/1]).
 -export([peercert/1]).
+-export([recv/2]).
 -export([activate/1]).
+-export([deactivate/1]).
 -export([classify/2]).
+-export([acknowledge/1]).
 -export([send/2]).
+-export([pending/1]).
 -export([peername/1]).
 -export([sockname/1]).
 -export([getstat/1]).
 -export([linger_close/1]).
+-export([linger_close/2]).
 -export([close/1]).
+-export([abort/1]).
 
 -ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
 -ignore_xref([{esockd_transport, sockname, 1}, {esockd_transport, peercert, 1}]).
+-ignore_xref([{ranch, handshake, 1}, {ranch, recv_proxy_header, 2}]).
 
 -export_type([listen_socket/0, socket/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
-    %% behind a proxy: the bytes come over the port, the client's address is known to esockd
-    | {proxied, gen_tcp:socket(), Wrapper :: tuple()}
+    %% behind a proxy: the bytes come over the port, the client's address is known to esockd, or
+    %% was told to ranch
+    | {proxied, gen_tcp:socket(), Wrapper :: tuple() | proxy()}
     %% over the one it was before
     | {ssl, ssl:sslsocket(), Under :: socket()}.
+
+-type proxy() :: #{
+    peername := {inet:ip_address(), inet:port_number()},
+    sockname := {inet:ip_address(), inet:port_number()},
+    peercert := nossl | nats_gateway_certificate:peercert()
+}.
 
 %% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
 -define(READ_BUFFER, 65536).
@@ -38,6 +55,16 @@
 %% What a closing socket still reads, so that unread input does not turn the close into a reset
 %% that takes a last -ERR with it.
 -define(LINGER_MS, 500).
+%% What a closing socket still has to send is waited for: as long as some of it leaves within
+%% LINGER_MS, and no longer than this, which is below what supervisors wait.
+-define(FLUSH_MS, 4000).
+-define(FLUSH_POLL_MS, 10).
+%% Linux.
+-define(IPPROTO_TCP, 6).
+-define(TCP_QUICKACK, 12).
+%% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
+%% much may wait there is the connection's business, which must not wait itself.
+-define(WATERMARK, 16#7FFFFFFF).
 
 -spec listen({inet:ip_address(), inet:port_number()}, #{backlog => pos_integer()}) ->
     {ok, listen_socket()} | {error, inet:posix()}.
@@ -53,8 +80,7 @@ listen({Address, Port}, Options) ->
         {buffer, ?READ_BUFFER},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false},
-        {send_timeout, maps:get(send_timeout, Options, 10000)},
-        {send_timeout_close, true}
+        {high_watermark, ?WATERMARK}
         | family(Address)
     ]),
     case Result of
@@ -72,6 +98,45 @@ accept({tcp, ListenSocket}) ->
         {error, Reason} -> {error, Reason}
     end.
 
+%% To a broker, which may hold us back: a send waits for it, until its timeout.
+-spec connect(
+    {inet:hostname() | inet:ip_address(), inet:port_number()},
+    none | [ssl:tls_client_option()],
+    #{send_timeout := pos_integer()},
+    timeout()
+) -> {ok, socket()} | {error, timeout | inet:posix() | {tls_alert, term()} | {options, term()}}.
+connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
+    Deadline = erlang:monotonic_time(millisecond) + Timeout,
+    Options = [
+        binary,
+        {packet, raw},
+        {active, false},
+        {nodelay, true},
+        {keepalive, true},
+        {buffer, ?READ_BUFFER},
+        {send_timeout, SendTimeout},
+        {send_timeout_close, true}
+    ],
+    case gen_tcp:connect(Address, Port, family_of_peer(Address) ++ Options, Timeout) of
+        {ok, Socket} when Tls =:= none ->
+            {ok, {tcp, Socket}};
+        {ok, Socket} ->
+            Left = max(1, Deadline - erlang:monotonic_time(millisecond)),
+            case ssl:connect(Socket, Tls, Left) of
+                {ok, Ssl} ->
+                    {ok, {ssl, Ssl, {tcp, Socket}}};
+                {error, Reason} ->
+                    gen_tcp:close(Socket),
+                    {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% A name may have addresses of either kind.
+family_of_peer(Address) when tuple_size(Address) =:= 8 -> [inet6];
+family_of_peer(_) -> [].
+
 %% A socket that EMQX's acceptor made: its message is waited for, then what it says is to be done
 %% first (reading the PROXY header).
 -spec from_esockd(gen_tcp:socket()) -> {ok, socket()} | {error, term()}.
@@ -81,6 +146,35 @@ from_esockd(Port) ->
         {ok, Wrapper} -> {ok, {proxied, Port, Wrapper}};
         {error, Reason} -> {error, Reason}
     end.
+
+%% The same of ranch, which leaves the PROXY header to us. Proxy: how long it may take.
+-spec from_ranch(atom(), Proxy :: false | pos_integer()) -> {ok, socket()} | {error, term()}.
+from_ranch(Ref, false) ->
+    {ok, Port} = ranch:handshake(Ref),
+    {ok, {tcp, Port}};
+from_ranch(Ref, Timeout) ->
+    Header = ranch:recv_proxy_header(Ref, Timeout),
+    {ok, Port} = ranch:handshake(Ref),
+    case Header of
+        {ok, #{src_address := Source, src_port := SourcePort} = Info} ->
+            #{dest_address := Destination, dest_port := DestinationPort} = Info,
+            {ok,
+                {proxied, Port, #{
+                    peername => {Source, SourcePort},
+                    sockname => {Destination, DestinationPort},
+                    peercert => proxied_certificate(Info)
+                }}};
+        {ok, _} ->
+            %% The proxy itself, to see whether we are well.
+            {ok, {tcp, Port}};
+        Error ->
+            ok = gen_tcp:close(Port),
+            {error, element(2, Error)}
+    end.
+
+%% As esockd tells of it.
+proxied_certificate(#{ssl := #{cn := Name}}) -> [{pp2_ssl_cn, Name}];
+proxied_certificate(_) -> nossl.
 
 -spec controlling_process(socket(), pid()) -> ok | {error, term()}.
 controlling_process({ssl, Ssl, _}, Pid) -> ssl:controlling_process(Ssl, Pid);
@@ -141,6 +235,8 @@ peercert({ssl, Ssl, _}) ->
         {ok, Der} -> Der;
         {error, _} -> undefined
     end;
+peercert({proxied, _, #{peercert := Peercert}}) ->
+    Peercert;
 peercert({proxied, _, Wrapper}) ->
     case esockd_transport:peercert(Wrapper) of
         [] -> nossl;
@@ -167,6 +263,16 @@ classify({ssl_error, Ssl, Reason}, {ssl, Ssl, _}) -> {error, tls_reason(Reason)}
 classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
+%% What has come is acknowledged now. A peer without TCP_NODELAY, as Mosquitto is unless told
+%% otherwise, holds a small packet back until the one before it is acknowledged, and the kernel
+%% takes 40 ms for that: a request with its PUBACK and its answer took 44 ms, and takes 0.4 ms
+%% with this. The option lasts until the next segment is sent.
+-spec acknowledge(socket()) -> ok.
+acknowledge(Socket) ->
+    _ = os:type() =:= {unix, linux} andalso
+        inet:setopts(port(Socket), [{raw, ?IPPROTO_TCP, ?TCP_QUICKACK, <<1:32/native>>}]),
+    ok.
+
 -spec send(socket(), iodata()) -> ok | {error, timeout | closed | tls_alert | inet:posix()}.
 send({ssl, Ssl, _}, Data) ->
     case ssl:send(Ssl, Data) of
@@ -176,17 +282,31 @@ send({ssl, Ssl, _}, Data) ->
 send(Socket, Data) ->
     gen_tcp:send(port(Socket), Data).
 
+%% Bytes that were sent but have not left, and the octets that have.
+-spec pending(socket()) ->
+    {ok, Pending :: non_neg_integer(), Gone :: integer()} | {error, inet:posix()}.
+pending(Socket) ->
+    case inet:getstat(port(Socket), [send_oct, send_pend]) of
+        {ok, Stat} ->
+            Pending = proplists:get_value(send_pend, Stat),
+            {ok, Pending, proplists:get_value(send_oct, Stat) - Pending};
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
 tls_reason({tls_alert, _}) -> tls_alert;
 tls_reason(Reason) when is_atom(Reason) -> Reason;
 tls_reason(_) -> tls_error.
 
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 peername({tcp, Socket}) -> inet:peername(Socket);
+peername({proxied, _, #{peername := Peername}}) -> {ok, Peername};
 peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper);
 peername({ssl, _, Under}) -> peername(Under).
 
 -spec sockname(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 sockname({tcp, Socket}) -> inet:sockname(Socket);
+sockname({proxied, _, #{sockname := Sockname}}) -> {ok, Sockname};
 sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper);
 sockname({ssl, _, Under}) -> sockname(Under).
 
@@ -204,15 +324,50 @@ getstat(Socket) ->
     end.
 
 -spec linger_close(socket()) -> ok.
-linger_close(Socket) ->
-    _ = shutdown_write(Socket),
-    _ = deactivate(Socket),
-    discard(Socket, erlang:monotonic_time(millisecond) + ?LINGER_MS),
-    close(Socket).
+linger_close(Socket) -> linger_close(Socket, ?LINGER_MS).
+
+%% Waiting longer for the other side.
+-spec linger_close(socket(), Milliseconds :: pos_integer()) -> ok.
+linger_close(Socket, Ms) ->
+    case is_flushed(Socket, Ms) of
+        true ->
+            _ = shutdown_write(Socket),
+            _ = deactivate(Socket),
+            discard(Socket, erlang:monotonic_time(millisecond) + Ms),
+            close_now(Socket);
+        false ->
+            abort(Socket)
+    end.
+
+%% The driver itself would wait for minutes for a client that does not read.
+is_flushed(Socket, Ms) ->
+    case pending(Socket) of
+        {ok, 0, _} ->
+            true;
+        {ok, _, Gone} ->
+            Now = erlang:monotonic_time(millisecond),
+            is_flushed(Socket, Ms, Gone, Now + Ms, Now + max(Ms, ?FLUSH_MS));
+        {error, _} ->
+            true
+    end.
+
+is_flushed(Socket, Ms, Gone, Stuck, Deadline) ->
+    timer:sleep(?FLUSH_POLL_MS),
+    Now = erlang:monotonic_time(millisecond),
+    case pending(Socket) of
+        {ok, 0, _} -> true;
+        {ok, _, _} when Now >= Deadline -> false;
+        {ok, _, Gone} when Now >= Stuck -> false;
+        {ok, _, Gone} -> is_flushed(Socket, Ms, Gone, Stuck, Deadline);
+        {ok, _, More} -> is_flushed(Socket, Ms, More, Now + Ms, Deadline);
+        {error, _} -> true
+    end.
 
 shutdown_write({ssl, Ssl, _}) -> ssl:shutdown(Ssl, write);
 shutdown_write(Socket) -> gen_tcp:shutdown(port(Socket), write).
 
+%% What has come already stays in the mailbox.
+-spec deactivate(socket()) -> ok | {error, term()}.
 deactivate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, false}]);
 deactivate(Socket) -> inet:setopts(port(Socket), [{active, false}]).
 
@@ -227,14 +382,35 @@ discard(Socket, Deadline) ->
             end
     end.
 
-recv({ssl, Ssl, _}, Timeout) -> ssl:recv(Ssl, 0, Timeout);
-recv(Socket, Timeout) -> gen_tcp:recv(port(Socket), 0, Timeout).
+%% What has come, at least one byte. For a socket that is not active.
+-spec recv(socket(), timeout()) ->
+    {ok, binary()} | {error, timeout | closed | tls_alert | tls_error | inet:posix()}.
+recv({ssl, Ssl, _}, Timeout) ->
+    case ssl:recv(Ssl, 0, Timeout) of
+        {ok, Bytes} -> {ok, Bytes};
+        {error, Reason} -> {error, tls_reason(Reason)}
+    end;
+recv(Socket, Timeout) ->
+    gen_tcp:recv(port(Socket), 0, Timeout).
 
+%% What was sent before still arrives, if the client reads.
 -spec close(socket()) -> ok.
-close({ssl, Ssl, _}) ->
+close(Socket) ->
+    case is_flushed(Socket, ?LINGER_MS) of
+        true -> close_now(Socket);
+        false -> abort(Socket)
+    end.
+
+%% What waits to be sent is thrown away.
+-spec abort(socket()) -> ok.
+abort(Socket) ->
+    _ = inet:setopts(port(Socket), [{linger, {true, 0}}]),
+    close_now(Socket).
+
+close_now({ssl, Ssl, _}) ->
     _ = ssl:close(Ssl),
     ok;
-close(Socket) ->
+close_now(Socket) ->
     gen_tcp:close(port(Socket)).
 
 %% What the bytes go over.

@@ -23,7 +23,8 @@ defaults_test() ->
             max_control_line := 4096,
             max_subscriptions := infinity,
             retained_on_subscribe := false,
-            clientinfo_override := #{username := <<"${Packet.user}">>},
+            login := none,
+            clientinfo_override := #{username := undefined},
             upstream := #{host := "127.0.0.1", port := 1883, keepalive := 60},
             listeners := [
                 #{name := <<"tcp:default">>, bind := {{127, 0, 0, 1}, 4222}, max_connections := infinity}
@@ -39,11 +40,11 @@ an_unknown_key_is_named_test_() ->
     [
         ?_assertMatch({error, <<"max_payload: unknown key; known here: ", _/binary>>},
             set([<<"max_payload">>], 1)),
-        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: connect_timeout", _/binary>>},
+        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: authentication, connect_timeout", _/binary>>},
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp, ws, wss">>},
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
@@ -121,6 +122,28 @@ sizes_test_() ->
         ]
     ].
 
+what_may_wait_for_a_client_test_() ->
+    Pending = fun(Value) ->
+        case set([<<"max_pending">>], Value) of
+            {ok, #{max_pending := Bytes}} -> Bytes;
+            {error, _} -> error
+        end
+    end,
+    [
+        ?_assertEqual(67108864, maps:get(max_pending, defaults())),
+        ?_assertEqual(10000, maps:get(send_timeout, defaults()))
+        | [
+            ?_assertEqual(Expected, Pending(Value))
+         || {Value, Expected} <- [
+                {0, error},
+                {1023, error},
+                {1024, 1024},
+                {<<"1GB">>, 1 bsl 30},
+                {(1 bsl 30) + 1, error}
+            ]
+        ]
+    ].
+
 limits_test_() ->
     Subscriptions = fun(Value) ->
         case set([<<"max_subscriptions">>], Value) of
@@ -161,7 +184,9 @@ addresses_test_() ->
 urls_test_() ->
     Upstream = fun(Value) ->
         case set([<<"upstream">>, <<"url">>], Value) of
-            {ok, #{upstream := #{host := Host, port := Port}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := none}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := Tls}}} when is_list(Tls) ->
+                {Host, Port, tls};
             {error, _} -> error
         end
     end,
@@ -171,13 +196,55 @@ urls_test_() ->
             {<<"mqtt://127.0.0.1:1883">>, {"127.0.0.1", 1883}},
             {<<"mqtt://broker.local:1884/">>, {"broker.local", 1884}},
             {<<"mqtt://[::1]:1883">>, {"::1", 1883}},
-            {<<"mqtts://127.0.0.1:1883">>, error},
+            {<<"mqtts://127.0.0.1:8883">>, {"127.0.0.1", 8883, tls}},
+            {<<"mqttt://127.0.0.1:1883">>, error},
             {<<"127.0.0.1:1883">>, error},
             {<<"mqtt://127.0.0.1">>, error},
             {<<"mqtt://user:pass@127.0.0.1:1883">>, error},
             {1883, error}
         ]
     ].
+
+upstream_tls(Url, Options) ->
+    case parse(#{<<"upstream">> => #{<<"url">> => Url, <<"ssl_options">> => Options}}) of
+        {ok, #{upstream := #{tls := Tls}}} -> lists:sort(Tls);
+        {error, Text} -> {error, Text}
+    end.
+
+upstream_tls_test() ->
+    Host = <<"mqtts://broker.example:8883">>,
+    ?assertMatch(
+        [
+            {cacertfile, <<"/etc/ssl/certs/ca-certificates.crt">>},
+            {customize_hostname_check, _},
+            {log_level, none},
+            {server_name_indication, "broker.example"},
+            {verify, verify_peer},
+            {versions, ['tlsv1.3', 'tlsv1.2']}
+        ],
+        upstream_tls(Host, #{})
+    ),
+    ?assertEqual(
+        [
+            {log_level, none},
+            {server_name_indication, "other"},
+            {verify, verify_none},
+            {versions, ['tlsv1.2']}
+        ],
+        upstream_tls(Host, #{
+            <<"verify">> => <<"verify_none">>,
+            <<"server_name_indication">> => <<"other">>,
+            <<"versions">> => [<<"tlsv1.2">>]
+        })
+    ),
+    %% An address is not a name, and is not sent as one.
+    Address = upstream_tls(<<"mqtts://127.0.0.1:8883">>, #{}),
+    ?assertEqual(false, lists:keyfind(server_name_indication, 1, Address)),
+    ?assertEqual({verify, verify_peer}, lists:keyfind(verify, 1, Address)),
+    ?assertMatch(
+        {error, <<"upstream.ssl_options: need an mqtts:// URL">>},
+        upstream_tls(<<"mqtt://127.0.0.1:1883">>, #{<<"certfile">> => <<"a.pem">>})
+    ).
 
 listeners_keep_their_names_and_the_smaller_limit_test() ->
     {ok, #{listeners := Listeners}} = parse(#{
@@ -326,5 +393,127 @@ what_is_wrong_with_tls_is_named_test_() ->
             {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
             {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
             {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+%% WebSocket
+
+ws_listener(Settings) ->
+    parse(#{<<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Settings}}}}).
+
+websocket(Settings) ->
+    case ws_listener(Settings) of
+        {ok, #{listeners := [#{type := ws, websocket := Websocket}]}} -> Websocket;
+        {error, Text} -> {error, Text}
+    end.
+
+a_ws_listener_has_defaults_test() ->
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"ws:a">>,
+                    type := ws,
+                    bind := {{127, 0, 0, 1}, 8080},
+                    authentication_timeout := 2000
+                } = Listener
+            ]
+        }} when not is_map_key(tls, Listener),
+        ws_listener(#{})
+    ),
+    ?assertEqual(
+        #{
+            same_origin => false,
+            allowed_origins => [],
+            allow_origin_absence => true,
+            subprotocols => [],
+            compress => false,
+            max_frame_size => infinity,
+            handshake_timeout => 5000
+        },
+        websocket(#{})
+    ).
+
+a_wss_listener_test() ->
+    Wss = fun(Settings) -> parse(#{<<"listeners">> => #{<<"wss">> => #{<<"a">> => Settings}}}) end,
+    Pem = #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}},
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"wss:a">>,
+                    type := wss,
+                    bind := {{127, 0, 0, 1}, 8443},
+                    peer_cert_as_username := cn,
+                    websocket := #{path := <<"/nats">>},
+                    tls := #{mode := handshake_first, allow_non_tls := false, certfile := <<"c.pem">>}
+                }
+            ]
+        }},
+        Wss(Pem#{
+            <<"peer_cert_as_username">> => <<"cn">>, <<"websocket">> => #{<<"path">> => <<"/nats">>}
+        })
+    ),
+    ?assertMatch({error, <<"listeners.wss.a.ssl_options.certfile: ", _/binary>>}, Wss(#{})),
+    %% There is no INFO in clear.
+    ?assertMatch(
+        {error, <<"listeners.wss.a.tls_mode: unknown key", _/binary>>},
+        Wss(Pem#{<<"tls_mode">> => <<"upgrade">>})
+    ).
+
+websocket_settings_test_() ->
+    [
+        ?_assertMatch({Key, #{Key := Expected}}, {Key, websocket(Settings)})
+     || {Key, Expected, Settings} <- [
+            {path, <<"/">>, #{<<"path">> => <<"/">>}},
+            {path, <<"/a/b%20">>, #{<<"path">> => <<"/a/b%20">>}},
+            {same_origin, true, #{<<"same_origin">> => true}},
+            {allowed_origins, [{<<"https">>, <<"a.example">>, 443}, {<<"http">>, <<"b">>, 81}], #{
+                <<"allowed_origins">> => [<<"https://A.example">>, <<"http://b:81">>]
+            }},
+            {allow_origin_absence, false, #{<<"allow_origin_absence">> => false}},
+            {subprotocols, [<<"nats/1.0">>], #{<<"supported_subprotocols">> => [<<"NATS/1.0">>]}},
+            {compress, true, #{<<"compress">> => true}},
+            {max_frame_size, infinity, #{<<"max_frame_size">> => 0}},
+            {max_frame_size, 1, #{<<"max_frame_size">> => 1}},
+            {max_frame_size, 999999999, #{<<"max_frame_size">> => 999999999}},
+            {handshake_timeout, 1000, #{<<"handshake_timeout">> => <<"1s">>}},
+            {jwt_cookie, <<"JWT">>, #{<<"jwt_cookie">> => <<"JWT">>}},
+            {proxy_address_header, <<"x-real-ip">>, #{<<"proxy_address_header">> => <<"X-Real-IP">>}},
+            {proxy_port_header, <<"x-port">>, #{<<"proxy_port_header">> => <<"X-Port">>}}
+        ]
+    ].
+
+no_name_is_none_test() ->
+    ?assertEqual(
+        websocket(#{}),
+        websocket(#{<<"jwt_cookie">> => <<>>, <<"proxy_address_header">> => <<>>})
+    ).
+
+what_is_wrong_with_websocket_is_named_test_() ->
+    [
+        {binary_to_list(Key), fun() ->
+            {error, Text} = websocket(#{Key => Value}),
+            Named = <<"listeners.ws.a.websocket.", Key/binary, ": ">>,
+            ?assertEqual(Named, binary:part(Text, 0, byte_size(Named)))
+        end}
+     || {Key, Value} <- [
+            {<<"path">>, <<>>},
+            {<<"path">>, <<"nats">>},
+            {<<"path">>, <<"/a?b">>},
+            {<<"path">>, <<"/a b">>},
+            {<<"path">>, 1},
+            {<<"allowed_origins">>, <<"https://a.example">>},
+            {<<"allowed_origins">>, [<<"a.example">>]},
+            {<<"allowed_origins">>, [1]},
+            {<<"supported_subprotocols">>, <<"nats">>},
+            {<<"max_frame_size">>, -1},
+            {<<"max_frame_size">>, 1000000000},
+            {<<"handshake_timeout">>, 0},
+            {<<"jwt_cookie">>, <<"a b">>},
+            {<<"proxy_address_header">>, <<"x:">>},
+            {<<"proxy_port_header">>, 1},
+            {<<"check_origins">>, []}
         ]
     ].

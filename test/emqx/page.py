@@ -17,6 +17,8 @@ DEFAULTS = {
     "allow_non_tls": False,
     "handshake_first_wait": "50ms",
     "peer_cert_as_username": "disabled",
+    "websocket_same_origin": False,
+    "websocket_jwt_cookie": "",
 }
 
 

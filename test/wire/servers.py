@@ -71,6 +71,18 @@ def nats_server_config(settings: Settings, port: int) -> str:
                 lines["authorization"] = {"user": value["user"], "password": value["password"]} | (
                     {"timeout": value["timeout"]} if "timeout" in value else {}
                 )
+            case "users" | "auth_token" | "nkeys":
+                authorization = lines.setdefault("authorization", {})
+                if name == "auth_token":
+                    authorization["token"] = value
+                elif name == "nkeys":
+                    authorization["users"] = [{"nkey": key} for key in value]
+                else:
+                    authorization["users"] = value
+            case "no_auth_user":
+                lines[name] = value
+            case "jwt":
+                lines |= {"operator": value["operator"], "resolver": "MEMORY", "resolver_preload": value["accounts"]}
             case _:
                 raise ValueError(f"no nats-server option for the setting {name}")
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items())
@@ -116,6 +128,19 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"auth_required": True} | (
                     {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
                 )
+            case "users" | "auth_token" | "no_auth_user":
+                top[name] = value
+            case "nkeys":
+                top["internal_authn"] = [{"type": "nkey", "nkeys": value}]
+            case "jwt":
+                preload = [{"pubkey": key, "jwt": token} for key, token in value["accounts"].items()]
+                top["internal_authn"] = [
+                    {
+                        "type": "jwt",
+                        "trusted_operators": [value["operator"]],
+                        "resolver": {"type": "memory", "resolver_preload": preload},
+                    }
+                ]
             case _:
                 raise ValueError(f"no gateway option for the setting {name}")
     tables = (
@@ -125,7 +150,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
         *([(f"[listeners.{kind}.default.ssl_options]", ssl_options)] if ssl_options else []),
     )
     return "\n".join(
-        "".join([f"{title}\n" if title else "", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())])
+        "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
         for title, values in tables
     )
 
@@ -155,6 +180,16 @@ def gateway_tls(
     if verify:
         ssl_options |= {"verify": "verify_peer", "fail_if_no_peer_cert": True}
     return listener, ssl_options
+
+
+def toml(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return json.dumps(value)
 
 
 def broker_config(port: int) -> str:
@@ -196,7 +231,7 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
     except OSError:
         return False
     try:
-        connection.read_info()
+        connection.begin()
         return True
     except (WireFailure, OSError):
         return False

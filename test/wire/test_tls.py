@@ -61,7 +61,7 @@ def server(servers: Servers, target: str, mode: str, **settings: Any) -> Address
 def connected(address: Address, transport: Transport, deadline: float = 5.0) -> Iterator[Connection]:
     connection = Connection(address, deadline, transport)
     try:
-        connection.read_info()
+        connection.begin()
         yield connection
     finally:
         connection.close()
@@ -366,7 +366,7 @@ def connected_when_there_is_room(address: Address, transport: Transport) -> Iter
     while True:
         connection = Connection(address, 5.0, transport)
         try:
-            connection.read_info()
+            connection.begin()
             break
         except WireFailure:
             connection.close()
