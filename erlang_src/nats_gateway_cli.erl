@@ -6,7 +6,7 @@
 -export([format_report/1]).
 
 -define(USAGE, <<
-    "usage: nats_gateway [-c FILE] [--upstream mqtt://HOST:PORT] [--listen ADDRESS:PORT]\n"
+    "usage: nats_gateway [-c FILE] [--upstream mqtt[s]://HOST:PORT] [--listen ADDRESS:PORT]\n"
     "                    [--check]\n"
     "  -c FILE     settings in TOML (README.md has the table); without it the defaults\n"
     "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
@@ -116,30 +116,67 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
     {ok, _} = application:ensure_all_started(nats_gateway),
-    lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),
+    %% Accounts take some memory, and every connection holds the settings.
+    Shared = Config#{login := nats_gateway_login:share(maps:get(login, Config))},
+    lists:foreach(fun(Listener) -> listen(Listener, Shared, Arguments) end, Listeners),
     log_to_stderr(Level).
 
-reachable(#{host := Host, port := Port, connect_timeout := Timeout}) ->
-    case gen_tcp:connect(Host, Port, [], Timeout) of
+reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout}) ->
+    Tls =:= none orelse readable(Tls),
+    Options = #{send_timeout => Timeout},
+    case nats_gateway_transport:connect({Host, Port}, Tls, Options, Timeout) of
         {ok, Socket} ->
-            gen_tcp:close(Socket);
+            nats_gateway_transport:close(Socket);
+        {error, {options, Option}} ->
+            wrong_option(option(Option));
         {error, Reason} ->
             throw(
                 {stop, ?EX_UNAVAILABLE, [
                     "no MQTT broker at ",
                     at(Host, Port),
                     " (",
-                    inet:format_error(Reason),
+                    why(Reason),
                     "): start one there, or name another with --upstream or upstream.url"
                 ]}
             )
     end.
 
+readable(Tls) ->
+    {ok, _} = application:ensure_all_started(ssl),
+    lists:foreach(
+        fun({Name, File}) ->
+            case file:read_file(File) of
+                {ok, _} ->
+                    ok;
+                {error, Reason} ->
+                    wrong_option([atom_to_list(Name), ": ", File, ": ", file:format_error(Reason)])
+            end
+        end,
+        [Option || {Name, _} = Option <- Tls, lists:member(Name, [cacertfile, certfile, keyfile])]
+    ).
+
+-spec wrong_option(iodata()) -> no_return().
+wrong_option(Text) -> throw({stop, ?EX_CONFIG, ["upstream.ssl_options.", Text]}).
+
+%% The value may be a password.
+option(Option) when is_tuple(Option), is_atom(element(1, Option)) ->
+    [atom_to_list(element(1, Option)), ": cannot be used"];
+option(_) ->
+    "cannot be used".
+
+%% What OTP tells of an alert ends with what is of use here.
+why({tls_alert, {_, Text}}) ->
+    ["TLS: ", lists:join(" ", string:lexemes(lists:last(string:split(Text, "Fatal - ")), " \n"))];
+why(closed) -> "closed by the broker: does it speak TLS?";
+why(Reason) when is_atom(Reason) -> inet:format_error(Reason);
+why(Reason) -> io_lib:format("~0p", [Reason]).
+
 listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) ->
     #{authentication_timeout := Timeout} = Listener,
     Connection = #{
         host => nats_gateway_host_mqtt,
-        config => Config#{authentication_timeout := Timeout},
+        %% Every connection has a copy.
+        config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
         listener => Name
     },
     case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of

@@ -6,6 +6,8 @@
 -export([parse/1]).
 -export([defaults/0]).
 -export([check/2]).
+-export([valid/1]).
+-export([invalid/2]).
 -export([tls_page_schema/0]).
 -export([websocket_page_schema/0]).
 -export([check_tls_page/1]).
@@ -25,9 +27,14 @@
     %% unless the listener has one of its own
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
+    %% the gateway's own, before the broker's
+    login := nats_gateway_login:login(),
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
+    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
+    max_pending := pos_integer(),
+    send_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
     enable_stats := boolean(),
     clientinfo_override := #{clientid | username | password => binary()},
@@ -35,10 +42,13 @@
     upstream := #{
         host := string() | inet:ip_address(),
         port := inet:port_number(),
+        tls := none | [ssl:tls_client_option()],
         connect_timeout := pos_integer(),
-        keepalive := pos_integer()
+        keepalive := pos_integer(),
+        authentication := boolean()
     },
-    listeners := [listener()]
+    %% not in what a connection has
+    listeners => [listener()]
 }.
 
 -type listener() :: #{
@@ -78,7 +88,6 @@
     | {one_of, [atom()]}
     %% some of these names, at least one
     | {some_of, [atom()]}
-    | strings
     %% absolute, of a URL
     | path
     | origins
@@ -87,13 +96,26 @@
     | header
     | {table, schema()}
     %% any name: the same table under each
-    | {named, schema()}.
+    | {named, schema()}
+    | {list, kind()}
+    %% a table whose key `type' says what else there is
+    | {by_type, #{atom() => schema()}}
+    %% a password or token, or its bcrypt hash
+    | secret
+    %% the same, and an empty one is none
+    | optional_secret
+    %% a public NKey of a user
+    | user_key
+    %% a subject, a list of subjects, or a table of `allow' and `deny'
+    | {subjects, queues | no_queues}
+    | responses.
 
+%% A default that is `required' must be given; `undefined' says that nothing is there.
 -type schema() :: #{atom() => {kind(), Default :: term()}}.
 
 -spec schema() -> schema().
 schema() ->
-    #{
+    (nats_gateway_login_config:file_schema())#{
         server_name => {string, <<"nats_gateway">>},
         mountpoint => {string, <<>>},
         default_heartbeat_interval => {{duration, 0}, 60000},
@@ -105,6 +127,8 @@ schema() ->
         max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
+        send_timeout => {{duration, 1}, 10000},
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
         log_level =>
@@ -116,16 +140,18 @@ schema() ->
             {
                 {table, #{
                     clientid => {string, <<"${generated}">>},
-                    username => {string, <<"${Packet.user}">>},
-                    password => {string, <<"${Packet.pass}">>}
+                    username => {string, undefined},
+                    password => {string, undefined}
                 }},
                 #{}
             },
         upstream =>
             {
                 {table, #{
-                    url => {url, {"127.0.0.1", 1883}},
+                    url => {url, {tcp, "127.0.0.1", 1883}},
+                    ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
+                    authentication => {boolean, false},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
                 #{}
@@ -151,13 +177,25 @@ schema() ->
             }
     }.
 
+%% Of the connections to the broker.
+upstream_tls_schema() ->
+    #{
+        verify => {{one_of, [verify_none, verify_peer]}, verify_peer},
+        cacertfile => {string, <<"/etc/ssl/certs/ca-certificates.crt">>},
+        certfile => {string, undefined},
+        keyfile => {string, undefined},
+        password => {string, undefined},
+        %% the host of the URL, unless it is called otherwise in its certificate
+        server_name_indication => {string, undefined},
+        versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS}
+    }.
+
 listener_schema() ->
     #{
         bind => {address, {{127, 0, 0, 1}, 4222}},
         acceptors => {{integer, 1, 1024}, 16},
         max_connections => {{limit, 1 bsl 30}, infinity},
-        backlog => {{integer, 1, 65535}, 1024},
-        send_timeout => {{duration, 1}, 10000}
+        backlog => {{integer, 1, 65535}, 1024}
     }.
 
 %% Names are EMQX's where EMQX has the setting, else nats-server's.
@@ -171,7 +209,7 @@ websocket_listener_schema(Port) ->
                     same_origin => {boolean, false},
                     allowed_origins => {origins, []},
                     allow_origin_absence => {boolean, true},
-                    supported_subprotocols => {strings, []},
+                    supported_subprotocols => {{list, string}, []},
                     compress => {boolean, false},
                     max_frame_size => {{limit, ?MAX_PAYLOAD_LIMIT}, infinity},
                     handshake_timeout => {{duration, 1}, 5000},
@@ -206,7 +244,7 @@ tls_schema() ->
                     fail_if_no_peer_cert => {boolean, false},
                     depth => {{integer, 0, 255}, 10},
                     versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS},
-                    ciphers => {strings, []},
+                    ciphers => {{list, string}, []},
                     handshake_timeout => {{duration, 1}, 2000},
                     hibernate_after => {{duration, 1}, 5000}
                 }},
@@ -247,6 +285,8 @@ parse(Tables) ->
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
 check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
 
+%% What is read so may say `invalid/2'.
+-spec valid(fun(() -> Result)) -> {ok, Result} | {error, Text :: binary()}.
 valid(Fun) ->
     try
         {ok, Fun()}
@@ -256,19 +296,60 @@ valid(Fun) ->
     end.
 
 finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
-    {Host, Port} = maps:get(url, Upstream),
-    (maps:remove(max_connections, Settings))#{
+    {Scheme, Host, Port} = maps:get(url, Upstream),
+    Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
+    NotKept = [max_connections | nats_gateway_login_config:file_keys()],
+    (maps:without(NotKept, Settings))#{
+        login => Login,
+        auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
         authentication_timeout :=
             authentication_timeout(Settings, ?AUTHENTICATION_TIMEOUT_MS),
-        upstream := (maps:remove(url, Upstream))#{host => Host, port => Port},
+        upstream := (maps:without([url, ssl_options], Upstream))#{
+            host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
+        },
         listeners := [
             listener(Type, Name, Listener, Settings)
          || {Type, Named} <- listeners(Listeners),
             {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
+
+upstream_tls(tcp, _, #{ssl_options := #{certfile := undefined}}) ->
+    none;
+upstream_tls(tcp, _, _) ->
+    invalid([<<"ssl_options">>, <<"upstream">>], <<"need an mqtts:// URL">>);
+upstream_tls(ssl, Host, #{ssl_options := Ssl = #{verify := Verify, versions := Versions}}) ->
+    Files = [
+        {Name, binary_to_list(File)}
+     || {Name, File} <- maps:to_list(maps:with([certfile, keyfile, password], Ssl)),
+        File =/= undefined
+    ],
+    Verification =
+        case Verify of
+            verify_peer ->
+                [
+                    {cacertfile, maps:get(cacertfile, Ssl)},
+                    {customize_hostname_check, [
+                        {match_fun, public_key:pkix_verify_hostname_match_fun(https)}
+                    ]}
+                ];
+            verify_none ->
+                []
+        end,
+    %% The host logs why a connection failed.
+    [{log_level, none}, {verify, Verify}, {versions, Versions}] ++
+        server_name(Host, maps:get(server_name_indication, Ssl)) ++ Verification ++ Files.
+
+server_name(_, Name) when is_binary(Name) ->
+    [{server_name_indication, binary_to_list(Name)}];
+server_name(Host, undefined) ->
+    case inet:parse_strict_address(Host) of
+        %% Verified by the address that we are connected to.
+        {ok, _} -> [];
+        {error, _} -> [{server_name_indication, Host}]
+    end.
 
 listeners(Listeners) ->
     case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
@@ -422,6 +503,7 @@ table(_, _, Path) ->
 known(Schema) ->
     lists:join(<<", ">>, lists:sort([atom_to_binary(Name) || Name <- maps:keys(Schema)])).
 
+default(_, required, Path) -> invalid(Path, <<"is missing">>);
 default(Kind = {table, _}, Default, Path) -> value(Kind, Default, Path);
 default(_, Default, _) -> Default.
 
@@ -431,6 +513,58 @@ value({named, Schema}, Value, Path) when is_map(Value) ->
     maps:map(fun(Name, Entry) -> table(Schema, Entry, [Name | Path]) end, Value);
 value({named, _}, _, Path) ->
     invalid(Path, <<"must be a table of named tables">>);
+value({list, Kind}, Values, Path) when is_list(Values) ->
+    [value(Kind, Value, [N | Path]) || {N, Value} <- numbered(Values)];
+value({list, _}, _, Path) ->
+    invalid(Path, <<"must be a list">>);
+value({by_type, Schemas}, Value, Path) when is_map(Value) ->
+    Types = lists:sort(maps:keys(Schemas)),
+    Type = value({one_of, Types}, maps:get(<<"type">>, Value, none), [<<"type">> | Path]),
+    Table = table(maps:get(Type, Schemas), maps:remove(<<"type">>, Value), Path),
+    Table#{type => Type};
+value({by_type, _}, _, Path) ->
+    invalid(Path, <<"must be a table">>);
+value(secret, Value, Path) when is_binary(Value), Value =/= <<>> ->
+    case nats_gateway_login:secret(Value) of
+        {ok, Secret} -> Secret;
+        {error, bad_hash} -> invalid(Path, <<"begins like a bcrypt hash, but is none">>);
+        {error, hash_too_slow} -> invalid(Path, <<"must be a bcrypt hash of cost 16 at most">>)
+    end;
+value(secret, _, Path) ->
+    invalid(Path, <<"must be a string that is not empty">>);
+value(optional_secret, <<>>, _) ->
+    undefined;
+value(optional_secret, Value, Path) ->
+    value(secret, Value, Path);
+value(user_key, Value, Path) ->
+    case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
+        {ok, Key} -> Key;
+        _ -> invalid(Path, <<"must be the public NKey of a user (U…)"/utf8>>)
+    end;
+value({subjects, Queues}, Value, Path) when is_map(Value) ->
+    Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
+    Subjects = #{allow := Allow, deny := Deny} = table(Schema, Value, Path),
+    _ = Allow =:= all orelse [subject(Queues, E, [N, <<"allow">> | Path]) || {N, E} <- numbered(Allow)],
+    _ = [subject(Queues, Entry, [N, <<"deny">> | Path]) || {N, Entry} <- numbered(Deny)],
+    _ = [
+        invalid([<<"allow">> | Path], <<"must not be empty: leave it out, or deny \">\"">>)
+     || Allow =:= []
+    ],
+    Subjects;
+value(Kind = {subjects, _}, Value, Path) when is_binary(Value) ->
+    value(Kind, [Value], Path);
+value(Kind = {subjects, _}, Value, Path) when is_list(Value) ->
+    value(Kind, #{<<"allow">> => Value}, Path);
+value({subjects, _}, _, Path) ->
+    invalid(Path, <<"must be a subject, a list of subjects, or a table with allow and deny">>);
+value(responses, true, Path) ->
+    value(responses, #{}, Path);
+value(responses, false, _) ->
+    undefined;
+value(responses, Value, Path) when is_map(Value) ->
+    table(#{max => {{limit, 1 bsl 30}, 1}, expires => {{duration, 0}, 120000}}, Value, Path);
+value(responses, _, Path) ->
+    invalid(Path, <<"must be true, false, or a table with max and expires">>);
 value(string, Value, Path) ->
     case is_binary(Value) andalso binary:match(Value, <<0>>) =:= nomatch of
         true -> Value;
@@ -502,7 +636,9 @@ value(address, Value, Path) ->
 value(url, Value, Path) ->
     case url(Value) of
         {ok, Upstream} -> Upstream;
-        error -> invalid(Path, <<"must be a URL such as \"mqtt://127.0.0.1:1883\"">>)
+        error -> invalid(Path, <<
+                "must be a URL such as \"mqtt://127.0.0.1:1883\" or \"mqtts://broker.example:8883\""
+            >>)
     end;
 value({some_of, Names}, Values, Path) when is_list(Values), Values =/= [] ->
     Chosen = [value({one_of, Names}, Value, Path) || Value <- Values],
@@ -511,10 +647,6 @@ value({some_of, Names}, _, Path) ->
     invalid(Path, [
         <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
     ]);
-value(strings, Values, Path) when is_list(Values) ->
-    [value(string, Value, Path) || Value <- Values];
-value(strings, _, Path) ->
-    invalid(Path, <<"must be a list of strings">>);
 value(path, Value, Path) ->
     case is_binary(Value) andalso re:run(Value, <<"^/[^?#\\s]*$">>, [{capture, none}]) of
         match -> Value;
@@ -609,13 +741,15 @@ address(Text) when is_binary(Text) ->
 address(_) ->
     error.
 
-url(<<"mqtt://", Rest/binary>>) ->
+url(<<"mqtt://", Rest/binary>>) -> url(tcp, Rest);
+url(<<"mqtts://", Rest/binary>>) -> url(ssl, Rest);
+url(_) -> error.
+
+url(Scheme, Rest) ->
     case host_port(hd(binary:split(Rest, <<"/">>))) of
-        {ok, Host, Port} -> {ok, {Host, Port}};
+        {ok, Host, Port} -> {ok, {Scheme, Host, Port}};
         error -> error
-    end;
-url(_) ->
-    error.
+    end.
 
 %% `host:port', or `[v6]:port'.
 host_port(Text) ->
@@ -633,8 +767,29 @@ host_port(Text) ->
             error
     end.
 
--spec invalid([binary()], iodata()) -> no_return().
+%% A subject, or with a blank and a queue group behind it.
+subject(queues, Entry, Path) ->
+    case binary:split(Entry, <<" ">>, [global]) of
+        [Subject, Queue] ->
+            subject(no_queues, Subject, Path),
+            subject(no_queues, Queue, Path);
+        _ ->
+            subject(no_queues, Entry, Path)
+    end;
+subject(no_queues, Subject, Path) ->
+    HasBlank = binary:match(Subject, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) =/= nomatch,
+    case HasBlank orelse nats_gateway_nif:filter(Subject, <<>>) =:= invalid of
+        false -> ok;
+        true -> invalid(Path, <<"must be a valid subject">>)
+    end.
+
+numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
+
+%% No value goes into the text: it may be a secret.
+-spec invalid([binary() | pos_integer()], iodata()) -> no_return().
 invalid(Path, Problem) -> throw({invalid, Path, Problem}).
 
 path([]) -> <<"the file">>;
-path(Path) -> lists:join(<<".">>, lists:reverse(Path)).
+path([Key]) -> Key;
+path([N | Path]) when is_integer(N) -> [path(Path), $[, integer_to_binary(N), $]];
+path([Key | Path]) -> [path(Path), $., Key].

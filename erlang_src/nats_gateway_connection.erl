@@ -1,5 +1,6 @@
 %% One client: owns its socket, the bytes not yet decoded, the timers, and one send per turn.
-%% It knows no rule of the protocol; those are the channel's.
+%% It knows no rule of the protocol; those are the channel's. It runs under `nats_gateway_guard',
+%% because what it handles may be credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
@@ -58,21 +59,65 @@
     passive = false :: boolean(),
     %% how the input ended, the client's FIN mostly; what it sent before is still answered
     ended = false :: false | nats_gateway_channel:input(),
+    %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
+    %% then, and the octets that had left it when it was last found stuck, how often in a row
+    unchecked = 0 :: non_neg_integer(),
+    checked = 0 :: non_neg_integer(),
+    stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
+    %% messages for the host that go to it together, newest first
+    collects = false :: boolean(),
+    pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
+    collected = [] :: [term()],
+    count = 0 :: non_neg_integer(),
+    %% has a large heap for a while
+    busy = false :: boolean(),
     %% anything from the client since the last look of a timer
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
+    %% of the login, as the timer for it was started
+    deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
 }).
 
--type timer() :: heartbeat | heartbeat_wait | authentication | idle | report | drained.
+-type timer() ::
+    heartbeat
+    | heartbeat_wait
+    | authentication
+    | idle
+    | login
+    | report
+    | drained
+    | writing
+    | collect
+    | busy.
+
+-define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
 
+%% With much traffic, what a garbage collection copies is mostly what the next one would have found
+%% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
+-define(BUSY_HEAP_WORDS, 32768).
+-define(BUSY_CHUNK, 32768).
+-define(BUSY_MS, 5000).
+
+%% For how long messages are collected, and how many at most.
+-define(COLLECT_MS, 1).
+-define(COLLECT_COUNT, 1000).
+
+%% A socket takes all it is given, so that this process never waits for a client while messages
+%% pile up for it. What waits is looked at whenever so much was sent.
+-define(CHECK_BYTES, 65536).
+%% What a message in the mailbox counts besides its bytes.
+-define(MESSAGE_OVERHEAD, 256).
+%% Times that a client is found stuck within its send timeout.
+-define(LOOKS, 4).
+
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
-    gen_server:start_link(?MODULE, {Socket, Options}, []).
+    nats_gateway_guard:start_link(?MODULE, {Socket, Options}).
 
 %% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
 %% no heap, however many connections there are.
@@ -80,9 +125,9 @@ start_link(Socket, Options) ->
     (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
     (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
 start_link(esockd_transport, Port, Key) ->
-    gen_server:start_link(?MODULE, {{esockd, Port}, Key}, []);
+    nats_gateway_guard:start_link(?MODULE, {{esockd, Port}, Key});
 start_link(Ref, _, Key) ->
-    gen_server:start_link(?MODULE, {{ranch, Ref}, Key}, []).
+    nats_gateway_guard:start_link(?MODULE, {{ranch, Ref}, Key}).
 
 %% As ranch 1 does it.
 -spec start_link(atom(), gen_tcp:socket(), module(), Key :: term()) ->
@@ -192,7 +237,8 @@ greet(State = #state{socket = Socket, options = Options}) ->
                 State#state{
                     peername = Peername,
                     reports =
-                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host)
+                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
+                    collects = nats_gateway_channel:collects(Host)
                 }
             );
         {error, _} ->
@@ -341,23 +387,82 @@ handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
 handle_info(_, State = #state{channel = undefined}) ->
     {noreply, State};
-handle_info(Message, State = #state{socket = Socket, channel = Channel}) ->
+handle_info(Message, State = #state{socket = Socket}) ->
     case nats_gateway_transport:classify(Message, Socket) of
-        {data, Data} ->
-            received(Data, report_later(State#state{heard = true}));
-        passive ->
-            reactivate(State#state{passive = true});
-        closed ->
-            decode(ended(eof, State));
-        {error, Reason} ->
-            {stop, {shutdown, send_error(Reason)}, State};
-        other ->
-            WasBusy = nats_gateway_channel:busy(Channel),
-            Handled = nats_gateway_channel:handle_info(Message, Channel),
-            case result(Handled, report_later(State)) of
-                {noreply, NState = #state{}} when WasBusy -> decode(NState);
-                Result -> Result
-            end
+        other -> deliver(Message, report_later(State));
+        Event -> input(Event, State)
+    end.
+
+input(Event, State = #state{collected = []}) ->
+    handle_input(Event, State);
+input(Event, State) ->
+    case hand_over_collected(State) of
+        {noreply, NState} -> handle_input(Event, NState);
+        Stop -> Stop
+    end.
+
+handle_input({data, Data}, State) ->
+    received(
+        Data,
+        report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
+            heard = true, pace = nats_gateway_pace:heard(State#state.pace)
+        })
+    );
+handle_input(passive, State) ->
+    reactivate(State#state{passive = true});
+handle_input(closed, State) ->
+    decode(ended(eof, State));
+handle_input({error, Reason}, State) ->
+    {stop, {shutdown, send_error(Reason)}, State}.
+
+%% A message for the host. What a waiting client waits for may be in it.
+deliver(Message, State = #state{collects = true, pace = Pace, channel = Channel}) ->
+    case
+        nats_gateway_channel:busy(Channel) orelse
+            nats_gateway_pace:next(erlang:monotonic_time(microsecond), Pace)
+    of
+        true -> deliver_collected([Message], State);
+        {at_once, NPace} -> deliver_collected([Message], State#state{pace = NPace});
+        {collect, NPace} -> collect(Message, State#state{pace = NPace})
+    end;
+deliver(Message, State = #state{channel = Channel}) ->
+    handled(nats_gateway_channel:handle_info(Message, Channel), State).
+
+collect(Message, State = #state{collected = []}) ->
+    NState = State#state{collected = [Message], count = 1},
+    {noreply, busy(true, start_timer(collect, ?COLLECT_MS, NState))};
+collect(Message, State = #state{collected = Messages, count = Count}) when
+    Count < ?COLLECT_COUNT
+->
+    {noreply, State#state{collected = [Message | Messages], count = Count + 1}};
+collect(Message, State) ->
+    deliver_collected([Message], State).
+
+hand_over_collected(State) -> deliver_collected([], State).
+
+busy(true, State = #state{busy = false}) ->
+    _ = process_flag(min_heap_size, ?BUSY_HEAP_WORDS),
+    start_timer(busy, ?BUSY_MS, State#state{busy = true});
+busy(_, State) ->
+    State.
+
+%% What was collected, and what has come after it.
+deliver_collected(More, State = #state{collected = []}) ->
+    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State);
+deliver_collected(More, State = #state{collected = Messages, count = Count, pace = Pace}) ->
+    All = lists:reverse(Messages, More),
+    handled(
+        nats_gateway_channel:handle_messages(All, State#state.channel),
+        cancel_timer(collect, State#state{
+            collected = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
+        })
+    ).
+
+handled(Handled, State = #state{channel = Channel}) ->
+    WasBusy = nats_gateway_channel:busy(Channel),
+    case result(Handled, State) of
+        {noreply, NState = #state{}} when WasBusy -> decode(NState);
+        Result -> Result
     end.
 
 received(Data, State = #state{websocket = none}) ->
@@ -454,7 +559,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
-        {ok, NState} -> {noreply, NState};
+        {ok, NState} -> {noreply, login_timer(NState)};
         {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
     end;
 result({stop, Reason, Out, Channel}, State) ->
@@ -468,27 +573,69 @@ result({stop, Reason, Out, Channel}, State) ->
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
-send(Out, State = #state{socket = Socket, websocket = Websocket}) ->
-    case is_empty(Out) of
-        true ->
+send(Out, State = #state{websocket = Websocket}) ->
+    case iolist_size(Out) of
+        0 ->
             {ok, State};
-        false when Websocket =:= none ->
-            sent(nats_gateway_transport:send(Socket, Out), State);
-        false ->
+        Size when Websocket =:= none ->
+            transmit(Out, Size, State);
+        Size ->
             {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Websocket),
-            sent(
-                nats_gateway_transport:send(Socket, Frame), State#state{websocket = NWebsocket}
-            )
+            transmit(Frame, Size, State#state{websocket = NWebsocket})
     end.
 
-sent(ok, State) -> {ok, State};
-sent({error, Reason}, State) -> {error, Reason, State}.
+transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
+    case nats_gateway_transport:send(Socket, Bytes) of
+        ok when Unchecked + Size < ?CHECK_BYTES ->
+            {ok, State#state{unchecked = Unchecked + Size}};
+        ok ->
+            check(State#state{unchecked = Unchecked + Size});
+        {error, Reason} ->
+            {error, Reason, State}
+    end.
 
-is_empty([]) -> true;
-is_empty([Head | Tail]) -> is_empty(Head) andalso is_empty(Tail);
-is_empty(Binary) -> Binary =:= <<>>.
+%% nats-server's bound of what may wait for a client. What is in the mailbox will become such
+%% bytes: it is taken to be like what was sent since the last look.
+check(State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
+    #{max_pending := MaxPending, send_timeout := SendTimeout} = Config,
+    #state{unchecked = Bytes, checked = Checked, timers = Timers} = State,
+    Sent = nats_gateway_channel:sent(Channel),
+    {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+    case nats_gateway_transport:pending(Socket) of
+        {ok, Pending, Gone} ->
+            Each = Bytes div max(1, Sent - Checked) + ?MESSAGE_OVERHEAD,
+            NState = State#state{unchecked = 0, checked = Sent},
+            if
+                Pending + Waiting * Each > MaxPending ->
+                    {error, slow_consumer, NState};
+                Pending > 0, not is_map_key(writing, Timers) ->
+                    {ok, look_later(SendTimeout, NState#state{stuck = {Gone, 0}})};
+                true ->
+                    {ok, NState}
+            end;
+        {error, Reason} ->
+            {error, Reason, State}
+    end.
 
-%% A client that does not read (nats-server's write deadline), or that is not there any more.
+look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
+
+%% nats-server's write deadline.
+look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
+    #{send_timeout := SendTimeout} = Config,
+    case nats_gateway_transport:pending(Socket) of
+        {ok, 0, _} ->
+            {noreply, State};
+        {ok, _, Before} when Times + 1 >= ?LOOKS ->
+            {stop, {shutdown, slow_consumer}, State};
+        {ok, _, Before} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
+        {ok, _, Gone} ->
+            {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
+        {error, Reason} ->
+            {stop, {shutdown, send_error(Reason)}, State}
+    end.
+
+%% A client that is not there any more, or that does not read.
 send_error(timeout) -> slow_consumer;
 send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
 send_error(Reason) -> Reason.
@@ -522,9 +669,24 @@ timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
     {noreply, rest(State#state{channel = NChannel}), hibernate};
+timeout(busy, State) ->
+    {min_heap_size, Words} = erlang:system_info(min_heap_size),
+    _ = process_flag(min_heap_size, Words),
+    {noreply, State#state{busy = false}, hibernate};
+timeout(collect, State) ->
+    hand_over_collected(State);
+timeout(writing, State = #state{socket = undefined}) ->
+    {noreply, State};
+timeout(writing, State) ->
+    look(State);
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
+timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
+    case erlang:monotonic_time(millisecond) of
+        Now when Now < Deadline -> {noreply, start_login_timer(State)};
+        _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
+    end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
@@ -532,6 +694,19 @@ rest(State = #state{websocket = none}) ->
     State;
 rest(State = #state{websocket = Websocket}) ->
     State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}.
+
+login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
+    case nats_gateway_channel:deadline(Channel) of
+        Deadline -> State;
+        New -> start_login_timer(State#state{deadline = New})
+    end.
+
+%% Some logins last longer than a timer can wait. That of an earlier login finds none of its own.
+start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
+    State#state{timers = maps:remove(login, Timers)};
+start_login_timer(State = #state{deadline = Deadline}) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{reports = true, timers = Timers}) when
     not is_map_key(report, Timers)
@@ -544,6 +719,16 @@ start_timer(_, infinity, State) ->
     State;
 start_timer(Name, Ms, State = #state{timers = Timers}) ->
     State#state{timers = Timers#{Name => erlang:start_timer(Ms, self(), Name)}}.
+
+cancel_timer(Name, State = #state{timers = Timers}) ->
+    case maps:take(Name, Timers) of
+        {Timer, NTimers} ->
+            %% If it has ended already, its message is not of any timer.
+            _ = erlang:cancel_timer(Timer, [{async, true}, {info, false}]),
+            State#state{timers = NTimers};
+        error ->
+            State
+    end.
 
 %% -------------------------------------------------------------------------------------------
 
@@ -560,6 +745,8 @@ terminate(Reason, State = #state{socket = Socket}) ->
     _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
     case {Reason, State} of
+        {{shutdown, slow_consumer}, _} ->
+            nats_gateway_transport:abort(Socket);
         {_, #state{websocket = Websocket}} when Websocket =/= none ->
             _ = nats_gateway_transport:send(Socket, farewell(Reason, State)),
             nats_gateway_transport:linger_close(Socket);

@@ -11,7 +11,7 @@
 -export([on_gateway_update/3]).
 -export([on_gateway_unload/2]).
 -export([settings_changed/0]).
--export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -32,6 +32,7 @@
     gateway :: map(),
     listeners = [] :: [nats_gateway_emqx_config:listener()],
     plugin :: nats_gateway_plugin_config:settings(),
+    login = nats_gateway_login:none() :: nats_gateway_login:login(),
     defaults = nats_gateway_config:defaults() :: nats_gateway_config:config()
 }).
 
@@ -44,7 +45,7 @@
 -spec on_gateway_load(#{config := map(), _ => _}, Ctx :: map()) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_load(#{config := Gateway}, Ctx) ->
-    case gen_server:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}, []) of
+    case nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}) of
         {ok, Pid} -> {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
     end.
@@ -52,9 +53,13 @@ on_gateway_load(#{config := Gateway}, Ctx) ->
 -spec on_gateway_update(NewConfig :: map(), map(), pid()) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_update(Gateway, _, Pid) ->
-    case gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
+    try gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
         ok -> {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
+    catch
+        %% The reason holds the call, and the call the tokens of the settings.
+        exit:{timeout, _} -> {error, timeout};
+        exit:_ -> {error, not_running}
     end.
 
 -spec on_gateway_unload(#{config := map(), _ => _}, pid()) -> ok.
@@ -111,14 +116,24 @@ terminate(_, #state{listeners = Listeners, plugin = #{drain_time := DrainTime}})
     lists:foreach(fun close/1, Listeners),
     sweep().
 
+%% The settings hold tokens.
+format_status(Status = #{state := #state{listeners = Listeners}}) ->
+    Status#{state := #{listeners => lists:map(fun reference/1, Listeners)}}.
+
 %% -------------------------------------------------------------------------------------------
 %% Listeners
 
 apply_config(Gateway, State) ->
     Listeners = nats_gateway_emqx_config:listeners(Gateway),
-    case problem(Gateway, Listeners, State) of
-        none -> apply_listeners(State#state{gateway = Gateway, listeners = Listeners}, State);
-        Problem -> {error, Problem}
+    case nats_gateway_emqx_config:login(Gateway, State#state.plugin) of
+        {ok, Login} ->
+            NState = State#state{gateway = Gateway, listeners = Listeners, login = Login},
+            case problem(Gateway, Listeners, State) of
+                none -> apply_listeners(NState, State);
+                Problem -> {error, Problem}
+            end;
+        {error, Text} ->
+            {error, bad_config(internal_authn, hidden, Text)}
     end.
 
 apply_listeners(New = #state{listeners = Listeners}, Old) ->
@@ -193,7 +208,7 @@ open(Listener, State) ->
 start(Listener = #{id := Id, bind := Bind}, State) ->
     _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Options = options(Listener, State),
+    Options = options(Listener),
     Start =
         case is_ranch(Id) of
             true -> fun() -> nats_gateway_emqx_ranch:open(Name, Options, key(Ref)) end;
@@ -231,7 +246,7 @@ reset_all(Listeners, Old, New) ->
                 ok -> ok;
                 {error, Problem} -> ?LOG_ERROR(#{msg => "tls_not_changed", reason => Problem})
             end,
-            case {options(Before, Old), options(Listener, New)} of
+            case {options(Before), options(Listener)} of
                 {Same, Same} -> ok;
                 {OldOptions, NewOptions} -> reset(Listener, OldOptions, NewOptions, New)
             end,
@@ -293,9 +308,10 @@ key(Ref) -> {nats_gateway_connection, Ref}.
 %% What every connection of the listener looks up when it starts. It stays where it is as long as
 %% it is the same: a change makes the runtime look through all processes.
 publish_options(Listener, State) ->
-    #state{gateway = Gateway, plugin = Plugin, defaults = Defaults, ctx = Ctx} = State,
+    #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
+        State,
     #{config := Config} =
-        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Defaults),
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, Defaults),
     Key = key(reference(Listener)),
     Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
     New =
@@ -330,15 +346,15 @@ publish_certificates(Tls = #{listener := Id}) ->
     end.
 
 %% Of esockd or of ranch.
-options(Listener = #{id := Id, conf := Conf}, #state{plugin = Plugin}) ->
+options(Listener = #{id := Id, conf := Conf}) ->
     AccessRules = emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, [])),
     case is_ranch(Id) of
         true ->
-            nats_gateway_emqx_config:ranch_options(Listener, AccessRules, Plugin);
+            nats_gateway_emqx_config:ranch_options(Listener, AccessRules);
         false ->
             [
                 {access_rules, AccessRules}
-                | nats_gateway_emqx_config:esockd_options(Listener, Plugin)
+                | nats_gateway_emqx_config:esockd_options(Listener)
             ]
     end.
 

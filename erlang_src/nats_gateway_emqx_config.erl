@@ -3,11 +3,12 @@
 
 -export([listeners/1]).
 -export([problem/1]).
--export([auth_required/2]).
+-export([login/2]).
+-export([has_authenticators/2]).
 -export([listener_id/1]).
--export([options/4]).
--export([esockd_options/2]).
--export([ranch_options/3]).
+-export([options/5]).
+-export([esockd_options/1]).
+-export([ranch_options/2]).
 -export([websocket/2]).
 -export([tls/4]).
 -export([changes/2]).
@@ -26,8 +27,8 @@
 
 %% One chunk can hold at most this much; the default would be one segment (design section 5).
 -define(READ_BUFFER, 65536).
-%% The largest that fits the socket driver's integer.
--define(MAX_WATERMARK, 16#7FFFFFFF).
+%% The largest that the socket driver takes.
+-define(WATERMARK, 16#7FFFFFFF).
 %% What esockd waits for a handshake when nothing is set.
 -define(HANDSHAKE_MS, 15000).
 %% Options of a listener's TLS that are no options of OTP's handshake, or that are done otherwise.
@@ -35,7 +36,9 @@
     certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
 ]).
 %% Of the plugin's page, what is for the connection before it has a channel.
--define(CONNECTION_PAGE, [peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie]).
+-define(CONNECTION_PAGE, [
+    login, peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie
+]).
 -define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
@@ -53,8 +56,6 @@ listeners(Gateway) ->
 
 %% Settings that must not be passed over in silence.
 -spec problem(map()) -> none | {Key :: atom(), Value :: term(), Text :: binary()}.
-problem(#{internal_authn := Methods}) when Methods =/= [], Methods =/= undefined ->
-    {internal_authn, length(Methods), <<"NATS's own login methods are not supported yet">>};
 problem(Gateway) ->
     Wrong = [
         {listener_id(Id), Text}
@@ -71,12 +72,28 @@ problem(Gateway) ->
                 <<"must be origins such as https://example.com">>}
     end.
 
+%% The logins that come before EMQX's authentication: those of the gateway's settings, which EMQX
+%% has from 6.2 on, else those of the plugin's page.
+-spec login(Gateway :: map(), Plugin :: map()) ->
+    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
+login(#{internal_authn := Methods = [_ | _]}, _) ->
+    nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
+login(_, #{login := Login}) ->
+    {ok, Login}.
+
+binary_keys(Map) when is_map(Map) ->
+    maps:from_list([{text(Key), binary_keys(Value)} || {Key, Value} <- maps:to_list(Map)]);
+binary_keys(List) when is_list(List) ->
+    [binary_keys(Value) || Value <- List];
+binary_keys(Atom) when is_atom(Atom), not is_boolean(Atom) ->
+    atom_to_binary(Atom);
+binary_keys(Value) ->
+    Value.
+
 %% What EMQX's authentication does for such a client: the chain of the listener goes before that
 %% of the gateway, and one without an enabled authenticator lets everybody in.
--spec auth_required(Gateway :: map(), Conf :: map()) -> boolean().
-auth_required(_, #{enable_authn := false}) ->
-    false;
-auth_required(Gateway, Conf) ->
+-spec has_authenticators(Gateway :: map(), Conf :: map()) -> boolean().
+has_authenticators(Gateway, Conf) ->
     case authenticators(Conf) of
         [] -> any_enabled(authenticators(Gateway));
         Authenticators -> any_enabled(Authenticators)
@@ -90,8 +107,18 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 
 %% What a connection of the listener is started with. Defaults are those of the standalone
 %% gateway; `emqx' is what only the host looks at.
--spec options(Gateway :: map(), listener(), Plugin :: map(), Defaults :: map()) -> map().
-options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
+-spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
+    Login :: nats_gateway_login:login().
+options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
+    EnableAuthn = maps:get(enable_authn, Conf, true),
+    HasAuthenticators = has_authenticators(Gateway, Conf),
+    %% A client that brings nothing for the gateway's own methods is left to the authenticators,
+    %% where there are any.
+    Login =
+        case EnableAuthn of
+            true -> nats_gateway_login:fall_through(HasAuthenticators, GatewayLogin);
+            false -> nats_gateway_login:none()
+        end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
     Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, Plugin),
     Protocol = maps:get(protocol, Gateway, #{}),
@@ -108,7 +135,9 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
             max_payload_size => maps:get(max_payload_size, Protocol, undefined),
             enable_stats => maps:get(enable_stats, Gateway, undefined),
             clientinfo_override => override(maps:get(clientinfo_override, Gateway, undefined)),
-            auth_required => auth_required(Gateway, Conf)
+            login => Login,
+            auth_required =>
+                EnableAuthn andalso nats_gateway_login:auth_required(Login, HasAuthenticators)
         })
     ),
     Options = #{
@@ -116,7 +145,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
         listener => listener_id(Id),
         transport => Type,
         peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
-        config => Config#{enable_authn => maps:get(enable_authn, Conf, true)}
+        config => Config#{enable_authn => EnableAuthn}
     },
     case Type =:= ws orelse Type =:= wss of
         true ->
@@ -205,8 +234,8 @@ text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Text) -> Text.
 
 %% `access_rules' is left to the caller: EMQX compiles it.
--spec esockd_options(listener(), Plugin :: map()) -> [{atom(), term()}].
-esockd_options(#{conf := Conf}, Plugin) ->
+-spec esockd_options(listener()) -> [{atom(), term()}].
+esockd_options(#{conf := Conf}) ->
     [
         {acceptors, maps:get(acceptors, Conf, 16)},
         {max_connections, maps:get(max_connections, Conf, 1024)},
@@ -214,14 +243,14 @@ esockd_options(#{conf := Conf}, Plugin) ->
         {shutdown, ?SHUTDOWN_MS},
         {proxy_protocol, maps:get(proxy_protocol, Conf, false)},
         {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
-        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}), Plugin)}
+        {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 
 %% The same for ranch, as `nats_gateway_emqx_ranch' takes it.
--spec ranch_options(listener(), AccessRules :: [term()], Plugin :: map()) ->
+-spec ranch_options(listener(), AccessRules :: [term()]) ->
     nats_gateway_emqx_ranch:options().
-ranch_options(Listener = #{bind := Bind}, AccessRules, Plugin) ->
-    Options = esockd_options(Listener, Plugin),
+ranch_options(Listener = #{bind := Bind}, AccessRules) ->
+    Options = esockd_options(Listener),
     Get = fun(Name) -> proplists:get_value(Name, Options) end,
     #{
         max_connections => Get(max_connections),
@@ -291,7 +320,7 @@ password(Password) -> fun() -> Password end.
 log_level(Level) when Level =:= all; Level =:= debug; Level =:= info -> Level;
 log_level(_) -> none.
 
-tcp_options(Tcp, Plugin) ->
+tcp_options(Tcp) ->
     Configured = maps:to_list(
         defined(maps:with([backlog, recbuf, sndbuf, nodelay, reuseaddr], Tcp))
     ),
@@ -299,10 +328,8 @@ tcp_options(Tcp, Plugin) ->
         binary,
         {packet, raw},
         {buffer, max(?READ_BUFFER, maps:get(buffer, Tcp, 0))},
-        {send_timeout, maps:get(send_timeout, Plugin, maps:get(send_timeout, Tcp, 15000))},
-        {send_timeout_close, true},
-        %% This much may wait for the client; more makes a send wait, until its timeout.
-        {high_watermark, min(?MAX_WATERMARK, maps:get(max_pending, Plugin, 1 bsl 20))},
+        %% A send never waits: what waits for the client is the connection's business.
+        {high_watermark, ?WATERMARK},
         {keepalive, keepalive(maps:get(keepalive, Tcp, "none"))},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false}

@@ -33,7 +33,7 @@
 
 -type name() :: atom().
 
-%% As `nats_gateway_emqx_config:ranch_options/3' makes them.
+%% As `nats_gateway_emqx_config:ranch_options/2' makes them.
 -type options() :: #{
     max_connections := pos_integer() | infinity,
     num_acceptors := pos_integer(),

@@ -36,6 +36,8 @@
 -define(POLL_MS, 300).
 -define(LOAD_RETRIES, 20).
 -define(LOAD_RETRY_MS, 100).
+%% The processes of a gateway that was unloaded are gone by then.
+-define(UNLOAD_MS, 5000).
 %% Unloading drains the clients.
 -define(SHUTDOWN_MS, 30000).
 
@@ -135,11 +137,42 @@ register(Module) -> emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, 
 
 %% EMQX raises what it does not expect, such as a callback that fails.
 unload() ->
+    Monitors = [monitor(process, Pid) || Pid <- gateway_processes()],
     try emqx_gateway:unload(nats) of
-        _ -> ok
+        _ -> await(Monitors, erlang:monotonic_time(millisecond) + ?UNLOAD_MS)
     catch
         _:Reason -> ?LOG_WARNING(#{msg => "gateway_unload_failed", reason => Reason})
     end.
+
+%% With what they have started by themselves: EMQX's lock of the gateway's clients ends some time
+%% after its manager, and loading before that fails with `already_started'.
+gateway_processes() ->
+    case whereis(nats) of
+        undefined ->
+            [];
+        Sup ->
+            lists:usort([
+                Pid
+             || {_, Child, _, _} <- supervisor:which_children(Sup),
+                is_pid(Child),
+                {links, Links} <- [process_info(Child, links)],
+                Pid <- [Child | Links],
+                is_pid(Pid),
+                Pid =/= Sup
+            ])
+    end.
+
+await(Monitors, Deadline) ->
+    lists:foreach(
+        fun(Monitor) ->
+            receive
+                {'DOWN', Monitor, process, _, _} -> ok
+            after max(0, Deadline - erlang:monotonic_time(millisecond)) ->
+                demonitor(Monitor, [flush])
+            end
+        end,
+        Monitors
+    ).
 
 load() ->
     case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of
@@ -147,8 +180,7 @@ load() ->
         _ -> ok
     end.
 
-%% EMQX's processes of the gateway that was unloaded may still be under their names for a moment;
-%% EMQX raises that.
+%% EMQX raises what it does not expect, such as a name that is not free yet.
 load(Config, Retries) ->
     try emqx_gateway:load(nats, Config) of
         {ok, _} -> ok;

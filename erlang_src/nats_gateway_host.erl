@@ -6,7 +6,7 @@
 %% rejections may arrive at any time).
 -module(nats_gateway_host).
 
--export_type([client/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
+-export_type([client/0, identity/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
 
 -type client() :: #{
     %% CONNECT fields, merged over all CONNECTs; empty when none was sent
@@ -24,10 +24,20 @@
     cookies => #{jwt => binary()},
     %% what INFO tells of the transport
     server_info => #{atom() => true},
+    %% what INFO asks to be signed, where the settings have a login by signature
+    nonce => undefined | binary(),
+    %% of the WebSocket request
+    cookies => #{jwt => binary()},
+    %% who the client is, where a login of the gateway's own has accepted it: the broker's own
+    %% is not to be asked
+    login => identity(),
     %% the host's own, from `prepare/1' to the first `connect/1'
     prepared => term(),
     config := nats_gateway_config:config()
 }.
+
+%% Without its rules, which are the channel's.
+-type identity() :: #{method := atom(), username := binary(), atom() => term()}.
 
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
@@ -115,6 +125,9 @@ when
 %% Any message of the connection process that is not the client socket's.
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
 
+%% The same for many messages, in order. A host that has it may get them a moment later.
+-callback handle_messages([Message :: term()], State) -> {[event()], State} when State :: term().
+
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
 
 %% A call to the connection process, by whoever manages the clients of this host.
@@ -124,4 +137,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([prepare/1, handle_call/2, report/2]).
+-optional_callbacks([prepare/1, handle_messages/2, handle_call/2, report/2]).

@@ -12,7 +12,8 @@
 %%   say all of it. It is repeated where one string can't hold the block.
 %%
 %% A client with a token only logs in with an empty username and the token as password, which is
-%% where brokers look for a JWT; `clientinfo_override' says it otherwise.
+%% where brokers look for a JWT. One that a login of the gateway's own has accepted has shown its
+%% password to that, so the broker gets the name alone. `clientinfo_override' says it otherwise.
 -module(nats_gateway_host_mqtt).
 
 -behaviour(nats_gateway_host).
@@ -52,7 +53,7 @@
     | {barrier, Pings :: pos_integer()}.
 
 -record(host, {
-    socket :: undefined | gen_tcp:socket(),
+    socket :: undefined | nats_gateway_transport:socket(),
     phase = login :: login | open | closed,
     session :: nats_gateway_host:session(),
     %% of this gateway, since its start
@@ -104,17 +105,10 @@
     "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*)?)?\\r\\n(?:[!-9;-~]+:[^\\r\\n]*\\r\\n)*\\r\\n$"
 >>).
 
-%% Chunks in the mailbox before the broker is held back.
--define(ACTIVE, 32).
-%% The default of 1460 bytes would cut the stream into as many messages.
--define(BUFFER, 65536).
 -define(SEND_TIMEOUT, 10000).
 %% How long a closing connection may take to hand over what is under way.
 -define(LINGER, 5000).
 
-%% Linux. Larger chunks are acknowledged anyway.
--define(IPPROTO_TCP, 6).
--define(TCP_QUICKACK, 12).
 -define(SEGMENT, 1460).
 
 %% Of 65535 packet identifiers, so that a free one is soon found.
@@ -151,10 +145,10 @@ prepare(Client = #{config := #{upstream := Upstream = #{connect_timeout := Timeo
 
 -spec connect(nats_gateway_host:client()) ->
     {wait, host()} | {error, nats_gateway_host:close_reason()}.
-connect(Client = #{connect := Fields, config := Config}) ->
+connect(Client = #{config := Config}) ->
     #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
     #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
-    case credentials(Fields, Config) of
+    case credentials(Client) of
         {ok, Session, Username, Password} ->
             %% Headers are part of a NATS payload; as properties they take up to four times as
             %% much (percent-encoded, and once more readable).
@@ -193,9 +187,9 @@ introduce(#{config := #{upstream := Upstream}}, Timeout, Connect) ->
     end.
 
 send_connect(Socket, Connect) ->
-    case gen_tcp:send(Socket, Connect) of
+    case nats_gateway_transport:send(Socket, Connect) of
         ok ->
-            case inet:setopts(Socket, [{active, ?ACTIVE}]) of
+            case nats_gateway_transport:activate(Socket) of
                 ok -> {ok, Socket};
                 Error -> abort(Socket, Error)
             end;
@@ -203,20 +197,9 @@ send_connect(Socket, Connect) ->
             abort(Socket, Error)
     end.
 
-open(#{host := Address, port := Port}, Timeout) ->
-    Options =
-        family(Address) ++
-            [
-                binary,
-                {packet, raw},
-                {active, false},
-                {nodelay, true},
-                {keepalive, true},
-                {buffer, ?BUFFER},
-                {send_timeout, ?SEND_TIMEOUT},
-                {send_timeout_close, true}
-            ],
-    case gen_tcp:connect(Address, Port, Options, Timeout) of
+open(#{host := Address, port := Port, tls := Tls}, Timeout) ->
+    Options = #{send_timeout => ?SEND_TIMEOUT},
+    case nats_gateway_transport:connect({Address, Port}, Tls, Options, Timeout) of
         {ok, Socket} ->
             {ok, Socket};
         {error, Reason} ->
@@ -226,34 +209,35 @@ open(#{host := Address, port := Port}, Timeout) ->
             {error, upstream_lost}
     end.
 
-family(Address) when tuple_size(Address) =:= 8 -> [inet6];
-family(_) -> [].
-
 retain_handling(#{retained_on_subscribe := true}) -> 0;
 retain_handling(#{}) -> 2.
 
 %% Who the client is upstream; an error where that is no name a broker could know.
-credentials(Fields, Config) ->
+credentials(Client = #{connect := Fields, config := Config}) ->
+    Login = maps:get(login, Client, #{}),
     Override = maps:get(clientinfo_override, Config, #{}),
+    UsernameTemplate = maps:get(username, Override, undefined),
+    PasswordTemplate = maps:get(password, Override, undefined),
     Generated = generated(),
-    Vars = maps:fold(
-        fun(Name, Value, Acc) ->
-            Acc#{<<"Packet.", (atom_to_binary(Name))/binary>> => text(Value)}
-        end,
-        #{<<"generated">> => Generated},
-        Fields
+    Vars = maps:merge(
+        variables(<<"Packet.">>, Fields),
+        maps:merge(variables(<<"Login.">>, Login), #{<<"generated">> => Generated})
     ),
     ClientId =
         case render(maps:get(clientid, Override, <<"${generated}">>), Vars) of
             <<>> -> Generated;
             Id -> Id
         end,
-    Username = render(maps:get(username, Override, <<"${Packet.user}">>), Vars),
-    PasswordTemplate = maps:get(password, Override, <<"${Packet.pass}">>),
+    Username =
+        case UsernameTemplate of
+            undefined -> text(maps:get(username, Login, maps:get(user, Fields, <<>>)));
+            _ -> render(UsernameTemplate, Vars)
+        end,
     Password =
-        case {Username, render(PasswordTemplate, Vars), PasswordTemplate} of
-            {<<>>, <<>>, <<"${Packet.pass}">>} -> maps:get(<<"Packet.auth_token">>, Vars, <<>>);
-            {_, Rendered, _} -> Rendered
+        case PasswordTemplate of
+            undefined when map_size(Login) > 0 -> <<>>;
+            undefined -> password(Username, Fields);
+            _ -> render(PasswordTemplate, Vars)
         end,
     Mountpoint = render(maps:get(mountpoint, Config, <<>>), Vars#{
         <<"clientid">> => ClientId, <<"username">> => Username
@@ -272,6 +256,24 @@ credentials(Fields, Config) ->
         %% MQTT 3.1.1 and the codec want a username with every password.
         true -> {ok, Session, Username, Password}
     end.
+
+password(Username, Fields) ->
+    case maps:get(pass, Fields, <<>>) of
+        <<>> when Username =:= <<>> -> maps:get(auth_token, Fields, <<>>);
+        Password -> Password
+    end.
+
+variables(Prefix, Fields) ->
+    maps:fold(
+        fun
+            (Name, Value, Acc) when is_binary(Value); is_atom(Value); is_integer(Value) ->
+                Acc#{<<Prefix/binary, (atom_to_binary(Name))/binary>> => text(Value)};
+            (_, _, Acc) ->
+                Acc
+        end,
+        #{},
+        Fields
+    ).
 
 unless_empty(<<>>) -> undefined;
 unless_empty(Text) -> Text.
@@ -663,7 +665,7 @@ transmit(Packets, Host) ->
     send(nats_gateway_mqtt_nif:encode(lists:reverse(Packets)), Host#host{unflushed = true}).
 
 send(Bytes, Host = #host{socket = Socket}) ->
-    case gen_tcp:send(Socket, Bytes) of
+    case nats_gateway_transport:send(Socket, Bytes) of
         ok -> {ok, Host#host{sent = true}};
         {error, _} -> {lost, close(Host)}
     end.
@@ -672,37 +674,34 @@ send(Bytes, Host = #host{socket = Socket}) ->
 %% What the broker sends
 
 -spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
-handle_info({tcp, Socket, Bytes}, Host = #host{socket = Socket}) ->
-    ok = acknowledge(Socket, Bytes),
-    input(Bytes, Host#host{heard = true});
-handle_info({tcp_passive, Socket}, Host = #host{socket = Socket}) ->
-    case inet:setopts(Socket, [{active, ?ACTIVE}]) of
-        ok -> {[], Host};
-        {error, _} -> lost(Host)
-    end;
-handle_info({tcp_closed, Socket}, Host = #host{socket = Socket}) ->
-    lost(Host);
-handle_info({tcp_error, Socket, _}, Host = #host{socket = Socket}) ->
-    lost(Host);
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = login}) ->
     lost(Host);
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}) ->
     tick(Host);
 handle_info({?MODULE, Timer, lost}, Host = #host{timer = Timer}) when is_reference(Timer) ->
     {[{close, upstream_lost}], Host#host{timer = undefined}};
-handle_info(_, _) ->
-    ignore.
-
-%% A broker without TCP_NODELAY, as Mosquitto is unless told otherwise, holds a small packet back
-%% until the one before it is acknowledged, and the kernel takes 40 ms for that: a request with
-%% its PUBACK and its answer took 44 ms, and takes 0.4 ms with this. The option lasts until the
-%% next segment is sent.
-acknowledge(Socket, Bytes) when byte_size(Bytes) < ?SEGMENT ->
-    _ = os:type() =:= {unix, linux} andalso
-        inet:setopts(Socket, [{raw, ?IPPROTO_TCP, ?TCP_QUICKACK, <<1:32/native>>}]),
-    ok;
-acknowledge(_, _) ->
-    ok.
+handle_info({?MODULE, _, _}, _) ->
+    ignore;
+handle_info(_, #host{socket = undefined}) ->
+    ignore;
+handle_info(Message, Host = #host{socket = Socket}) ->
+    case nats_gateway_transport:classify(Message, Socket) of
+        {data, Bytes} ->
+            %% Larger chunks are acknowledged anyway.
+            _ = byte_size(Bytes) < ?SEGMENT andalso nats_gateway_transport:acknowledge(Socket),
+            input(Bytes, Host#host{heard = true});
+        passive ->
+            case nats_gateway_transport:activate(Socket) of
+                ok -> {[], Host};
+                {error, _} -> lost(Host)
+            end;
+        closed ->
+            lost(Host);
+        {error, _} ->
+            lost(Host);
+        other ->
+            ignore
+    end.
 
 input(Bytes, Host = #host{size = 0}) ->
     decode(Bytes, [], [], [], Host);
@@ -1097,20 +1096,18 @@ tell(Host) ->
     self() ! {?MODULE, Timer, lost},
     Host#host{timer = Timer}.
 
-%% Closing waits for what is in the queue of the socket, unless that is given up.
 abort(Socket, Result) ->
-    _ = inet:setopts(Socket, [{linger, {true, 0}}]),
-    ok = gen_tcp:close(Socket),
+    ok = nats_gateway_transport:abort(Socket),
     Result.
 
 %% The last messages of a client must arrive: a socket that is closed with unread bytes in it
 %% takes back what the broker has not read yet. So a process of its own waits for the broker to
 %% close, for a while.
 retire(Socket, Reason) ->
-    _ = inet:setopts(Socket, [{active, false}]),
+    _ = nats_gateway_transport:deactivate(Socket),
     Disconnect = nats_gateway_mqtt_nif:encode([{disconnect, Reason}]),
     Pid = spawn(fun() -> farewell(Socket, Disconnect) end),
-    case gen_tcp:controlling_process(Socket, Pid) of
+    case nats_gateway_transport:controlling_process(Socket, Pid) of
         ok ->
             Pid ! go,
             ok;
@@ -1124,15 +1121,7 @@ farewell(Socket, Disconnect) ->
         go -> ok
     after ?LINGER -> exit(normal)
     end,
-    _ = inet:setopts(Socket, [{send_timeout, ?LINGER}]),
-    _ = gen_tcp:send(Socket, Disconnect),
-    _ = gen_tcp:shutdown(Socket, write),
-    Deadline = erlang:monotonic_time(millisecond) + ?LINGER,
-    wait_closed(Socket, Deadline),
-    abort(Socket, ok).
-
-wait_closed(Socket, Deadline) ->
-    case gen_tcp:recv(Socket, 0, max(0, Deadline - erlang:monotonic_time(millisecond))) of
-        {ok, _} -> wait_closed(Socket, Deadline);
-        {error, _} -> ok
+    case nats_gateway_transport:send(Socket, Disconnect) of
+        ok -> nats_gateway_transport:linger_close(Socket, ?LINGER);
+        {error, _} -> abort(Socket, ok)
     end.

@@ -46,7 +46,7 @@ child(Id, Sup) ->
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
     Options = connection_options(Listener),
-    case nats_gateway_transport:listen(Bind, maps:with([backlog, send_timeout], Listener)) of
+    case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             %% Who is being refused takes nobody's place.
             [Connections, Refused] = [
@@ -58,22 +58,21 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 }
              || Id <- [connections, refused]
             ],
-            {ok,
-                {#{strategy => rest_for_one, intensity => 10, period => 10}, [
-                    Connections,
-                    Refused
-                    | [
-                        #{
-                            id => {acceptor, N},
-                            start =>
-                                {?MODULE, start_acceptor, [
-                                    ListenSocket, self(), Listener#{connection := Options}
-                                ]},
-                            shutdown => brutal_kill
-                        }
-                     || N <- lists:seq(1, Acceptors)
-                    ]
-                ]}};
+            {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
+                Connections,
+                Refused
+                | [
+                    #{
+                        id => {acceptor, N},
+                        start =>
+                            {?MODULE, start_acceptor, [
+                                ListenSocket, self(), Listener#{connection := Options}
+                            ]},
+                        shutdown => brutal_kill
+                    }
+                 || N <- lists:seq(1, Acceptors)
+                ]
+            ]}};
         {error, Reason} ->
             exit({shutdown, {listen, Reason}})
     end;

@@ -1,6 +1,6 @@
 %% The Rust hot path: NATS framing and the conversions between NATS subjects and MQTT topics.
 %%
-%% Every function is stateless and runs on a normal scheduler. `decode/2' looks at no more than
+%% Every function is stateless and runs on a normal scheduler, unless it says otherwise. `decode/2' looks at no more than
 %% a bounded number of bytes per call and says so with `Need = 0' (call again with the rest).
 -module(nats_gateway_nif).
 
@@ -20,6 +20,14 @@
 -export([quote/1]).
 -export([websocket_decode/3]).
 -export([websocket_header/2]).
+-export([reply_subject/2]).
+-export([nkey_role/1]).
+-export([nkey_verify/3]).
+-export([jwt_decode/1]).
+-export([jwt_source_allowed/2]).
+-export([jwt_hours/4]).
+-export([bcrypt_verify/2]).
+-export([bcrypt_cost/1]).
 
 -nifs([
     decode/2,
@@ -35,11 +43,20 @@
     header_properties/1,
     quote/1,
     websocket_decode/3,
-    websocket_header/2
+    websocket_header/2,
+    reply_subject/2,
+    nkey_role/1,
+    nkey_verify/3,
+    jwt_decode/1,
+    jwt_source_allowed/2,
+    jwt_hours/4,
+    bcrypt_verify/2,
+    bcrypt_cost/1
 ]).
 
 -export_type([settings/0, op/0, publish/0, reply/0, headers/0, delivery/0, error_reason/0]).
 -export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
+-export_type([token/0, user_limits/0, permissions/0]).
 
 %% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
 %% Phase `connect_only': any first byte of an operation other than C or c is an
@@ -106,6 +123,60 @@
 %% Bytes of the stream, or of a compressed message and whether it ends with them.
 -type websocket_part() :: binary() | {deflated, binary(), boolean()}.
 
+%% What a NATS JWT says. Times are seconds of Unix time, 0 where there is none.
+-type token() :: #{
+    kind := operator | account | user,
+    issuer := binary(),
+    subject := binary(),
+    name := binary(),
+    issued_at := integer(),
+    expires := integer(),
+    not_before := integer(),
+    claims := operator_claims() | account_claims() | user_claims()
+}.
+
+-type operator_claims() :: #{signing_keys := [binary()], strict_signing_key_usage := boolean()}.
+
+-type account_claims() :: #{
+    %% with what its users may do, where the key is scoped
+    signing_keys := [{binary(), Template :: undefined | user_limits()}],
+    %% issued up to that time; `*' is all users
+    revocations := [{User :: binary(), integer()}],
+    default_permissions := permissions(),
+    tags := [binary()],
+    subs := integer(),
+    payload := integer(),
+    disallow_bearer := boolean()
+}.
+
+-type user_claims() :: #{
+    %% empty where the issuer is the account itself
+    issuer_account := binary(),
+    tags := [binary()],
+    limits := user_limits(),
+    has_limits := boolean()
+}.
+
+%% Numbers below 0 are no limit.
+-type user_limits() :: #{
+    permissions := permissions(),
+    src := [binary()],
+    times := [{Start :: binary(), End :: binary()}],
+    times_location := binary(),
+    subs := integer(),
+    payload := integer(),
+    bearer_token := boolean(),
+    allowed_connection_types := [binary()]
+}.
+
+%% An empty `allow' is all. Responses: their number, and nanoseconds; 0 is the default, below is no
+%% limit.
+-type permissions() :: #{
+    publish := #{allow := [binary()], deny := [binary()]},
+    subscribe := #{allow := [binary()], deny := [binary()]},
+    responses := undefined | {integer(), integer()}
+}.
+
 -spec load() -> ok | {error, term()}.
 load() ->
     erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
@@ -128,8 +199,9 @@ priv_dir() ->
     | {error, error_reason(), [op()]}.
 decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, and their size in bytes. Mountpoint is removed from topics.
--spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), non_neg_integer()}.
+%% MSG and HMSG frames, and the deliveries that are left for another call, because this one has
+%% done a bounded amount of work. Mountpoint is removed from topics.
+-spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), [delivery()]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.
@@ -187,3 +259,38 @@ websocket_decode(_Bytes, _Settings, _Position) -> erlang:nif_error(not_loaded).
 %% The header of a frame to the client, whose payload of Length bytes follows as it is.
 -spec websocket_header(binary | deflated | pong | close, Length :: non_neg_integer()) -> binary().
 websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
+
+%% The reply subject that a delivery has in its frame.
+-spec reply_subject(reply(), Mountpoint :: binary()) -> binary().
+reply_subject(_Reply, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% Whose public NKey this is; `other' are those that nobody logs in with.
+-spec nkey_role(binary()) -> operator | account | user | other | invalid.
+nkey_role(_PublicKey) -> erlang:nif_error(not_loaded).
+
+%% Signature is base64 in any of the spellings that clients use.
+-spec nkey_verify(PublicKey :: binary(), Message :: binary(), Signature :: binary()) -> boolean().
+nkey_verify(_PublicKey, _Message, _Signature) -> erlang:nif_error(not_loaded).
+
+%% Checks the form and the signature of the token's own issuer, not whether anybody trusts that.
+%% On a dirty scheduler.
+-spec jwt_decode(binary()) -> {ok, token()} | {error, Text :: binary()}.
+jwt_decode(_Token) -> erlang:nif_error(not_loaded).
+
+%% Whether the address, as text, is in one of the networks, or there are none.
+-spec jwt_source_allowed([binary()], Address :: binary()) -> boolean().
+jwt_source_allowed(_Networks, _Address) -> erlang:nif_error(not_loaded).
+
+%% Milliseconds until the end of the hours that now is in. Offset: seconds that the local clock is
+%% ahead of UTC, for an empty location; Now: milliseconds of Unix time.
+-spec jwt_hours([{binary(), binary()}], Location :: binary(), Offset :: integer(), integer()) ->
+    pos_integer() | infinity | closed.
+jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
+
+%% On a dirty scheduler: it takes milliseconds, by design.
+-spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
+bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
+
+%% Twice the time for each one more.
+-spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.
+bcrypt_cost(_Hash) -> erlang:nif_error(not_loaded).

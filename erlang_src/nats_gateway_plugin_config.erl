@@ -19,7 +19,7 @@
     max_subscriptions := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
-    %% slow consumers: bytes that may wait for one client, and how long one send may take
+    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
     %% from the lame duck INFO to the close, at plugin stop
@@ -29,6 +29,8 @@
     allow_non_tls := boolean(),
     handshake_first_wait := pos_integer(),
     peer_cert_as_username := nats_gateway_certificate:name(),
+    %% for gateways whose own settings have no `internal_authn'
+    login := nats_gateway_login:login(),
     %% of the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary()
@@ -53,16 +55,18 @@
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    Page = maps:merge(
-        nats_gateway_config:tls_page_schema(), nats_gateway_config:websocket_page_schema()
-    ),
+    Page = lists:foldl(fun maps:merge/2, #{}, [
+        nats_gateway_config:tls_page_schema(),
+        nats_gateway_config:websocket_page_schema(),
+        nats_gateway_login_config:page_schema()
+    ]),
     Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
         authentication_timeout => {{duration, 1}, 2000},
         retained_on_subscribe => {boolean, false},
-        max_pending => {{bytes, 1024, 1 bsl 32}, 64 bsl 20},
+        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000}
     }.
@@ -71,9 +75,10 @@ schema() ->
 parse(Stored) ->
     case nats_gateway_config:check(schema(), Stored) of
         {ok, Settings} ->
-            case nats_gateway_config:check_tls_page(Settings) of
-                ok -> {ok, Settings};
-                {error, Text} -> {error, Text}
+            case {nats_gateway_config:check_tls_page(Settings), nats_gateway_login_config:of_page(Settings)} of
+                {ok, {ok, Login}} -> {ok, (maps:without(nats_gateway_login_config:page_keys(), Settings))#{login => Login}};
+                {{error, Text}, _} -> {error, Text};
+                {_, {error, Text}} -> {error, Text}
             end;
         {error, Text} ->
             {error, Text}

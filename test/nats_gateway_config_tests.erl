@@ -23,7 +23,8 @@ defaults_test() ->
             max_control_line := 4096,
             max_subscriptions := infinity,
             retained_on_subscribe := false,
-            clientinfo_override := #{username := <<"${Packet.user}">>},
+            login := none,
+            clientinfo_override := #{username := undefined},
             upstream := #{host := "127.0.0.1", port := 1883, keepalive := 60},
             listeners := [
                 #{name := <<"tcp:default">>, bind := {{127, 0, 0, 1}, 4222}, max_connections := infinity}
@@ -39,7 +40,7 @@ an_unknown_key_is_named_test_() ->
     [
         ?_assertMatch({error, <<"max_payload: unknown key; known here: ", _/binary>>},
             set([<<"max_payload">>], 1)),
-        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: connect_timeout", _/binary>>},
+        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: authentication, connect_timeout", _/binary>>},
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
@@ -121,6 +122,28 @@ sizes_test_() ->
         ]
     ].
 
+what_may_wait_for_a_client_test_() ->
+    Pending = fun(Value) ->
+        case set([<<"max_pending">>], Value) of
+            {ok, #{max_pending := Bytes}} -> Bytes;
+            {error, _} -> error
+        end
+    end,
+    [
+        ?_assertEqual(67108864, maps:get(max_pending, defaults())),
+        ?_assertEqual(10000, maps:get(send_timeout, defaults()))
+        | [
+            ?_assertEqual(Expected, Pending(Value))
+         || {Value, Expected} <- [
+                {0, error},
+                {1023, error},
+                {1024, 1024},
+                {<<"1GB">>, 1 bsl 30},
+                {(1 bsl 30) + 1, error}
+            ]
+        ]
+    ].
+
 limits_test_() ->
     Subscriptions = fun(Value) ->
         case set([<<"max_subscriptions">>], Value) of
@@ -161,7 +184,9 @@ addresses_test_() ->
 urls_test_() ->
     Upstream = fun(Value) ->
         case set([<<"upstream">>, <<"url">>], Value) of
-            {ok, #{upstream := #{host := Host, port := Port}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := none}}} -> {Host, Port};
+            {ok, #{upstream := #{host := Host, port := Port, tls := Tls}}} when is_list(Tls) ->
+                {Host, Port, tls};
             {error, _} -> error
         end
     end,
@@ -171,13 +196,55 @@ urls_test_() ->
             {<<"mqtt://127.0.0.1:1883">>, {"127.0.0.1", 1883}},
             {<<"mqtt://broker.local:1884/">>, {"broker.local", 1884}},
             {<<"mqtt://[::1]:1883">>, {"::1", 1883}},
-            {<<"mqtts://127.0.0.1:1883">>, error},
+            {<<"mqtts://127.0.0.1:8883">>, {"127.0.0.1", 8883, tls}},
+            {<<"mqttt://127.0.0.1:1883">>, error},
             {<<"127.0.0.1:1883">>, error},
             {<<"mqtt://127.0.0.1">>, error},
             {<<"mqtt://user:pass@127.0.0.1:1883">>, error},
             {1883, error}
         ]
     ].
+
+upstream_tls(Url, Options) ->
+    case parse(#{<<"upstream">> => #{<<"url">> => Url, <<"ssl_options">> => Options}}) of
+        {ok, #{upstream := #{tls := Tls}}} -> lists:sort(Tls);
+        {error, Text} -> {error, Text}
+    end.
+
+upstream_tls_test() ->
+    Host = <<"mqtts://broker.example:8883">>,
+    ?assertMatch(
+        [
+            {cacertfile, <<"/etc/ssl/certs/ca-certificates.crt">>},
+            {customize_hostname_check, _},
+            {log_level, none},
+            {server_name_indication, "broker.example"},
+            {verify, verify_peer},
+            {versions, ['tlsv1.3', 'tlsv1.2']}
+        ],
+        upstream_tls(Host, #{})
+    ),
+    ?assertEqual(
+        [
+            {log_level, none},
+            {server_name_indication, "other"},
+            {verify, verify_none},
+            {versions, ['tlsv1.2']}
+        ],
+        upstream_tls(Host, #{
+            <<"verify">> => <<"verify_none">>,
+            <<"server_name_indication">> => <<"other">>,
+            <<"versions">> => [<<"tlsv1.2">>]
+        })
+    ),
+    %% An address is not a name, and is not sent as one.
+    Address = upstream_tls(<<"mqtts://127.0.0.1:8883">>, #{}),
+    ?assertEqual(false, lists:keyfind(server_name_indication, 1, Address)),
+    ?assertEqual({verify, verify_peer}, lists:keyfind(verify, 1, Address)),
+    ?assertMatch(
+        {error, <<"upstream.ssl_options: need an mqtts:// URL">>},
+        upstream_tls(<<"mqtt://127.0.0.1:1883">>, #{<<"certfile">> => <<"a.pem">>})
+    ).
 
 listeners_keep_their_names_and_the_smaller_limit_test() ->
     {ok, #{listeners := Listeners}} = parse(#{

@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_emqx_config, [
-    listeners/1, problem/1, auth_required/2, options/4, esockd_options/2, ranch_options/3, changes/2
+    listeners/1, problem/1, login/2, options/5, esockd_options/1, ranch_options/2, changes/2
 ]).
 
 -define(BIND, {{127, 0, 0, 1}, 4222}).
@@ -28,11 +28,18 @@ conf() ->
 
 listener(Conf) -> #{id => {tcp, default}, bind => ?BIND, conf => Conf}.
 
-plugin() -> #{max_control_line => 5000, send_timeout => 7000, max_pending => 1 bsl 40}.
+plugin() ->
+    #{
+        max_control_line => 5000,
+        send_timeout => 7000,
+        max_pending => 1 bsl 40,
+        login => nats_gateway_login:none()
+    }.
 
 config(Gateway, Conf) ->
+    {ok, Login} = login(Gateway, plugin()),
     #{config := Config} =
-        options(Gateway, listener(Conf), plugin(), nats_gateway_config:defaults()),
+        options(Gateway, listener(Conf), plugin(), Login, nats_gateway_config:defaults()),
     Config.
 
 listeners_test() ->
@@ -68,7 +75,10 @@ options_test() ->
                 authentication_timeout := 2000
             }
         } when map_size(Empty) =:= 0,
-        options(gateway(), listener(conf()), plugin(), nats_gateway_config:defaults())
+        options(
+            gateway(), listener(conf()), plugin(), nats_gateway_login:none(),
+            nats_gateway_config:defaults()
+        )
     ),
     ?assertMatch(#{server_id := <<"mine">>}, config((gateway())#{server_id := <<"mine">>}, conf())).
 
@@ -91,9 +101,12 @@ auth_required_test_() ->
     [
         ?_assertEqual(
             Required,
-            auth_required(
-                (gateway())#{authentication => OfGateway},
-                (conf())#{authentication => OfListener, enable_authn := Enabled}
+            maps:get(
+                auth_required,
+                config(
+                    (gateway())#{authentication => OfGateway},
+                    (conf())#{authentication => OfListener, enable_authn := Enabled}
+                )
             )
         )
      || {Required, OfGateway, OfListener, Enabled} <- [
@@ -112,12 +125,39 @@ auth_required_test_() ->
         ]
     ].
 
-problem_test() ->
-    ?assertEqual(none, problem(gateway())),
-    ?assertEqual(none, problem((gateway())#{internal_authn => []})),
-    ?assertMatch(
-        {internal_authn, 1, <<_/binary>>}, problem((gateway())#{internal_authn => [#{type => jwt}]})
+%% As EMQX 6.2 gives them, after its own checks.
+internal_authn_test() ->
+    Token = #{type => token, token => <<"s3cr3t">>},
+    NKey = #{type => nkey, nkeys => [nats_gateway_credentials:public(user)]},
+    With = fun(Methods) -> (gateway())#{internal_authn => Methods} end,
+    ?assertEqual({ok, nats_gateway_login:none()}, login(With([]), plugin())),
+    ?assertMatch(#{auth_required := true}, config(With([Token]), conf())),
+    ?assertMatch(#{auth_required := false}, config(With([Token]), (conf())#{enable_authn := false})),
+    {ok, Two} = login(With([Token, NKey]), plugin()),
+    ?assertEqual({ok, Two}, login(With([Token, NKey]), plugin())),
+    ?assertNotEqual({ok, Two}, login(With([NKey, Token]), plugin())),
+    ?assertEqual(
+        {error, <<"internal_authn[2].nkeys[1]: must be the public NKey of a user (U…)"/utf8>>},
+        login(With([Token, #{type => nkey, nkeys => [<<"UAAA">>]}]), plugin())
+    ),
+    %% `resolver = memory' is all that EMQX fills in.
+    ?assertEqual(
+        {error, <<"internal_authn[1].resolver: must be a table">>},
+        login(With([#{type => jwt, trusted_operators => [<<"O">>], resolver => memory}]), plugin())
     ).
+
+%% The page is for gateways whose own settings know nothing of it.
+the_gateways_settings_come_before_the_page_test() ->
+    Page = fun(Token) ->
+        {ok, Settings} = nats_gateway_plugin_config:parse(#{
+            <<"internal_authn">> => [<<"token">>], <<"token">> => Token
+        }),
+        Settings
+    end,
+    OfGateway = (gateway())#{internal_authn => [#{type => token, token => <<"a">>}]},
+    ?assertEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"a">>))),
+    ?assertEqual(login(OfGateway, plugin()), login(OfGateway, Page(<<"b">>))),
+    ?assertNotEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"b">>))).
 
 esockd_options_test() ->
     Conf = (conf())#{
@@ -132,7 +172,7 @@ esockd_options_test() ->
             high_watermark => 1024
         }
     },
-    Options = esockd_options(listener(Conf), plugin()),
+    Options = esockd_options(listener(Conf)),
     Get = fun(Key) -> proplists:get_value(Key, Options) end,
     ?assertEqual(3, Get(acceptors)),
     ?assertEqual(9, Get(max_connections)),
@@ -142,7 +182,6 @@ esockd_options_test() ->
     Tcp = Get(tcp_options),
     ?assertEqual(65536, proplists:get_value(buffer, Tcp)),
     ?assertEqual(77, proplists:get_value(backlog, Tcp)),
-    ?assertEqual(7000, proplists:get_value(send_timeout, Tcp)),
     ?assertEqual(16#7FFFFFFF, proplists:get_value(high_watermark, Tcp)),
     ?assertEqual(undefined, proplists:get_value(active_n, Tcp)),
     ?assertEqual([high_watermark], [Key || {Key, _} <- Tcp, Key =:= high_watermark]),
@@ -151,7 +190,7 @@ esockd_options_test() ->
 
 a_larger_buffer_stays_test() ->
     Conf = (conf())#{tcp_options => #{buffer => 1 bsl 20}},
-    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf), #{})),
+    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf))),
     ?assertEqual(1 bsl 20, proplists:get_value(buffer, Tcp)).
 
 changes_test() ->
@@ -194,7 +233,7 @@ ws_options(Changes, Plugin) -> ws_options(ws, ws_conf(Changes), Plugin).
 
 ws_options(Type, Conf, Plugin) ->
     Listener = #{id => {Type, default}, bind => ?BIND, conf => Conf},
-    options(gateway(), Listener, Plugin, nats_gateway_config:defaults()).
+    options(gateway(), Listener, Plugin, nats_gateway_login:none(), defaults()).
 
 websocket(Changes) ->
     #{websocket := Settings} = ws_options(Changes, plugin()),
@@ -220,7 +259,8 @@ websocket_options_test() ->
         },
         websocket(#{})
     ),
-    ?assertNot(is_map_key(websocket, options(gateway(), listener(conf()), plugin(), defaults()))).
+    Tcp = options(gateway(), listener(conf()), plugin(), nats_gateway_login:none(), defaults()),
+    ?assertNot(is_map_key(websocket, Tcp)).
 
 defaults() -> nats_gateway_config:defaults().
 
@@ -264,7 +304,7 @@ wrong_origins_are_named_test() ->
 ranch_options_test() ->
     Conf = (ws_conf(#{}))#{max_conn_rate => 10, tcp_options => #{backlog => 77}},
     Options = fun(Bind) ->
-        ranch_options(#{id => {ws, a}, bind => Bind, conf => Conf}, [{deny, all}], plugin())
+        ranch_options(#{id => {ws, a}, bind => Bind, conf => Conf}, [{deny, all}])
     end,
     #{socket_opts := SocketOptions} = Given = Options(?BIND),
     ?assertMatch(

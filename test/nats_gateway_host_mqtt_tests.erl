@@ -92,13 +92,13 @@ login(Port) ->
 prepared(Port) ->
     {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
     {wait, Host} = ?HOST:connect(Client),
-    ?assertMatch({ok, _}, inet:peername(Socket)),
+    ?assertMatch({ok, _}, nats_gateway_transport:peername(Socket)),
     ok = ?HOST:disconnect(normal, logged_in(Host)).
 
 %% The client took its time to say CONNECT.
 prepared_but_closed_by_the_broker(Port) ->
     {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
-    ok = gen_tcp:close(Socket),
+    ok = nats_gateway_transport:close(Socket),
     {wait, Host} = ?HOST:connect(Client),
     ok = ?HOST:disconnect(normal, logged_in(Host)).
 
@@ -119,7 +119,7 @@ without_a_broker_nobody_is_greeted_test() ->
     ?assertEqual({error, upstream_lost}, ?HOST:connect(client(Port))).
 
 host_name(Port) ->
-    Upstream = #{host => "localhost", port => Port, connect_timeout => 2000, keepalive => 60},
+    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60},
     {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
@@ -543,7 +543,7 @@ retained(Port) ->
     Seeder = start(Port),
     ok = call(Seeder, fun(Host) ->
         %% a NATS client can't publish a retained message
-        Socket = element(2, Host),
+        Socket = socket(Host),
         Packet =
             {publish, <<"rt">>, <<"old">>, 0, true, undefined, undefined, undefined, undefined,
                 [], []},
@@ -883,7 +883,10 @@ lost_in(Act) ->
     timer:sleep(20),
     ?assertEqual([], events(Pid)).
 
-socket(Host) -> element(2, Host).
+%% Under its transport.
+socket(Host) ->
+    {tcp, Socket} = element(2, Host),
+    Socket.
 
 %% The broker is told what is wrong with it.
 protocol_errors_test_() ->
@@ -1205,7 +1208,7 @@ listen() ->
     {Listen, Port}.
 
 impatient(Port) ->
-    Upstream = #{host => {127, 0, 0, 1}, port => Port, connect_timeout => 300, keepalive => 60},
+    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60},
     client(Port, #{upstream => Upstream}, #{}).
 
 connected(Properties) ->
@@ -1250,7 +1253,7 @@ client(Port) -> client(Port, #{}, #{}).
 client(Port, Config, Fields) ->
     Defaults = #{
         upstream => #{
-            host => {127, 0, 0, 1}, port => Port, connect_timeout => 2000, keepalive => 60
+            host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60
         },
         clientinfo_override => #{},
         mountpoint => <<>>,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 
 from emqx.gateway import BUILT_IN_DATABASE, Gateway
+from emqx.nats import NatsFailure
 from emqx.node import Node, wait_until
 from emqx.page import DEFAULTS, Page
 
@@ -89,6 +91,48 @@ def test_send_timeout(gateway: Gateway, page: Page, name: str):
         sender.ping()
 
 
+def slow_consumers(gateway: Gateway) -> int:
+    counted = re.search(r"clients\.slow_consumer\s*\|?:?\s*(\d+)", gateway.node.ctl("gateway-metrics", "nats"))
+    return int(counted[1]) if counted else 0
+
+
+@pytest.mark.parametrize(("count", "is_slow"), [(2000, False), (10000, True)])
+def test_max_pending_counts_what_waits_in_the_mailbox(
+    gateway: Gateway, page: Page, name: str, count: int, is_slow: bool
+):
+    """A client whose process gets no time piles up messages, not bytes in its socket."""
+    page.change(max_pending="2MB", send_timeout="1h")
+    address = gateway.listen(name)
+    before = slow_consumers(gateway)
+    with gateway.nats(address) as slow, gateway.nats(address) as quick, gateway.nats() as sender:
+        slow.subscribe(name)
+        pid = gateway.node.eval(f'[P] = emqx_broker:subscribers(<<"{name}">>), pid_to_list(P).').strip().strip('"')
+        quick.subscribe(name)
+        # for as long as this holder of the process lives
+        gateway.node.eval(
+            f'H = spawn(fun() -> erlang:suspend_process(list_to_pid("{pid}")), receive stop -> ok end end),'
+            " true = register(holder, H)."
+        )
+        try:
+            for number in range(count):
+                sender.publish(name, b"%100d" % number)
+            sender.ping()
+            for number in range(count):
+                assert int(quick.message().payload) == number
+        finally:
+            gateway.node.eval("holder ! stop.")
+        if is_slow:
+            with pytest.raises(NatsFailure):
+                for _ in range(count):
+                    slow.message()
+            wait_until(lambda: slow_consumers(gateway) == before + 1, "the slow consumer is counted")
+        else:
+            for number in range(count):
+                assert int(slow.message().payload) == number
+            assert slow_consumers(gateway) == before
+        quick.silent()
+
+
 def test_drain_time(gateway: Gateway, page: Page, name: str):
     """From the notice to the end, when a listener goes."""
     page.change(drain_time="2s")
@@ -119,7 +163,7 @@ def test_a_client_that_is_there_stays_when_the_page_changes(gateway: Gateway, pa
         ("max_subscriptions", -1, "from 0 (no limit) to 1073741824"),
         ("authentication_timeout", "0s", "at least 1 ms"),
         ("authentication_timeout", "soon", "a duration"),
-        ("max_pending", "1B", "from 1024 to 4294967296 bytes"),
+        ("max_pending", "1B", "from 1024 to 1073741824 bytes"),
         ("send_timeout", "0ms", "at least 1 ms"),
         ("drain_time", "9s", "from 0 to 8000 ms"),
         ("tls_mode", "never", "one of upgrade, handshake_first, auto"),

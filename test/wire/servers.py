@@ -73,6 +73,18 @@ def nats_server_config(settings: Settings, port: int) -> str:
                 lines["authorization"] = {"user": value["user"], "password": value["password"]} | (
                     {"timeout": value["timeout"]} if "timeout" in value else {}
                 )
+            case "users" | "auth_token" | "nkeys":
+                authorization = lines.setdefault("authorization", {})
+                if name == "auth_token":
+                    authorization["token"] = value
+                elif name == "nkeys":
+                    authorization["users"] = [{"nkey": key} for key in value]
+                else:
+                    authorization["users"] = value
+            case "no_auth_user":
+                lines[name] = value
+            case "jwt":
+                lines |= {"operator": value["operator"], "resolver": "MEMORY", "resolver_preload": value["accounts"]}
             case _:
                 raise ValueError(f"no nats-server option for the setting {name}")
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items())
@@ -114,7 +126,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top["max_payload_size"] = value
             case "max_control_line" | "max_subscriptions" | "server_name":
                 top[name] = value
-            case "max_connections":
+            case "max_connections" | "send_timeout":
                 listener[name] = value
             case "tls":
                 kind = "ssl"
@@ -126,6 +138,19 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"auth_required": True} | (
                     {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
                 )
+            case "users" | "auth_token" | "no_auth_user":
+                top[name] = value
+            case "nkeys":
+                top["internal_authn"] = [{"type": "nkey", "nkeys": value}]
+            case "jwt":
+                preload = [{"pubkey": key, "jwt": token} for key, token in value["accounts"].items()]
+                top["internal_authn"] = [
+                    {
+                        "type": "jwt",
+                        "trusted_operators": [value["operator"]],
+                        "resolver": {"type": "memory", "resolver_preload": preload},
+                    }
+                ]
             case _:
                 raise ValueError(f"no gateway option for the setting {name}")
     tables = (
@@ -136,7 +161,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
         *([(f"[listeners.{kind}.default.websocket]", websocket)] if websocket else []),
     )
     return "\n".join(
-        "".join([f"{title}\n" if title else "", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())])
+        "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
         for title, values in tables
     )
 
@@ -175,6 +200,16 @@ def gateway_websocket(tls: bool = False, **options: Any) -> tuple[str, Settings,
     if tls:
         return "wss", {"certfile": own.certfile, "keyfile": own.keyfile}, websocket
     return "ws", {}, websocket
+
+
+def toml(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return json.dumps(value)
 
 
 def broker_config(port: int) -> str:
@@ -216,7 +251,7 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
     except OSError:
         return False
     try:
-        connection.read_info()
+        connection.begin()
         return True
     except (WireFailure, OSError):
         return False

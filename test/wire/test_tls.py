@@ -61,7 +61,7 @@ def server(servers: Servers, target: str, mode: str, **settings: Any) -> Address
 def connected(address: Address, transport: Transport, deadline: float = 5.0) -> Iterator[Connection]:
     connection = Connection(address, deadline, transport)
     try:
-        connection.read_info()
+        connection.begin()
         yield connection
     finally:
         connection.close()
@@ -366,7 +366,7 @@ def connected_when_there_is_room(address: Address, transport: Transport) -> Iter
     while True:
         connection = Connection(address, 5.0, transport)
         try:
-            connection.read_info()
+            connection.begin()
             break
         except WireFailure:
             connection.close()
@@ -489,3 +489,18 @@ def test_handshakes_take_nothing_from_others(servers: Servers):  # noqa: F811
     finally:
         for one in stalled:
             one.close()
+
+
+def test_a_slow_consumer(servers: Servers):  # noqa: F811
+    """Who takes nothing is closed after send_timeout, as over TCP."""
+    address = servers.address("gateway", {"tls": {}, "send_timeout": "500ms"})
+    with connected(address, TLS) as slow, connected(address, TLS) as sender:
+        peer = "{}:{}".format(*slow.socket.getsockname())
+        slow.send(CONNECT + b"SUB slow 1\r\n" + PING)
+        slow.expect_bytes(PONG)
+        sender.send(CONNECT)
+        until = time.monotonic() + 20
+        while f"peername={peer} reason=slow_consumer" not in servers.log(address):
+            assert time.monotonic() < until, servers.log(address)[-2000:]
+            sender.send(b"PUB slow 500000\r\n" + b"x" * 500000 + b"\r\n" + PING)
+            sender.expect_bytes(PONG)

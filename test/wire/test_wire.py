@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import pytest
 
-from .cases import CASES, DIFFERENCES
+from . import cases, logins
 from .servers import TARGETS, Servers, nats_server_path, require, servers  # noqa: F401 (a fixture)
 from .transports import TCP, TLS, TRANSPORTS, WS, WSS, Transport
 from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
 
-TABLE = (*CASES, *DIFFERENCES)
+TABLE = (*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES)
 
 
 def case_for(row: Case | Difference, target: str) -> Case:

@@ -16,7 +16,7 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +46,14 @@ class Connect:
     proven: bool = False
 
 
+# What is to be sent, if it depends on the connection's INFO.
+Composed = Callable[[dict[str, Any]], bytes]
+
+
 @dataclass(frozen=True)
 class Send:
     peer: str
-    data: bytes
+    data: bytes | Composed
     cuts: tuple[int, ...] = ()
 
 
@@ -125,10 +129,18 @@ class Info:
     line: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Update:
+    """The next bytes are another INFO, which is then the connection's."""
+
+    peer: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
 ABSENT = "absent"
 PORT = "the port connected to"
 
-Step = Connect | Send | Expect | AnyOrder | Spread | Open | Closed | HalfClose | Drop | Info
+Step = Connect | Send | Expect | AnyOrder | Spread | Open | Closed | HalfClose | Drop | Info | Update
 
 
 class Peer:
@@ -140,7 +152,7 @@ class Peer:
     def connect(self, proven: bool = False) -> Step:
         return Connect(self.name, proven)
 
-    def send(self, data: bytes, cuts: tuple[int, ...] | range = ()) -> Step:
+    def send(self, data: bytes | Composed, cuts: tuple[int, ...] | range = ()) -> Step:
         return Send(self.name, data, tuple(cuts))
 
     def expect(self, data: bytes) -> Step:
@@ -166,6 +178,9 @@ class Peer:
 
     def info(self, line: bytes | None = None, **fields: Any) -> Step:
         return Info(self.name, fields, line)
+
+    def update(self, **fields: Any) -> Step:
+        return Update(self.name, fields)
 
 
 @dataclass(frozen=True)
@@ -304,9 +319,10 @@ class Connection:
         self.info_line = b""
         self.info: dict[str, Any] = {}
 
-    def read_info(self) -> None:
+    def begin(self) -> None:
+        """Reads the first INFO, in the way of the transport."""
         self._become(self.transport.before_info)
-        self._read_info()
+        self.read_info()
         if self.transport.after_info and self.buffer:
             raise _mismatch([b""], self.buffer, "bytes in clear after INFO")
         self._become(self.transport.after_info)
@@ -319,14 +335,16 @@ class Connection:
             except OSError as error:
                 raise WireFailure(f"no {self.transport.name} connection: {error}") from None
 
-    def _read_info(self) -> None:
+    def read_info(self) -> None:
         until = time.monotonic() + self.deadline
         while b"\n" not in self.buffer:
+            if self.buffer and not b"INFO ".startswith(self.buffer[:5]):
+                break
             self._receive(until, [b"INFO {...} \r\n"])
         self.info_line, _, self.buffer = self.buffer.partition(b"\n")
         self.info_line += b"\n"
         if not self.info_line.startswith(b"INFO "):
-            raise _mismatch([b"INFO {...} \r\n"], self.info_line, "the first line is not INFO")
+            raise _mismatch([b"INFO {...} \r\n"], self.info_line, "not an INFO")
         self.info = json.loads(self.info_line[len(b"INFO ") :])
 
     def send(self, data: bytes, cuts: tuple[int, ...] = ()) -> None:
@@ -444,7 +462,9 @@ class _Run:
             case Connect(peer):
                 self._connect(peer)
             case Send(peer, data, cuts):
-                self._connection(peer).send(self._bytes(data), cuts)
+                connection = self._connection(peer)
+                composed = data(connection.info) if callable(data) else data
+                connection.send(self._bytes(composed), cuts)
             case Expect(peer, alternatives):
                 self._connection(peer).expect_bytes(*map(self._bytes, alternatives))
             case AnyOrder(peer, units):
@@ -462,6 +482,9 @@ class _Run:
                 self._connection(peer).close()
             case Info(peer, fields, line):
                 self._check_info(peer, fields, line)
+            case Update(peer, fields):
+                self._connection(peer).read_info()
+                self._check_info(peer, fields, None)
 
     def _bytes(self, data: bytes) -> bytes:
         return data.replace(UNIQUE, self.unique)
@@ -471,7 +494,7 @@ class _Run:
 
     def _connect(self, peer: str) -> Connection:
         connection = self.connections[peer] = Connection(self.address, self.deadline, self.transport)
-        connection.read_info()
+        connection.begin()
         return connection
 
     def _connect_proven(self, peer: str) -> None:
@@ -567,6 +590,9 @@ def _false_steps(case: Case, step: Step) -> Iterator[tuple[str, Step]]:
             yield "closed instead of open", Closed(peer)
         case Closed(peer):
             yield "open instead of closed", Open(peer)
+        case Update(peer, fields):
+            for name, check in fields.items():
+                yield f"check of {name} reversed", Update(peer, {**fields, name: _reverse(check)})
         case Info(peer, fields, line):
             for name, check in fields.items():
                 yield f"check of {name} reversed", Info(peer, {**fields, name: _reverse(check)}, line)

@@ -1,8 +1,10 @@
 //! NIFs of the Erlang module `nats_gateway_nif`, whose specifications say what they take and
-//! return. Stateless, on normal schedulers; terms that do not fit are `badarg`.
+//! return. Stateless, on normal schedulers but for what `login` says; terms that do not fit are
+//! `badarg`.
 
 mod decode;
 mod encode;
+mod login;
 mod terms;
 mod websocket;
 

@@ -58,6 +58,8 @@ mod decode;
 pub mod encode;
 mod error;
 pub mod headers;
+pub mod jwt;
+pub mod nkey;
 mod op;
 pub mod subject;
 pub mod websocket;

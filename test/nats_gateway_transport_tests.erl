@@ -1,0 +1,79 @@
+-module(nats_gateway_transport_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_transport, [send/2, pending/1, abort/1]).
+
+%% More than the buffers of both sides of a connection hold.
+-define(BYTES, 50000000).
+
+%% A socket of the gateway's, and the client's.
+connected() ->
+    {ok, Listen} = nats_gateway_transport:listen({{127, 0, 0, 1}, 0}, #{}),
+    {tcp, ListenSocket} = Listen,
+    {ok, Port} = inet:port(ListenSocket),
+    {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, Port, [binary, {active, false}]),
+    {ok, Socket} = nats_gateway_transport:accept(Listen),
+    ok = gen_tcp:close(ListenSocket),
+    {Socket, Client}.
+
+milliseconds(Fun) ->
+    {Micros, _} = timer:tc(Fun),
+    Micros div 1000.
+
+%% What a reader gets until the connection ends.
+read(Client) -> read(Client, 0).
+
+read(Client, Bytes) ->
+    case gen_tcp:recv(Client, 0, 10000) of
+        {ok, Data} -> read(Client, Bytes + byte_size(Data));
+        {error, Reason} -> {Bytes, Reason}
+    end.
+
+a_send_never_waits_for_the_client_test() ->
+    {Socket, Client} = connected(),
+    ?assertMatch({ok, 0, _}, pending(Socket)),
+    ?assert(milliseconds(fun() -> ok = send(Socket, binary:copy(<<0>>, ?BYTES)) end) < 5000),
+    {ok, Pending, Gone} = pending(Socket),
+    ?assertEqual(?BYTES, Pending + Gone),
+    ?assert(Pending > ?BYTES div 2),
+    ok = abort(Socket),
+    ok = gen_tcp:close(Client).
+
+a_client_that_does_not_read_does_not_hold_up_a_close_test_() ->
+    [
+        {timeout, 30, fun() ->
+            {Socket, Client} = connected(),
+            ok = send(Socket, binary:copy(<<0>>, ?BYTES)),
+            %% The driver's own close would wait for three minutes.
+            Took = milliseconds(fun() -> ok = Close(Socket) end),
+            ?assert(Took < Longest),
+            {Bytes, _} = read(Client),
+            ?assert(Bytes < ?BYTES),
+            ok = gen_tcp:close(Client)
+        end}
+     || {Close, Longest} <- [
+            {fun nats_gateway_transport:close/1, 4500}, {fun nats_gateway_transport:linger_close/1, 4500}, {fun nats_gateway_transport:abort/1, 1000}
+        ]
+    ].
+
+what_was_sent_before_a_close_arrives_test_() ->
+    [
+        {timeout, 30, fun() ->
+            {Socket, Client} = connected(),
+            ok = send(Socket, binary:copy(<<0>>, ?BYTES)),
+            Test = self(),
+            Reader = spawn_link(fun() ->
+                receive
+                    go -> Test ! {self(), read(Client)}
+                end
+            end),
+            ok = gen_tcp:controlling_process(Client, Reader),
+            Reader ! go,
+            ok = Close(Socket),
+            receive
+                {Reader, Read} -> ?assertEqual({?BYTES, closed}, Read)
+            end
+        end}
+     || Close <- [fun nats_gateway_transport:close/1, fun nats_gateway_transport:linger_close/1]
+    ].
