@@ -463,9 +463,12 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
                 {allow, NAcc} ->
                     {Denied, NAcc};
                 {deny, NAcc = #channel{subscriptions = AccSubs}} ->
-                    {Unused, NSubs} = nats_gateway_subscriptions:remove(Sid, AccSubs),
-                    NNAcc = unsubscribe(Unused, NAcc#channel{subscriptions = NSubs}),
-                    {[Denied | subscribe_denied(Subject, QueueGroup)], NNAcc}
+                    %% The broker has not been asked for it by this login.
+                    {_, NSubs} = nats_gateway_subscriptions:remove(Sid, AccSubs),
+                    {
+                        [Denied | subscribe_denied(Subject, QueueGroup)],
+                        NAcc#channel{subscriptions = NSubs}
+                    }
             end
         end,
         {[], Channel},

@@ -816,10 +816,10 @@ octets(#state{socket = Socket}) ->
         {error, _} -> #{}
     end.
 
-%% Bytes of the client may hold credentials: neither they nor the last message are shown.
+%% Bytes of the client may hold credentials: they are not shown.
 format_status(Status = #{state := State}) ->
     #state{channel = Channel, timers = Timers} = State,
-    maps:remove(message, Status#{
+    Status#{
         state := #{
             peername => State#state.peername,
             buffered => State#state.buffered,
@@ -827,6 +827,4 @@ format_status(Status = #{state := State}) ->
             timers => maps:keys(Timers),
             channel => Channel =/= undefined andalso nats_gateway_channel:info(Channel)
         }
-    });
-format_status(Status) ->
-    maps:remove(message, Status).
+    }.

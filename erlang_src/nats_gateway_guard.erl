@@ -75,11 +75,22 @@ terminate(Reason, {Module, State}) ->
         Class:Why:Stack -> crash(Class, Why, Stack)
     end.
 
-%% What the module does not make fit to be shown is not shown.
+%% Of the state only what the module makes fit to be shown. A status that lacks a key would be
+%% replaced by the one that was given.
 format_status(Status = #{state := {Module, State}}) ->
-    maps:without([message, log], Module:format_status(Status#{state := State}));
+    hide(Module:format_status(Status#{state := State}));
 format_status(Status) ->
-    maps:without([message, log], Status).
+    hide(Status).
+
+hide(Status) ->
+    maps:map(
+        fun
+            (message, _) -> hidden;
+            (log, _) -> [];
+            (_, Value) -> Value
+        end,
+        Status
+    ).
 
 -spec crash(error | exit | throw, term(), erlang:stacktrace()) -> no_return().
 crash(Class, Reason, Stack) ->

@@ -236,7 +236,8 @@ credentials(Client = #{connect := Fields, config := Config}) ->
     Password =
         case PasswordTemplate of
             undefined when map_size(Login) > 0 -> <<>>;
-            undefined -> password(Username, Fields);
+            _ when PasswordTemplate =:= undefined; PasswordTemplate =:= <<"${Packet.pass}">> ->
+                password(Username, Fields);
             _ -> render(PasswordTemplate, Vars)
         end,
     Mountpoint = render(maps:get(mountpoint, Config, <<>>), Vars#{
