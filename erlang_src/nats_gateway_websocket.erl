@@ -432,8 +432,8 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
         max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
     }.
 
-%% The next bytes of the socket. Out is what they are to be answered with at once.
--spec feed(binary(), websocket()) -> {Out :: iodata(), websocket()}.
+%% The next bytes of the socket. Out is what they are to be answered with at once, [] for nothing.
+-spec feed(binary(), websocket()) -> {Out :: [iodata()], websocket()}.
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
 feed(Bytes, Ws = #websocket{rest = <<>>}) ->
@@ -447,7 +447,7 @@ feed(Bytes, Ws = #websocket{rest = Rest, need = Need}) ->
 
 decode(Bytes, Out, Ws = #websocket{decode = Settings, position = Position, parts = Parts}) ->
     {More, Pings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
-    NOut = [Out | [[header(pong, byte_size(Ping)), Ping] || Ping <- Pings]],
+    NOut = append(Out, [[header(pong, byte_size(Ping)), Ping] || Ping <- Pings]),
     NWs = Ws#websocket{parts = append(Parts, More), rest = <<>>},
     case Next of
         {more, Rest, 0, NPosition} ->
@@ -463,7 +463,7 @@ decode(Bytes, Out, Ws = #websocket{decode = Settings, position = Position, parts
     end.
 
 append([], More) -> More;
-append(Parts, More) -> Parts ++ More.
+append(List, More) -> List ++ More.
 
 %% Echoed, where it is a close frame that may be sent.
 closed_by_client(<<>>) ->

@@ -356,6 +356,8 @@ feed([], Stream, Out, Ws) ->
     {iolist_to_binary(Stream), iolist_to_binary(Out), open, Ws};
 feed([Piece | Pieces], Stream, Out, Ws) ->
     {More, NWs} = ?WS:feed(Piece, Ws),
+    %% Nothing to send is no empty send.
+    ?assert(More =:= [] orelse iolist_size(More) > 0),
     case take(NWs, []) of
         {Data, {ended, Reason, Close}} ->
             {

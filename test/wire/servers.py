@@ -67,6 +67,8 @@ def nats_server_config(settings: Settings, port: int) -> str:
                 lines[name] = value
             case "tls":
                 lines |= nats_server_tls(**value)
+            case "websocket":
+                lines |= {"port": -1, "websocket": nats_server_websocket(port, **value)}
             case "login":
                 lines["authorization"] = {"user": value["user"], "password": value["password"]} | (
                     {"timeout": value["timeout"]} if "timeout" in value else {}
@@ -103,13 +105,19 @@ def nats_server_tls(
     return {"tls": tls} | ({"allow_non_tls": True} if allow_non_tls else {})
 
 
+def nats_server_websocket(port: int, tls: bool = False, **options: Any) -> Settings:
+    """same_origin, allowed_origins, compression, handshake_timeout, jwt_cookie"""
+    security = nats_server_tls() if tls else {"no_tls": True}
+    return {"host": HOST, "port": port} | security | options
+
+
 # --- The gateway -----------------------------------------------------------------------------------------------------
 
 
 def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
     top: Settings = {"server_name": "wire"}
     listener: Settings = {"bind": f"{HOST}:{port}"}
-    kind, ssl_options = "tcp", {}
+    kind, ssl_options, websocket = "tcp", {}, {}
     for name, value in settings.items():
         match name:
             case "heartbeat":
@@ -124,6 +132,8 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 kind = "ssl"
                 tls, ssl_options = gateway_tls(**value)
                 listener |= tls
+            case "websocket":
+                kind, ssl_options, websocket = gateway_websocket(**value)
             case "login":
                 top |= {"auth_required": True} | (
                     {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
@@ -148,6 +158,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
         ("[upstream]", {"url": f"mqtt://{HOST}:{broker_port}"}),
         (f"[listeners.{kind}.default]", listener),
         *([(f"[listeners.{kind}.default.ssl_options]", ssl_options)] if ssl_options else []),
+        *([(f"[listeners.{kind}.default.websocket]", websocket)] if websocket else []),
     )
     return "\n".join(
         "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
@@ -180,6 +191,15 @@ def gateway_tls(
     if verify:
         ssl_options |= {"verify": "verify_peer", "fail_if_no_peer_cert": True}
     return listener, ssl_options
+
+
+def gateway_websocket(tls: bool = False, **options: Any) -> tuple[str, Settings, Settings]:
+    own = server_certificate()
+    names = {"compression": "compress"}
+    websocket = {names.get(name, name): value for name, value in options.items()}
+    if tls:
+        return "wss", {"certfile": own.certfile, "keyfile": own.keyfile}, websocket
+    return "ws", {}, websocket
 
 
 def toml(value: Any) -> str:
@@ -240,7 +260,7 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
 
 
 def _speaks_nats_as(settings: Settings):
-    if settings.get("tls", {}).get("verify"):
+    if settings.get("tls", {}).get("verify") or "path" in settings.get("websocket", {}):
         # It would not let us in.
         return accepts
     return functools.partial(speaks_nats, transport=for_settings(settings))

@@ -10,7 +10,7 @@ import pytest
 
 from . import cases, logins
 from .servers import TARGETS, Servers, nats_server_path, require, servers  # noqa: F401 (a fixture)
-from .transports import TCP, TLS, TRANSPORTS, Transport
+from .transports import TCP, TLS, TRANSPORTS, WS, WSS, Transport
 from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
 
 TABLE = (*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES)
@@ -21,15 +21,18 @@ def case_for(row: Case | Difference, target: str) -> Case:
 
 
 def ways() -> Iterator[tuple[str, Transport]]:
-    """Each server over TCP, and the gateway over TLS; WIRE_TRANSPORTS names others, for both."""
+    """Each server over TCP and WebSocket, and the gateway over both with TLS; WIRE_TRANSPORTS names others, for each."""
     named = os.environ.get("WIRE_TRANSPORTS")
     for target in TARGETS:
         if named:
             yield from ((target, TRANSPORTS[name]) for name in named.split(","))
         else:
             yield target, TCP
-            if target == "gateway" and "GATEWAY_ADDRESS" not in os.environ:
-                yield target, TLS
+            if "GATEWAY_ADDRESS" not in os.environ:
+                yield target, WS
+                if target == "gateway":
+                    yield target, TLS
+                    yield target, WSS
 
 
 def way_id(way: tuple[str, Transport]) -> str:

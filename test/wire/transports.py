@@ -1,4 +1,4 @@
-"""The ways a connection may begin: in clear, TLS after INFO, TLS first."""
+"""The ways a connection may begin: in clear, TLS after INFO, TLS first, WebSocket over the one or the other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from certificates import Authority, Certificate, client_context  # noqa: E402
+from websocket_client import Stream, stream  # noqa: E402
 
 Address = tuple[str, int]
 Settings = dict[str, Any]
@@ -46,6 +47,14 @@ def secure(plain: socket.socket, address: Address) -> socket.socket:
     return trusting().wrap_socket(plain, server_hostname=address[0])
 
 
+def upgrade(plain: socket.socket, _: Address) -> Stream:
+    return stream(plain)
+
+
+def secure_and_upgrade(plain: socket.socket, address: Address) -> Stream:
+    return stream(secure(plain, address))
+
+
 @dataclass(frozen=True)
 class Transport:
     """settings: of the server that is spoken to so; before_info and after_info: what becomes of the socket."""
@@ -57,7 +66,7 @@ class Transport:
 
     @property
     def is_plain(self) -> bool:
-        return self.before_info is None and self.after_info is None
+        return self.before_info in (None, upgrade) and self.after_info is None
 
 
 TCP = Transport("tcp")
@@ -68,14 +77,19 @@ TLS_AUTO_FIRST = Transport("tls-auto-first", {"tls": {"mode": "auto"}}, before_i
 TLS_OPTIONAL = Transport("tls-optional", {"tls": {"allow_non_tls": True}}, after_info=secure)
 TLS_OPTIONAL_CLEAR = Transport("tls-optional-clear", {"tls": {"allow_non_tls": True}})
 
+WS = Transport("ws", {"websocket": {}}, before_info=upgrade)
+WSS = Transport("wss", {"websocket": {"tls": True}}, before_info=secure_and_upgrade)
+
 TRANSPORTS = {
     one.name: one
-    for one in (TCP, TLS, TLS_FIRST, TLS_AUTO, TLS_AUTO_FIRST, TLS_OPTIONAL, TLS_OPTIONAL_CLEAR)
+    for one in (TCP, TLS, TLS_FIRST, TLS_AUTO, TLS_AUTO_FIRST, TLS_OPTIONAL, TLS_OPTIONAL_CLEAR, WS, WSS)
 }
 
 
 def for_settings(settings: Settings) -> Transport:
     """How to ask a server with these settings whether it is there."""
+    if "websocket" in settings:
+        return WSS if settings["websocket"].get("tls") else WS
     match settings.get("tls"):
         case None:
             return TCP

@@ -424,9 +424,11 @@ def run(
     deadline: float = DEADLINE,
     probe_close: bool = False,
     transport: Transport = TCP,
-) -> None:
-    """Raises WireFailure unless the server at the address does what the case says."""
-    _Run(address, deadline, probe_close, transport).play(case)
+) -> dict[str, Connection]:
+    """Raises WireFailure unless the server at the address does what the case says. The connections are closed then."""
+    played = _Run(address, deadline, probe_close, transport)
+    played.play(case)
+    return played.connections
 
 
 class _Run:
