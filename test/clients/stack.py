@@ -192,7 +192,7 @@ def tls_stack(directory: Path, tls: dict) -> Stack:
     """Anybody may log in, over TLS."""
     if AGAINST_NATS_SERVER:
         return Stack(nats_server(directory, nats_server_config({"tls": tls}, 0), accepts), None)
-    broker = _mosquitto(directory, "allow_anonymous true\n")
+    broker = mosquitto(directory, "allow_anonymous true\n")
     return Stack(gateway_in_front_of(broker.address, directory, {"tls": tls}, accepts), broker)
 
 
