@@ -12,7 +12,8 @@ help:
 	@echo "make test   install what is missing, build, run every test"
 	@echo "make build  build only"
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
-	@echo "make bench  decode and encode, ns per operation"
+	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: some minutes"
+	@echo "            BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
 
 run:
 	@bin/install-missing $(if $(EMQX_HOME),build,run)
@@ -38,7 +39,9 @@ test:
 	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx
 
 test-rust:
-	cargo test --locked -p nats-protocol
+	cargo test --locked -p nats-protocol -p nats_gateway_bench
+	@# Each microbenchmark once, so that they never rot.
+	cargo bench --locked -p nats-protocol -- --test
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit
@@ -65,9 +68,11 @@ lint:
 	    else echo "skipped: cargo clippy is not installed"; fi
 	@TERM=dumb rebar3 xref
 
-bench:
-	@bin/install-missing build
-	cargo bench --locked -p nats-protocol
+# Ratios to EMQX's own MQTT listener and built-in NATS gateway, where there is an EMQX; see docs/performance.md.
+bench: package
+	@bin/install-missing test
+	cargo build $(CARGO_FLAGS) -p nats_gateway_bench
+	@cd test && ../.tools/venv/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick) $(if $(DOCS),--docs)
 
 clean:
 	rm -rf target _build priv/*.so .tools

@@ -15,6 +15,8 @@
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
+-export([collects/1]).
+-export([handle_messages/2]).
 -export([handle_call/2]).
 -export([reports/1]).
 -export([report/2]).
@@ -33,11 +35,13 @@
 
 %% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
 %% client's FIN. Both wait for their turn.
--type input() :: nats_gateway_nif:op() | {error, nats_gateway_nif:error_reason()} | eof.
+-type input() :: nats_gateway_nif:op() | {error, error_reason()} | eof.
+
+-type error_reason() :: nats_gateway_nif:error_reason() | nats_gateway_websocket:error_reason().
 
 -type stop_reason() ::
     nats_gateway_host:close_reason()
-    | nats_gateway_nif:error_reason()
+    | error_reason()
     | client_closed
     | stale_connection
     | authentication_timeout
@@ -728,6 +732,17 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
         {Events, NHostState} -> events(Events, [], Channel#channel{host_state = NHostState})
     end.
 
+%% Whether the host takes messages together.
+-spec collects(module()) -> boolean().
+collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
+
+-spec handle_messages([term()], channel()) -> result().
+handle_messages(_, Channel = #channel{host_state = undefined}) ->
+    {ok, [], Channel};
+handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState}) ->
+    {Events, NHostState} = Host:handle_messages(Messages, HostState),
+    events(Events, [], Channel#channel{host_state = NHostState}).
+
 %% What others ask of the host of this client; `ignored' by a host that knows no such request.
 -spec handle_call(term(), undefined | channel()) -> {Reply :: term(), result()}.
 handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) when
@@ -844,7 +859,7 @@ deliver_permitted(Deliveries, Out, Channel) ->
     NChannel = requested(
         Frames, unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count})
     ),
-    {Encoded, _} = nats_gateway_nif:encode(Frames, Mountpoint),
+    Encoded = encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
@@ -872,6 +887,12 @@ requested(Frames, Channel = #channel{permissions = Permissions}) ->
                     [Reply || {_, _, Reply, _, _} <- Frames, Reply =/= undefined]
                 )
             }
+    end.
+
+encode(Frames, Mountpoint) ->
+    case nats_gateway_nif:encode(Frames, Mountpoint) of
+        {Data, []} -> Data;
+        {Data, Rest} -> [Data | encode(Rest, Mountpoint)]
     end.
 
 hold(Encoded, Out, Channel = #channel{held = Held}) ->

@@ -175,7 +175,8 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) -
     #{authentication_timeout := Timeout} = Listener,
     Connection = #{
         host => nats_gateway_host_mqtt,
-        config => Config#{authentication_timeout := Timeout},
+        %% Every connection has a copy.
+        config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
         listener => Name
     },
     case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of

@@ -9,6 +9,7 @@
 -export([valid/1]).
 -export([invalid/2]).
 -export([tls_page_schema/0]).
+-export([websocket_page_schema/0]).
 -export([check_tls_page/1]).
 
 -export_type([config/0, listener/0, schema/0]).
@@ -46,13 +47,14 @@
         keepalive := pos_integer(),
         authentication := boolean()
     },
-    listeners := [listener()]
+    %% not in what a connection has
+    listeners => [listener()]
 }.
 
 -type listener() :: #{
     %% `type:name'
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := pos_integer() | infinity,
@@ -61,7 +63,9 @@
     authentication_timeout := pos_integer(),
     %% of those that speak TLS
     tls => nats_gateway_tls:settings(),
-    peer_cert_as_username => nats_gateway_certificate:name()
+    peer_cert_as_username => nats_gateway_certificate:name(),
+    %% of those that speak WebSocket
+    websocket => nats_gateway_websocket:settings()
 }.
 
 %% nats-protocol section 1: sizes have at most 9 digits.
@@ -84,6 +88,12 @@
     | {one_of, [atom()]}
     %% some of these names, at least one
     | {some_of, [atom()]}
+    %% absolute, of a URL
+    | path
+    | origins
+    %% of HTTP: the name of a cookie, the name of a header; <<>> is none
+    | token
+    | header
     | {table, schema()}
     %% any name: the same table under each
     | {named, schema()}
@@ -122,8 +132,10 @@ schema() ->
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
         log_level =>
-            {{one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
-                notice},
+            {
+                {one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
+                notice
+            },
         clientinfo_override =>
             {
                 {table, #{
@@ -148,7 +160,18 @@ schema() ->
             {
                 {table, #{
                     tcp => {{named, listener_schema()}, #{}},
-                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}}
+                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}},
+                    ws => {{named, websocket_listener_schema(8080)}, #{}},
+                    wss =>
+                        {
+                            {named,
+                                maps:merge(
+                                    websocket_listener_schema(8443),
+                                    %% There is but one way to speak TLS below HTTP.
+                                    maps:with([ssl_options, peer_cert_as_username], tls_schema())
+                                )},
+                            #{}
+                        }
                 }},
                 #{}
             }
@@ -173,6 +196,37 @@ listener_schema() ->
         acceptors => {{integer, 1, 1024}, 16},
         max_connections => {{limit, 1 bsl 30}, infinity},
         backlog => {{integer, 1, 65535}, 1024}
+    }.
+
+%% Names are EMQX's where EMQX has the setting, else nats-server's.
+websocket_listener_schema(Port) ->
+    (listener_schema())#{
+        bind => {address, {{127, 0, 0, 1}, Port}},
+        websocket =>
+            {
+                {table, #{
+                    path => {path, undefined},
+                    same_origin => {boolean, false},
+                    allowed_origins => {origins, []},
+                    allow_origin_absence => {boolean, true},
+                    supported_subprotocols => {{list, string}, []},
+                    compress => {boolean, false},
+                    max_frame_size => {{limit, ?MAX_PAYLOAD_LIMIT}, infinity},
+                    handshake_timeout => {{duration, 1}, 5000},
+                    jwt_cookie => {token, undefined},
+                    proxy_address_header => {header, undefined},
+                    proxy_port_header => {header, undefined}
+                }},
+                #{}
+            }
+    }.
+
+%% The same for WebSocket.
+-spec websocket_page_schema() -> schema().
+websocket_page_schema() ->
+    #{
+        websocket_same_origin => {boolean, false},
+        websocket_jwt_cookie => {token, undefined}
     }.
 
 %% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
@@ -257,7 +311,8 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         },
         listeners := [
             listener(Type, Name, Listener, Settings)
-         || {Type, Named} <- listeners(Listeners), {Name, Listener} <- lists:sort(maps:to_list(Named))
+         || {Type, Named} <- listeners(Listeners),
+            {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
 
@@ -299,7 +354,7 @@ server_name(Host, undefined) ->
 listeners(Listeners) ->
     case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
         true -> [{tcp, #{<<"default">> => table(listener_schema(), #{}, [])}}];
-        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl]]
+        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl, ws, wss]]
     end.
 
 listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
@@ -314,15 +369,35 @@ listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
         tcp ->
             Common;
         ssl ->
-            Tls = #{handshake_timeout := HandshakeTimeout} =
+            Tls =
+                #{handshake_timeout := HandshakeTimeout} =
                 tls(Id, Listener, [Name, <<"ssl">>, <<"listeners">>]),
             Common#{
                 tls => Tls,
                 peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
                 %% as nats-server
                 authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
+            };
+        ws ->
+            Common#{websocket => websocket(Listener)};
+        wss ->
+            First = #{
+                tls_mode => handshake_first, allow_non_tls => false, handshake_first_wait => 1
+            },
+            Common#{
+                tls => tls(Id, maps:merge(Listener, First), [Name, <<"wss">>, <<"listeners">>]),
+                peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
+                websocket => websocket(Listener)
             }
     end.
+
+websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) ->
+    maps:filter(
+        fun(_, Value) -> Value =/= undefined end,
+        (maps:remove(supported_subprotocols, Settings))#{
+            subprotocols => lists:map(fun string:lowercase/1, Subprotocols)
+        }
+    ).
 
 authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
 authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.
@@ -380,14 +455,20 @@ check_mode(_, _) ->
 ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
     [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
         %% The connection logs why a handshake failed.
-        [{log_level, none}, {versions, Versions} | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]].
+        [
+            {log_level, none},
+            {versions, Versions}
+            | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
+        ].
 
 cipher_suites(Names, Path) ->
     lists:map(
         fun(Name) ->
             case nats_gateway_tls:cipher_suite(Name) of
-                {ok, Suite} -> Suite;
-                error -> invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
+                {ok, Suite} ->
+                    Suite;
+                error ->
+                    invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
             end
         end,
         Names
@@ -566,6 +647,35 @@ value({some_of, Names}, _, Path) ->
     invalid(Path, [
         <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
     ]);
+value(path, Value, Path) ->
+    case is_binary(Value) andalso re:run(Value, <<"^/[^?#\\s]*$">>, [{capture, none}]) of
+        match -> Value;
+        _ -> invalid(Path, <<"must be a path such as \"/nats\"">>)
+    end;
+value(origins, Values, Path) when is_list(Values) ->
+    lists:map(
+        fun(Value) ->
+            case is_binary(Value) andalso nats_gateway_websocket:origin(Value) of
+                {ok, Origin} -> Origin;
+                _ -> invalid(Path, <<"must be a list of origins such as \"https://example.com\"">>)
+            end
+        end,
+        Values
+    );
+value(origins, _, Path) ->
+    invalid(Path, <<"must be a list of origins such as \"https://example.com\"">>);
+value(token, <<>>, _) ->
+    undefined;
+value(token, Value, Path) ->
+    Token = <<"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$">>,
+    case is_binary(Value) andalso re:run(Value, Token, [{capture, none}]) of
+        match -> Value;
+        _ -> invalid(Path, <<"must be a name without blanks and separators">>)
+    end;
+value(header, <<>>, _) ->
+    undefined;
+value(header, Value, Path) ->
+    string:lowercase(value(token, Value, Path));
 value({one_of, Names}, Value, Path) ->
     case [Name || Name <- Names, atom_to_binary(Name) =:= Value] of
         [Name] ->
@@ -582,7 +692,8 @@ duration(Text) when is_binary(Text) ->
     units(Text, [
         {<<"ms">>, 1}, {<<"s">>, 1000}, {<<"m">>, 60000}, {<<"h">>, 3600000}, {<<"d">>, 86400000}
     ]);
-duration(_) -> error.
+duration(_) ->
+    error.
 
 bytes(Bytes) when is_integer(Bytes) -> Bytes;
 bytes(Text) when is_binary(Text) ->
@@ -590,9 +701,12 @@ bytes(Text) when is_binary(Text) ->
         match ->
             binary_to_integer(Text);
         nomatch ->
-            units(Text, [{<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}])
+            units(Text, [
+                {<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}
+            ])
     end;
-bytes(_) -> error.
+bytes(_) ->
+    error.
 
 units(Text, Units) ->
     case re:run(Text, <<"^(?:\\s*([0-9]{1,12})\\s*([a-zA-Z]+))+\\s*$">>, [{capture, none}]) of
@@ -639,9 +753,11 @@ url(Scheme, Rest) ->
 
 %% `host:port', or `[v6]:port'.
 host_port(Text) ->
-    case re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
-        {capture, all_but_first, list}
-    ]) of
+    case
+        re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
+            {capture, all_but_first, list}
+        ])
+    of
         {match, [V6, Name, Digits]} ->
             case list_to_integer(Digits) of
                 Port when Port =< 65535 -> {ok, V6 ++ Name, Port};

@@ -124,11 +124,11 @@ format_status(Status = #{state := #state{listeners = Listeners}}) ->
 %% Listeners
 
 apply_config(Gateway, State) ->
-    Listeners = served(nats_gateway_emqx_config:listeners(Gateway)),
+    Listeners = nats_gateway_emqx_config:listeners(Gateway),
     case nats_gateway_emqx_config:login(Gateway, State#state.plugin) of
         {ok, Login} ->
             NState = State#state{gateway = Gateway, listeners = Listeners, login = Login},
-            case tls_problem([Tls || L <- Listeners, Tls <- [tls(L, State)], Tls =/= none]) of
+            case problem(Gateway, Listeners, State) of
                 none -> apply_listeners(NState, State);
                 Problem -> {error, Problem}
             end;
@@ -155,6 +155,12 @@ apply_listeners(New = #state{listeners = Listeners}, Old) ->
     end.
 
 %% What can be known before anything is changed.
+problem(Gateway, Listeners, State) ->
+    case nats_gateway_emqx_config:problem(Gateway) of
+        {Key, Value, Text} -> bad_config(Key, Value, Text);
+        none -> tls_problem([Tls || L <- Listeners, Tls <- [tls(L, State)], Tls =/= none])
+    end.
+
 tls_problem([]) ->
     none;
 tls_problem([Tls = #{listener := Id} | More]) ->
@@ -163,21 +169,16 @@ tls_problem([Tls = #{listener := Id} | More]) ->
         {error, Problem} -> bad_file(Id, Problem)
     end.
 
-served(Listeners) ->
-    {Served, Others} = lists:partition(fun(#{id := {Type, _}}) -> Type =:= tcp orelse Type =:= ssl end, Listeners),
-    lists:foreach(
-        fun(#{id := Id}) ->
-            ?LOG_WARNING(#{
-                msg => "listener_type_not_supported",
-                listener => nats_gateway_emqx_config:listener_id(Id)
-            })
+%% ranch knows a listener by its name alone.
+is_in_the_way(#{id := Id, bind := Bind}, Open) ->
+    lists:any(
+        fun(#{id := OtherId, bind := Other}) ->
+            port(Bind) =:= port(Other) orelse (is_ranch(Id) andalso Id =:= OtherId)
         end,
-        Others
-    ),
-    Served.
+        Open
+    ).
 
-is_in_the_way(#{bind := Bind}, Open) ->
-    lists:any(fun(#{bind := Other}) -> port(Bind) =:= port(Other) end, Open).
+is_ranch({Type, _}) -> Type =:= ws orelse Type =:= wss.
 
 port({_, Port}) -> Port;
 port(Port) -> Port.
@@ -207,12 +208,17 @@ open(Listener, State) ->
 start(Listener = #{id := Id, bind := Bind}, State) ->
     _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener), mfa(Ref)) end,
+    Options = options(Listener),
+    Start =
+        case is_ranch(Id) of
+            true -> fun() -> nats_gateway_emqx_ranch:open(Name, Options, key(Ref)) end;
+            false -> fun() -> esockd:open(Name, Bind, Options, mfa(Ref)) end
+        end,
     Started =
         case Start() of
             {error, {already_started, _}} ->
                 %% Left by one that was killed: its connections know nothing of our settings.
-                _ = esockd:close(Ref),
+                stop(Listener),
                 Start();
             Other ->
                 Other
@@ -240,9 +246,9 @@ reset_all(Listeners, Old, New) ->
                 ok -> ok;
                 {error, Problem} -> ?LOG_ERROR(#{msg => "tls_not_changed", reason => Problem})
             end,
-            case esockd_options(Before) =:= esockd_options(Listener) of
-                true -> ok;
-                false -> reset(Listener, New)
+            case {options(Before), options(Listener)} of
+                {Same, Same} -> ok;
+                {OldOptions, NewOptions} -> reset(Listener, OldOptions, NewOptions, New)
             end,
             case publish_options(Listener, New) of
                 unchanged ->
@@ -254,16 +260,20 @@ reset_all(Listeners, Old, New) ->
         Listeners
     ).
 
-reset(Listener, State) ->
+reset(Listener = #{id := Id}, Old, New, State) ->
     Ref = {Name, _} = reference(Listener),
-    Options = [{connection_mfargs, mfa(Ref)} | esockd_options(Listener)],
-    case esockd:reset_options(Ref, Options) of
+    Reset =
+        case is_ranch(Id) of
+            true -> nats_gateway_emqx_ranch:change(Name, Old, New);
+            false -> esockd:reset_options(Ref, [{connection_mfargs, mfa(Ref)} | New])
+        end,
+    case Reset of
         ok ->
             ?LOG_INFO(#{msg => "listener_updated", listener => Name});
         {error, Reason} ->
             %% Some options are for a new socket only.
             ?LOG_WARNING(#{msg => "listener_reopened", listener => Name, reason => Reason}),
-            _ = esockd:close(Ref),
+            stop(Listener),
             case open(Listener, State) of
                 ok ->
                     ok;
@@ -274,10 +284,19 @@ reset(Listener, State) ->
 
 close(Listener) ->
     Ref = {Name, Bind} = reference(Listener),
-    _ = esockd:close(Ref),
+    stop(Listener),
     _ = persistent_term:erase(key(Ref)),
     ok = nats_gateway_tls:forget(key(Ref)),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
+
+stop(Listener = #{id := Id}) ->
+    Ref = {Name, _} = reference(Listener),
+    _ =
+        case is_ranch(Id) of
+            true -> nats_gateway_emqx_ranch:stop(Name);
+            false -> esockd:close(Ref)
+        end,
+    ok.
 
 reference(#{id := Id, bind := Bind}) -> {nats_gateway_emqx_config:listener_id(Id), Bind}.
 
@@ -308,8 +327,10 @@ publish_options(Listener, State) ->
             changed
     end.
 
-%% esockd accepts and does the proxy protocol; TLS is the connection's.
-tls(Listener = #{id := {ssl, _}, conf := Conf}, #state{plugin = Plugin}) ->
+%% TLS is the connection's, whoever accepts.
+tls(Listener = #{id := {Type, _}, conf := Conf}, #state{plugin = Plugin}) when
+    Type =:= ssl; Type =:= wss
+->
     #{ssl_options := Ssl} = Conf,
     Options = emqx_tls_lib:to_server_opts(tls, Ssl),
     nats_gateway_emqx_config:tls(Listener, key(reference(Listener)), Options, Plugin);
@@ -324,13 +345,26 @@ publish_certificates(Tls = #{listener := Id}) ->
         {error, Problem} -> {error, bad_file(Id, Problem)}
     end.
 
-esockd_options(Listener = #{conf := Conf}) ->
-    [
-        {access_rules, emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, []))}
-        | nats_gateway_emqx_config:esockd_options(Listener)
-    ].
+%% Of esockd or of ranch.
+options(Listener = #{id := Id, conf := Conf}) ->
+    AccessRules = emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, [])),
+    case is_ranch(Id) of
+        true ->
+            nats_gateway_emqx_config:ranch_options(Listener, AccessRules);
+        false ->
+            [
+                {access_rules, AccessRules}
+                | nats_gateway_emqx_config:esockd_options(Listener)
+            ]
+    end.
 
-connections(Listener) ->
+connections(Listener = #{id := Id}) ->
+    case is_ranch(Id) of
+        true -> nats_gateway_emqx_ranch:connections(nats_gateway_emqx_config:listener_id(Id));
+        false -> esockd_connections(Listener)
+    end.
+
+esockd_connections(Listener) ->
     case connection_sup(Listener) of
         undefined ->
             [];
@@ -368,7 +402,13 @@ drain(Listeners, Ms) ->
     ],
     await(Monitors, erlang:monotonic_time(millisecond) + Ms).
 
-stop_accepting(Listener) ->
+stop_accepting(Listener = #{id := Id}) ->
+    case is_ranch(Id) of
+        true -> nats_gateway_emqx_ranch:suspend(nats_gateway_emqx_config:listener_id(Id));
+        false -> stop_acceptors(Listener)
+    end.
+
+stop_acceptors(Listener) ->
     try
         _ = supervisor:terminate_child(esockd:listener(reference(Listener)), acceptor_sup),
         ok
@@ -415,8 +455,12 @@ bad_file(Id, Problem) ->
     Text = iolist_to_binary(nats_gateway_tls:format_problem(Problem)),
     bad_config(ssl_options, #{listener => Id}, Text).
 
-explain({shutdown, {failed_to_start_child, listener, Reason}}) -> explain(Reason);
-explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) -> explain(Reason);
+explain({{shutdown, {failed_to_start_child, ranch_acceptors_sup, {listen_error, _, Reason}}}, _}) ->
+    explain(Reason);
+explain({shutdown, {failed_to_start_child, listener, Reason}}) ->
+    explain(Reason);
+explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) ->
+    explain(Reason);
 explain(Reason) when is_atom(Reason) ->
     iolist_to_binary(["cannot listen: ", inet:format_error(Reason)]);
 explain(Reason) ->

@@ -20,6 +20,8 @@
     peercert := nossl | nats_gateway_certificate:peercert(),
     %% what its certificate says instead of CONNECT
     certified => #{user := binary()},
+    %% of the HTTP request that opened its WebSocket
+    cookies => #{jwt => binary()},
     %% what INFO tells of the transport
     server_info => #{atom() => true},
     %% what INFO asks to be signed, where the settings have a login by signature
@@ -123,6 +125,9 @@ when
 %% Any message of the connection process that is not the client socket's.
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
 
+%% The same for many messages, in order. A host that has it may get them a moment later.
+-callback handle_messages([Message :: term()], State) -> {[event()], State} when State :: term().
+
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
 
 %% A call to the connection process, by whoever manages the clients of this host.
@@ -132,4 +137,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([prepare/1, handle_call/2, report/2]).
+-optional_callbacks([prepare/1, handle_messages/2, handle_call/2, report/2]).

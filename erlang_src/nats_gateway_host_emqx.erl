@@ -18,6 +18,7 @@
 -export([unsubscribe/2]).
 -export([barrier/1]).
 -export([handle_info/2]).
+-export([handle_messages/2]).
 -export([handle_call/2]).
 -export([report/2]).
 -export([disconnect/2]).
@@ -726,6 +727,29 @@ handle_info({subscribe, Filters}, Host) when is_list(Filters) ->
 handle_info(_, _) ->
     ignore.
 
+-spec handle_messages([term()], host()) -> {[nats_gateway_host:event()], host()}.
+handle_messages(Messages, Host) -> handle_messages(Messages, [], Host).
+
+handle_messages([], Events, Host) ->
+    {Events, Host};
+handle_messages([{deliver, _, _} | _] = Messages, Events, Host) ->
+    {Delivers, Rest} = lists:splitwith(fun is_deliver/1, Messages),
+    All =
+        case Rest of
+            [] -> Delivers ++ drain(?MAX_DELIVERIES - length(Delivers));
+            _ -> Delivers
+        end,
+    {More, NHost} = deliver(All, Host),
+    handle_messages(Rest, Events ++ More, NHost);
+handle_messages([Message | Messages], Events, Host) ->
+    case handle_info(Message, Host) of
+        ignore -> handle_messages(Messages, Events, Host);
+        {More, NHost} -> handle_messages(Messages, Events ++ More, NHost)
+    end.
+
+is_deliver({deliver, _, _}) -> true;
+is_deliver(_) -> false.
+
 deliver(Delivers, Host = #host{early = Early}) ->
     NHost = Host#host{early = []},
     case deliveries(lists:reverse(Early, Delivers), NHost) of
@@ -733,7 +757,7 @@ deliver(Delivers, Host = #host{early = Early}) ->
         Deliveries -> {[{deliver, Deliveries}], NHost}
     end.
 
-drain(0) ->
+drain(N) when N =< 0 ->
     [];
 drain(N) ->
     receive

@@ -18,6 +18,8 @@
 -export([valid_publish_subject/1]).
 -export([header_properties/1]).
 -export([quote/1]).
+-export([websocket_decode/3]).
+-export([websocket_header/2]).
 -export([reply_subject/2]).
 -export([nkey_role/1]).
 -export([nkey_verify/3]).
@@ -40,6 +42,8 @@
     valid_publish_subject/1,
     header_properties/1,
     quote/1,
+    websocket_decode/3,
+    websocket_header/2,
     reply_subject/2,
     nkey_role/1,
     nkey_verify/3,
@@ -51,6 +55,7 @@
 ]).
 
 -export_type([settings/0, op/0, publish/0, reply/0, headers/0, delivery/0, error_reason/0]).
+-export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
 -export_type([token/0, user_limits/0, permissions/0]).
 
 %% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
@@ -105,6 +110,18 @@
 
 %% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
 -type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.
+
+%% {MaxFrame, Deflate}: most bytes of a data frame, and whether compressed messages were agreed on.
+-type websocket_settings() :: {0..16#FFFFFFFFFFFFFFFF, boolean()}.
+
+%% {Remaining, Key, Message, LastFrame} of the data frame that is under way: bytes still to come,
+%% the key for them, the kind of its message, and whether it is the last frame of that. The
+%% beginning of the stream is {0, 0, none, false}.
+-type websocket_position() ::
+    {non_neg_integer(), 0..16#FFFFFFFF, none | plain | deflated, boolean()}.
+
+%% Bytes of the stream, or of a compressed message and whether it ends with them.
+-type websocket_part() :: binary() | {deflated, binary(), boolean()}.
 
 %% What a NATS JWT says. Times are seconds of Unix time, 0 where there is none.
 -type token() :: #{
@@ -182,8 +199,9 @@ priv_dir() ->
     | {error, error_reason(), [op()]}.
 decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, and their size in bytes. Mountpoint is removed from topics.
--spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), non_neg_integer()}.
+%% MSG and HMSG frames, and the deliveries that are left for another call, because this one has
+%% done a bounded amount of work. Mountpoint is removed from topics.
+-spec encode([delivery()], Mountpoint :: binary()) -> {iodata(), [delivery()]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.
@@ -225,6 +243,22 @@ header_properties(_Block) -> erlang:nif_error(not_loaded).
 %% A subject or queue name as nats-server quotes it in -ERR texts (Go's %q, quotes included).
 -spec quote(binary()) -> binary().
 quote(_Text) -> erlang:nif_error(not_loaded).
+
+%% What has arrived of a client's WebSocket frames: the parts in order, the payloads of pings, and
+%% how it goes on. Data frames are passed on as they arrive; `Rest' is less than a header or a
+%% control frame, and must have `Need' bytes before another call can yield more (0: call again at
+%% once). Parts and pings before a close frame or an error are valid. Code is that of the close
+%% frame to send.
+-spec websocket_decode(binary(), websocket_settings(), websocket_position()) ->
+    {[websocket_part()], Pings :: [binary()],
+        {more, Rest :: binary(), Need :: non_neg_integer(), websocket_position()}
+        | {close, Payload :: binary()}
+        | {error, Code :: 1000..4999, Text :: binary()}}.
+websocket_decode(_Bytes, _Settings, _Position) -> erlang:nif_error(not_loaded).
+
+%% The header of a frame to the client, whose payload of Length bytes follows as it is.
+-spec websocket_header(binary | deflated | pong | close, Length :: non_neg_integer()) -> binary().
+websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
 
 %% The reply subject that a delivery has in its frame.
 -spec reply_subject(reply(), Mountpoint :: binary()) -> binary().

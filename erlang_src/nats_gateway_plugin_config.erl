@@ -30,7 +30,10 @@
     handshake_first_wait := pos_integer(),
     peer_cert_as_username := nats_gateway_certificate:name(),
     %% for gateways whose own settings have no `internal_authn'
-    login := nats_gateway_login:login()
+    login := nats_gateway_login:login(),
+    %% of the `ws' and `wss' listeners
+    websocket_same_origin := boolean(),
+    websocket_jwt_cookie := undefined | binary()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -52,10 +55,12 @@
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    Others = maps:merge(
-        nats_gateway_config:tls_page_schema(), nats_gateway_login_config:page_schema()
-    ),
-    Others#{
+    Page = lists:foldl(fun maps:merge/2, #{}, [
+        nats_gateway_config:tls_page_schema(),
+        nats_gateway_config:websocket_page_schema(),
+        nats_gateway_login_config:page_schema()
+    ]),
+    Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},

@@ -44,7 +44,7 @@ an_unknown_key_is_named_test_() ->
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp, ws, wss">>},
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
@@ -393,6 +393,128 @@ what_is_wrong_with_tls_is_named_test_() ->
             {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
             {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
             {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+%% WebSocket
+
+ws_listener(Settings) ->
+    parse(#{<<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Settings}}}}).
+
+websocket(Settings) ->
+    case ws_listener(Settings) of
+        {ok, #{listeners := [#{type := ws, websocket := Websocket}]}} -> Websocket;
+        {error, Text} -> {error, Text}
+    end.
+
+a_ws_listener_has_defaults_test() ->
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"ws:a">>,
+                    type := ws,
+                    bind := {{127, 0, 0, 1}, 8080},
+                    authentication_timeout := 2000
+                } = Listener
+            ]
+        }} when not is_map_key(tls, Listener),
+        ws_listener(#{})
+    ),
+    ?assertEqual(
+        #{
+            same_origin => false,
+            allowed_origins => [],
+            allow_origin_absence => true,
+            subprotocols => [],
+            compress => false,
+            max_frame_size => infinity,
+            handshake_timeout => 5000
+        },
+        websocket(#{})
+    ).
+
+a_wss_listener_test() ->
+    Wss = fun(Settings) -> parse(#{<<"listeners">> => #{<<"wss">> => #{<<"a">> => Settings}}}) end,
+    Pem = #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}},
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"wss:a">>,
+                    type := wss,
+                    bind := {{127, 0, 0, 1}, 8443},
+                    peer_cert_as_username := cn,
+                    websocket := #{path := <<"/nats">>},
+                    tls := #{mode := handshake_first, allow_non_tls := false, certfile := <<"c.pem">>}
+                }
+            ]
+        }},
+        Wss(Pem#{
+            <<"peer_cert_as_username">> => <<"cn">>, <<"websocket">> => #{<<"path">> => <<"/nats">>}
+        })
+    ),
+    ?assertMatch({error, <<"listeners.wss.a.ssl_options.certfile: ", _/binary>>}, Wss(#{})),
+    %% There is no INFO in clear.
+    ?assertMatch(
+        {error, <<"listeners.wss.a.tls_mode: unknown key", _/binary>>},
+        Wss(Pem#{<<"tls_mode">> => <<"upgrade">>})
+    ).
+
+websocket_settings_test_() ->
+    [
+        ?_assertMatch({Key, #{Key := Expected}}, {Key, websocket(Settings)})
+     || {Key, Expected, Settings} <- [
+            {path, <<"/">>, #{<<"path">> => <<"/">>}},
+            {path, <<"/a/b%20">>, #{<<"path">> => <<"/a/b%20">>}},
+            {same_origin, true, #{<<"same_origin">> => true}},
+            {allowed_origins, [{<<"https">>, <<"a.example">>, 443}, {<<"http">>, <<"b">>, 81}], #{
+                <<"allowed_origins">> => [<<"https://A.example">>, <<"http://b:81">>]
+            }},
+            {allow_origin_absence, false, #{<<"allow_origin_absence">> => false}},
+            {subprotocols, [<<"nats/1.0">>], #{<<"supported_subprotocols">> => [<<"NATS/1.0">>]}},
+            {compress, true, #{<<"compress">> => true}},
+            {max_frame_size, infinity, #{<<"max_frame_size">> => 0}},
+            {max_frame_size, 1, #{<<"max_frame_size">> => 1}},
+            {max_frame_size, 999999999, #{<<"max_frame_size">> => 999999999}},
+            {handshake_timeout, 1000, #{<<"handshake_timeout">> => <<"1s">>}},
+            {jwt_cookie, <<"JWT">>, #{<<"jwt_cookie">> => <<"JWT">>}},
+            {proxy_address_header, <<"x-real-ip">>, #{<<"proxy_address_header">> => <<"X-Real-IP">>}},
+            {proxy_port_header, <<"x-port">>, #{<<"proxy_port_header">> => <<"X-Port">>}}
+        ]
+    ].
+
+no_name_is_none_test() ->
+    ?assertEqual(
+        websocket(#{}),
+        websocket(#{<<"jwt_cookie">> => <<>>, <<"proxy_address_header">> => <<>>})
+    ).
+
+what_is_wrong_with_websocket_is_named_test_() ->
+    [
+        {binary_to_list(Key), fun() ->
+            {error, Text} = websocket(#{Key => Value}),
+            Named = <<"listeners.ws.a.websocket.", Key/binary, ": ">>,
+            ?assertEqual(Named, binary:part(Text, 0, byte_size(Named)))
+        end}
+     || {Key, Value} <- [
+            {<<"path">>, <<>>},
+            {<<"path">>, <<"nats">>},
+            {<<"path">>, <<"/a?b">>},
+            {<<"path">>, <<"/a b">>},
+            {<<"path">>, 1},
+            {<<"allowed_origins">>, <<"https://a.example">>},
+            {<<"allowed_origins">>, [<<"a.example">>]},
+            {<<"allowed_origins">>, [1]},
+            {<<"supported_subprotocols">>, <<"nats">>},
+            {<<"max_frame_size">>, -1},
+            {<<"max_frame_size">>, 1000000000},
+            {<<"handshake_timeout">>, 0},
+            {<<"jwt_cookie">>, <<"a b">>},
+            {<<"proxy_address_header">>, <<"x:">>},
+            {<<"proxy_port_header">>, 1},
+            {<<"check_origins">>, []}
         ]
     ].
 

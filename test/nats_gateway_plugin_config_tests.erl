@@ -26,7 +26,9 @@ defaults_test() ->
             allow_non_tls => false,
             handshake_first_wait => 50,
             peer_cert_as_username => disabled,
-            login => nats_gateway_login:none()
+            login => nats_gateway_login:none(),
+            websocket_same_origin => false,
+            websocket_jwt_cookie => undefined
         }},
         parse(#{})
     ).

@@ -197,6 +197,11 @@ sysmon.os.mem_check_interval = disabled
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    @property
+    def session(self) -> int:
+        """Of its processes: the first one's id."""
+        return self._process.pid
+
     def restart(self) -> None:
         self.stop()
         self.start()

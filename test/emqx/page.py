@@ -22,6 +22,8 @@ DEFAULTS = {
     "nkeys": [],
     "trusted_operators": [],
     "resolver_preload": [],
+    "websocket_same_origin": False,
+    "websocket_jwt_cookie": "",
 }
 
 

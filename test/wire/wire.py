@@ -13,11 +13,14 @@ import itertools
 import json
 import re
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from .transports import TCP, Transport
 
 DEADLINE = 5.0
 # Only spaces the pieces of a split send into separate reads; no outcome may depend on it.
@@ -187,6 +190,8 @@ class Case:
     steps: tuple[Step, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     since: str | None = None
+    # of plain TCP alone
+    tcp: bool = False
 
     def __post_init__(self):
         """Every connection not seen to end is shown to be open and silent at the end."""
@@ -198,6 +203,12 @@ class Case:
                     ended.add(name)
         missing = [Open(name) for name in seen if name not in ended and not self._ends_open(name)]
         object.__setattr__(self, "steps", self.steps + tuple(missing))
+
+    def suits(self, transport: Transport) -> bool:
+        """Of TLS neither server answers what came before the client's half-close."""
+        if transport is TCP:
+            return True
+        return not self.tcp and (transport.is_plain or not any(isinstance(step, HalfClose) for step in self.steps))
 
     def _ends_open(self, name: str) -> bool:
         return isinstance([step for step in self.steps if name in peers_of(step)][-1], Open)
@@ -297,14 +308,32 @@ def _match_share(units: tuple[bytes, ...], fence: bytes, buffer: bytes) -> tuple
 
 
 class Connection:
-    def __init__(self, address: tuple[str, int], deadline: float):
+    def __init__(self, address: tuple[str, int], deadline: float, transport: Transport = TCP):
         self.deadline = deadline
+        self.address = address
+        self.transport = transport
         self.buffer = b""
         self.ended = False
         self.socket = socket.create_connection(address, timeout=deadline)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.info_line = b""
         self.info: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Reads the first INFO, in the way of the transport."""
+        self._become(self.transport.before_info)
+        self.read_info()
+        if self.transport.after_info and self.buffer:
+            raise _mismatch([b""], self.buffer, "bytes in clear after INFO")
+        self._become(self.transport.after_info)
+
+    def _become(self, change) -> None:
+        if change:
+            self.socket.settimeout(self.deadline)
+            try:
+                self.socket = change(self.socket, self.address)
+            except OSError as error:
+                raise WireFailure(f"no {self.transport.name} connection: {error}") from None
 
     def read_info(self) -> None:
         until = time.monotonic() + self.deadline
@@ -326,7 +355,7 @@ class Connection:
                 if start:
                     time.sleep(SEGMENT_GAP)
                 self.socket.sendall(data[start:end])
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             pass  # The server has closed in the meantime; the next expectation says whether it should have.
         except TimeoutError:
             raise WireFailure(
@@ -378,7 +407,7 @@ class Connection:
         except TimeoutError:
             what = "the connection is still open" if closing else "no more bytes came"
             raise _mismatch(expected, self.buffer, f"{what} within {self.deadline} s") from None
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             data = b""
         if data:
             self.buffer += data
@@ -389,13 +418,20 @@ class Connection:
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-def run(case: Case, address: tuple[str, int], deadline: float = DEADLINE, probe_close: bool = False) -> None:
+def run(
+    case: Case,
+    address: tuple[str, int],
+    deadline: float = DEADLINE,
+    probe_close: bool = False,
+    transport: Transport = TCP,
+) -> None:
     """Raises WireFailure unless the server at the address does what the case says."""
-    _Run(address, deadline, probe_close).play(case)
+    _Run(address, deadline, probe_close, transport).play(case)
 
 
 class _Run:
-    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool):
+    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool, transport: Transport):
+        self.transport = transport
         self.address = address
         self.deadline = deadline
         self.probe_close = probe_close
@@ -455,8 +491,8 @@ class _Run:
         return self.connections.get(peer) or self._connect(peer)
 
     def _connect(self, peer: str) -> Connection:
-        connection = self.connections[peer] = Connection(self.address, self.deadline)
-        connection.read_info()
+        connection = self.connections[peer] = Connection(self.address, self.deadline, self.transport)
+        connection.begin()
         return connection
 
     def _connect_proven(self, peer: str) -> None:

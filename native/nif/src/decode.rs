@@ -8,8 +8,10 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{Chunk, REFERENCE_THRESHOLD, atoms, binary, connect, reason};
 
-/// Work of one call, in bytes that are looked at or copied: a quarter of a millisecond.
-const MAX_WORK: usize = 256 * 1024;
+/// Work of one call, in bytes that are looked at or copied: some 60 small operations. A call for
+/// the whole chunk costs less by itself, but the terms of some hundred operations outlive several
+/// garbage collections while the first ones are published, and are copied by each.
+const MAX_WORK: usize = 24 * 1024;
 
 /// What an operation costs besides its bytes, in bytes: the terms that it is made of, and their
 /// share of the next garbage collection.

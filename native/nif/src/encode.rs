@@ -11,27 +11,33 @@ use crate::terms::{atoms, binary, for_each};
 /// Room that a delivery is likely to need; a guess that is too low costs a few copies.
 const FRAME_GUESS: usize = 256;
 
-/// What a delivery costs besides its bytes, in bytes: taking its terms apart.
-const WORK_PER_DELIVERY: usize = 128;
+/// Work of one call, in bytes that are written: a quarter of a millisecond.
+const MAX_WORK: usize = 256 * 1024;
+
+/// What a frame costs besides its bytes, in bytes: taking its terms apart.
+const WORK_PER_FRAME: usize = 128;
 
 #[rustler::nif]
 fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> NifResult<Term<'a>> {
-    let count = deliveries.list_length()?;
-    let mut frames = Frames::with_capacity(count.saturating_mul(FRAME_GUESS));
-    let mut scratch = Scratch::default();
-    for_each(deliveries, |delivery| {
-        scratch.push(delivery, &mountpoint, &mut frames)
-    })?;
-    let size = frames.size();
-    let (buffer, references) = frames.parts();
-    consume(
-        env,
-        buffer
-            .len()
-            .saturating_add(count.saturating_mul(WORK_PER_DELIVERY)),
-    );
+    let guess = deliveries.list_length()?.saturating_mul(FRAME_GUESS);
+    let mut batch = Batch {
+        frames: Frames::with_capacity(guess.min(MAX_WORK)),
+        count: 0,
+        mountpoint: mountpoint.as_slice(),
+        scratch: Scratch::default(),
+    };
+    let mut rest = deliveries;
+    while !rest.is_empty_list() && batch.work() < MAX_WORK {
+        let (delivery, others) = rest.list_get_cell()?;
+        rest = match batch.push(env, delivery)? {
+            Some(unfinished) => others.list_prepend(unfinished),
+            None => others,
+        };
+    }
+    consume(env, batch.work());
+    let (buffer, references) = batch.frames.parts();
     if references.is_empty() {
-        return Ok((binary(env, buffer), size).encode(env));
+        return Ok((binary(env, buffer), rest).encode(env));
     }
     let flat: Binary<'a> = NewBinary::from_slice(env, buffer).into();
     let mut data = Term::list_new_empty(env);
@@ -44,7 +50,55 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         end = start;
     }
     let first: Term<'a> = flat.make_subbinary(0, end)?.into();
-    Ok((data.list_prepend(first), size).encode(env))
+    Ok((data.list_prepend(first), rest).encode(env))
+}
+
+/// What a call has written so far.
+struct Batch<'a, 'm> {
+    frames: Frames<Term<'a>>,
+    count: usize,
+    mountpoint: &'m [u8],
+    scratch: Scratch,
+}
+
+impl<'a> Batch<'a, '_> {
+    fn work(&self) -> usize {
+        let (buffer, _) = self.frames.parts();
+        buffer
+            .len()
+            .saturating_add(self.count.saturating_mul(WORK_PER_FRAME))
+    }
+
+    /// The frames of a delivery; if that is too much work, a delivery for the other sids.
+    fn push(&mut self, env: Env<'a>, delivery: Term<'a>) -> NifResult<Option<Term<'a>>> {
+        let (topic, sids, reply, headers, payload): (
+            Binary<'a>,
+            Term<'a>,
+            Term<'a>,
+            Term<'a>,
+            Binary<'a>,
+        ) = delivery.decode()?;
+        self.scratch.fill(&topic, reply, headers, self.mountpoint)?;
+        let headers_of_message = if headers.is_binary() {
+            Binary::from_term(headers)?.as_slice()
+        } else {
+            &[]
+        };
+        let mut sids = sids;
+        while !sids.is_empty_list() {
+            if self.work() >= MAX_WORK {
+                let unfinished = (topic, sids, reply, headers, payload);
+                return Ok(Some(unfinished.encode(env)));
+            }
+            let (sid, others) = sids.list_get_cell()?;
+            let message = self.scratch.message(headers_of_message, &payload);
+            self.frames
+                .push(&message, &Binary::from_term(sid)?, payload.into());
+            self.count = self.count.saturating_add(1);
+            sids = others;
+        }
+        Ok(None)
+    }
 }
 
 /// The reply subject as `encode/2` writes it.
@@ -64,43 +118,36 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn push<'a>(
+    fn fill(
         &mut self,
-        delivery: Term<'a>,
+        topic: &[u8],
+        reply: Term<'_>,
+        headers: Term<'_>,
         mountpoint: &[u8],
-        frames: &mut Frames<Term<'a>>,
     ) -> NifResult<()> {
-        let (topic, sids, reply, headers, payload): (
-            Binary<'a>,
-            Term<'a>,
-            Term<'a>,
-            Term<'a>,
-            Binary<'a>,
-        ) = delivery.decode()?;
         self.subject.clear();
-        subject::write_subject(&topic, mountpoint, &mut self.subject);
+        subject::write_subject(topic, mountpoint, &mut self.subject);
         self.reply.clear();
         self.write_reply(reply, mountpoint)?;
-        let headers = if is_undefined(headers) {
-            &[]
-        } else if headers.is_binary() {
-            Binary::from_term(headers)?.as_slice()
-        } else {
-            self.headers.clear();
+        self.headers.clear();
+        if !is_undefined(headers) && !headers.is_binary() {
             self.write_headers(headers)?;
-            &self.headers
-        };
-        let message = Message {
+        }
+        Ok(())
+    }
+
+    /// Headers that were a binary are at hand.
+    fn message<'s>(&'s self, headers: &'s [u8], payload: &'s [u8]) -> Message<'s> {
+        Message {
             subject: &self.subject,
             reply: &self.reply,
-            headers,
-            payload: &payload,
-        };
-        let reference = payload.into();
-        for_each(sids, |sid| {
-            frames.push(&message, &Binary::from_term(sid)?, reference);
-            Ok(())
-        })
+            headers: if headers.is_empty() {
+                &self.headers
+            } else {
+                headers
+            },
+            payload,
+        }
     }
 
     fn write_reply(&mut self, reply: Term<'_>, mountpoint: &[u8]) -> NifResult<()> {

@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod login;
 mod terms;
+mod websocket;
 
 use nats_protocol::connect::Info;
 use nats_protocol::headers::{MAX_BLOCK, Properties};

@@ -62,6 +62,7 @@ pub mod jwt;
 pub mod nkey;
 mod op;
 pub mod subject;
+pub mod websocket;
 
 pub use decode::{MAX_IGNORED_BYTES, MAX_SIZE_DIGITS, Step, decode};
 pub use error::DecodeError;

@@ -1,0 +1,267 @@
+//! One connection of either protocol.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::{Failure, mqtt, nats};
+
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// NATS core.
+    Nats,
+    /// MQTT 5.
+    Mqtt,
+}
+
+/// What the peer has sent.
+#[derive(Debug)]
+pub enum Received<'a> {
+    Message(Message<'a>),
+    /// +OK, PUBACK
+    Acknowledged,
+    /// PONG, PINGRESP: the peer has handled what was sent before.
+    Barrier,
+    /// CONNACK
+    Connected,
+    /// SUBACK
+    Subscribed,
+    /// PING, which wants a PONG
+    Ping,
+    Other,
+}
+
+/// A delivery. Names are as the protocol spells them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    pub name: &'a [u8],
+    /// NATS only; a Response Topic is among the properties.
+    pub reply: &'a [u8],
+    /// NATS header block, or the MQTT properties with their length.
+    pub headers: &'a [u8],
+    pub payload: &'a [u8],
+}
+
+/// A message to publish.
+pub struct Outgoing<'a> {
+    /// As NATS spells it.
+    pub name: &'a str,
+    pub reply: Option<&'a str>,
+    pub headers: bool,
+    /// The peer is to acknowledge it (MQTT: QoS 1; NATS: the connection is verbose).
+    pub acknowledged: bool,
+    pub payload: &'a [u8],
+}
+
+/// The frame of a message, and where in it is what changes.
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    /// Of the payload; its end is the frame's end, but for the CR LF of NATS.
+    pub payload: usize,
+    /// Of the two bytes of the packet identifier of MQTT.
+    pub packet_id: Option<usize>,
+}
+
+impl Protocol {
+    pub fn frame(self, message: &Outgoing<'_>) -> Frame {
+        match self {
+            Self::Nats => nats::publish(message),
+            Self::Mqtt => mqtt::publish(message),
+        }
+    }
+
+    pub fn barrier(self) -> &'static [u8] {
+        match self {
+            Self::Nats => b"PING\r\n",
+            Self::Mqtt => &[0xC0, 0],
+        }
+    }
+
+    /// A name of NATS as this protocol spells it.
+    pub fn name(self, subject: &str) -> String {
+        match self {
+            Self::Nats => subject.to_owned(),
+            Self::Mqtt => mqtt::topic(subject),
+        }
+    }
+
+    /// What the first bytes are, and how many; `None` when there are not enough.
+    pub fn parse(self, bytes: &[u8]) -> Result<Option<(Received<'_>, usize)>, Failure> {
+        match self {
+            Self::Nats => nats::parse(bytes),
+            Self::Mqtt => mqtt::parse(bytes),
+        }
+    }
+
+    /// What the headers of a message that was published with some end with.
+    pub fn headers(self) -> Vec<u8> {
+        match self {
+            Self::Nats => nats::headers(),
+            Self::Mqtt => mqtt::headers(),
+        }
+    }
+}
+
+pub struct Login<'a> {
+    /// MQTT client id.
+    pub id: &'a str,
+    /// NATS: the peer answers every operation with +OK.
+    pub verbose: bool,
+}
+
+/// How long a read may take before its caller looks at other things.
+const TICK: Duration = Duration::from_millis(100);
+
+const BUFFER: usize = 256 * 1024;
+
+/// Answers that have to come at once.
+const ANSWER: Duration = Duration::from_secs(20);
+
+pub struct Connection {
+    pub protocol: Protocol,
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Connection {
+    /// Connects and logs in.
+    pub fn open(
+        address: SocketAddr,
+        protocol: Protocol,
+        login: &Login<'_>,
+    ) -> Result<Self, Failure> {
+        let mut connection = Self {
+            protocol,
+            stream: TcpStream::connect(address)?,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+        };
+        connection.stream.set_nodelay(true)?;
+        connection.stream.set_read_timeout(Some(TICK))?;
+        match protocol {
+            Protocol::Nats => {
+                connection.send(&nats::connect(login))?;
+                connection.barrier()?;
+            }
+            Protocol::Mqtt => {
+                connection.send(&mqtt::connect(login))?;
+                connection.wait_for("CONNACK", |received| {
+                    matches!(received, Received::Connected)
+                })?;
+            }
+        }
+        Ok(connection)
+    }
+
+    pub fn stream(&self) -> io::Result<TcpStream> {
+        self.stream.try_clone()
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Returns when the peer has handled what was sent before.
+    pub fn barrier(&mut self) -> Result<(), Failure> {
+        self.send(self.protocol.barrier())?;
+        self.wait_for("PONG", |received| matches!(received, Received::Barrier))
+    }
+
+    /// Subscribes, and returns when the subscriptions are there. Sids count from 1.
+    pub fn subscribe(&mut self, subjects: &[String]) -> Result<(), Failure> {
+        match self.protocol {
+            Protocol::Nats => {
+                self.send(&nats::subscribe(subjects))?;
+                self.barrier()
+            }
+            Protocol::Mqtt => {
+                // Brokers limit how many there are in a packet.
+                for some in subjects.chunks(100) {
+                    self.send(&mqtt::subscribe(some))?;
+                    self.wait_for("SUBACK", |received| {
+                        matches!(received, Received::Subscribed)
+                    })?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn wait_for(
+        &mut self,
+        what: &'static str,
+        is_it: impl Fn(&Received<'_>) -> bool,
+    ) -> Result<(), Failure> {
+        let until = Instant::now() + ANSWER;
+        loop {
+            while let Some((received, used)) = self.protocol.parse(self.unread())? {
+                let found = is_it(&received);
+                if let Received::Message(_) = received {
+                    return Err(Failure::Refused(format!("a message instead of {what}")));
+                }
+                self.consume(used);
+                if found {
+                    return Ok(());
+                }
+            }
+            if !self.fill()? && Instant::now() > until {
+                return Err(Failure::Silence {
+                    what,
+                    received: 0,
+                    expected: 1,
+                    patience: ANSWER,
+                });
+            }
+        }
+    }
+
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub fn consume(&mut self, used: usize) {
+        self.start += used;
+    }
+
+    /// Reads some more; false when nothing came for a moment.
+    pub fn fill(&mut self) -> Result<bool, Failure> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        } else if self.start > self.buffer.len() / 2 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER, 0);
+        } else if self.end == self.buffer.len() {
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        match self.stream.read(&mut self.buffer[self.end..]) {
+            Ok(0) => Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
+            Ok(size) => {
+                self.end += size;
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives the memory of an idle connection back.
+    pub fn forget_buffer(&mut self) {
+        self.buffer = Vec::new();
+        self.start = 0;
+        self.end = 0;
+    }
+}

@@ -1,0 +1,110 @@
+//! Many connections that do nothing.
+
+use std::io::BufRead;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+use crate::connection::{Connection, Login, Protocol};
+
+/// What to open.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connections {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Of the peer.
+    pub address: SocketAddr,
+    /// Each connection has one subscription.
+    #[serde(default)]
+    pub subscribe: bool,
+    /// How many connect at the same time.
+    #[serde(default = "eight")]
+    pub at_once: usize,
+}
+
+fn eight() -> usize {
+    8
+}
+
+/// Of one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Open by now.
+    pub connections: usize,
+    /// Connected, logged in (and subscribed) per second.
+    pub connected_per_second: f64,
+}
+
+/// Opens connections until there are as many as each line says, reports, and keeps them open
+/// until the end of the input.
+pub fn run(
+    specification: &Connections,
+    steps: impl BufRead,
+    mut report: impl FnMut(&Outcome),
+) -> Result<(), Failure> {
+    let mut open = Vec::new();
+    for step in steps.lines() {
+        let target = step?
+            .trim()
+            .parse()
+            .map_err(|_| Failure::BadSpecification("a step is a number of connections"))?;
+        let first = open.len();
+        let began = Instant::now();
+        open.extend(connect(specification, first, target)?);
+        report(&Outcome {
+            connections: open.len(),
+            connected_per_second: (open.len() - first) as f64 / began.elapsed().as_secs_f64(),
+        });
+    }
+    Ok(())
+}
+
+fn connect(
+    specification: &Connections,
+    first: usize,
+    target: usize,
+) -> Result<Vec<Connection>, Failure> {
+    let next = AtomicUsize::new(first);
+    let connect_some = || {
+        let mut some = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= target {
+                return Ok(some);
+            }
+            some.push(connect_one(specification, number)?);
+        }
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..specification.at_once)
+            .map(|_| scope.spawn(connect_some))
+            .collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            let some: Result<Vec<_>, Failure> = thread
+                .join()
+                .unwrap_or(Err(Failure::BadSpecification("a thread panicked")));
+            all.extend(some?);
+        }
+        Ok(all)
+    })
+}
+
+fn connect_one(specification: &Connections, number: usize) -> Result<Connection, Failure> {
+    let run = std::process::id();
+    let login = Login {
+        id: &format!("load-{run}-{number}"),
+        verbose: false,
+    };
+    let mut connection = Connection::open(specification.address, specification.protocol, &login)?;
+    if specification.subscribe {
+        connection.subscribe(&[format!("load.{run}.c{number}")])?;
+    }
+    connection.forget_buffer();
+    Ok(connection)
+}

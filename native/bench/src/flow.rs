@@ -1,0 +1,493 @@
+//! Messages from publishers to subscribers, as fast as they go.
+
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use serde::{Deserialize, Serialize};
+
+use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received};
+use crate::payload::{Expected, STAMP, blank, stamp};
+use crate::{Failure, cpu_seconds};
+
+/// What to measure. Every subscriber gets every message.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flow {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Of the peer.
+    pub address: SocketAddr,
+    /// The peer's processes, whose processor time is reported.
+    #[serde(default)]
+    pub pids: Vec<u32>,
+    /// Connections that publish.
+    #[serde(default = "one")]
+    pub publishers: u32,
+    /// Connections that subscribe to all that is published.
+    #[serde(default)]
+    pub subscribers: u32,
+    /// Of each publisher.
+    pub messages: u64,
+    /// Bytes.
+    pub payload: usize,
+    /// Two headers (NATS) or user properties (MQTT) with each message.
+    #[serde(default)]
+    pub headers: bool,
+    /// The peer acknowledges each message (verbose, QoS 1).
+    #[serde(default)]
+    pub acknowledged: bool,
+    /// Names that the messages go to, in turn.
+    #[serde(default = "one")]
+    pub subjects: u32,
+    /// Of each subscriber: 1 (a wildcard if there are more subjects), or more than subjects.
+    #[serde(default = "one")]
+    pub subscriptions: u32,
+    /// Messages of one write, at most; otherwise about 64 KiB.
+    #[serde(default)]
+    pub per_write: Option<usize>,
+    /// How long to wait for what does not come.
+    #[serde(default = "patience")]
+    pub patience_ms: u64,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn patience() -> u64 {
+    10_000
+}
+
+/// What was measured. All messages have arrived as they should.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// From the first byte until the last publisher has heard that all was handled.
+    pub publish_seconds: f64,
+    /// From the first byte until the last subscriber has the last message.
+    pub deliver_seconds: f64,
+    /// Messages that publishers sent.
+    pub published: u64,
+    /// Messages that subscribers got, each checked.
+    pub delivered: u64,
+    /// Per second of `publish_seconds`.
+    pub published_per_second: f64,
+    /// Per second of `deliver_seconds`.
+    pub delivered_per_second: f64,
+    /// Processor time of the peer.
+    pub peer_cpu_seconds: f64,
+    /// Processor time of the generator.
+    pub own_cpu_seconds: f64,
+}
+
+/// Messages under way, at most: enough that nobody waits for the other side, but not what a peer
+/// would close a slow subscriber for.
+const WINDOW: u64 = 8192;
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// A write has about this many bytes, if messages are not larger.
+const WRITE: usize = 64 * 1024;
+
+/// A publisher whose window is full looks again after this time.
+const PAUSE: Duration = Duration::from_micros(500);
+
+struct Shared<'a> {
+    flow: &'a Flow,
+    names: Vec<String>,
+    /// In the spelling of the protocol.
+    wire_names: Vec<Vec<u8>>,
+    headers: Vec<u8>,
+    window: u64,
+    start: Barrier,
+    published: AtomicU64,
+    /// By each subscriber.
+    received: Vec<AtomicU64>,
+    failed: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// Measures once.
+pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
+    check(flow)?;
+    let run = std::process::id();
+    let names: Vec<String> = (0..flow.subjects.max(flow.subscriptions))
+        .map(|number| format!("load.{run}.s{number}"))
+        .collect();
+    let wildcard = [format!("load.{run}.*")];
+    let subscribed = match (flow.subjects, flow.subscriptions) {
+        (1, 1) => &names[..],
+        (_, 1) => &wildcard,
+        _ => &names,
+    };
+    let mut subscribers = Vec::new();
+    for number in 0..flow.subscribers {
+        let mut connection = open(flow, &format!("load-{run}-s{number}"), false)?;
+        connection.subscribe(subscribed)?;
+        subscribers.push(connection);
+    }
+    let publishers = (0..flow.publishers)
+        .map(|number| open(flow, &format!("load-{run}-p{number}"), flow.acknowledged))
+        .collect::<Result<Vec<_>, _>>()?;
+    let published_names = names[..flow.subjects as usize].to_vec();
+    let threads = flow.subscribers + 2 * flow.publishers + 1;
+    let shared = Shared {
+        flow,
+        wire_names: published_names
+            .iter()
+            .map(|name| flow.protocol.name(name).into_bytes())
+            .collect(),
+        names: published_names,
+        headers: if flow.headers {
+            flow.protocol.headers()
+        } else {
+            Vec::new()
+        },
+        window: WINDOW.min((WINDOW_BYTES / flow.payload) as u64).max(4),
+        start: Barrier::new(threads as usize),
+        published: AtomicU64::new(0),
+        received: subscribers.iter().map(|_| AtomicU64::new(0)).collect(),
+        failed: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
+    let cpu = cpu(flow)?;
+    let (began, published, delivered) = transfer(&shared, publishers, subscribers)?;
+    if let Some(failure) = shared.failure.into_inner().unwrap_or(None) {
+        return Err(failure);
+    }
+    let peer_and_own = cpu_since(flow, cpu)?;
+    let publish_seconds = (published - began).as_secs_f64();
+    let deliver_seconds = (delivered - began).as_secs_f64();
+    let published = u64::from(flow.publishers) * flow.messages;
+    let delivered = u64::from(flow.subscribers) * published;
+    Ok(Outcome {
+        publish_seconds,
+        deliver_seconds,
+        published,
+        delivered,
+        published_per_second: published as f64 / publish_seconds,
+        delivered_per_second: delivered as f64 / deliver_seconds,
+        peer_cpu_seconds: peer_and_own.0,
+        own_cpu_seconds: peer_and_own.1,
+    })
+}
+
+fn check(flow: &Flow) -> Result<(), Failure> {
+    let wrong = if flow.payload < STAMP {
+        "a payload has at least 16 bytes, which make it unique"
+    } else if flow.publishers == 0 || flow.messages == 0 || flow.subjects == 0 {
+        "nothing to publish"
+    } else if flow.subscriptions == 0
+        || flow.subscriptions > 1 && flow.subscriptions < flow.subjects
+    {
+        "subscriptions that leave out some subjects"
+    } else if flow
+        .per_write
+        .is_some_and(|count| count % flow.subjects as usize != 0)
+    {
+        "a write that does not name all subjects equally often"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::BadSpecification(wrong))
+}
+
+fn open(flow: &Flow, id: &str, verbose: bool) -> Result<Connection, Failure> {
+    Connection::open(flow.address, flow.protocol, &Login { id, verbose })
+}
+
+fn cpu(flow: &Flow) -> io::Result<(f64, f64)> {
+    let mut peer = 0.0;
+    for pid in &flow.pids {
+        peer += cpu_seconds(&pid.to_string())?;
+    }
+    Ok((peer, cpu_seconds("self")?))
+}
+
+fn cpu_since(flow: &Flow, before: (f64, f64)) -> io::Result<(f64, f64)> {
+    let (peer, own) = cpu(flow)?;
+    Ok((peer - before.0, own - before.1))
+}
+
+/// When it began, when all was published, and when all had arrived.
+fn transfer(
+    shared: &Shared<'_>,
+    publishers: Vec<Connection>,
+    subscribers: Vec<Connection>,
+) -> Result<(Instant, Instant, Instant), Failure> {
+    let mut writers = Vec::new();
+    for connection in &publishers {
+        writers.push(connection.stream()?);
+    }
+    thread::scope(|scope| {
+        let receiving: Vec<_> = subscribers
+            .into_iter()
+            .enumerate()
+            .map(|(index, mut connection)| {
+                scope.spawn(move || {
+                    shared.start.wait();
+                    shared.note(subscriber(&mut connection, index, shared))
+                })
+            })
+            .collect();
+        let mut publishing = Vec::new();
+        for (number, (mut connection, writer)) in (0..).zip(publishers.into_iter().zip(writers)) {
+            scope.spawn(move || {
+                let batch = Batch::new(number, shared);
+                shared.start.wait();
+                shared.note(publisher(batch, writer, shared).map(|()| Instant::now()))
+            });
+            publishing.push(scope.spawn(move || {
+                shared.start.wait();
+                shared.note(acknowledgements(&mut connection, shared))
+            }));
+        }
+        shared.start.wait();
+        let began = Instant::now();
+        let latest = |threads: Vec<thread::ScopedJoinHandle<'_, Option<Instant>>>| {
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().ok().flatten())
+                .fold(began, Instant::max)
+        };
+        let published = latest(publishing);
+        Ok((began, published, latest(receiving)))
+    })
+}
+
+impl Shared<'_> {
+    /// Keeps the first failure, and ends the other threads. The connection is still open, so that
+    /// its end is not taken for a failure of the peer by others.
+    fn note(&self, result: Result<Instant, Failure>) -> Option<Instant> {
+        match result {
+            Ok(instant) => Some(instant),
+            Err(failure) => {
+                if !self.failed.swap(true, Ordering::Relaxed)
+                    && let Ok(mut first) = self.failure.lock()
+                {
+                    *first = Some(failure);
+                }
+                None
+            }
+        }
+    }
+
+    fn aborted(&self) -> Result<(), Failure> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(Failure::BadSpecification("another connection has failed"));
+        }
+        Ok(())
+    }
+
+    fn received_by_slowest(&self) -> u64 {
+        self.received
+            .iter()
+            .map(|received| received.load(Ordering::Relaxed))
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    fn silence(&self, what: &'static str, received: u64, expected: u64) -> Failure {
+        Failure::Silence {
+            what,
+            received,
+            expected,
+            patience: self.patience(),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.flow.patience_ms)
+    }
+}
+
+/// Messages of one write.
+struct Batch {
+    publisher: u32,
+    bytes: Vec<u8>,
+    places: Vec<Place>,
+}
+
+struct Place {
+    frame: Range<usize>,
+    payload: usize,
+    packet_id: Option<usize>,
+}
+
+impl Batch {
+    fn new(publisher: u32, shared: &Shared<'_>) -> Self {
+        let flow = shared.flow;
+        let payload = blank(flow.payload);
+        let frames: Vec<_> = shared
+            .names
+            .iter()
+            .map(|name| {
+                flow.protocol.frame(&Outgoing {
+                    name,
+                    reply: None,
+                    headers: flow.headers,
+                    acknowledged: flow.acknowledged,
+                    payload: &payload,
+                })
+            })
+            .collect();
+        let mut batch = Self {
+            publisher,
+            bytes: Vec::new(),
+            places: Vec::new(),
+        };
+        // Each name as often as the others, so that the next write begins with the first again.
+        while batch.places.is_empty()
+            || batch.places.len() < flow.per_write.unwrap_or(usize::MAX)
+                && batch.bytes.len() + frames[0].bytes.len() <= WRITE
+        {
+            for frame in &frames {
+                let start = batch.bytes.len();
+                batch.bytes.extend_from_slice(&frame.bytes);
+                batch.places.push(Place {
+                    frame: start..batch.bytes.len(),
+                    payload: start + frame.payload,
+                    packet_id: frame.packet_id.map(|at| start + at),
+                });
+            }
+        }
+        batch
+    }
+
+    /// The bytes of the next messages, at most `limit`, and how many they are.
+    fn next(&mut self, first: u64, limit: u64) -> (&[u8], u64) {
+        let mut count = 0;
+        let mut end = 0;
+        for (place, sequence) in self.places.iter().zip(first..first.saturating_add(limit)) {
+            stamp(
+                &mut self.bytes[place.payload..][..STAMP],
+                self.publisher,
+                sequence,
+            );
+            if let Some(at) = place.packet_id {
+                let id = (sequence % 0xFFFF + 1) as u16;
+                self.bytes[at..at + 2].copy_from_slice(&id.to_be_bytes());
+            }
+            count += 1;
+            end = place.frame.end;
+        }
+        (&self.bytes[..end], count)
+    }
+}
+
+fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Result<(), Failure> {
+    use std::io::Write;
+    let flow = shared.flow;
+    let mut sent = 0;
+    while sent < flow.messages {
+        let size = (batch.places.len() as u64).min(flow.messages - sent);
+        // One batch may always be under way, whatever its size.
+        let room = shared.window.max(size);
+        while shared.published.load(Ordering::Relaxed) + size
+            > shared.received_by_slowest().saturating_add(room)
+        {
+            shared.aborted()?;
+            thread::sleep(PAUSE);
+        }
+        let (bytes, count) = batch.next(sent, size);
+        shared.published.fetch_add(count, Ordering::Relaxed);
+        stream.write_all(bytes)?;
+        sent += count;
+    }
+    Ok(stream.write_all(flow.protocol.barrier())?)
+}
+
+/// Reads what the peer answers to a publisher, up to the answer to the barrier.
+fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<Instant, Failure> {
+    let expected = if shared.flow.acknowledged {
+        shared.flow.messages
+    } else {
+        0
+    };
+    let mut acknowledged = 0;
+    loop {
+        while let Some((received, used)) = connection.protocol.parse(connection.unread())? {
+            match received {
+                Received::Acknowledged => acknowledged += 1,
+                Received::Barrier if acknowledged == expected => return Ok(Instant::now()),
+                Received::Barrier => {
+                    return Err(shared.silence("acknowledgements", acknowledged, expected));
+                }
+                Received::Message(_) => {
+                    return Err(Failure::Refused("a message to a publisher".to_owned()));
+                }
+                _ => {}
+            }
+            connection.consume(used);
+        }
+        if !connection.fill()? {
+            shared.aborted()?;
+        }
+    }
+}
+
+fn subscriber(
+    connection: &mut Connection,
+    index: usize,
+    shared: &Shared<'_>,
+) -> Result<Instant, Failure> {
+    let flow = shared.flow;
+    let total = u64::from(flow.publishers) * flow.messages;
+    let mut expected = Expected::new(flow.payload, flow.publishers);
+    let mut received = 0;
+    let mut heard = Instant::now();
+    while received < total {
+        let before = received;
+        let mut ping = false;
+        while let Some((event, used)) = connection.protocol.parse(connection.unread())? {
+            match event {
+                Received::Message(message) => {
+                    verify(&message, &mut expected, shared)?;
+                    received += 1;
+                }
+                Received::Ping => ping = true,
+                _ => {}
+            }
+            connection.consume(used);
+        }
+        if received > before {
+            shared.received[index].store(received, Ordering::Relaxed);
+        }
+        if ping {
+            connection.send(b"PONG\r\n")?;
+        }
+        if received == total {
+            break;
+        }
+        if connection.fill()? {
+            heard = Instant::now();
+        } else {
+            shared.aborted()?;
+            if heard.elapsed() > shared.patience() {
+                return Err(shared.silence("messages", received, total));
+            }
+        }
+    }
+    let complete = Instant::now();
+    // A message that comes once more would come before the answer.
+    connection.barrier()?;
+    Ok(complete)
+}
+
+fn verify(
+    message: &Message<'_>,
+    expected: &mut Expected,
+    shared: &Shared<'_>,
+) -> Result<(), Failure> {
+    let sequence = expected.check(message.payload)?;
+    let names = &shared.wire_names;
+    if message.name != names[(sequence % names.len() as u64) as usize] {
+        return Err(Failure::Damaged("name"));
+    }
+    if !message.headers.ends_with(&shared.headers) {
+        return Err(Failure::Damaged("headers"));
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! What messages hold: who published them, their place in the sequence, and a pattern.
+
+use crate::Failure;
+
+/// Bytes that differ from message to message: publisher and sequence number.
+pub const STAMP: usize = 16;
+
+/// Headers of a message, where they are asked for.
+pub const HEADERS: [(&str, &str); 2] = [("Trace-Id", "5c3e8f0a9b7d4e21"), ("Kind", "measurement")];
+
+/// A payload whose stamp is still to be written.
+pub fn blank(size: usize) -> Vec<u8> {
+    // A prime, so that a shift by any power of two shows.
+    (0..size).map(|at| (at % 251) as u8).collect()
+}
+
+/// Writes the stamp into the first bytes of a payload.
+pub fn stamp(payload: &mut [u8], publisher: u32, sequence: u64) {
+    payload[..4].copy_from_slice(&publisher.to_le_bytes());
+    payload[4..8].fill(0);
+    payload[8..STAMP].copy_from_slice(&sequence.to_le_bytes());
+}
+
+/// The messages of all publishers as one subscriber should see them.
+pub struct Expected {
+    blank: Vec<u8>,
+    next: Vec<u64>,
+}
+
+impl Expected {
+    pub fn new(size: usize, publishers: u32) -> Self {
+        Self {
+            blank: blank(size),
+            next: vec![0; publishers as usize],
+        }
+    }
+
+    /// Checks a payload; returns its sequence number.
+    pub fn check(&mut self, payload: &[u8]) -> Result<u64, Failure> {
+        let (stamp, rest) = payload
+            .split_first_chunk::<STAMP>()
+            .ok_or(Failure::Damaged("size"))?;
+        if rest != &self.blank[STAMP..] {
+            return Err(Failure::Damaged("payload"));
+        }
+        let publisher = u32::from_le_bytes([stamp[0], stamp[1], stamp[2], stamp[3]]);
+        let mut sequence = [0; 8];
+        sequence.copy_from_slice(&stamp[8..]);
+        let found = u64::from_le_bytes(sequence);
+        let next = self
+            .next
+            .get_mut(publisher as usize)
+            .ok_or(Failure::Damaged("publisher"))?;
+        match found.cmp(next) {
+            std::cmp::Ordering::Less => Err(Failure::Again { publisher, found }),
+            std::cmp::Ordering::Greater => Err(Failure::Missing {
+                publisher,
+                expected: *next,
+                found,
+            }),
+            std::cmp::Ordering::Equal => {
+                *next += 1;
+                Ok(found)
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The generator notices what goes wrong: a small server that loses, repeats, swaps or changes
+//! one message of many.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use nats_gateway_bench::flow::{Flow, Outcome};
+use nats_gateway_bench::{Failure, Protocol, flow};
+use nats_protocol::{Op, Settings, Step, decode};
+
+const MESSAGES: u64 = 2000;
+/// The message that something happens to, of all that the server has got.
+const VICTIM: u64 = 1500;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    Loses,
+    LosesTheLast,
+    Repeats,
+    RepeatsTheLast,
+    Swaps,
+    Changes,
+    Renames,
+    DropsHeaders,
+    AcknowledgesOneLess,
+    Refuses,
+    Closes,
+}
+
+#[derive(Default)]
+struct Server {
+    subscribers: Vec<(TcpStream, String)>,
+    count: u64,
+    kept: Vec<u8>,
+}
+
+fn start(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Arc::new(Mutex::new(Server::default()));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let server = Arc::clone(&server);
+            // It ends when the generator closes, or with the test.
+            thread::spawn(move || serve(stream?, fault, &server));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, fault: Fault, server: &Mutex<Server>) -> io::Result<()> {
+    stream.write_all(b"INFO {} \r\n")?;
+    let mut pending = Vec::new();
+    let mut verbose = false;
+    let mut piece = vec![0; 65536];
+    loop {
+        let size = stream.read(&mut piece)?;
+        if size == 0 {
+            return Ok(());
+        }
+        pending.extend_from_slice(&piece[..size]);
+        let mut done = 0;
+        while let Ok(Step::Op { op, used }) = decode(&pending[done..], &Settings::default()) {
+            match op {
+                Op::Connect(fields) => verbose = fields.verbose.unwrap(),
+                Op::Ping => stream.write_all(b"PONG\r\n")?,
+                Op::Sub(sub) => {
+                    let subject = String::from_utf8(sub.subject.to_vec()).unwrap();
+                    let mut server = server.lock().unwrap();
+                    server.subscribers.push((stream.try_clone()?, subject));
+                }
+                Op::Pub(message) => {
+                    let number = publish(&message, fault, &mut server.lock().unwrap())?;
+                    if verbose && !(fault == Fault::AcknowledgesOneLess && number == VICTIM) {
+                        stream.write_all(b"+OK\r\n")?;
+                    }
+                    if fault == Fault::Refuses && number == VICTIM {
+                        stream.write_all(b"-ERR 'Permissions Violation'\r\n")?;
+                    }
+                }
+                _ => {}
+            }
+            done += used;
+        }
+        pending.drain(..done);
+    }
+}
+
+fn publish(
+    message: &nats_protocol::Publish<'_>,
+    fault: Fault,
+    server: &mut Server,
+) -> io::Result<u64> {
+    let number = server.count;
+    server.count += 1;
+    let subject = String::from_utf8_lossy(message.subject);
+    let mut name = subject.clone().into_owned();
+    let mut payload = message.payload.to_vec();
+    let mut headers = message.headers.unwrap_or_default();
+    if number == VICTIM {
+        match fault {
+            Fault::Changes => *payload.last_mut().unwrap() ^= 1,
+            Fault::Renames => name.push('x'),
+            Fault::DropsHeaders => headers = &[],
+            _ => {}
+        }
+    }
+    let mut frame = if headers.is_empty() {
+        format!("MSG {name} 1 {}\r\n", payload.len()).into_bytes()
+    } else {
+        let total = headers.len() + payload.len();
+        format!("HMSG {name} 1 {} {total}\r\n", headers.len()).into_bytes()
+    };
+    frame.extend_from_slice(headers);
+    frame.extend_from_slice(&payload);
+    frame.extend_from_slice(b"\r\n");
+    let last = number == MESSAGES - 1;
+    let bytes = match fault {
+        Fault::Loses if number == VICTIM => Vec::new(),
+        Fault::LosesTheLast if last => Vec::new(),
+        Fault::Repeats if number == VICTIM => frame.repeat(2),
+        Fault::RepeatsTheLast if last => frame.repeat(2),
+        Fault::Swaps if number == VICTIM => {
+            server.kept = frame;
+            Vec::new()
+        }
+        Fault::Swaps if number == VICTIM + 1 => [frame, std::mem::take(&mut server.kept)].concat(),
+        Fault::Closes if number == VICTIM => {
+            for (stream, _) in &server.subscribers {
+                stream.shutdown(std::net::Shutdown::Both)?;
+            }
+            Vec::new()
+        }
+        _ => frame,
+    };
+    for (stream, wanted) in &mut server.subscribers {
+        if *wanted == *subject || wanted.ends_with('*') {
+            stream.write_all(&bytes)?;
+        }
+    }
+    Ok(number)
+}
+
+fn measure(fault: Fault, change: impl FnOnce(&mut Flow)) -> Result<Outcome, Failure> {
+    let mut specification = Flow {
+        protocol: Protocol::Nats,
+        address: start(fault),
+        pids: Vec::new(),
+        publishers: 1,
+        subscribers: 1,
+        messages: MESSAGES,
+        payload: 40,
+        headers: false,
+        acknowledged: false,
+        subjects: 1,
+        subscriptions: 1,
+        per_write: None,
+        patience_ms: 300,
+    };
+    change(&mut specification);
+    flow::run(&specification)
+}
+
+fn failure(fault: Fault) -> Failure {
+    measure(fault, |_| ()).expect_err("the fault was not noticed")
+}
+
+#[test]
+fn all_is_well() {
+    let outcome = measure(Fault::None, |_| ()).unwrap();
+    assert_eq!((outcome.published, outcome.delivered), (MESSAGES, MESSAGES));
+}
+
+#[test]
+fn many_of_everything() {
+    let outcome = measure(Fault::None, |flow| {
+        flow.publishers = 4;
+        flow.subscribers = 3;
+        flow.subjects = 7;
+        flow.headers = true;
+        flow.acknowledged = true;
+    })
+    .unwrap();
+    assert_eq!(outcome.published, 4 * MESSAGES);
+    assert_eq!(outcome.delivered, 12 * MESSAGES);
+}
+
+#[test]
+fn small_writes() {
+    for count in [1, 2, 3] {
+        let outcome = measure(Fault::None, |flow| flow.per_write = Some(count)).unwrap();
+        assert_eq!(outcome.delivered, MESSAGES);
+    }
+}
+
+#[test]
+fn large_messages() {
+    let outcome = measure(Fault::None, |flow| {
+        flow.payload = 1_000_000;
+        flow.messages = 20;
+    })
+    .unwrap();
+    assert_eq!(outcome.delivered, 20);
+}
+
+#[test]
+fn a_lost_message() {
+    let lost = failure(Fault::Loses);
+    assert!(
+        matches!(lost, Failure::Missing { expected: VICTIM, found, .. } if found == VICTIM + 1),
+        "{lost}"
+    );
+}
+
+#[test]
+fn a_lost_message_at_the_end() {
+    let lost = failure(Fault::LosesTheLast);
+    assert!(
+        matches!(lost, Failure::Silence { received, expected, .. }
+            if received == MESSAGES - 1 && expected == MESSAGES),
+        "{lost}"
+    );
+}
+
+#[test]
+fn a_message_that_comes_twice() {
+    let again = failure(Fault::Repeats);
+    assert!(
+        matches!(again, Failure::Again { found: VICTIM, .. }),
+        "{again}"
+    );
+}
+
+#[test]
+fn the_last_message_comes_twice() {
+    let again = failure(Fault::RepeatsTheLast);
+    // In one read with the first, or as what comes instead of the answer to the barrier.
+    assert!(
+        matches!(again, Failure::Again { .. } | Failure::Refused(_)),
+        "{again}"
+    );
+}
+
+#[test]
+fn two_messages_in_the_wrong_order() {
+    let swapped = failure(Fault::Swaps);
+    assert!(
+        matches!(
+            swapped,
+            Failure::Missing {
+                expected: VICTIM,
+                ..
+            }
+        ),
+        "{swapped}"
+    );
+}
+
+#[test]
+fn a_changed_message() {
+    let changed = failure(Fault::Changes);
+    assert!(matches!(changed, Failure::Damaged("payload")), "{changed}");
+}
+
+#[test]
+fn a_wrong_subject() {
+    let renamed = failure(Fault::Renames);
+    assert!(matches!(renamed, Failure::Damaged("name")), "{renamed}");
+}
+
+#[test]
+fn headers_that_do_not_arrive() {
+    let bare = measure(Fault::DropsHeaders, |flow| flow.headers = true).unwrap_err();
+    assert!(matches!(bare, Failure::Damaged("headers")), "{bare}");
+}
+
+#[test]
+fn a_missing_acknowledgement() {
+    let short = measure(Fault::AcknowledgesOneLess, |flow| flow.acknowledged = true).unwrap_err();
+    assert!(
+        matches!(short, Failure::Silence { received, .. } if received == MESSAGES - 1),
+        "{short}"
+    );
+}
+
+#[test]
+fn an_error_of_the_server() {
+    let refused = failure(Fault::Refuses);
+    assert!(matches!(refused, Failure::Refused(_)), "{refused}");
+}
+
+#[test]
+fn a_closed_connection() {
+    let closed = failure(Fault::Closes);
+    assert!(matches!(closed, Failure::Io(_)), "{closed}");
+}
+
+#[test]
+fn specifications_without_sense() {
+    for change in [
+        (|flow: &mut Flow| flow.payload = 15) as fn(&mut Flow),
+        |flow| flow.messages = 0,
+        |flow| flow.publishers = 0,
+        |flow| (flow.subjects, flow.subscriptions) = (3, 2),
+        |flow| (flow.subjects, flow.per_write) = (3, Some(2)),
+    ] {
+        let wrong = measure(Fault::None, change).unwrap_err();
+        assert!(matches!(wrong, Failure::BadSpecification(_)), "{wrong}");
+    }
+}

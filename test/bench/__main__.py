@@ -1,0 +1,303 @@
+"""`python -m bench [--quick] [--docs]`: measures, judges, and writes results.json, chart.svg and tables.md.
+
+Everything that is compared is measured in this run, in turns, several times; what counts is the median of the ratios of
+each turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from bench.peers import EmqxPeers, MeasurementFailed, Peer, standalone_peers
+from bench.scenarios import (
+    BARE,
+    BUILT_IN,
+    CONNECTS,
+    GROWTH,
+    GROWTH_MESSAGES,
+    IDLE_STEPS,
+    IDLE_STEPS_QUICK,
+    MQTT,
+    OURS,
+    PUBLISHED,
+    SCENARIOS,
+    STANDALONE_PEERS,
+    STANDALONE_SCENARIOS,
+    Scenario,
+)
+from emqx.node import emqx_home
+from wire.servers import REPOSITORY
+
+OUT = REPOSITORY / "_build" / "bench"
+SOURCES = REPOSITORY / "native" / "bench"
+# An idle connection gives memory back after some time, each peer's by a timer of its own.
+SETTLE_SECONDS = 16.0
+SETTLE_AT_MOST_SECONDS = 48.0
+SETTLE_POLL_SECONDS = 4.0
+# EMQX needs about three times as long for the same work with its built-in gateway.
+BUILT_IN_SHARE = 0.4
+QUICK_SHARE = 0.3
+
+Results = list[dict[str, Any]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
+    parser.add_argument("--docs", action="store_true", help="write docs/performance.* and README.md's ratios, too")
+    parser.add_argument("--rounds", type=int, help="how often each measurement is made")
+    parser.add_argument("--only", help="a regular expression: scenarios of EMQX to measure, and nothing else")
+    arguments = parser.parse_args()
+    if arguments.docs and (arguments.quick or arguments.only):
+        parser.error("--docs needs all measurements")
+    began = time.monotonic()
+    bench = Bench(arguments)
+    bench.run()
+    results = {
+        "machine": machine(),
+        "quick": arguments.quick,
+        "rounds": bench.rounds,
+        "seconds": round(time.monotonic() - began),
+        **bench.results,
+    }
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.write(results, OUT)
+    if arguments.docs:
+        report.write_docs(results, REPOSITORY)
+    print(report.text(results))
+    print(f"\nin {results['seconds']} s; written: {OUT.relative_to(REPOSITORY)}/results.json, tables.md, chart.svg")
+    for failure in bench.results["failures"]:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if bench.results["failures"] else 0
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace):
+        self._quick = arguments.quick
+        self._only = re.compile(arguments.only) if arguments.only else None
+        self.rounds = arguments.rounds or (1 if arguments.quick else 5)
+        self.results: dict[str, Any] = {
+            "emqx": None,
+            "measurements": [],
+            "idle": [],
+            "growth": [],
+            "microbenchmarks": {},
+            "failures": [],
+            "seconds_per_part": {},
+        }
+
+    def run(self) -> None:
+        home = emqx_home()
+        if home is None:
+            self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
+        else:
+            self._part("emqx", lambda: self._emqx(home))
+        if self._only is None:
+            self._part("standalone", self._standalone)
+            self._part("microbenchmarks", self._microbenchmarks)
+
+    def _part(self, name: str, run) -> None:
+        began = time.monotonic()
+        run()
+        self.results["seconds_per_part"][name] = round(time.monotonic() - began)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, flush=True)
+
+    # --- EMQX --------------------------------------------------------------------------------------------------------
+
+    def _emqx(self, home: Path) -> None:
+        packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
+        if not packages:
+            sys.exit("no package: run `make package`")
+        self._say("EMQX: starting a node")
+        with EmqxPeers(home, packages[-1]) as emqx:
+            self.results["emqx"] = {"version": emqx.version(), "otp": emqx.otp()}
+            emqx.load_module(SOURCES / "publish_loop.erl")
+            scenarios = [one for one in SCENARIOS if self._wanted(one)]
+            for turn in range(self.rounds):
+                for names in ((OURS, MQTT, BARE), (BUILT_IN,)):
+                    for scenario in scenarios:
+                        for name in names:
+                            self._emqx_measure(emqx, scenario, name, turn)
+            if self._only is None:
+                self._idle(emqx)
+                if not self._quick:
+                    self._growth(emqx)
+
+    def _wanted(self, scenario: Scenario) -> bool:
+        if self._only is not None:
+            return self._only.search(scenario.name) is not None
+        return scenario.quick or not self._quick
+
+    def _emqx_measure(self, emqx: EmqxPeers, scenario: Scenario, name: str, turn: int) -> None:
+        if name == BARE:
+            if scenario.name == "publish":
+                messages = self._messages(scenario, name)
+                rate = float(emqx.node.eval(f"publish_loop:run({messages}, {scenario.specification['payload']})."))
+                self._keep(scenario, name, turn, {PUBLISHED: rate})
+        elif name in scenario.peers:
+            self._measure(emqx.peer(name), scenario, turn)
+
+    def _messages(self, scenario: Scenario, name: str) -> int:
+        share = (BUILT_IN_SHARE if name == BUILT_IN else 1.0) * (QUICK_SHARE if self._quick else 1.0)
+        return max(1, int(scenario.specification.get("messages", scenario.specification.get("requests")) * share))
+
+    def _measure(self, peer: Peer, scenario: Scenario, turn: int) -> None:
+        counted = "messages" if scenario.specification["measure"] == "flow" else "requests"
+        specification = scenario.specification | {counted: self._messages(scenario, peer.name)}
+        try:
+            outcome = peer.measure(specification)
+        except MeasurementFailed as failure:
+            self.results["failures"].append(f"{scenario.name}: {failure}")
+            self._say(f"  FAILED {scenario.name}: {failure}")
+            return
+        self._keep(scenario, peer.name, turn, outcome)
+
+    def _keep(self, scenario: Scenario, name: str, turn: int, outcome: dict[str, float]) -> None:
+        self.results["measurements"].append(
+            {"scenario": scenario.name, "peer": name, "round": turn} | {"outcome": outcome}
+        )
+        self._say(f"  {turn + 1}/{self.rounds} {scenario.name:20} {name:24} {outcome[scenario.figure]:12.0f}")
+
+    def _idle(self, emqx: EmqxPeers) -> None:
+        """Memory of connections that have one subscription and no traffic; and how fast they come."""
+        for name in (OURS, MQTT, BUILT_IN):
+            peer = emqx.peer(name)
+            for _ in range(1 if self._quick else 3):
+                with peer.connections() as connections:
+                    self._keep_connects(name, connections.open(CONNECTS // (4 if self._quick else 1)))
+            before = _settled(emqx) | {"resident": peer.resident()}
+            with peer.connections() as connections:
+                for count in IDLE_STEPS_QUICK if self._quick else IDLE_STEPS:
+                    connections.open(count)
+                    after = _settled(emqx) | {"resident": peer.resident()}
+                    growth = {key: (after[key] - before[key]) / count for key in before}
+                    self.results["idle"].append({"peer": name, "connections": count} | growth)
+                    self._say(f"  idle {count:6} {name:24} {growth['total']:8.0f} B each, {growth['processes']:.0f} in processes")
+
+    def _keep_connects(self, name: str, outcome: dict[str, float]) -> None:
+        self.results["measurements"].append({"scenario": "connect", "peer": name, "round": 0, "outcome": outcome})
+
+    def _growth(self, emqx: EmqxPeers) -> None:
+        peer = emqx.peer(OURS)
+        for growth in GROWTH:
+            for step in growth.steps:
+                quantity = dict.fromkeys(growth.fields, step)
+                total = growth.messages.get(step, GROWTH_MESSAGES)
+                many = quantity.get("publishers", 1) * quantity.get("subscribers", 1)
+                specification = {"measure": "flow", "subscribers": 1} | growth.specification | quantity
+                for turn in range(3):
+                    try:
+                        outcome = peer.measure(specification | {"messages": max(1, total // many)})
+                    except MeasurementFailed as failure:
+                        self.results["failures"].append(f"growth of {growth.name}: {failure}")
+                        continue
+                    self.results["growth"].append(
+                        {"growth": growth.name, "step": step, "round": turn, "outcome": outcome}
+                    )
+            self._say(f"  growth of {growth.name}")
+
+    # --- Standalone --------------------------------------------------------------------------------------------------
+
+    def _standalone(self) -> None:
+        with standalone_peers() as peers:
+            for turn in range(min(self.rounds, 3)):
+                for scenario in STANDALONE_SCENARIOS:
+                    for name in STANDALONE_PEERS:
+                        if name in peers:
+                            self._measure(peers[name], scenario, turn)
+
+    # --- Microbenchmarks ---------------------------------------------------------------------------------------------
+
+    def _microbenchmarks(self) -> None:
+        self._say("microbenchmarks")
+        options = ["--warm-up-time", "0.2", "--measurement-time", "0.5"] if self._quick else []
+        done = subprocess.run(
+            ["cargo", "bench", "--locked", "-p", "nats-protocol", "--", "--noplot", *options],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode != 0:
+            self.results["failures"].append(f"microbenchmarks: {done.stdout[-2000:]}")
+            return
+        for estimates in sorted((REPOSITORY / "target" / "criterion").glob("*/*/new/estimates.json")):
+            group, name = estimates.parts[-4:-2]
+            nanoseconds = json.loads(estimates.read_text())["median"]["point_estimate"]
+            self.results["microbenchmarks"][f"{group}/{name}"] = nanoseconds
+        self.results["nats_server_parser"] = nats_server_parser() if not self._quick else None
+
+
+def _settled(emqx: EmqxPeers) -> dict[str, int]:
+    """The node's memory when it falls no more."""
+    until = time.monotonic() + SETTLE_AT_MOST_SECONDS
+    time.sleep(SETTLE_SECONDS)
+    memory = emqx.memory()
+    while time.monotonic() < until:
+        time.sleep(SETTLE_POLL_SECONDS)
+        before, memory = memory, emqx.memory()
+        if memory["processes"] > 0.99 * before["processes"]:
+            break
+    return memory
+
+
+def nats_server_parser() -> dict[str, float] | None:
+    """Nanoseconds per PUB of nats-server's own parser by payload size, where Go and its module are."""
+    if shutil.which("go") is None:
+        return None
+    cache = subprocess.run(["go", "env", "GOMODCACHE"], capture_output=True, text=True, check=True).stdout.strip()
+    modules = sorted(Path(cache, "github.com", "nats-io", "nats-server").glob("v2@v2.10.*"))
+    if not modules:
+        return None
+    with tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory:
+        sources = Path(directory) / "nats-server"
+        shutil.copytree(modules[-1], sources, ignore=shutil.ignore_patterns("*_test.go"))
+        subprocess.run(["chmod", "-R", "u+w", str(sources)], check=True)
+        shutil.copy(SOURCES / "parser_test.go", sources / "server")
+        done = subprocess.run(
+            ["go", "test", "-run", "^$", "-bench", "BenchmarkParser", "-benchtime", "300ms", "-count", "5", "./server"],
+            cwd=sources,
+            capture_output=True,
+            text=True,
+        )
+    found: dict[str, list[float]] = {}
+    for size, nanoseconds in re.findall(r"^BenchmarkParser/(\d+)\S*\s+\d+\s+([\d.]+) ns/op", done.stdout, re.M):
+        found.setdefault(size, []).append(float(nanoseconds) / report.OPS)
+    return {size: report.median(values) for size, values in found.items()} or None
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*: (.*)$", cpuinfo, re.M)
+    memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    return {
+        "processor": model.group(1) if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(int(memory.group(1)) / 1024**2) if memory else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "load_before": os.getloadavg()[0],
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

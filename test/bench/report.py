@@ -1,0 +1,339 @@
+"""Tables and the chart of a run's results. Nobody types a number."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bench.scenarios import (
+    BARE,
+    BUDGETS,
+    BUILT_IN,
+    DELIVERED,
+    MQTT,
+    OURS,
+    PUBLISHED,
+    SCENARIOS,
+    STANDALONE_PEERS,
+    STANDALONE_SCENARIOS,
+    Budget,
+)
+
+Results = dict[str, Any]
+
+# Operations in one buffer of the microbenchmarks.
+OPS = 64
+DECODE = "decode/64 x PUB of 128 B"
+
+
+def median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+class Table:
+    """Measurements by scenario and peer, each by round."""
+
+    def __init__(self, results: Results):
+        self._by: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+        for one in results["measurements"]:
+            rounds = self._by.setdefault((one["scenario"], one["peer"]), {})
+            rounds[one["round"] if one["round"] not in rounds else len(rounds)] = one["outcome"]
+
+    def values(self, scenario: str, peer: str, figure: str) -> dict[int, float]:
+        rounds = self._by.get((scenario, peer), {})
+        return {turn: value for turn, outcome in rounds.items() if (value := _figure(outcome, figure)) is not None}
+
+    def ratios(self, ours: tuple[str, str], other: tuple[str, str], figure: str) -> list[float]:
+        """Of each round."""
+        mine, theirs = self.values(*ours, figure), self.values(*other, figure)
+        return [mine[turn] / theirs[turn] for turn in sorted(mine.keys() & theirs.keys())]
+
+
+def _figure(outcome: dict[str, float], figure: str) -> float | None:
+    if figure == "seconds per byte":
+        # The payload is not in the outcome; the scenarios that are compared differ only in it.
+        return None
+    return outcome.get(figure)
+
+
+# --- Budgets ---------------------------------------------------------------------------------------------------------
+
+
+def judge(budget: Budget, results: Results, table: Table) -> dict[str, Any] | None:
+    values = _values(budget, results, table)
+    if not values:
+        return None
+    value = median(values)
+    if budget.at_least is not None:
+        met, limit = value >= budget.at_least, f">= {budget.at_least:g}"
+    else:
+        met, limit = value <= budget.at_most, f"<= {budget.at_most:g}"
+    return {"work": budget.work, "limit": limit, "value": value, "spread": (min(values), max(values)), "met": met}
+
+
+def _values(budget: Budget, results: Results, table: Table) -> list[float]:
+    if budget.ours == "idle":
+        # The smaller number of connections has more of what does not grow with them.
+        sizes = [one["total"] for one in results["idle"] if one["peer"] == OURS]
+        return sizes[-1:]
+    if budget.ours == "decode":
+        nanoseconds = results["microbenchmarks"].get(DECODE)
+        parser = (results.get("nats_server_parser") or {}).get("128")
+        if nanoseconds is None or budget.other and parser is None:
+            return []
+        return [nanoseconds / OPS / (parser if budget.other else 1.0)]
+    if budget.figure == "seconds per byte":
+        large, small = (_bytes_per_second(side, results, table) for side in (budget.ours, budget.other))
+        return [small[turn] / large[turn] for turn in sorted(small.keys() & large.keys())]
+    return table.ratios(budget.ours, budget.other, budget.figure)
+
+
+def _bytes_per_second(side: tuple[str, str], results: Results, table: Table) -> dict[int, float]:
+    payload = next(one.specification["payload"] for one in SCENARIOS if one.name == side[0])
+    return {turn: rate * payload for turn, rate in table.values(*side, DELIVERED).items()}
+
+
+# --- Text ------------------------------------------------------------------------------------------------------------
+
+
+def text(results: Results) -> str:
+    return "\n\n".join(f"{title}\n{_aligned(rows)}" for title, rows in _tables(results) if len(rows) > 1)
+
+
+def write(results: Results, directory: Path) -> None:
+    (directory / "tables.md").write_text(markdown(results))
+    (directory / "chart.svg").write_text(chart(results))
+
+
+def markdown(results: Results) -> str:
+    parts = []
+    for title, rows in _tables(results):
+        if len(rows) > 1:
+            head, *body = (f"| {' | '.join(row)} |" for row in rows)
+            parts.append("\n".join([f"### {title}", "", head, "|---" * len(rows[0]) + "|", *body]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
+    table = Table(results)
+    emqx = results["emqx"]
+    where = f"EMQX {emqx['version']} on OTP {emqx['otp']}" if emqx else ""
+    return [
+        ("Budgets", _budget_rows(results, table)),
+        (f"Messages per second in {where}", _rate_rows(table, SCENARIOS, (OURS, MQTT, BUILT_IN, BARE))),
+        (f"Processor time of the node per message, µs, in {where}", _cpu_rows(table)),
+        (f"Round trip in {where}, µs", _round_trip_rows(table, (OURS, MQTT, BUILT_IN))),
+        ("Messages per second, standalone", _rate_rows(table, STANDALONE_SCENARIOS, STANDALONE_PEERS)),
+        ("Round trip, standalone, µs", _round_trip_rows(table, STANDALONE_PEERS)),
+        ("Idle connections with one subscription, bytes each", _idle_rows(results)),
+        ("Connections opened per second", _connect_rows(table)),
+        ("Growth: processor time of the node per message, µs", _growth_rows(results)),
+        ("Decode and encode, ns per operation", _micro_rows(results)),
+    ]
+
+
+def _budget_rows(results: Results, table: Table) -> list[list[str]]:
+    rows = [["work", "budget", "measured", "lowest to highest round", ""]]
+    for budget in BUDGETS:
+        found = judge(budget, results, table)
+        if found is None:
+            rows.append([budget.work, "", "not measured", "", ""])
+            continue
+        low, high = found["spread"]
+        spread = f"{_number(low)} to {_number(high)}" if low != high else ""
+        rows.append([found["work"], found["limit"], _number(found["value"]), spread, "met" if found["met"] else "MISSED"])
+    return rows if any(row[2] != "not measured" for row in rows[1:]) else rows[:1]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _rate(values: dict[int, float]) -> str:
+    if not values:
+        return ""
+    every = list(values.values())
+    middle = median(every)
+    spread = (max(every) - min(every)) / 2 / middle if len(every) > 1 else 0
+    return f"{middle:,.0f}" + (f" ± {spread:.0%}" if len(every) > 1 else "")
+
+
+def _rate_rows(table: Table, scenarios, peers: tuple[str, ...]) -> list[list[str]]:
+    rows = [["", *peers]]
+    for scenario in scenarios:
+        if scenario.figure in (PUBLISHED, DELIVERED):
+            cells = [_rate(table.values(scenario.name, peer, scenario.figure)) for peer in peers]
+            if any(cells):
+                rows.append([scenario.title, *cells])
+    return rows
+
+
+def _cpu_rows(table: Table) -> list[list[str]]:
+    peers = (OURS, MQTT, BUILT_IN)
+    rows = [["", *peers]]
+    for scenario in SCENARIOS:
+        cells = []
+        for peer in peers:
+            spent = table.values(scenario.name, peer, "peer_cpu_seconds")
+            moved = table.values(scenario.name, peer, "delivered")
+            published = table.values(scenario.name, peer, "published")
+            each = [spent[turn] / (moved[turn] or published[turn]) * 1e6 for turn in spent]
+            cells.append(f"{median(each):.1f}" if each else "")
+        if any(cells):
+            rows.append([scenario.title, *cells])
+    return rows
+
+
+def _round_trip_rows(table: Table, peers: tuple[str, ...]) -> list[list[str]]:
+    rows = [["", "p50", "p99", "p99.9"]]
+    for peer in peers:
+        cells = [list(table.values("round trip", peer, name).values()) for name in ("p50", "p99", "p999")]
+        if all(cells):
+            rows.append([peer, *(f"{median(values):.0f}" for values in cells)])
+    return rows
+
+
+def _idle_rows(results: Results) -> list[list[str]]:
+    rows = [["", "connections", "memory of the VM", "of it in processes", "resident memory"]]
+    for one in results["idle"]:
+        sizes = [f"{one[key]:,.0f}" for key in ("total", "processes", "resident")]
+        rows.append([one["peer"], f"{one['connections']:,}", *sizes])
+    return rows
+
+
+def _connect_rows(table: Table) -> list[list[str]]:
+    rows = [["", "per second"]]
+    for peer in (OURS, MQTT, BUILT_IN):
+        values = table.values("connect", peer, "connected_per_second")
+        if values:
+            rows.append([peer, _rate(values)])
+    return rows
+
+
+def _growth_rows(results: Results) -> list[list[str]]:
+    rows = [["what grows", "", "", "", "", "", ""]]
+    steps: dict[str, dict[int, list[float]]] = {}
+    for one in results["growth"]:
+        outcome = one["outcome"]
+        each = outcome["peer_cpu_seconds"] / outcome["delivered"] * 1e6
+        steps.setdefault(one["growth"], {}).setdefault(one["step"], []).append(each)
+    for name, found in steps.items():
+        cells = [f"{step:,}: {median(values):.1f}" for step, values in found.items()]
+        rows.append([name, *cells, *[""] * (6 - len(cells))])
+    return rows
+
+
+def _micro_rows(results: Results) -> list[list[str]]:
+    rows = [["", "ns"]]
+    for name, nanoseconds in results["microbenchmarks"].items():
+        if name.startswith(("decode/", "encode/")):
+            rows.append([name.replace(f"{OPS} x ", ""), f"{nanoseconds / OPS:.1f}"])
+    for size, nanoseconds in (results.get("nats_server_parser") or {}).items():
+        rows.append([f"nats-server's parser: PUB of {size} B", f"{nanoseconds:.1f}"])
+    return rows
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+# --- Chart -----------------------------------------------------------------------------------------------------------
+
+BARS = [("publish", PUBLISHED, "publish only"), ("1:1", DELIVERED, "1 to 1"), ("1:8", DELIVERED, "1 to 8")]
+COLORS = {OURS: "#2f6fdb", MQTT: "#8a94a6", BUILT_IN: "#c9a25b"}
+LABELS = {OURS: "this plugin", MQTT: "EMQX's MQTT listener", BUILT_IN: "EMQX's built-in NATS gateway"}
+WIDTH, LEFT, BAR, GAP = 720, 110, 20, 22
+
+
+def chart(results: Results) -> str:
+    """Messages of 128 B per second, as multiples of the built-in gateway."""
+    table = Table(results)
+    rows = []
+    for scenario, figure, title in BARS:
+        bars = {}
+        for peer in COLORS:
+            ratios = table.ratios((scenario, peer), (scenario, BUILT_IN), figure)
+            if ratios:
+                bars[peer] = median(ratios)
+        if bars:
+            rows.append((title, bars))
+    longest = max((value for _, bars in rows for value in bars.values()), default=1.0)
+    scale = (WIDTH - LEFT - 70) / longest
+    parts, y = [], 44
+    for index, (peer, color) in enumerate(COLORS.items()):
+        x = LEFT + (0, 120, 310)[index]
+        parts.append(f'<rect x="{x}" y="14" width="12" height="12" rx="2" fill="{color}"/>')
+        parts.append(f'<text x="{x + 18}" y="24">{LABELS[peer]}</text>')
+    for title, bars in rows:
+        middle = y + len(bars) * BAR / 2
+        parts.append(f'<text x="{LEFT - 12}" y="{middle + 4:.0f}" text-anchor="end">{title}</text>')
+        for peer, value in bars.items():
+            length = value * scale
+            parts.append(
+                f'<rect x="{LEFT}" y="{y + 2}" width="{length:.1f}" height="{BAR - 4}" rx="2" fill="{COLORS[peer]}"/>'
+            )
+            parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 14}">{value:.1f}x</text>')
+            y += BAR
+        y += GAP
+    style = "text { font: 13px sans-serif; fill: #24292f } @media (prefers-color-scheme: dark) { text { fill: #d0d7de } }"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" role="img" '
+        f'aria-label="Messages per second, as multiples of the built-in gateway">\n<style>{style}</style>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+# --- Documents -------------------------------------------------------------------------------------------------------
+
+
+def write_docs(results: Results, repository: Path) -> None:
+    docs = repository / "docs"
+    docs.mkdir(exist_ok=True)
+    (docs / "performance.json").write_text(json.dumps(results, indent=1) + "\n")
+    (docs / "performance.svg").write_text(chart(results))
+    _replace(docs / "performance.md", "machine", _machine_text(results))
+    _replace(docs / "performance.md", "tables", markdown(results))
+    _replace(repository / "README.md", "ratios", _ratio_text(results))
+
+
+def _replace(path: Path, name: str, content: str) -> None:
+    """Between <!-- name --> and <!-- end of name -->."""
+    before = path.read_text()
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+    after, count = pattern.subn(lambda _: f"{begin}\n{content.strip()}\n{end}", before)
+    if count != 1:
+        raise ValueError(f"{path.name} has {count} places between {begin} and {end}")
+    path.write_text(after)
+
+
+def _machine_text(results: Results) -> str:
+    machine, emqx = results["machine"], results["emqx"] or {"version": "-", "otp": "-"}
+    return (
+        f"{machine['date']}, commit {machine['commit']}: {machine['processor']}, {machine['cores']} cores shared by server and "
+        f"load generator, {machine['memory_gib']} GiB, {machine['system']}; EMQX {emqx['version']}, OTP {emqx['otp']}; "
+        f"{results['rounds']} rounds, {results['seconds']} seconds in all."
+    )
+
+
+def _ratio_text(results: Results) -> str:
+    table = Table(results)
+    rows = [["in one EMQX node, 128 B messages", "to its MQTT listener", "to its built-in NATS gateway"], ["---"] * 3]
+    for scenario, figure, title in BARS:
+        cells = [table.ratios((scenario, OURS), (scenario, peer), figure) for peer in (MQTT, BUILT_IN)]
+        rows.append([f"messages per second, {title}", *(f"{median(values):.1f}" if values else "" for values in cells)])
+    cells = [table.ratios(("round trip", OURS), ("round trip", peer), "p50") for peer in (MQTT, BUILT_IN)]
+    rows.append(["time of a request and its reply", *(f"{median(values):.2f}" if values else "" for values in cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
