@@ -1,8 +1,9 @@
 %% The NATS protocol state machine of one client: operations and broker events in, bytes out.
 %%
-%% It has no process, socket or clock. What it does to the world are calls to the host module it
-%% was given. Where the host answers `wait', the operations that follow stay in `todo' until the
-%% host's completion arrives: replies keep their order without a queue of open promises.
+%% It has no process and no socket; it asks for the time only where a login has limits of time. What
+%% it does to the world are calls to the host module it was given. Where the host answers `wait', the
+%% operations that follow stay in `todo' until the host's completion arrives: replies keep their
+%% order without a queue of open promises.
 -module(nats_gateway_channel).
 
 -export([prepare/2]).
@@ -10,6 +11,7 @@
 -export([identify/3]).
 -export([settings/1]).
 -export([busy/1]).
+-export([deadline/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
@@ -27,18 +29,23 @@
 -export([sent/1]).
 -export([subscriptions/1]).
 
+-include_lib("kernel/include/logger.hrl").
+
 -export_type([channel/0, input/0, result/0, stop_reason/0]).
 
 %% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
 %% client's FIN. Both wait for their turn.
--type input() :: nats_gateway_nif:op() | {error, nats_gateway_nif:error_reason()} | eof.
+-type input() :: nats_gateway_nif:op() | {error, error_reason()} | eof.
+
+-type error_reason() :: nats_gateway_nif:error_reason() | nats_gateway_websocket:error_reason().
 
 -type stop_reason() ::
     nats_gateway_host:close_reason()
-    | nats_gateway_nif:error_reason()
+    | error_reason()
     | client_closed
     | stale_connection
     | authentication_timeout
+    | account_authentication_expired
     | idle_timeout
     | session_changed
     | permission_denied
@@ -72,6 +79,14 @@
     no_responders = false :: boolean(),
     protocol = 0 :: 0 | 1,
     settings :: nats_gateway_nif:settings(),
+    %% what a login of the gateway's own allows
+    permissions = none :: none | nats_gateway_permissions:permissions(),
+    max_payload = infinity :: infinity | non_neg_integer(),
+    max_subscriptions = infinity :: infinity | non_neg_integer(),
+    %% when it ends: milliseconds of monotonic time, and what the client is told
+    deadline = infinity :: infinity | {integer(), stop_reason()},
+    %% clients that know of another limit expect the first PONG before it
+    info_due = false :: boolean(),
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
@@ -104,7 +119,8 @@ prepare(Host, Client) ->
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
-    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload} = Config,
+    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
+    Nonce = nats_gateway_login:nonce(Login),
     Phase =
         case auth_required(Config) of
             true -> connect_only;
@@ -112,11 +128,16 @@ init(Host, Client = #{config := Config}) ->
         end,
     Channel = #channel{
         host = Host,
-        client = Client#{connect => #{}},
+        client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
         settings = {MaxControlLine, MaxPayload, Phase, false, <<>>}
     },
-    {server_info(#{}, Channel), Channel}.
+    Extra =
+        case Nonce of
+            undefined -> #{};
+            _ -> #{nonce => Nonce}
+        end,
+    {server_info(Extra, Channel), Channel}.
 
 %% What the client's certificate tells of it: the name takes the place of CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
@@ -141,10 +162,17 @@ settings(#channel{settings = Settings}) -> Settings.
 -spec busy(channel()) -> boolean().
 busy(#channel{waiting = Waiting}) -> Waiting =/= none.
 
+%% When to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
+-spec deadline(channel()) -> infinity | integer().
+deadline(#channel{deadline = infinity}) -> infinity;
+deadline(#channel{deadline = {At, _}}) -> At.
+
 -spec info(channel()) -> map().
 info(Channel = #channel{client = Client, session = Session}) ->
     (stats(Channel))#{
-        client => maps:remove(config, Client#{connect := public(maps:get(connect, Client))}),
+        client => maps:without(
+            [config, cookies, nonce], Client#{connect := public(maps:get(connect, Client))}
+        ),
         session => Session,
         connected => Channel#channel.phase =:= connected,
         verbose => Channel#channel.verbose
@@ -182,7 +210,8 @@ lame_duck(_) ->
 %% Other settings for a client that stays. Who is told at any time is told of another limit.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
 configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
-    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload} = Config,
+    #{max_control_line := MaxControlLine} = Config,
+    MaxPayload = max_payload(Config, Channel),
     {_, OldMaxPayload, Before, Headers, Mountpoint} = Channel#channel.settings,
     NChannel = Channel#channel{
         config = Config,
@@ -224,7 +253,7 @@ run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(HostState) of
         {ok, NHostState} ->
-            run(Rest, [Out | ?PONG], Channel#channel{host_state = NHostState});
+            pong(Rest, Out, Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
             wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
     end;
@@ -236,6 +265,12 @@ run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) -
     {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
+
+pong(Rest, Out, Channel = #channel{info_due = false}) ->
+    run(Rest, [Out | ?PONG], Channel);
+pong(Rest, Out, Channel) ->
+    Info = server_info(#{}, Channel),
+    run(Rest, [Out, ?PONG | Info], Channel#channel{info_due = false}).
 
 %% What came before the end is processed, and what it causes is written, before the end.
 finish(Reason, Out, Channel = #channel{phase = new}) ->
@@ -252,8 +287,10 @@ wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
 
 %% The host's completion has come: what was held back, then the operations behind it.
-resume(Out, Channel = #channel{held = Held, todo = Todo}) ->
-    run(Todo, [Out | Held], Channel#channel{waiting = none, held = [], todo = []}).
+resume(Out, Channel) -> resume(fun run/3, Out, Channel).
+
+resume(Continue, Out, Channel = #channel{held = Held, todo = Todo}) ->
+    Continue(Todo, [Out | Held], Channel#channel{waiting = none, held = [], todo = []}).
 
 acknowledge(Out, #channel{verbose = true}) -> [Out | ?OK];
 acknowledge(Out, #channel{verbose = false}) -> Out.
@@ -290,7 +327,69 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState}) 
     ok = Host:disconnect(login_again, HostState),
     login(again, Rest, Out, Channel#channel{host_state = undefined}).
 
-login(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
+%% The gateway's own login comes before that of the broker, which is told of it.
+login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}) ->
+    #{login := Login} = Config,
+    case nats_gateway_login:authenticate(Login, credentials_of(Client), facts(Client)) of
+        {ok, Identity} ->
+            connect_host(Kind, Rest, Out, accept(Identity, Channel));
+        ignore ->
+            connect_host(Kind, Rest, Out, Channel#channel{
+                client = maps:remove(login, Client),
+                permissions = none,
+                max_payload = infinity,
+                max_subscriptions = infinity,
+                deadline = infinity
+            });
+        {error, {Method, Reason}} ->
+            ?LOG_WARNING(#{
+                msg => login_refused,
+                method => Method,
+                reason => Reason,
+                peername => address_port(maps:get(peername, Client)),
+                listener => maps:get(listener, Client)
+            }),
+            stop(authorization_violation, Out, Channel)
+    end.
+
+%% A browser can't put a JWT into CONNECT, but it sends cookies.
+credentials_of(#{connect := Fields, cookies := #{jwt := Jwt}}) ->
+    case maps:get(jwt, Fields, <<>>) of
+        <<>> -> Fields#{jwt => Jwt};
+        _ -> Fields
+    end;
+credentials_of(#{connect := Fields}) ->
+    Fields.
+
+facts(#{peername := {PeerHost, _}, transport := Transport, nonce := Nonce} = Client) ->
+    #{
+        certified => is_map_key(certified, Client),
+        peerhost => PeerHost,
+        transport => Transport,
+        nonce => Nonce,
+        now => erlang:system_time(millisecond),
+        offset => local_offset()
+    }.
+
+local_offset() ->
+    Local = calendar:datetime_to_gregorian_seconds(calendar:local_time()),
+    Local - calendar:datetime_to_gregorian_seconds(calendar:universal_time()).
+
+accept(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{client = Client}) ->
+    #{max_payload := MaxPayload, max_subscriptions := MaxSubscriptions} = Identity,
+    Channel#channel{
+        client = Client#{login => maps:remove(rules, Identity)},
+        permissions = nats_gateway_permissions:new(Rules),
+        max_payload = MaxPayload,
+        max_subscriptions = MaxSubscriptions,
+        deadline =
+            case Expires of
+                infinity -> infinity;
+                {Ms, Reason} -> {erlang:monotonic_time(millisecond) + Ms, Reason}
+            end
+    }.
+
+connect_host(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
     Channel = Old#channel{client = maps:remove(prepared, Client)},
     case Host:connect(Client) of
         {ok, Session, HostState} ->
@@ -307,9 +406,10 @@ logged_in(_, #{mountpoint := New}, _, Out, Channel = #channel{session = #{mountp
     %% The subscriptions of the old login live under its mountpoint: begin anew.
     stop(session_changed, Out, Channel);
 logged_in(Kind, Session, Rest, Out, Channel) ->
-    #channel{client = #{connect := Fields}, echo = OldEcho} = Channel,
+    #channel{client = #{connect := Fields}, echo = OldEcho, phase = Phase, config = Config} = Channel,
     #{mountpoint := Mountpoint} = Session,
-    {MaxControlLine, MaxPayload, _, _, _} = Channel#channel.settings,
+    {MaxControlLine, _, _, _, _} = Channel#channel.settings,
+    MaxPayload = max_payload(Config, Channel),
     Headers = maps:get(headers, Fields, false),
     NoResponders = maps:get(no_responders, Fields, false),
     Protocol = maps:get(protocol, Fields, 0),
@@ -321,7 +421,11 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         pedantic = maps:get(pedantic, Fields, true),
         echo = maps:get(echo, Fields, true),
         no_responders = NoResponders,
-        protocol = Protocol
+        protocol = Protocol,
+        info_due =
+            Channel#channel.info_due orelse
+                (Phase =:= new andalso Protocol =:= 1 andalso
+                    MaxPayload =/= maps:get(max_payload_size, Config))
     },
     if
         Protocol =/= 0, Protocol =/= 1 ->
@@ -340,9 +444,36 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
             end
     end.
 
+max_payload(#{max_payload_size := OfServer}, #channel{max_payload = OfLogin}) ->
+    min(OfServer, OfLogin).
+
 %% After another login, or with another no-local option.
-subscribe_again(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
-    subscribe_again(nats_gateway_subscriptions:keys(Subs), Rest, Out, Channel).
+subscribe_again(Rest, Out, Channel) ->
+    {Denied, NChannel = #channel{subscriptions = Subs}} = permit_again(Channel),
+    Keys = nats_gateway_subscriptions:keys(Subs),
+    subscribe_again(Keys, Rest, [Out | Denied], NChannel).
+
+%% Subscriptions that this login would not get.
+permit_again(Channel = #channel{permissions = none}) ->
+    {[], Channel};
+permit_again(Channel = #channel{subscriptions = Subs}) ->
+    lists:foldl(
+        fun(#{sid := Sid, subject := Subject, queue_group := QueueGroup}, {Denied, Acc}) ->
+            case permit_subscribe(Subject, QueueGroup, Acc) of
+                {allow, NAcc} ->
+                    {Denied, NAcc};
+                {deny, NAcc = #channel{subscriptions = AccSubs}} ->
+                    %% The broker has not been asked for it by this login.
+                    {_, NSubs} = nats_gateway_subscriptions:remove(Sid, AccSubs),
+                    {
+                        [Denied | subscribe_denied(Subject, QueueGroup)],
+                        NAcc#channel{subscriptions = NSubs}
+                    }
+            end
+        end,
+        {[], Channel},
+        nats_gateway_subscriptions:list(Subs)
+    ).
 
 subscribe_again([], Rest, Out, Channel) ->
     run(Rest, Out, Channel);
@@ -363,19 +494,31 @@ subscribe_again([Key | Keys], Rest, Out, Channel = #channel{host = Host, host_st
 take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
-publish(Pubs, Rest, Out, Channel = #channel{received = Received}) ->
+publish(Pubs, Rest, Out, Channel = #channel{received = Received, permissions = none}) ->
     NChannel = Channel#channel{received = Received + length(Pubs)},
     case lists:any(fun is_special/1, Pubs) of
-        false ->
-            publish(Pubs, Pubs, pass, Rest, Out, NChannel);
-        true ->
-            Verdicts = [verdict(Pub) || Pub <- Pubs],
-            Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
-            Unroutable = length([Pub || Pub = {pub, _, invalid, _, _, _, _} <- Passed]),
-            publish(Pubs, Passed, Verdicts, Rest, Out, NChannel#channel{
-                unroutable = Channel#channel.unroutable + Unroutable
-            })
+        false -> publish(Pubs, Pubs, pass, Rest, Out, NChannel);
+        true -> judged(Pubs, [verdict(Pub) || Pub <- Pubs], Rest, Out, NChannel)
+    end;
+publish(Pubs, Rest, Out, Channel = #channel{received = Received, permissions = Permissions}) ->
+    {Verdicts, NPermissions} = lists:mapfoldl(fun permit_publish/2, Permissions, Pubs),
+    judged(Pubs, Verdicts, Rest, Out, Channel#channel{
+        received = Received + length(Pubs), permissions = NPermissions
+    }).
+
+judged(Pubs, Verdicts, Rest, Out, Channel = #channel{unroutable = Unroutable}) ->
+    Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
+    Invalid = length([Pub || Pub = {pub, _, invalid, _, _, _, _} <- Passed]),
+    publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{unroutable = Unroutable + Invalid}).
+
+%% The login's permission comes before the rules for all.
+permit_publish(Pub = {pub, Subject, _, _, _, _, _}, Permissions) ->
+    case nats_gateway_permissions:publish(Subject, fun now_ms/0, Permissions) of
+        {allow, NPermissions} -> {verdict(Pub), NPermissions};
+        {deny, NPermissions} -> {denied, NPermissions}
     end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
 
 publish(Pubs, [], Verdicts, Rest, Out, Channel) ->
     run(Rest, [Out | answers(Pubs, Verdicts, [], Channel)], Channel);
@@ -495,13 +638,15 @@ no_responders(_, _) ->
 %% SUB and UNSUB
 
 %% The order of the checks is nats-server's: permission, limit, sid in use, subject.
-subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Channel) ->
-    #channel{subscriptions = Subs, config = #{max_subscriptions := Max}} = Channel,
+subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
+    {Permission, Channel} = permit_subscribe(Subject, QueueGroup, Old),
+    #channel{subscriptions = Subs, config = #{max_subscriptions := OfServer}} = Channel,
+    Max = min(OfServer, Channel#channel.max_subscriptions),
     Count = nats_gateway_subscriptions:count(Subs),
     InUse = nats_gateway_subscriptions:member(Sid, Subs),
-    Reserved = is_reserved_filter(Subject),
+    Denied = Permission =:= deny orelse is_reserved_filter(Subject),
     if
-        Reserved ->
+        Denied ->
             run(Rest, [Out | subscribe_denied(Subject, QueueGroup)], Channel);
         Max =/= infinity, Count >= Max ->
             run(Rest, [Out | <<"-ERR 'maximum subscriptions exceeded'\r\n">>], Channel);
@@ -519,6 +664,13 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Channel) ->
                     subscribe_key(Key, Rest, Out, Channel#channel{subscriptions = NSubs})
             end
     end.
+
+permit_subscribe(_, _, Channel = #channel{permissions = none}) ->
+    {allow, Channel};
+permit_subscribe(Subject, QueueGroup, Channel = #channel{permissions = Permissions}) ->
+    {Permission, NPermissions} =
+        nats_gateway_permissions:subscribe(Subject, QueueGroup, Permissions),
+    {Permission, Channel#channel{permissions = NPermissions}}.
 
 subscribe_key(Key, Rest, Out, Channel) ->
     #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
@@ -633,7 +785,7 @@ event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}})
     {Denied, NChannel} = reject(Key, Channel),
     resume([Out | Denied], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
-    resume([Out | ?PONG], Channel);
+    resume(fun pong/3, Out, Channel);
 event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
     stop(Reason, Out, Channel);
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
@@ -675,17 +827,66 @@ unused_sid(Number, Subs) ->
         false -> Sid
     end.
 
-deliver(Deliveries, Out, Channel) ->
+deliver(Deliveries, Out, Channel = #channel{permissions = none}) ->
+    deliver_permitted(Deliveries, Out, Channel);
+deliver(Deliveries, Out, Channel = #channel{permissions = Permissions}) ->
+    case nats_gateway_permissions:filters(Permissions) of
+        false ->
+            deliver_permitted(Deliveries, Out, Channel);
+        true ->
+            {Permitted, NPermissions} = permitted(Deliveries, [], Permissions, mountpoint(Channel)),
+            deliver_permitted(Permitted, Out, Channel#channel{permissions = NPermissions})
+    end.
+
+%% What a wildcard subscription gets of what the login denies.
+permitted([], Permitted, Permissions, _) ->
+    {lists:reverse(Permitted), Permissions};
+permitted([Delivery = {_, Topic, _, _, _} | Deliveries], Permitted, Permissions, Mountpoint) ->
+    Subject = nats_gateway_nif:subject(Topic, Mountpoint),
+    case nats_gateway_permissions:deliver(Subject, Permissions) of
+        {allow, NPermissions} ->
+            permitted(Deliveries, [Delivery | Permitted], NPermissions, Mountpoint);
+        {deny, NPermissions} ->
+            permitted(Deliveries, Permitted, NPermissions, Mountpoint)
+    end.
+
+mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
+
+deliver_permitted(Deliveries, Out, Channel) ->
     #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs, sent = Sent} =
         Channel,
     {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
-    NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
+    NChannel = requested(
+        Frames, unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count})
+    ),
     Encoded = encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
         {subscribe, _} -> hold(Encoded, Out, NChannel);
         _ -> {ok, [Out | Encoded], NChannel}
+    end.
+
+%% Requests that the login may answer.
+requested(_, Channel = #channel{permissions = none}) ->
+    Channel;
+requested(Frames, Channel = #channel{permissions = Permissions}) ->
+    case nats_gateway_permissions:tracks_replies(Permissions) of
+        false ->
+            Channel;
+        true ->
+            Now = now_ms(),
+            Mountpoint = mountpoint(Channel),
+            Channel#channel{
+                permissions = lists:foldl(
+                    fun(Reply, Acc) ->
+                        Subject = nats_gateway_nif:reply_subject(Reply, Mountpoint),
+                        nats_gateway_permissions:requested(Subject, Now, Acc)
+                    end,
+                    Permissions,
+                    [Reply || {_, _, Reply, _, _} <- Frames, Reply =/= undefined]
+                )
+            }
     end.
 
 encode(Frames, Mountpoint) ->
@@ -715,7 +916,9 @@ take_headers(false, _) -> undefined.
 %% -------------------------------------------------------------------------------------------
 %% Timers, which the connection keeps
 
--spec handle_timeout(heartbeat | heartbeat_wait | authentication | idle, channel()) -> result().
+-spec handle_timeout(Timer, channel()) -> result() when
+    Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
+handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) -> stop(Reason, [], Channel);
 handle_timeout(heartbeat, Channel) -> {ok, ?PING, Channel};
 handle_timeout(heartbeat_wait, Channel) -> stop(stale_connection, [], Channel);
 handle_timeout(authentication, Channel = #channel{phase = connected}) -> {ok, [], Channel};
@@ -729,9 +932,10 @@ handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
 auth_required(#{auth_required := Required}) -> Required.
 
 %% nats-protocol section 3: no null, a version that clients can parse, `go' for nats-core.
-server_info(Extra, #channel{client = Client, config = Config}) ->
+server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
     #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
-    #{server_id := ServerId, server_name := ServerName, max_payload_size := MaxPayload} = Config,
+    #{server_id := ServerId, server_name := ServerName} = Config,
+    MaxPayload = max_payload(Config, Channel),
     Required =
         case auth_required(Config) of
             true -> #{auth_required => true};
@@ -755,6 +959,8 @@ server_info(Extra, #channel{client = Client, config = Config}) ->
 
 address(Host) -> list_to_binary(inet:ntoa(Host)).
 
+address_port({Host, Port}) -> <<(address(Host))/binary, $:, (integer_to_binary(Port))/binary>>.
+
 violation(What) -> [<<"-ERR 'Permissions Violation for ">>, What, <<"'\r\n">>].
 
 %% Exactly nats-server's texts and only where it has one: an unknown text makes three of the
@@ -763,6 +969,7 @@ error_line(unknown_protocol_operation) -> <<"-ERR 'Unknown Protocol Operation'\r
 error_line(authorization_violation) -> <<"-ERR 'Authorization Violation'\r\n">>;
 error_line(authentication_timeout) -> <<"-ERR 'Authentication Timeout'\r\n">>;
 error_line(user_authentication_expired) -> <<"-ERR 'User Authentication Expired'\r\n">>;
+error_line(account_authentication_expired) -> <<"-ERR 'Account Authentication Expired'\r\n">>;
 error_line(maximum_payload_violation) -> <<"-ERR 'Maximum Payload Violation'\r\n">>;
 error_line(maximum_control_line_exceeded) -> <<"-ERR 'maximum control line exceeded'\r\n">>;
 error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceeded'\r\n">>;

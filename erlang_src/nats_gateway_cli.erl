@@ -116,7 +116,9 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
     {ok, _} = application:ensure_all_started(nats_gateway),
-    lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),
+    %% Accounts take some memory, and every connection holds the settings.
+    Shared = Config#{login := nats_gateway_login:share(maps:get(login, Config))},
+    lists:foreach(fun(Listener) -> listen(Listener, Shared, Arguments) end, Listeners),
     log_to_stderr(Level).
 
 reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout}) ->
@@ -173,7 +175,8 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) -
     #{authentication_timeout := Timeout} = Listener,
     Connection = #{
         host => nats_gateway_host_mqtt,
-        config => Config#{authentication_timeout := Timeout},
+        %% Every connection has a copy.
+        config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
         listener => Name
     },
     case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of

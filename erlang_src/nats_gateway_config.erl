@@ -6,7 +6,10 @@
 -export([parse/1]).
 -export([defaults/0]).
 -export([check/2]).
+-export([valid/1]).
+-export([invalid/2]).
 -export([tls_page_schema/0]).
+-export([websocket_page_schema/0]).
 -export([check_tls_page/1]).
 
 -export_type([config/0, listener/0, schema/0]).
@@ -24,6 +27,8 @@
     %% unless the listener has one of its own
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
+    %% the gateway's own, before the broker's
+    login := nats_gateway_login:login(),
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
@@ -39,15 +44,17 @@
         port := inet:port_number(),
         tls := none | [ssl:tls_client_option()],
         connect_timeout := pos_integer(),
-        keepalive := pos_integer()
+        keepalive := pos_integer(),
+        authentication := boolean()
     },
-    listeners := [listener()]
+    %% not in what a connection has
+    listeners => [listener()]
 }.
 
 -type listener() :: #{
     %% `type:name'
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := pos_integer() | infinity,
@@ -56,7 +63,9 @@
     authentication_timeout := pos_integer(),
     %% of those that speak TLS
     tls => nats_gateway_tls:settings(),
-    peer_cert_as_username => nats_gateway_certificate:name()
+    peer_cert_as_username => nats_gateway_certificate:name(),
+    %% of those that speak WebSocket
+    websocket => nats_gateway_websocket:settings()
 }.
 
 %% nats-protocol section 1: sizes have at most 9 digits.
@@ -79,16 +88,34 @@
     | {one_of, [atom()]}
     %% some of these names, at least one
     | {some_of, [atom()]}
-    | strings
+    %% absolute, of a URL
+    | path
+    | origins
+    %% of HTTP: the name of a cookie, the name of a header; <<>> is none
+    | token
+    | header
     | {table, schema()}
     %% any name: the same table under each
-    | {named, schema()}.
+    | {named, schema()}
+    | {list, kind()}
+    %% a table whose key `type' says what else there is
+    | {by_type, #{atom() => schema()}}
+    %% a password or token, or its bcrypt hash
+    | secret
+    %% the same, and an empty one is none
+    | optional_secret
+    %% a public NKey of a user
+    | user_key
+    %% a subject, a list of subjects, or a table of `allow' and `deny'
+    | {subjects, queues | no_queues}
+    | responses.
 
+%% A default that is `required' must be given; `undefined' says that nothing is there.
 -type schema() :: #{atom() => {kind(), Default :: term()}}.
 
 -spec schema() -> schema().
 schema() ->
-    #{
+    (nats_gateway_login_config:file_schema())#{
         server_name => {string, <<"nats_gateway">>},
         mountpoint => {string, <<>>},
         default_heartbeat_interval => {{duration, 0}, 60000},
@@ -105,14 +132,16 @@ schema() ->
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
         log_level =>
-            {{one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
-                notice},
+            {
+                {one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
+                notice
+            },
         clientinfo_override =>
             {
                 {table, #{
                     clientid => {string, <<"${generated}">>},
-                    username => {string, <<"${Packet.user}">>},
-                    password => {string, <<"${Packet.pass}">>}
+                    username => {string, undefined},
+                    password => {string, undefined}
                 }},
                 #{}
             },
@@ -122,6 +151,7 @@ schema() ->
                     url => {url, {tcp, "127.0.0.1", 1883}},
                     ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
+                    authentication => {boolean, false},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
                 #{}
@@ -130,7 +160,18 @@ schema() ->
             {
                 {table, #{
                     tcp => {{named, listener_schema()}, #{}},
-                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}}
+                    ssl => {{named, maps:merge(listener_schema(), tls_schema())}, #{}},
+                    ws => {{named, websocket_listener_schema(8080)}, #{}},
+                    wss =>
+                        {
+                            {named,
+                                maps:merge(
+                                    websocket_listener_schema(8443),
+                                    %% There is but one way to speak TLS below HTTP.
+                                    maps:with([ssl_options, peer_cert_as_username], tls_schema())
+                                )},
+                            #{}
+                        }
                 }},
                 #{}
             }
@@ -157,6 +198,37 @@ listener_schema() ->
         backlog => {{integer, 1, 65535}, 1024}
     }.
 
+%% Names are EMQX's where EMQX has the setting, else nats-server's.
+websocket_listener_schema(Port) ->
+    (listener_schema())#{
+        bind => {address, {{127, 0, 0, 1}, Port}},
+        websocket =>
+            {
+                {table, #{
+                    path => {path, undefined},
+                    same_origin => {boolean, false},
+                    allowed_origins => {origins, []},
+                    allow_origin_absence => {boolean, true},
+                    supported_subprotocols => {{list, string}, []},
+                    compress => {boolean, false},
+                    max_frame_size => {{limit, ?MAX_PAYLOAD_LIMIT}, infinity},
+                    handshake_timeout => {{duration, 1}, 5000},
+                    jwt_cookie => {token, undefined},
+                    proxy_address_header => {header, undefined},
+                    proxy_port_header => {header, undefined}
+                }},
+                #{}
+            }
+    }.
+
+%% The same for WebSocket.
+-spec websocket_page_schema() -> schema().
+websocket_page_schema() ->
+    #{
+        websocket_same_origin => {boolean, false},
+        websocket_jwt_cookie => {token, undefined}
+    }.
+
 %% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
 tls_schema() ->
     (tls_page_schema())#{
@@ -172,7 +244,7 @@ tls_schema() ->
                     fail_if_no_peer_cert => {boolean, false},
                     depth => {{integer, 0, 255}, 10},
                     versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS},
-                    ciphers => {strings, []},
+                    ciphers => {{list, string}, []},
                     handshake_timeout => {{duration, 1}, 2000},
                     hibernate_after => {{duration, 1}, 5000}
                 }},
@@ -213,6 +285,8 @@ parse(Tables) ->
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
 check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
 
+%% What is read so may say `invalid/2'.
+-spec valid(fun(() -> Result)) -> {ok, Result} | {error, Text :: binary()}.
 valid(Fun) ->
     try
         {ok, Fun()}
@@ -223,7 +297,11 @@ valid(Fun) ->
 
 finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
-    (maps:remove(max_connections, Settings))#{
+    Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
+    NotKept = [max_connections | nats_gateway_login_config:file_keys()],
+    (maps:without(NotKept, Settings))#{
+        login => Login,
+        auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         server_id => server_id(),
         secret => crypto:strong_rand_bytes(32),
         authentication_timeout :=
@@ -233,7 +311,8 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         },
         listeners := [
             listener(Type, Name, Listener, Settings)
-         || {Type, Named} <- listeners(Listeners), {Name, Listener} <- lists:sort(maps:to_list(Named))
+         || {Type, Named} <- listeners(Listeners),
+            {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
     }.
 
@@ -275,7 +354,7 @@ server_name(Host, undefined) ->
 listeners(Listeners) ->
     case lists:all(fun(Named) -> map_size(Named) =:= 0 end, maps:values(Listeners)) of
         true -> [{tcp, #{<<"default">> => table(listener_schema(), #{}, [])}}];
-        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl]]
+        false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl, ws, wss]]
     end.
 
 listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
@@ -290,15 +369,35 @@ listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
         tcp ->
             Common;
         ssl ->
-            Tls = #{handshake_timeout := HandshakeTimeout} =
+            Tls =
+                #{handshake_timeout := HandshakeTimeout} =
                 tls(Id, Listener, [Name, <<"ssl">>, <<"listeners">>]),
             Common#{
                 tls => Tls,
                 peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
                 %% as nats-server
                 authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
+            };
+        ws ->
+            Common#{websocket => websocket(Listener)};
+        wss ->
+            First = #{
+                tls_mode => handshake_first, allow_non_tls => false, handshake_first_wait => 1
+            },
+            Common#{
+                tls => tls(Id, maps:merge(Listener, First), [Name, <<"wss">>, <<"listeners">>]),
+                peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
+                websocket => websocket(Listener)
             }
     end.
+
+websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) ->
+    maps:filter(
+        fun(_, Value) -> Value =/= undefined end,
+        (maps:remove(supported_subprotocols, Settings))#{
+            subprotocols => lists:map(fun string:lowercase/1, Subprotocols)
+        }
+    ).
 
 authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
 authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.
@@ -356,14 +455,20 @@ check_mode(_, _) ->
 ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
     [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
         %% The connection logs why a handshake failed.
-        [{log_level, none}, {versions, Versions} | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]].
+        [
+            {log_level, none},
+            {versions, Versions}
+            | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
+        ].
 
 cipher_suites(Names, Path) ->
     lists:map(
         fun(Name) ->
             case nats_gateway_tls:cipher_suite(Name) of
-                {ok, Suite} -> Suite;
-                error -> invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
+                {ok, Suite} ->
+                    Suite;
+                error ->
+                    invalid([<<"ciphers">> | Path], [Name, <<" is not a cipher suite of TLS">>])
             end
         end,
         Names
@@ -398,6 +503,7 @@ table(_, _, Path) ->
 known(Schema) ->
     lists:join(<<", ">>, lists:sort([atom_to_binary(Name) || Name <- maps:keys(Schema)])).
 
+default(_, required, Path) -> invalid(Path, <<"is missing">>);
 default(Kind = {table, _}, Default, Path) -> value(Kind, Default, Path);
 default(_, Default, _) -> Default.
 
@@ -407,6 +513,58 @@ value({named, Schema}, Value, Path) when is_map(Value) ->
     maps:map(fun(Name, Entry) -> table(Schema, Entry, [Name | Path]) end, Value);
 value({named, _}, _, Path) ->
     invalid(Path, <<"must be a table of named tables">>);
+value({list, Kind}, Values, Path) when is_list(Values) ->
+    [value(Kind, Value, [N | Path]) || {N, Value} <- numbered(Values)];
+value({list, _}, _, Path) ->
+    invalid(Path, <<"must be a list">>);
+value({by_type, Schemas}, Value, Path) when is_map(Value) ->
+    Types = lists:sort(maps:keys(Schemas)),
+    Type = value({one_of, Types}, maps:get(<<"type">>, Value, none), [<<"type">> | Path]),
+    Table = table(maps:get(Type, Schemas), maps:remove(<<"type">>, Value), Path),
+    Table#{type => Type};
+value({by_type, _}, _, Path) ->
+    invalid(Path, <<"must be a table">>);
+value(secret, Value, Path) when is_binary(Value), Value =/= <<>> ->
+    case nats_gateway_login:secret(Value) of
+        {ok, Secret} -> Secret;
+        {error, bad_hash} -> invalid(Path, <<"begins like a bcrypt hash, but is none">>);
+        {error, hash_too_slow} -> invalid(Path, <<"must be a bcrypt hash of cost 16 at most">>)
+    end;
+value(secret, _, Path) ->
+    invalid(Path, <<"must be a string that is not empty">>);
+value(optional_secret, <<>>, _) ->
+    undefined;
+value(optional_secret, Value, Path) ->
+    value(secret, Value, Path);
+value(user_key, Value, Path) ->
+    case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
+        {ok, Key} -> Key;
+        _ -> invalid(Path, <<"must be the public NKey of a user (U…)"/utf8>>)
+    end;
+value({subjects, Queues}, Value, Path) when is_map(Value) ->
+    Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
+    Subjects = #{allow := Allow, deny := Deny} = table(Schema, Value, Path),
+    _ = Allow =:= all orelse [subject(Queues, E, [N, <<"allow">> | Path]) || {N, E} <- numbered(Allow)],
+    _ = [subject(Queues, Entry, [N, <<"deny">> | Path]) || {N, Entry} <- numbered(Deny)],
+    _ = [
+        invalid([<<"allow">> | Path], <<"must not be empty: leave it out, or deny \">\"">>)
+     || Allow =:= []
+    ],
+    Subjects;
+value(Kind = {subjects, _}, Value, Path) when is_binary(Value) ->
+    value(Kind, [Value], Path);
+value(Kind = {subjects, _}, Value, Path) when is_list(Value) ->
+    value(Kind, #{<<"allow">> => Value}, Path);
+value({subjects, _}, _, Path) ->
+    invalid(Path, <<"must be a subject, a list of subjects, or a table with allow and deny">>);
+value(responses, true, Path) ->
+    value(responses, #{}, Path);
+value(responses, false, _) ->
+    undefined;
+value(responses, Value, Path) when is_map(Value) ->
+    table(#{max => {{limit, 1 bsl 30}, 1}, expires => {{duration, 0}, 120000}}, Value, Path);
+value(responses, _, Path) ->
+    invalid(Path, <<"must be true, false, or a table with max and expires">>);
 value(string, Value, Path) ->
     case is_binary(Value) andalso binary:match(Value, <<0>>) =:= nomatch of
         true -> Value;
@@ -489,10 +647,35 @@ value({some_of, Names}, _, Path) ->
     invalid(Path, [
         <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
     ]);
-value(strings, Values, Path) when is_list(Values) ->
-    [value(string, Value, Path) || Value <- Values];
-value(strings, _, Path) ->
-    invalid(Path, <<"must be a list of strings">>);
+value(path, Value, Path) ->
+    case is_binary(Value) andalso re:run(Value, <<"^/[^?#\\s]*$">>, [{capture, none}]) of
+        match -> Value;
+        _ -> invalid(Path, <<"must be a path such as \"/nats\"">>)
+    end;
+value(origins, Values, Path) when is_list(Values) ->
+    lists:map(
+        fun(Value) ->
+            case is_binary(Value) andalso nats_gateway_websocket:origin(Value) of
+                {ok, Origin} -> Origin;
+                _ -> invalid(Path, <<"must be a list of origins such as \"https://example.com\"">>)
+            end
+        end,
+        Values
+    );
+value(origins, _, Path) ->
+    invalid(Path, <<"must be a list of origins such as \"https://example.com\"">>);
+value(token, <<>>, _) ->
+    undefined;
+value(token, Value, Path) ->
+    Token = <<"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$">>,
+    case is_binary(Value) andalso re:run(Value, Token, [{capture, none}]) of
+        match -> Value;
+        _ -> invalid(Path, <<"must be a name without blanks and separators">>)
+    end;
+value(header, <<>>, _) ->
+    undefined;
+value(header, Value, Path) ->
+    string:lowercase(value(token, Value, Path));
 value({one_of, Names}, Value, Path) ->
     case [Name || Name <- Names, atom_to_binary(Name) =:= Value] of
         [Name] ->
@@ -509,7 +692,8 @@ duration(Text) when is_binary(Text) ->
     units(Text, [
         {<<"ms">>, 1}, {<<"s">>, 1000}, {<<"m">>, 60000}, {<<"h">>, 3600000}, {<<"d">>, 86400000}
     ]);
-duration(_) -> error.
+duration(_) ->
+    error.
 
 bytes(Bytes) when is_integer(Bytes) -> Bytes;
 bytes(Text) when is_binary(Text) ->
@@ -517,9 +701,12 @@ bytes(Text) when is_binary(Text) ->
         match ->
             binary_to_integer(Text);
         nomatch ->
-            units(Text, [{<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}])
+            units(Text, [
+                {<<"B">>, 1}, {<<"KB">>, 1024}, {<<"MB">>, 1048576}, {<<"GB">>, 1073741824}
+            ])
     end;
-bytes(_) -> error.
+bytes(_) ->
+    error.
 
 units(Text, Units) ->
     case re:run(Text, <<"^(?:\\s*([0-9]{1,12})\\s*([a-zA-Z]+))+\\s*$">>, [{capture, none}]) of
@@ -566,9 +753,11 @@ url(Scheme, Rest) ->
 
 %% `host:port', or `[v6]:port'.
 host_port(Text) ->
-    case re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
-        {capture, all_but_first, list}
-    ]) of
+    case
+        re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
+            {capture, all_but_first, list}
+        ])
+    of
         {match, [V6, Name, Digits]} ->
             case list_to_integer(Digits) of
                 Port when Port =< 65535 -> {ok, V6 ++ Name, Port};
@@ -578,8 +767,29 @@ host_port(Text) ->
             error
     end.
 
--spec invalid([binary()], iodata()) -> no_return().
+%% A subject, or with a blank and a queue group behind it.
+subject(queues, Entry, Path) ->
+    case binary:split(Entry, <<" ">>, [global]) of
+        [Subject, Queue] ->
+            subject(no_queues, Subject, Path),
+            subject(no_queues, Queue, Path);
+        _ ->
+            subject(no_queues, Entry, Path)
+    end;
+subject(no_queues, Subject, Path) ->
+    HasBlank = binary:match(Subject, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) =/= nomatch,
+    case HasBlank orelse nats_gateway_nif:filter(Subject, <<>>) =:= invalid of
+        false -> ok;
+        true -> invalid(Path, <<"must be a valid subject">>)
+    end.
+
+numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
+
+%% No value goes into the text: it may be a secret.
+-spec invalid([binary() | pos_integer()], iodata()) -> no_return().
 invalid(Path, Problem) -> throw({invalid, Path, Problem}).
 
 path([]) -> <<"the file">>;
-path(Path) -> lists:join(<<".">>, lists:reverse(Path)).
+path([Key]) -> Key;
+path([N | Path]) when is_integer(N) -> [path(Path), $[, integer_to_binary(N), $]];
+path([Key | Path]) -> [path(Path), $., Key].

@@ -1,11 +1,13 @@
 %% One client: owns its socket, the bytes not yet decoded, the timers, and one send per turn.
-%% It knows no rule of the protocol; those are the channel's.
+%% It knows no rule of the protocol; those are the channel's. It runs under `nats_gateway_guard',
+%% because what it handles may be credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
 
 -export([start_link/2]).
 -export([start_link/3]).
+-export([start_link/4]).
 -export([hand_over/2]).
 -export([drain/1]).
 -export([drain/2]).
@@ -25,6 +27,9 @@
     listener := atom() | binary(),
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
+    websocket => nats_gateway_websocket:settings(),
+    %% whether ranch's sockets begin with a PROXY header, and how long it may take
+    proxy_protocol => false | pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
@@ -39,6 +44,12 @@
     steps = [] :: [nats_gateway_handshake:step()],
     %% of the reason why it ended, for the log
     detail = none :: none | binary(),
+    %% what the bytes of the socket are frames of
+    websocket = none :: none | nats_gateway_websocket:websocket(),
+    %% cookies of its HTTP request
+    cookies = #{} :: #{jwt => binary()},
+    %% the last frame, once it is known
+    farewell = none :: none | iodata(),
     peername :: undefined | {inet:ip_address(), inet:port_number()},
     %% chunks not yet decoded, newest first, joined once when `need' bytes are there
     chunks = [] :: [binary()],
@@ -46,8 +57,8 @@
     need = 1 :: non_neg_integer() | infinity,
     %% the socket has used up its chunks and waits for the host to be ready
     passive = false :: boolean(),
-    %% the client's FIN has come; what it sent before is still answered
-    closed = false :: boolean(),
+    %% how the input ended, the client's FIN mostly; what it sent before is still answered
+    ended = false :: false | nats_gateway_channel:input(),
     %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
     %% then, and the octets that had left it when it was last found stuck, how often in a row
     unchecked = 0 :: non_neg_integer(),
@@ -64,11 +75,24 @@
     heard = false :: boolean(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
+    %% of the login, as the timer for it was started
+    deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
 }).
 
 -type timer() ::
-    heartbeat | heartbeat_wait | authentication | idle | report | drained | writing | collect | busy.
+    heartbeat
+    | heartbeat_wait
+    | authentication
+    | idle
+    | login
+    | report
+    | drained
+    | writing
+    | collect
+    | busy.
+
+-define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 %% Statistics of a connection with traffic are reported this often.
 -define(REPORT_MS, 5000).
@@ -93,13 +117,22 @@
 
 -spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
 start_link(Socket, Options) ->
-    gen_server:start_link(?MODULE, {Socket, Options}, []).
+    nats_gateway_guard:start_link(?MODULE, {Socket, Options}).
 
 %% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
 %% no heap, however many connections there are.
--spec start_link(module(), gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()}.
+-spec start_link
+    (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
+    (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
 start_link(esockd_transport, Port, Key) ->
-    gen_server:start_link(?MODULE, {esockd, Port, Key}, []).
+    nats_gateway_guard:start_link(?MODULE, {{esockd, Port}, Key});
+start_link(Ref, _, Key) ->
+    nats_gateway_guard:start_link(?MODULE, {{ranch, Ref}, Key}).
+
+%% As ranch 1 does it.
+-spec start_link(atom(), gen_tcp:socket(), module(), Key :: term()) ->
+    {ok, pid()} | {error, term()}.
+start_link(Ref, _, Transport, Key) -> start_link(Ref, Transport, Key).
 
 %% The acceptor's last act: only the owner of the socket can give it away.
 -spec hand_over(nats_gateway_transport:socket(), pid()) -> ok.
@@ -136,20 +169,22 @@ cast(Pid, Message) -> gen_server:cast(Pid, {message, Message}).
 
 %% -------------------------------------------------------------------------------------------
 
-init({esockd, Port, Key}) ->
+init({Acceptor = {Kind, _}, Key}) when Kind =:= esockd; Kind =:= ranch ->
     _ = process_flag(trap_exit, true),
     Options = persistent_term:get(Key),
-    {ok, #state{options = Options#{key => Key}}, {continue, {esockd, Port}}};
+    {ok, #state{options = Options#{key => Key}}, {continue, Acceptor}};
 init({Socket, Options}) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
     {ok, #state{socket = Socket, options = Options}}.
 
 handle_continue({esockd, Port}, State) ->
-    case nats_gateway_transport:from_esockd(Port) of
-        {ok, Socket} -> greet(State#state{socket = Socket});
-        {error, _} -> {stop, {shutdown, not_upgraded}, State}
-    end.
+    accepted(nats_gateway_transport:from_esockd(Port), State);
+handle_continue({ranch, Ref}, State = #state{options = #{proxy_protocol := Proxy}}) ->
+    accepted(nats_gateway_transport:from_ranch(Ref, Proxy), State).
+
+accepted({ok, Socket}, State) -> greet(State#state{socket = Socket});
+accepted({error, _}, State) -> {stop, {shutdown, not_upgraded}, State}.
 
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
@@ -196,7 +231,9 @@ greet(State = #state{socket = Socket, options = Options}) ->
         {ok, Peername} ->
             #{host := Host, config := Config} = Options,
             establish(
-                nats_gateway_handshake:steps(maps:get(tls, Options, none)),
+                nats_gateway_handshake:steps(
+                    maps:get(tls, Options, none), maps:get(websocket, Options, none)
+                ),
                 State#state{
                     peername = Peername,
                     reports =
@@ -216,12 +253,26 @@ establish([info | Steps], State) ->
         {noreply, NState} -> establish(Steps, NState);
         Stop -> Stop
     end;
-establish(_, State = #state{channel = undefined, options = #{refuse := Reason}}) ->
+establish([{websocket, Agreed} | Steps], State = #state{peername = {Address, Port}}) ->
+    #{config := #{max_payload_size := MaxPayload}, websocket := Settings} = State#state.options,
+    establish(Steps, State#state{
+        websocket = nats_gateway_websocket:open(Agreed, Settings#{max_payload_size => MaxPayload}),
+        cookies = maps:get(cookies, Agreed, #{}),
+        peername = {maps:get(address, Agreed, Address), maps:get(port, Agreed, Port)}
+    });
+establish(_, State = #state{channel = undefined, options = #{refuse := Reason} = Options}) when
+    not is_map_key(websocket, Options)
+->
     %% What it would have to be told in, it is not worth.
     log_end({shutdown, Reason}, State),
     {stop, {shutdown, Reason}, State};
-establish([Step | Steps], State = #state{socket = Socket, options = #{tls := Tls}}) ->
-    case nats_gateway_handshake:start(Step, Socket, Tls) of
+establish([Step | Steps], State = #state{socket = Socket, options = Options}) ->
+    Settings =
+        case Step of
+            upgrade -> maps:get(websocket, Options);
+            _ -> maps:get(tls, Options)
+        end,
+    case nats_gateway_handshake:start(Step, Socket, Settings) of
         {ok, Worker} -> {noreply, State#state{socket = undefined, worker = Worker, steps = Steps}};
         {error, Failure} -> not_established(Failure, State)
     end.
@@ -249,12 +300,19 @@ introduce(State = #state{socket = Socket, options = Options, peername = Peername
                 peername => Peername,
                 sockname => Sockname,
                 peercert => nossl,
+                cookies => State#state.cookies,
                 server_info =>
                     case Options of
                         #{tls := Tls} ->
                             Secured = nats_gateway_transport:is_secured(Socket),
-                            nats_gateway_tls:server_info(Tls, Secured);
-                        #{} -> #{}
+                            Info = nats_gateway_tls:server_info(Tls, Secured),
+                            case Options of
+                                %% as nats-server
+                                #{websocket := _} -> Info#{tls_available => true};
+                                #{} -> Info
+                            end;
+                        #{} ->
+                            #{}
                     end,
                 config => Config
             },
@@ -265,19 +323,20 @@ introduce(State = #state{socket = Socket, options = Options, peername = Peername
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
-    Refused = nats_gateway_channel:refuse(Reason, Channel),
-    result(prepend(Out, Refused), State#state{channel = Channel});
+    case result({ok, Out, Channel}, State) of
+        %% Sent on its own: clients take the frame with INFO for INFO.
+        {noreply, NState} -> result(nats_gateway_channel:refuse(Reason, Channel), NState);
+        Stop -> Stop
+    end;
 introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
             {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
-            result({ok, Out, Channel}, State#state{channel = Channel});
+            result({ok, Out, Channel}, State);
         {error, Reason} ->
             %% Without INFO: nats.js would wait for 20 s after it.
             {stop, {shutdown, Reason}, State}
     end.
-
-prepend(Out, {stop, Reason, More, Channel}) -> {stop, Reason, [Out | More], Channel}.
 
 %% From here on the client's operations are read.
 open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
@@ -342,19 +401,17 @@ input(Event, State) ->
         Stop -> Stop
     end.
 
-handle_input({data, Data}, State = #state{chunks = Chunks, buffered = Buffered}) ->
-    decode(
+handle_input({data, Data}, State) ->
+    received(
+        Data,
         report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
-            chunks = [Data | Chunks],
-            buffered = Buffered + byte_size(Data),
-            heard = true,
-            pace = nats_gateway_pace:heard(State#state.pace)
+            heard = true, pace = nats_gateway_pace:heard(State#state.pace)
         })
     );
 handle_input(passive, State) ->
     reactivate(State#state{passive = true});
 handle_input(closed, State) ->
-    decode(State#state{closed = true});
+    decode(ended(eof, State));
 handle_input({error, Reason}, State) ->
     {stop, {shutdown, send_error(Reason)}, State}.
 
@@ -408,12 +465,44 @@ handled(Handled, State = #state{channel = Channel}) ->
         Result -> Result
     end.
 
+received(Data, State = #state{websocket = none}) ->
+    decode(add(Data, State));
+received(Data, State = #state{websocket = Websocket, socket = Socket}) ->
+    {Out, NWebsocket} = nats_gateway_websocket:feed(Data, Websocket),
+    NState = State#state{websocket = NWebsocket},
+    case Out =:= [] orelse nats_gateway_transport:send(Socket, Out) of
+        {error, Reason} -> {stop, {shutdown, send_error(Reason)}, NState};
+        _ -> decode(NState)
+    end.
+
+add(Data, State = #state{chunks = Chunks, buffered = Buffered}) ->
+    State#state{chunks = [Data | Chunks], buffered = Buffered + byte_size(Data)}.
+
+ended(Input, State = #state{ended = false}) -> State#state{ended = Input};
+ended(_, State) -> State.
+
 %% Decode what is there, unless more is needed or the host is being waited for.
 decode(State = #state{buffered = Buffered, need = Need, channel = Channel}) ->
     case nats_gateway_channel:busy(Channel) of
         true -> {noreply, State};
-        false when Buffered < Need; Buffered =:= 0 -> reactivate(State);
+        false when Buffered < Need; Buffered =:= 0 -> fetch(State);
         false -> decode(join(State#state.chunks), [], State)
+    end.
+
+%% What the frames that have come hold.
+fetch(State = #state{websocket = none}) ->
+    reactivate(State);
+fetch(State = #state{websocket = Websocket}) ->
+    case nats_gateway_websocket:take(Websocket) of
+        {data, Data, NWebsocket} ->
+            decode(add(Data, State#state{websocket = NWebsocket}));
+        {empty, NWebsocket} ->
+            reactivate(State#state{websocket = NWebsocket});
+        {ended, client_closed, Close, NWebsocket} ->
+            reactivate(ended(eof, State#state{websocket = NWebsocket, farewell = Close}));
+        {ended, Reason, Close, NWebsocket} ->
+            NState = State#state{websocket = NWebsocket, farewell = Close},
+            reactivate(ended({error, Reason}, NState))
     end.
 
 join([Chunk]) -> Chunk;
@@ -446,13 +535,13 @@ decode(Bytes, Out, State = #state{channel = Channel}) ->
             end
     end.
 
-continue({noreply, State}) -> reactivate(State);
+continue({noreply, State}) -> decode(State);
 continue(Stop) -> Stop.
 
-reactivate(State = #state{closed = true, channel = Channel}) ->
+reactivate(State = #state{ended = Ended, channel = Channel}) when Ended =/= false ->
     case nats_gateway_channel:busy(Channel) of
         true -> {noreply, State};
-        false -> result(nats_gateway_channel:handle_ops([eof], Channel), State)
+        false -> result(nats_gateway_channel:handle_ops([Ended], Channel), State)
     end;
 reactivate(State = #state{passive = false}) ->
     {noreply, State};
@@ -470,29 +559,39 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
-        {ok, NState} -> {noreply, NState};
-        {error, Reason} -> {stop, {shutdown, send_error(Reason)}, State#state{channel = Channel}}
+        {ok, NState} -> {noreply, login_timer(NState)};
+        {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
     end;
 result({stop, Reason, Out, Channel}, State) ->
-    _ = send(Out, State),
-    close(Reason, State#state{channel = Channel}).
+    NState =
+        case send(Out, State#state{channel = Channel}) of
+            {ok, Sent} -> Sent;
+            {error, _, Sent} -> Sent
+        end,
+    close(Reason, NState).
 
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
-send(Out, State = #state{socket = Socket, unchecked = Unchecked}) ->
+send(Out, State = #state{websocket = Websocket}) ->
     case iolist_size(Out) of
         0 ->
             {ok, State};
+        Size when Websocket =:= none ->
+            transmit(Out, Size, State);
         Size ->
-            case nats_gateway_transport:send(Socket, Out) of
-                ok when Unchecked + Size < ?CHECK_BYTES ->
-                    {ok, State#state{unchecked = Unchecked + Size}};
-                ok ->
-                    check(State#state{unchecked = Unchecked + Size});
-                Error ->
-                    Error
-            end
+            {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Websocket),
+            transmit(Frame, Size, State#state{websocket = NWebsocket})
+    end.
+
+transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
+    case nats_gateway_transport:send(Socket, Bytes) of
+        ok when Unchecked + Size < ?CHECK_BYTES ->
+            {ok, State#state{unchecked = Unchecked + Size}};
+        ok ->
+            check(State#state{unchecked = Unchecked + Size});
+        {error, Reason} ->
+            {error, Reason, State}
     end.
 
 %% nats-server's bound of what may wait for a client. What is in the mailbox will become such
@@ -508,14 +607,14 @@ check(State = #state{socket = Socket, channel = Channel, options = #{config := C
             NState = State#state{unchecked = 0, checked = Sent},
             if
                 Pending + Waiting * Each > MaxPending ->
-                    {error, slow_consumer};
+                    {error, slow_consumer, NState};
                 Pending > 0, not is_map_key(writing, Timers) ->
                     {ok, look_later(SendTimeout, NState#state{stuck = {Gone, 0}})};
                 true ->
                     {ok, NState}
             end;
         {error, Reason} ->
-            {error, Reason}
+            {error, Reason, State}
     end.
 
 look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
@@ -563,13 +662,13 @@ timeout(heartbeat_wait, State = #state{heard = true, options = #{config := Confi
     {noreply, start_timer(heartbeat, Interval, State#state{heard = false})};
 timeout(idle, State = #state{channel = Channel}) ->
     case nats_gateway_channel:handle_timeout(idle, Channel) of
-        {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
+        {ok, [], NChannel} -> {noreply, rest(State#state{channel = NChannel}), hibernate};
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
-    {noreply, State#state{channel = NChannel}, hibernate};
+    {noreply, rest(State#state{channel = NChannel}), hibernate};
 timeout(busy, State) ->
     {min_heap_size, Words} = erlang:system_info(min_heap_size),
     _ = process_flag(min_heap_size, Words),
@@ -583,8 +682,31 @@ timeout(writing, State) ->
 timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
+timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
+    case erlang:monotonic_time(millisecond) of
+        Now when Now < Deadline -> {noreply, start_login_timer(State)};
+        _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
+    end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
+
+rest(State = #state{websocket = none}) ->
+    State;
+rest(State = #state{websocket = Websocket}) ->
+    State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}.
+
+login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
+    case nats_gateway_channel:deadline(Channel) of
+        Deadline -> State;
+        New -> start_login_timer(State#state{deadline = New})
+    end.
+
+%% Some logins last longer than a timer can wait. That of an earlier login finds none of its own.
+start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
+    State#state{timers = maps:remove(login, Timers)};
+start_login_timer(State = #state{deadline = Deadline}) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{reports = true, timers = Timers}) when
     not is_map_key(report, Timers)
@@ -622,13 +744,27 @@ terminate(Reason, State = #state{socket = Socket}) ->
     %% The listener closes.
     _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
-    case Reason of
-        {shutdown, client_closed} -> nats_gateway_transport:close(Socket);
-        {shutdown, slow_consumer} -> nats_gateway_transport:abort(Socket);
-        _ -> nats_gateway_transport:linger_close(Socket)
+    case {Reason, State} of
+        {{shutdown, slow_consumer}, _} ->
+            nats_gateway_transport:abort(Socket);
+        {_, #state{websocket = Websocket}} when Websocket =/= none ->
+            _ = nats_gateway_transport:send(Socket, farewell(Reason, State)),
+            nats_gateway_transport:linger_close(Socket);
+        {{shutdown, client_closed}, _} ->
+            nats_gateway_transport:close(Socket);
+        _ ->
+            nats_gateway_transport:linger_close(Socket)
     end.
 
-send_lame_duck(#state{channel = undefined}) -> ok;
+farewell({shutdown, Reason}, #state{farewell = none}) ->
+    nats_gateway_websocket:close_frame(Reason);
+farewell(Reason, #state{farewell = none}) ->
+    nats_gateway_websocket:close_frame(Reason);
+farewell(_, #state{farewell = Close}) ->
+    Close.
+
+send_lame_duck(State = #state{channel = undefined}) ->
+    {ok, State};
 send_lame_duck(State = #state{channel = Channel}) ->
     send(nats_gateway_channel:lame_duck(Channel), State).
 
@@ -680,10 +816,10 @@ octets(#state{socket = Socket}) ->
         {error, _} -> #{}
     end.
 
-%% Bytes of the client may hold credentials: neither they nor the last message are shown.
+%% Bytes of the client may hold credentials: they are not shown.
 format_status(Status = #{state := State}) ->
     #state{channel = Channel, timers = Timers} = State,
-    maps:remove(message, Status#{
+    Status#{
         state := #{
             peername => State#state.peername,
             buffered => State#state.buffered,
@@ -691,6 +827,4 @@ format_status(Status = #{state := State}) ->
             timers => maps:keys(Timers),
             channel => Channel =/= undefined andalso nats_gateway_channel:info(Channel)
         }
-    });
-format_status(Status) ->
-    maps:remove(message, Status).
+    }.

@@ -11,7 +11,7 @@
 -export([on_gateway_update/3]).
 -export([on_gateway_unload/2]).
 -export([settings_changed/0]).
--export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -32,6 +32,7 @@
     gateway :: map(),
     listeners = [] :: [nats_gateway_emqx_config:listener()],
     plugin :: nats_gateway_plugin_config:settings(),
+    login = nats_gateway_login:none() :: nats_gateway_login:login(),
     defaults = nats_gateway_config:defaults() :: nats_gateway_config:config()
 }).
 
@@ -44,7 +45,7 @@
 -spec on_gateway_load(#{config := map(), _ => _}, Ctx :: map()) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_load(#{config := Gateway}, Ctx) ->
-    case gen_server:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}, []) of
+    case nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}) of
         {ok, Pid} -> {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
     end.
@@ -52,9 +53,13 @@ on_gateway_load(#{config := Gateway}, Ctx) ->
 -spec on_gateway_update(NewConfig :: map(), map(), pid()) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_update(Gateway, _, Pid) ->
-    case gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
+    try gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
         ok -> {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
+    catch
+        %% The reason holds the call, and the call the tokens of the settings.
+        exit:{timeout, _} -> {error, timeout};
+        exit:_ -> {error, not_running}
     end.
 
 -spec on_gateway_unload(#{config := map(), _ => _}, pid()) -> ok.
@@ -111,14 +116,24 @@ terminate(_, #state{listeners = Listeners, plugin = #{drain_time := DrainTime}})
     lists:foreach(fun close/1, Listeners),
     sweep().
 
+%% The settings hold tokens.
+format_status(Status = #{state := #state{listeners = Listeners}}) ->
+    Status#{state := #{listeners => lists:map(fun reference/1, Listeners)}}.
+
 %% -------------------------------------------------------------------------------------------
 %% Listeners
 
 apply_config(Gateway, State) ->
-    Listeners = served(nats_gateway_emqx_config:listeners(Gateway)),
-    case problem(Gateway, Listeners, State) of
-        none -> apply_listeners(State#state{gateway = Gateway, listeners = Listeners}, State);
-        Problem -> {error, Problem}
+    Listeners = nats_gateway_emqx_config:listeners(Gateway),
+    case nats_gateway_emqx_config:login(Gateway, State#state.plugin) of
+        {ok, Login} ->
+            NState = State#state{gateway = Gateway, listeners = Listeners, login = Login},
+            case problem(Gateway, Listeners, State) of
+                none -> apply_listeners(NState, State);
+                Problem -> {error, Problem}
+            end;
+        {error, Text} ->
+            {error, bad_config(internal_authn, hidden, Text)}
     end.
 
 apply_listeners(New = #state{listeners = Listeners}, Old) ->
@@ -154,21 +169,16 @@ tls_problem([Tls = #{listener := Id} | More]) ->
         {error, Problem} -> bad_file(Id, Problem)
     end.
 
-served(Listeners) ->
-    {Served, Others} = lists:partition(fun(#{id := {Type, _}}) -> Type =:= tcp orelse Type =:= ssl end, Listeners),
-    lists:foreach(
-        fun(#{id := Id}) ->
-            ?LOG_WARNING(#{
-                msg => "listener_type_not_supported",
-                listener => nats_gateway_emqx_config:listener_id(Id)
-            })
+%% ranch knows a listener by its name alone.
+is_in_the_way(#{id := Id, bind := Bind}, Open) ->
+    lists:any(
+        fun(#{id := OtherId, bind := Other}) ->
+            port(Bind) =:= port(Other) orelse (is_ranch(Id) andalso Id =:= OtherId)
         end,
-        Others
-    ),
-    Served.
+        Open
+    ).
 
-is_in_the_way(#{bind := Bind}, Open) ->
-    lists:any(fun(#{bind := Other}) -> port(Bind) =:= port(Other) end, Open).
+is_ranch({Type, _}) -> Type =:= ws orelse Type =:= wss.
 
 port({_, Port}) -> Port;
 port(Port) -> Port.
@@ -198,12 +208,17 @@ open(Listener, State) ->
 start(Listener = #{id := Id, bind := Bind}, State) ->
     _ = publish_options(Listener, State),
     Ref = {Name, Bind} = reference(Listener),
-    Start = fun() -> esockd:open(Name, Bind, esockd_options(Listener), mfa(Ref)) end,
+    Options = options(Listener),
+    Start =
+        case is_ranch(Id) of
+            true -> fun() -> nats_gateway_emqx_ranch:open(Name, Options, key(Ref)) end;
+            false -> fun() -> esockd:open(Name, Bind, Options, mfa(Ref)) end
+        end,
     Started =
         case Start() of
             {error, {already_started, _}} ->
                 %% Left by one that was killed: its connections know nothing of our settings.
-                _ = esockd:close(Ref),
+                stop(Listener),
                 Start();
             Other ->
                 Other
@@ -231,9 +246,9 @@ reset_all(Listeners, Old, New) ->
                 ok -> ok;
                 {error, Problem} -> ?LOG_ERROR(#{msg => "tls_not_changed", reason => Problem})
             end,
-            case esockd_options(Before) =:= esockd_options(Listener) of
-                true -> ok;
-                false -> reset(Listener, New)
+            case {options(Before), options(Listener)} of
+                {Same, Same} -> ok;
+                {OldOptions, NewOptions} -> reset(Listener, OldOptions, NewOptions, New)
             end,
             case publish_options(Listener, New) of
                 unchanged ->
@@ -245,16 +260,20 @@ reset_all(Listeners, Old, New) ->
         Listeners
     ).
 
-reset(Listener, State) ->
+reset(Listener = #{id := Id}, Old, New, State) ->
     Ref = {Name, _} = reference(Listener),
-    Options = [{connection_mfargs, mfa(Ref)} | esockd_options(Listener)],
-    case esockd:reset_options(Ref, Options) of
+    Reset =
+        case is_ranch(Id) of
+            true -> nats_gateway_emqx_ranch:change(Name, Old, New);
+            false -> esockd:reset_options(Ref, [{connection_mfargs, mfa(Ref)} | New])
+        end,
+    case Reset of
         ok ->
             ?LOG_INFO(#{msg => "listener_updated", listener => Name});
         {error, Reason} ->
             %% Some options are for a new socket only.
             ?LOG_WARNING(#{msg => "listener_reopened", listener => Name, reason => Reason}),
-            _ = esockd:close(Ref),
+            stop(Listener),
             case open(Listener, State) of
                 ok ->
                     ok;
@@ -265,10 +284,19 @@ reset(Listener, State) ->
 
 close(Listener) ->
     Ref = {Name, Bind} = reference(Listener),
-    _ = esockd:close(Ref),
+    stop(Listener),
     _ = persistent_term:erase(key(Ref)),
     ok = nats_gateway_tls:forget(key(Ref)),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
+
+stop(Listener = #{id := Id}) ->
+    Ref = {Name, _} = reference(Listener),
+    _ =
+        case is_ranch(Id) of
+            true -> nats_gateway_emqx_ranch:stop(Name);
+            false -> esockd:close(Ref)
+        end,
+    ok.
 
 reference(#{id := Id, bind := Bind}) -> {nats_gateway_emqx_config:listener_id(Id), Bind}.
 
@@ -280,9 +308,10 @@ key(Ref) -> {nats_gateway_connection, Ref}.
 %% What every connection of the listener looks up when it starts. It stays where it is as long as
 %% it is the same: a change makes the runtime look through all processes.
 publish_options(Listener, State) ->
-    #state{gateway = Gateway, plugin = Plugin, defaults = Defaults, ctx = Ctx} = State,
+    #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
+        State,
     #{config := Config} =
-        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Defaults),
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, Defaults),
     Key = key(reference(Listener)),
     Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
     New =
@@ -298,8 +327,10 @@ publish_options(Listener, State) ->
             changed
     end.
 
-%% esockd accepts and does the proxy protocol; TLS is the connection's.
-tls(Listener = #{id := {ssl, _}, conf := Conf}, #state{plugin = Plugin}) ->
+%% TLS is the connection's, whoever accepts.
+tls(Listener = #{id := {Type, _}, conf := Conf}, #state{plugin = Plugin}) when
+    Type =:= ssl; Type =:= wss
+->
     #{ssl_options := Ssl} = Conf,
     Options = emqx_tls_lib:to_server_opts(tls, Ssl),
     nats_gateway_emqx_config:tls(Listener, key(reference(Listener)), Options, Plugin);
@@ -314,13 +345,26 @@ publish_certificates(Tls = #{listener := Id}) ->
         {error, Problem} -> {error, bad_file(Id, Problem)}
     end.
 
-esockd_options(Listener = #{conf := Conf}) ->
-    [
-        {access_rules, emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, []))}
-        | nats_gateway_emqx_config:esockd_options(Listener)
-    ].
+%% Of esockd or of ranch.
+options(Listener = #{id := Id, conf := Conf}) ->
+    AccessRules = emqx_listeners:esockd_access_rules(maps:get(access_rules, Conf, [])),
+    case is_ranch(Id) of
+        true ->
+            nats_gateway_emqx_config:ranch_options(Listener, AccessRules);
+        false ->
+            [
+                {access_rules, AccessRules}
+                | nats_gateway_emqx_config:esockd_options(Listener)
+            ]
+    end.
 
-connections(Listener) ->
+connections(Listener = #{id := Id}) ->
+    case is_ranch(Id) of
+        true -> nats_gateway_emqx_ranch:connections(nats_gateway_emqx_config:listener_id(Id));
+        false -> esockd_connections(Listener)
+    end.
+
+esockd_connections(Listener) ->
     case connection_sup(Listener) of
         undefined ->
             [];
@@ -358,7 +402,13 @@ drain(Listeners, Ms) ->
     ],
     await(Monitors, erlang:monotonic_time(millisecond) + Ms).
 
-stop_accepting(Listener) ->
+stop_accepting(Listener = #{id := Id}) ->
+    case is_ranch(Id) of
+        true -> nats_gateway_emqx_ranch:suspend(nats_gateway_emqx_config:listener_id(Id));
+        false -> stop_acceptors(Listener)
+    end.
+
+stop_acceptors(Listener) ->
     try
         _ = supervisor:terminate_child(esockd:listener(reference(Listener)), acceptor_sup),
         ok
@@ -405,8 +455,12 @@ bad_file(Id, Problem) ->
     Text = iolist_to_binary(nats_gateway_tls:format_problem(Problem)),
     bad_config(ssl_options, #{listener => Id}, Text).
 
-explain({shutdown, {failed_to_start_child, listener, Reason}}) -> explain(Reason);
-explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) -> explain(Reason);
+explain({{shutdown, {failed_to_start_child, ranch_acceptors_sup, {listen_error, _, Reason}}}, _}) ->
+    explain(Reason);
+explain({shutdown, {failed_to_start_child, listener, Reason}}) ->
+    explain(Reason);
+explain({{shutdown, {failed_to_start_child, listener, Reason}}, _}) ->
+    explain(Reason);
 explain(Reason) when is_atom(Reason) ->
     iolist_to_binary(["cannot listen: ", inet:format_error(Reason)]);
 explain(Reason) ->

@@ -3,10 +3,13 @@
 
 -export([listeners/1]).
 -export([problem/1]).
--export([auth_required/2]).
+-export([login/2]).
+-export([has_authenticators/2]).
 -export([listener_id/1]).
--export([options/4]).
+-export([options/5]).
 -export([esockd_options/1]).
+-export([ranch_options/2]).
+-export([websocket/2]).
 -export([tls/4]).
 -export([changes/2]).
 
@@ -32,9 +35,15 @@
 -define(OURS, [
     certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
 ]).
+%% Of the plugin's page, what is for the connection before it has a channel.
+-define(CONNECTION_PAGE, [
+    login, peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie
+]).
 -define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
+%% cowboy's for a request
+-define(REQUEST_MS, 5000).
 
 -spec listeners(map()) -> [listener()].
 listeners(Gateway) ->
@@ -47,17 +56,44 @@ listeners(Gateway) ->
 
 %% Settings that must not be passed over in silence.
 -spec problem(map()) -> none | {Key :: atom(), Value :: term(), Text :: binary()}.
-problem(#{internal_authn := Methods}) when Methods =/= [], Methods =/= undefined ->
-    {internal_authn, length(Methods), <<"NATS's own login methods are not supported yet">>};
-problem(_) ->
-    none.
+problem(Gateway) ->
+    Wrong = [
+        {listener_id(Id), Text}
+     || #{id := Id, conf := #{websocket := Ws = #{check_origin_enable := true}}} <-
+            listeners(Gateway),
+        Text <- maps:get(check_origins, Ws, []),
+        nats_gateway_websocket:origin(Text) =:= error
+    ],
+    case Wrong of
+        [] ->
+            none;
+        [{Listener, Text} | _] ->
+            {check_origins, #{listener => Listener, origin => Text},
+                <<"must be origins such as https://example.com">>}
+    end.
+
+%% The logins that come before EMQX's authentication: those of the gateway's settings, which EMQX
+%% has from 6.2 on, else those of the plugin's page.
+-spec login(Gateway :: map(), Plugin :: map()) ->
+    {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
+login(#{internal_authn := Methods = [_ | _]}, _) ->
+    nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
+login(_, #{login := Login}) ->
+    {ok, Login}.
+
+binary_keys(Map) when is_map(Map) ->
+    maps:from_list([{text(Key), binary_keys(Value)} || {Key, Value} <- maps:to_list(Map)]);
+binary_keys(List) when is_list(List) ->
+    [binary_keys(Value) || Value <- List];
+binary_keys(Atom) when is_atom(Atom), not is_boolean(Atom) ->
+    atom_to_binary(Atom);
+binary_keys(Value) ->
+    Value.
 
 %% What EMQX's authentication does for such a client: the chain of the listener goes before that
 %% of the gateway, and one without an enabled authenticator lets everybody in.
--spec auth_required(Gateway :: map(), Conf :: map()) -> boolean().
-auth_required(_, #{enable_authn := false}) ->
-    false;
-auth_required(Gateway, Conf) ->
+-spec has_authenticators(Gateway :: map(), Conf :: map()) -> boolean().
+has_authenticators(Gateway, Conf) ->
     case authenticators(Conf) of
         [] -> any_enabled(authenticators(Gateway));
         Authenticators -> any_enabled(Authenticators)
@@ -71,10 +107,20 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 
 %% What a connection of the listener is started with. Defaults are those of the standalone
 %% gateway; `emqx' is what only the host looks at.
--spec options(Gateway :: map(), listener(), Plugin :: map(), Defaults :: map()) -> map().
-options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
+-spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
+    Login :: nats_gateway_login:login().
+options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
+    EnableAuthn = maps:get(enable_authn, Conf, true),
+    HasAuthenticators = has_authenticators(Gateway, Conf),
+    %% A client that brings nothing for the gateway's own methods is left to the authenticators,
+    %% where there are any.
+    Login =
+        case EnableAuthn of
+            true -> nats_gateway_login:fall_through(HasAuthenticators, GatewayLogin);
+            false -> nats_gateway_login:none()
+        end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
-    Page = maps:without([peer_cert_as_username | ?TLS_PAGE], Plugin),
+    Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, Plugin),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
         maps:merge(Own, defined(Page)),
@@ -89,16 +135,78 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, Defaults) ->
             max_payload_size => maps:get(max_payload_size, Protocol, undefined),
             enable_stats => maps:get(enable_stats, Gateway, undefined),
             clientinfo_override => override(maps:get(clientinfo_override, Gateway, undefined)),
-            auth_required => auth_required(Gateway, Conf)
+            login => Login,
+            auth_required =>
+                EnableAuthn andalso nats_gateway_login:auth_required(Login, HasAuthenticators)
         })
     ),
-    #{
+    Options = #{
         host => nats_gateway_host_emqx,
         listener => listener_id(Id),
         transport => Type,
         peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
-        config => Config#{enable_authn => maps:get(enable_authn, Conf, true)}
-    }.
+        config => Config#{enable_authn => EnableAuthn}
+    },
+    case Type =:= ws orelse Type =:= wss of
+        true ->
+            Options#{
+                websocket => websocket(Conf, Plugin),
+                %% esockd does the same for the others
+                proxy_protocol =>
+                    maps:get(proxy_protocol, Conf, false) andalso
+                    maps:get(proxy_protocol_timeout, Conf, 3000)
+            };
+        false ->
+            Options
+    end.
+
+%% What EMQX's page has of it, and ours. A list of subprotocols is what may be answered, never what
+%% must be asked for.
+-spec websocket(Conf :: map(), Plugin :: map()) -> nats_gateway_websocket:settings().
+websocket(Conf, Plugin) ->
+    Ws = maps:get(websocket, Conf, #{}),
+    Text = fun(Key) ->
+        case unicode:characters_to_binary(maps:get(Key, Ws, <<>>)) of
+            <<>> -> undefined;
+            Value -> string:lowercase(Value)
+        end
+    end,
+    defined(#{
+        path => path(maps:get(path, Ws, <<>>)),
+        same_origin => maps:get(websocket_same_origin, Plugin, false),
+        allowed_origins => origins(Ws),
+        allow_origin_absence => maps:get(allow_origin_absence, Ws, true),
+        subprotocols => [
+            string:lowercase(iolist_to_binary(Name))
+         || Name <- maps:get(supported_subprotocols, Ws, [])
+        ],
+        compress => maps:get(compress, Ws, false),
+        deflate_options => deflate_options(maps:get(deflate_opts, Ws, #{})),
+        max_frame_size =>
+            case maps:get(max_frame_size, Ws, infinity) of
+                Size when is_integer(Size), Size > 0 -> Size;
+                _ -> infinity
+            end,
+        handshake_timeout => ?REQUEST_MS,
+        jwt_cookie => maps:get(websocket_jwt_cookie, Plugin, undefined),
+        proxy_address_header => Text(proxy_address_header),
+        proxy_port_header => Text(proxy_port_header)
+    }).
+
+path(Path) ->
+    case unicode:characters_to_binary(Path) of
+        <<>> -> undefined;
+        <<"/", _/binary>> = Absolute -> Absolute;
+        Relative -> <<"/", Relative/binary>>
+    end.
+
+%% Those that are none are named by `problem/1'.
+origins(#{check_origin_enable := true, check_origins := Origins}) ->
+    [Origin || Text <- Origins, {ok, Origin} <- [nats_gateway_websocket:origin(Text)]];
+origins(_) ->
+    [].
+
+deflate_options(Options) -> defined(maps:with([level, mem_level, strategy], Options)).
 
 defined(Map) -> maps:filter(fun(_, Value) -> Value =/= undefined end, Map).
 
@@ -138,6 +246,29 @@ esockd_options(#{conf := Conf}) ->
         {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 
+%% The same for ranch, as `nats_gateway_emqx_ranch' takes it.
+-spec ranch_options(listener(), AccessRules :: [term()]) ->
+    nats_gateway_emqx_ranch:options().
+ranch_options(Listener = #{bind := Bind}, AccessRules) ->
+    Options = esockd_options(Listener),
+    Get = fun(Name) -> proplists:get_value(Name, Options) end,
+    #{
+        max_connections => Get(max_connections),
+        num_acceptors => Get(acceptors),
+        %% ranch 2 would count for each of them
+        num_conns_sups => 1,
+        shutdown => Get(shutdown),
+        socket_opts => [
+            {socket, address(Bind) ++ Get(tcp_options)},
+            {limiter, Get(limiter)},
+            {access_rules, AccessRules}
+        ]
+    }.
+
+address({Address, Port}) when tuple_size(Address) =:= 8 -> [inet6, {ip, Address}, {port, Port}];
+address({Address, Port}) -> [{ip, Address}, {port, Port}];
+address(Port) -> [{port, Port}].
+
 %% `Options' is what EMQX makes of the listener's `ssl_options' for OTP. It leaves out a file that
 %% is not there; so that the error can name it, the setting is looked at again.
 -spec tls(listener(), Key :: term(), [proplists:property()], Plugin :: map()) ->
@@ -171,10 +302,13 @@ tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
                 )
             ]
         }),
-        tls_page(Plugin)
+        tls_page(Id, Plugin)
     ).
 
-tls_page(Plugin) ->
+%% Below HTTP there is no INFO.
+tls_page({wss, _}, Plugin) ->
+    (tls_page(other, Plugin))#{mode := handshake_first, allow_non_tls := false};
+tls_page(_, Plugin) ->
     #{tls_mode := Mode} = Page = maps:with(?TLS_PAGE, Plugin),
     (maps:remove(tls_mode, Page))#{mode => Mode}.
 

@@ -1,11 +1,11 @@
 %% What comes between accept and the first operation: a list of steps.
 %%
-%% `info' is a step of the connection itself. The others wait for the client, each in a process
-%% of its own that owns the socket meanwhile: the connection answers to everybody else, and takes
-%% the step's process with it when it ends.
+%% `info' and `{websocket, _}' are steps of the connection itself. The others wait for the client,
+%% each in a process of its own that owns the socket meanwhile: the connection answers to everybody
+%% else, and takes the step's process with it when it ends.
 -module(nats_gateway_handshake).
 
--export([steps/1]).
+-export([steps/2]).
 -export([start/3]).
 -export([stop/1]).
 
@@ -18,18 +18,32 @@
     %% whether the first byte comes in time
     | await_first
     %% whether the first byte is that of a TLS handshake
-    | sniff.
+    | sniff
+    %% the HTTP request
+    | upgrade
+    %% frames from here on
+    | {websocket, nats_gateway_websocket:agreed()}.
 
 %% The reason, and more of it for the log.
 -type failure() :: {
-    client_closed | handshake_timeout | not_tls | tls_handshake_failed | inet:posix(),
+    client_closed
+    | handshake_timeout
+    | not_tls
+    | tls_handshake_failed
+    | websocket_refused
+    | inet:posix(),
     none | binary()
 }.
 
 %% The first byte of a TLS record that holds a handshake.
 -define(TLS_HANDSHAKE, 16#16).
 
--spec steps(none | nats_gateway_tls:plan()) -> [step()].
+-spec steps(none | nats_gateway_tls:plan(), none | nats_gateway_websocket:settings()) ->
+    [step()].
+steps(Tls, none) -> steps(Tls);
+steps(none, _) -> [upgrade, info];
+steps(_, _) -> [secure, upgrade, info].
+
 steps(none) -> [info];
 steps(#{mode := handshake_first}) -> [secure, info];
 steps(#{mode := auto}) -> [await_first];
@@ -40,11 +54,13 @@ info_first(#{allow_non_tls := false}) -> [info, secure].
 
 %% The caller is sent `{Pid, {ok, Socket, MoreSteps} | {error, Failure}}'; it must trap exits.
 %% After a failure the socket is closed.
--spec start(step(), nats_gateway_transport:socket(), nats_gateway_tls:plan()) ->
-    {ok, pid()} | {error, failure()}.
-start(Step, Socket, Plan) ->
+-spec start(Step, nats_gateway_transport:socket(), Settings) ->
+    {ok, pid()} | {error, failure()}
+when
+    Step :: step(), Settings :: nats_gateway_tls:plan() | nats_gateway_websocket:settings().
+start(Step, Socket, Settings) ->
     Connection = self(),
-    Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Plan, Connection) end),
+    Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Settings, Connection) end),
     case nats_gateway_transport:controlling_process(Socket, Pid) of
         ok ->
             Pid ! {Connection, go},
@@ -64,12 +80,12 @@ stop(Pid) ->
     after 0 -> ok
     end.
 
-wait_for_socket(Step, Socket, Plan, Connection) ->
+wait_for_socket(Step, Socket, Settings, Connection) ->
     receive
         {Connection, go} -> ok
     end,
     Result =
-        case perform(Step, Socket, Plan) of
+        case perform(Step, Socket, Settings) of
             {ok, NSocket, Steps} ->
                 case nats_gateway_transport:controlling_process(NSocket, Connection) of
                     ok -> {ok, NSocket, Steps};
@@ -108,6 +124,30 @@ perform(secure, Socket, #{handshake_timeout := Timeout, key := Key}) ->
             end;
         {ok, _} ->
             {error, {not_tls, none}};
+        {error, Reason} ->
+            {error, failure(Reason)}
+    end;
+perform(upgrade, Socket, Settings = #{handshake_timeout := Timeout}) ->
+    Request = nats_gateway_websocket:new(Settings, nats_gateway_transport:is_secured(Socket)),
+    upgrade(Socket, Request, erlang:monotonic_time(millisecond) + Timeout).
+
+upgrade(Socket, Request, Deadline) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    case nats_gateway_transport:recv(Socket, Left) of
+        {ok, Bytes} ->
+            case nats_gateway_websocket:handshake(Bytes, Request) of
+                {more, NRequest} ->
+                    upgrade(Socket, NRequest, Deadline);
+                {upgrade, Response, Agreed} ->
+                    case nats_gateway_transport:send(Socket, Response) of
+                        ok -> {ok, Socket, [{websocket, Agreed}]};
+                        {error, Reason} -> {error, failure(Reason)}
+                    end;
+                {refuse, Status, Text, Response} ->
+                    _ = nats_gateway_transport:send(Socket, Response),
+                    Detail = <<(integer_to_binary(Status))/binary, ": ", Text/binary>>,
+                    {error, {websocket_refused, Detail}}
+            end;
         {error, Reason} ->
             {error, failure(Reason)}
     end.

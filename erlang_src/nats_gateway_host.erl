@@ -6,7 +6,7 @@
 %% rejections may arrive at any time).
 -module(nats_gateway_host).
 
--export_type([client/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
+-export_type([client/0, identity/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
 
 -type client() :: #{
     %% CONNECT fields, merged over all CONNECTs; empty when none was sent
@@ -22,10 +22,20 @@
     certified => #{user := binary()},
     %% what INFO tells of the transport
     server_info => #{atom() => true},
+    %% what INFO asks to be signed, where the settings have a login by signature
+    nonce => undefined | binary(),
+    %% of the HTTP request that opened its WebSocket
+    cookies => #{jwt => binary()},
+    %% who the client is, where a login of the gateway's own has accepted it: the broker's own
+    %% is not to be asked
+    login => identity(),
     %% the host's own, from `prepare/1' to the first `connect/1'
     prepared => term(),
     config := nats_gateway_config:config()
 }.
+
+%% Without its rules, which are the channel's.
+-type identity() :: #{method := atom(), username := binary(), atom() => term()}.
 
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.

@@ -63,6 +63,7 @@
     {emqx_message, payload, 1},
     {emqx_message, topic, 1},
     {emqx_mountpoint, mount, 2},
+    {emqx_mountpoint, replvar, 2},
     {emqx_topic, get_shared_real_topic, 1},
     {emqx_topic, make_shared_record, 2},
     {emqx_topic, match, 2},
@@ -152,7 +153,7 @@ connect(Client = #{config := #{emqx := Context}}) ->
     ConnInfo = conninfo(ClientInfo, Client),
     ok = emqx_logger:set_metadata_clientid(ClientId),
     ok = emqx_logger:set_metadata_peername(format(Peername)),
-    case admit(ClientInfo, ConnInfo, Context) of
+    case admit(Client, ClientInfo, ConnInfo, Context) of
         {ok, Admitted} ->
             ok = register(Admitted, ConnInfo, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
@@ -170,16 +171,23 @@ connect(Client = #{config := #{emqx := Context}}) ->
     end.
 
 %% The order of EMQX's own channels.
-admit(ClientInfo, ConnInfo, Context = #{ctx := Ctx}) ->
+admit(Client, ClientInfo, ConnInfo, Context) ->
     case fold_hook('client.connect', ConnInfo, [ConnInfo], #{}, Context) of
         {error, Reason} ->
             {error, Reason};
         _ ->
             case emqx_banned:check(ClientInfo) of
                 true -> {error, banned};
-                false -> admitted(emqx_gateway_ctx:authenticate(Ctx, ClientInfo))
+                false -> admitted(authenticate(Client, ClientInfo, Context))
             end
     end.
+
+%% As in EMQX, a login of the gateway's own passes by the authenticators and their hooks.
+authenticate(#{login := _}, ClientInfo, _) ->
+    #{mountpoint := Mountpoint} = ClientInfo,
+    {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}};
+authenticate(_, ClientInfo, #{ctx := Ctx}) ->
+    emqx_gateway_ctx:authenticate(Ctx, ClientInfo).
 
 admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
     %% A name with a wildcard in it must not open the mountpoints of others.
@@ -271,6 +279,7 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
         <<"Packet">> => Fields,
         <<"ClientInfo">> => Known,
         <<"ConnInfo">> => maps:with([peername, sockname, transport], Client),
+        <<"Login">> => maps:get(login, Client, #{}),
         <<"generated">> => Generated
     },
     Templates = maps:merge(
@@ -285,9 +294,31 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
         end,
         Templates
     ),
-    maps:merge(
-        Known#{username => undefined, password => token(Fields, Templates)}, Rendered
+    identified(
+        Client,
+        maps:merge(Known#{username => undefined, password => token(Fields, Templates)}, Rendered)
     ).
+
+%% The name of EMQX's built-in gateway for such a client. Mountpoints and rules can use the others
+%% as `${client_attrs.nats_account}' and so on.
+identified(#{login := Login = #{method := Method, username := Username}}, ClientInfo) ->
+    Attributes = maps:fold(
+        fun(Name, Value, Acc) -> Acc#{<<"nats_", (atom_to_binary(Name))/binary>> => Value} end,
+        #{},
+        maps:with([nkey, name, account, account_name], Login)
+    ),
+    maps:merge(ClientInfo, #{
+        username => Username,
+        password => undefined,
+        auth_method => Method,
+        auth_expire_at => expires_at(maps:get(expires, Login)),
+        client_attrs => Attributes
+    });
+identified(_, ClientInfo) ->
+    ClientInfo.
+
+expires_at(infinity) -> undefined;
+expires_at({Ms, _}) -> erlang:system_time(millisecond) + Ms.
 
 %% For ${cert_subject} and ${cert_common_name} of EMQX's templates.
 certificate_names(Peercert) when Peercert =:= nossl; Peercert =:= undefined -> #{};

@@ -12,7 +12,8 @@
 %%   say all of it. It is repeated where one string can't hold the block.
 %%
 %% A client with a token only logs in with an empty username and the token as password, which is
-%% where brokers look for a JWT; `clientinfo_override' says it otherwise.
+%% where brokers look for a JWT. One that a login of the gateway's own has accepted has shown its
+%% password to that, so the broker gets the name alone. `clientinfo_override' says it otherwise.
 -module(nats_gateway_host_mqtt).
 
 -behaviour(nats_gateway_host).
@@ -144,10 +145,10 @@ prepare(Client = #{config := #{upstream := Upstream = #{connect_timeout := Timeo
 
 -spec connect(nats_gateway_host:client()) ->
     {wait, host()} | {error, nats_gateway_host:close_reason()}.
-connect(Client = #{connect := Fields, config := Config}) ->
+connect(Client = #{config := Config}) ->
     #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
     #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
-    case credentials(Fields, Config) of
+    case credentials(Client) of
         {ok, Session, Username, Password} ->
             %% Headers are part of a NATS payload; as properties they take up to four times as
             %% much (percent-encoded, and once more readable).
@@ -212,27 +213,32 @@ retain_handling(#{retained_on_subscribe := true}) -> 0;
 retain_handling(#{}) -> 2.
 
 %% Who the client is upstream; an error where that is no name a broker could know.
-credentials(Fields, Config) ->
+credentials(Client = #{connect := Fields, config := Config}) ->
+    Login = maps:get(login, Client, #{}),
     Override = maps:get(clientinfo_override, Config, #{}),
+    UsernameTemplate = maps:get(username, Override, undefined),
+    PasswordTemplate = maps:get(password, Override, undefined),
     Generated = generated(),
-    Vars = maps:fold(
-        fun(Name, Value, Acc) ->
-            Acc#{<<"Packet.", (atom_to_binary(Name))/binary>> => text(Value)}
-        end,
-        #{<<"generated">> => Generated},
-        Fields
+    Vars = maps:merge(
+        variables(<<"Packet.">>, Fields),
+        maps:merge(variables(<<"Login.">>, Login), #{<<"generated">> => Generated})
     ),
     ClientId =
         case render(maps:get(clientid, Override, <<"${generated}">>), Vars) of
             <<>> -> Generated;
             Id -> Id
         end,
-    Username = render(maps:get(username, Override, <<"${Packet.user}">>), Vars),
-    PasswordTemplate = maps:get(password, Override, <<"${Packet.pass}">>),
+    Username =
+        case UsernameTemplate of
+            undefined -> text(maps:get(username, Login, maps:get(user, Fields, <<>>)));
+            _ -> render(UsernameTemplate, Vars)
+        end,
     Password =
-        case {Username, render(PasswordTemplate, Vars), PasswordTemplate} of
-            {<<>>, <<>>, <<"${Packet.pass}">>} -> maps:get(<<"Packet.auth_token">>, Vars, <<>>);
-            {_, Rendered, _} -> Rendered
+        case PasswordTemplate of
+            undefined when map_size(Login) > 0 -> <<>>;
+            _ when PasswordTemplate =:= undefined; PasswordTemplate =:= <<"${Packet.pass}">> ->
+                password(Username, Fields);
+            _ -> render(PasswordTemplate, Vars)
         end,
     Mountpoint = render(maps:get(mountpoint, Config, <<>>), Vars#{
         <<"clientid">> => ClientId, <<"username">> => Username
@@ -251,6 +257,24 @@ credentials(Fields, Config) ->
         %% MQTT 3.1.1 and the codec want a username with every password.
         true -> {ok, Session, Username, Password}
     end.
+
+password(Username, Fields) ->
+    case maps:get(pass, Fields, <<>>) of
+        <<>> when Username =:= <<>> -> maps:get(auth_token, Fields, <<>>);
+        Password -> Password
+    end.
+
+variables(Prefix, Fields) ->
+    maps:fold(
+        fun
+            (Name, Value, Acc) when is_binary(Value); is_atom(Value); is_integer(Value) ->
+                Acc#{<<Prefix/binary, (atom_to_binary(Name))/binary>> => text(Value)};
+            (_, _, Acc) ->
+                Acc
+        end,
+        #{},
+        Fields
+    ).
 
 unless_empty(<<>>) -> undefined;
 unless_empty(Text) -> Text.

@@ -12,8 +12,9 @@
 
 -type listener() :: #{
     name := binary(),
-    type := tcp | ssl,
+    type := tcp | ssl | ws | wss,
     tls => nats_gateway_tls:settings(),
+    websocket => nats_gateway_websocket:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
@@ -34,10 +35,10 @@ start_link(Listener) -> supervisor:start_link(?MODULE, {listener, Listener}).
 %% The connection processes of a listener.
 -spec connections(pid()) -> [pid()].
 connections(Sup) ->
-    [Pid || {_, Pid, _, _} <- supervisor:which_children(connection_sup(Sup)), is_pid(Pid)].
+    [Pid || {_, Pid, _, _} <- supervisor:which_children(child(connections, Sup)), is_pid(Pid)].
 
-connection_sup(Sup) ->
-    {_, Pid, _, _} = lists:keyfind(connections, 1, supervisor:which_children(Sup)),
+child(Id, Sup) ->
+    {_, Pid, _, _} = lists:keyfind(Id, 1, supervisor:which_children(Sup)),
     Pid.
 
 %% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
@@ -47,18 +48,26 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     Options = connection_options(Listener),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
-            Connections = #{
-                id => connections,
-                start => {supervisor, start_link, [?MODULE, connections]},
-                type => supervisor,
-                shutdown => infinity
-            },
+            %% Who is being refused takes nobody's place.
+            [Connections, Refused] = [
+                #{
+                    id => Id,
+                    start => {supervisor, start_link, [?MODULE, connections]},
+                    type => supervisor,
+                    shutdown => infinity
+                }
+             || Id <- [connections, refused]
+            ],
             {ok, {#{strategy => rest_for_one, intensity => 10, period => 10}, [
-                Connections
+                Connections,
+                Refused
                 | [
                     #{
                         id => {acceptor, N},
-                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Listener#{connection := Options}]},
+                        start =>
+                            {?MODULE, start_acceptor, [
+                                ListenSocket, self(), Listener#{connection := Options}
+                            ]},
                         shutdown => brutal_kill
                     }
                  || N <- lists:seq(1, Acceptors)
@@ -77,7 +86,7 @@ init(connections) ->
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
 connection_options(Listener = #{type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection, maps:with([peer_cert_as_username], Listener)),
+    Options = maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
     case Listener of
         #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
         #{} -> Options#{transport => Type}
@@ -94,28 +103,30 @@ publish(#{}) ->
 -spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Listener) ->
     {ok,
-        proc_lib:spawn_link(fun() -> accept(ListenSocket, connection_sup(Sup), Listener) end)}.
+        proc_lib:spawn_link(fun() ->
+            accept(ListenSocket, {child(connections, Sup), child(refused, Sup)}, Listener)
+        end)}.
 
-accept(ListenSocket, Connections, Listener) ->
+accept(ListenSocket, Sups, Listener) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
-            Options = admit(Connections, Listener),
-            {ok, Pid} = supervisor:start_child(Connections, [Socket, Options]),
+            {Under, Options} = admit(Sups, Listener),
+            {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
             ok = nats_gateway_connection:hand_over(Socket, Pid),
-            accept(ListenSocket, Connections, Listener);
+            accept(ListenSocket, Sups, Listener);
         {error, Reason} when Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs ->
             ?LOG_WARNING(#{msg => "accept_failed", reason => Reason}),
             timer:sleep(?EMFILE_PAUSE_MS),
-            accept(ListenSocket, Connections, Listener);
+            accept(ListenSocket, Sups, Listener);
         {error, closed} ->
             exit(shutdown);
         {error, _} ->
             %% The client gave up between SYN and accept.
-            accept(ListenSocket, Connections, Listener)
+            accept(ListenSocket, Sups, Listener)
     end.
 
-admit(Connections, #{max_connections := Max, connection := Options}) ->
+admit({Connections, Refused}, #{max_connections := Max, connection := Options}) ->
     case proplists:get_value(active, supervisor:count_children(Connections)) of
-        Count when Count >= Max -> Options#{refuse => maximum_connections_exceeded};
-        _ -> Options
+        Count when Count >= Max -> {Refused, Options#{refuse => maximum_connections_exceeded}};
+        _ -> {Connections, Options}
     end.

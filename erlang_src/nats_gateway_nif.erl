@@ -1,6 +1,6 @@
 %% The Rust hot path: NATS framing and the conversions between NATS subjects and MQTT topics.
 %%
-%% Every function is stateless and runs on a normal scheduler. `decode/2' looks at no more than
+%% Every function is stateless and runs on a normal scheduler, unless it says otherwise. `decode/2' looks at no more than
 %% a bounded number of bytes per call and says so with `Need = 0' (call again with the rest).
 -module(nats_gateway_nif).
 
@@ -18,6 +18,16 @@
 -export([valid_publish_subject/1]).
 -export([header_properties/1]).
 -export([quote/1]).
+-export([websocket_decode/3]).
+-export([websocket_header/2]).
+-export([reply_subject/2]).
+-export([nkey_role/1]).
+-export([nkey_verify/3]).
+-export([jwt_decode/1]).
+-export([jwt_source_allowed/2]).
+-export([jwt_hours/4]).
+-export([bcrypt_verify/2]).
+-export([bcrypt_cost/1]).
 
 -nifs([
     decode/2,
@@ -31,10 +41,22 @@
     topic_matches/2,
     valid_publish_subject/1,
     header_properties/1,
-    quote/1
+    quote/1,
+    websocket_decode/3,
+    websocket_header/2,
+    reply_subject/2,
+    nkey_role/1,
+    nkey_verify/3,
+    jwt_decode/1,
+    jwt_source_allowed/2,
+    jwt_hours/4,
+    bcrypt_verify/2,
+    bcrypt_cost/1
 ]).
 
 -export_type([settings/0, op/0, publish/0, reply/0, headers/0, delivery/0, error_reason/0]).
+-export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
+-export_type([token/0, user_limits/0, permissions/0]).
 
 %% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
 %% Phase `connect_only': any first byte of an operation other than C or c is an
@@ -88,6 +110,72 @@
 
 %% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
 -type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.
+
+%% {MaxFrame, Deflate}: most bytes of a data frame, and whether compressed messages were agreed on.
+-type websocket_settings() :: {0..16#FFFFFFFFFFFFFFFF, boolean()}.
+
+%% {Remaining, Key, Message, LastFrame} of the data frame that is under way: bytes still to come,
+%% the key for them, the kind of its message, and whether it is the last frame of that. The
+%% beginning of the stream is {0, 0, none, false}.
+-type websocket_position() ::
+    {non_neg_integer(), 0..16#FFFFFFFF, none | plain | deflated, boolean()}.
+
+%% Bytes of the stream, or of a compressed message and whether it ends with them.
+-type websocket_part() :: binary() | {deflated, binary(), boolean()}.
+
+%% What a NATS JWT says. Times are seconds of Unix time, 0 where there is none.
+-type token() :: #{
+    kind := operator | account | user,
+    issuer := binary(),
+    subject := binary(),
+    name := binary(),
+    issued_at := integer(),
+    expires := integer(),
+    not_before := integer(),
+    claims := operator_claims() | account_claims() | user_claims()
+}.
+
+-type operator_claims() :: #{signing_keys := [binary()], strict_signing_key_usage := boolean()}.
+
+-type account_claims() :: #{
+    %% with what its users may do, where the key is scoped
+    signing_keys := [{binary(), Template :: undefined | user_limits()}],
+    %% issued up to that time; `*' is all users
+    revocations := [{User :: binary(), integer()}],
+    default_permissions := permissions(),
+    tags := [binary()],
+    subs := integer(),
+    payload := integer(),
+    disallow_bearer := boolean()
+}.
+
+-type user_claims() :: #{
+    %% empty where the issuer is the account itself
+    issuer_account := binary(),
+    tags := [binary()],
+    limits := user_limits(),
+    has_limits := boolean()
+}.
+
+%% Numbers below 0 are no limit.
+-type user_limits() :: #{
+    permissions := permissions(),
+    src := [binary()],
+    times := [{Start :: binary(), End :: binary()}],
+    times_location := binary(),
+    subs := integer(),
+    payload := integer(),
+    bearer_token := boolean(),
+    allowed_connection_types := [binary()]
+}.
+
+%% An empty `allow' is all. Responses: their number, and nanoseconds; 0 is the default, below is no
+%% limit.
+-type permissions() :: #{
+    publish := #{allow := [binary()], deny := [binary()]},
+    subscribe := #{allow := [binary()], deny := [binary()]},
+    responses := undefined | {integer(), integer()}
+}.
 
 -spec load() -> ok | {error, term()}.
 load() ->
@@ -155,3 +243,54 @@ header_properties(_Block) -> erlang:nif_error(not_loaded).
 %% A subject or queue name as nats-server quotes it in -ERR texts (Go's %q, quotes included).
 -spec quote(binary()) -> binary().
 quote(_Text) -> erlang:nif_error(not_loaded).
+
+%% What has arrived of a client's WebSocket frames: the parts in order, the payloads of pings, and
+%% how it goes on. Data frames are passed on as they arrive; `Rest' is less than a header or a
+%% control frame, and must have `Need' bytes before another call can yield more (0: call again at
+%% once). Parts and pings before a close frame or an error are valid. Code is that of the close
+%% frame to send.
+-spec websocket_decode(binary(), websocket_settings(), websocket_position()) ->
+    {[websocket_part()], Pings :: [binary()],
+        {more, Rest :: binary(), Need :: non_neg_integer(), websocket_position()}
+        | {close, Payload :: binary()}
+        | {error, Code :: 1000..4999, Text :: binary()}}.
+websocket_decode(_Bytes, _Settings, _Position) -> erlang:nif_error(not_loaded).
+
+%% The header of a frame to the client, whose payload of Length bytes follows as it is.
+-spec websocket_header(binary | deflated | pong | close, Length :: non_neg_integer()) -> binary().
+websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
+
+%% The reply subject that a delivery has in its frame.
+-spec reply_subject(reply(), Mountpoint :: binary()) -> binary().
+reply_subject(_Reply, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% Whose public NKey this is; `other' are those that nobody logs in with.
+-spec nkey_role(binary()) -> operator | account | user | other | invalid.
+nkey_role(_PublicKey) -> erlang:nif_error(not_loaded).
+
+%% Signature is base64 in any of the spellings that clients use.
+-spec nkey_verify(PublicKey :: binary(), Message :: binary(), Signature :: binary()) -> boolean().
+nkey_verify(_PublicKey, _Message, _Signature) -> erlang:nif_error(not_loaded).
+
+%% Checks the form and the signature of the token's own issuer, not whether anybody trusts that.
+%% On a dirty scheduler.
+-spec jwt_decode(binary()) -> {ok, token()} | {error, Text :: binary()}.
+jwt_decode(_Token) -> erlang:nif_error(not_loaded).
+
+%% Whether the address, as text, is in one of the networks, or there are none.
+-spec jwt_source_allowed([binary()], Address :: binary()) -> boolean().
+jwt_source_allowed(_Networks, _Address) -> erlang:nif_error(not_loaded).
+
+%% Milliseconds until the end of the hours that now is in. Offset: seconds that the local clock is
+%% ahead of UTC, for an empty location; Now: milliseconds of Unix time.
+-spec jwt_hours([{binary(), binary()}], Location :: binary(), Offset :: integer(), integer()) ->
+    pos_integer() | infinity | closed.
+jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
+
+%% On a dirty scheduler: it takes milliseconds, by design.
+-spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
+bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
+
+%% Twice the time for each one more.
+-spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.
+bcrypt_cost(_Hash) -> erlang:nif_error(not_loaded).

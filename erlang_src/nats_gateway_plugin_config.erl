@@ -28,7 +28,12 @@
     tls_mode := nats_gateway_tls:mode(),
     allow_non_tls := boolean(),
     handshake_first_wait := pos_integer(),
-    peer_cert_as_username := nats_gateway_certificate:name()
+    peer_cert_as_username := nats_gateway_certificate:name(),
+    %% for gateways whose own settings have no `internal_authn'
+    login := nats_gateway_login:login(),
+    %% of the `ws' and `wss' listeners
+    websocket_same_origin := boolean(),
+    websocket_jwt_cookie := undefined | binary()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -50,7 +55,12 @@
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
-    (nats_gateway_config:tls_page_schema())#{
+    Page = lists:foldl(fun maps:merge/2, #{}, [
+        nats_gateway_config:tls_page_schema(),
+        nats_gateway_config:websocket_page_schema(),
+        nats_gateway_login_config:page_schema()
+    ]),
+    Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
@@ -65,9 +75,10 @@ schema() ->
 parse(Stored) ->
     case nats_gateway_config:check(schema(), Stored) of
         {ok, Settings} ->
-            case nats_gateway_config:check_tls_page(Settings) of
-                ok -> {ok, Settings};
-                {error, Text} -> {error, Text}
+            case {nats_gateway_config:check_tls_page(Settings), nats_gateway_login_config:of_page(Settings)} of
+                {ok, {ok, Login}} -> {ok, (maps:without(nats_gateway_login_config:page_keys(), Settings))#{login => Login}};
+                {{error, Text}, _} -> {error, Text};
+                {_, {error, Text}} -> {error, Text}
             end;
         {error, Text} ->
             {error, Text}

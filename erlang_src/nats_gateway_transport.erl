@@ -6,11 +6,13 @@
 -export([accept/1]).
 -export([connect/4]).
 -export([from_esockd/1]).
+-export([from_ranch/2]).
 -export([controlling_process/2]).
 -export([peek/2]).
 -export([secure/3]).
 -export([is_secured/1]).
 -export([peercert/1]).
+-export([recv/2]).
 -export([activate/1]).
 -export([deactivate/1]).
 -export([classify/2]).
@@ -27,16 +29,24 @@
 
 -ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
 -ignore_xref([{esockd_transport, sockname, 1}, {esockd_transport, peercert, 1}]).
+-ignore_xref([{ranch, handshake, 1}, {ranch, recv_proxy_header, 2}]).
 
 -export_type([listen_socket/0, socket/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
-    %% behind a proxy: the bytes come over the port, the client's address is known to esockd
-    | {proxied, gen_tcp:socket(), Wrapper :: tuple()}
+    %% behind a proxy: the bytes come over the port, the client's address is known to esockd, or
+    %% was told to ranch
+    | {proxied, gen_tcp:socket(), Wrapper :: tuple() | proxy()}
     %% over the one it was before
     | {ssl, ssl:sslsocket(), Under :: socket()}.
+
+-type proxy() :: #{
+    peername := {inet:ip_address(), inet:port_number()},
+    sockname := {inet:ip_address(), inet:port_number()},
+    peercert := nossl | nats_gateway_certificate:peercert()
+}.
 
 %% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
 -define(READ_BUFFER, 65536).
@@ -137,6 +147,35 @@ from_esockd(Port) ->
         {error, Reason} -> {error, Reason}
     end.
 
+%% The same of ranch, which leaves the PROXY header to us. Proxy: how long it may take.
+-spec from_ranch(atom(), Proxy :: false | pos_integer()) -> {ok, socket()} | {error, term()}.
+from_ranch(Ref, false) ->
+    {ok, Port} = ranch:handshake(Ref),
+    {ok, {tcp, Port}};
+from_ranch(Ref, Timeout) ->
+    Header = ranch:recv_proxy_header(Ref, Timeout),
+    {ok, Port} = ranch:handshake(Ref),
+    case Header of
+        {ok, #{src_address := Source, src_port := SourcePort} = Info} ->
+            #{dest_address := Destination, dest_port := DestinationPort} = Info,
+            {ok,
+                {proxied, Port, #{
+                    peername => {Source, SourcePort},
+                    sockname => {Destination, DestinationPort},
+                    peercert => proxied_certificate(Info)
+                }}};
+        {ok, _} ->
+            %% The proxy itself, to see whether we are well.
+            {ok, {tcp, Port}};
+        Error ->
+            ok = gen_tcp:close(Port),
+            {error, element(2, Error)}
+    end.
+
+%% As esockd tells of it.
+proxied_certificate(#{ssl := #{cn := Name}}) -> [{pp2_ssl_cn, Name}];
+proxied_certificate(_) -> nossl.
+
 -spec controlling_process(socket(), pid()) -> ok | {error, term()}.
 controlling_process({ssl, Ssl, _}, Pid) -> ssl:controlling_process(Ssl, Pid);
 controlling_process(Socket, Pid) -> gen_tcp:controlling_process(port(Socket), Pid).
@@ -159,9 +198,31 @@ peek(Socket, Timeout) ->
 -spec secure(socket(), [ssl:tls_server_option()], timeout()) ->
     {ok, socket()} | {error, timeout | closed | {tls_alert, term()} | term()}.
 secure(Socket, Options, Timeout) ->
-    case ssl:handshake(port(Socket), Options, Timeout) of
-        {ok, Ssl} -> {ok, {ssl, Ssl, Socket}};
-        {error, Reason} -> {error, Reason}
+    Port = port(Socket),
+    %% OTP's TLS waits for ever for the end of a port that outlives the client's FIN.
+    _ = inet:setopts(Port, [{exit_on_close, true}]),
+    case ssl:handshake(Port, Options, Timeout) of
+        {ok, Ssl} ->
+            forget_handshake(Port),
+            {ok, {ssl, Ssl, Socket}};
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% What a handshake leaves behind is several times what the connection needs from now on; the
+%% supervisor that OTP gives each connection would keep its share for ever.
+forget_handshake(Port) ->
+    case erlang:port_info(Port, connected) of
+        {connected, Pid} ->
+            lists:foreach(fun erlang:garbage_collect/1, [Pid | linked(Pid)]);
+        undefined ->
+            ok
+    end.
+
+linked(Pid) ->
+    case erlang:process_info(Pid, links) of
+        {links, Links} -> lists:filter(fun is_pid/1, Links);
+        undefined -> []
     end.
 
 -spec is_secured(socket()) -> boolean().
@@ -174,6 +235,8 @@ peercert({ssl, Ssl, _}) ->
         {ok, Der} -> Der;
         {error, _} -> undefined
     end;
+peercert({proxied, _, #{peercert := Peercert}}) ->
+    Peercert;
 peercert({proxied, _, Wrapper}) ->
     case esockd_transport:peercert(Wrapper) of
         [] -> nossl;
@@ -237,11 +300,13 @@ tls_reason(_) -> tls_error.
 
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 peername({tcp, Socket}) -> inet:peername(Socket);
+peername({proxied, _, #{peername := Peername}}) -> {ok, Peername};
 peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper);
 peername({ssl, _, Under}) -> peername(Under).
 
 -spec sockname(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 sockname({tcp, Socket}) -> inet:sockname(Socket);
+sockname({proxied, _, #{sockname := Sockname}}) -> {ok, Sockname};
 sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper);
 sockname({ssl, _, Under}) -> sockname(Under).
 
@@ -317,8 +382,16 @@ discard(Socket, Deadline) ->
             end
     end.
 
-recv({ssl, Ssl, _}, Timeout) -> ssl:recv(Ssl, 0, Timeout);
-recv(Socket, Timeout) -> gen_tcp:recv(port(Socket), 0, Timeout).
+%% What has come, at least one byte. For a socket that is not active.
+-spec recv(socket(), timeout()) ->
+    {ok, binary()} | {error, timeout | closed | tls_alert | tls_error | inet:posix()}.
+recv({ssl, Ssl, _}, Timeout) ->
+    case ssl:recv(Ssl, 0, Timeout) of
+        {ok, Bytes} -> {ok, Bytes};
+        {error, Reason} -> {error, tls_reason(Reason)}
+    end;
+recv(Socket, Timeout) ->
+    gen_tcp:recv(port(Socket), 0, Timeout).
 
 %% What was sent before still arrives, if the client reads.
 -spec close(socket()) -> ok.

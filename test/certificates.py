@@ -48,7 +48,10 @@ class Authority:
         certfile, keyfile = self._paths(f"{self._name}-{name}")
         request = str(self._directory / f"{self._name}-{name}.csr")
         protection = ("-passout", f"pass:{password}") if password else ("-nodes",)
-        extensions = ("-addext", f"subjectAltName={','.join(san)}") if san else ()
+        # Without any extension it would be of version 1, which rustls does not take.
+        extensions = ["-addext", "extendedKeyUsage=serverAuth,clientAuth"]
+        if san:
+            extensions += ["-addext", f"subjectAltName={','.join(san)}"]
         _openssl(
             "req", "-new", "-utf8", *protection, *KEYS[key], "-subj", subject or f"/O=Test/CN={name}", *extensions,
             "-keyout", keyfile, "-out", request,

@@ -404,3 +404,272 @@ secrets_are_not_shown_test() ->
     Shown = lists:flatten(io_lib:format("~p", [nats_gateway_channel:info(C)])),
     ?assertEqual(nomatch, string:find(Shown, "hush")),
     ?assertNotEqual(nomatch, string:find(Shown, "<<\"u\">>")).
+
+%% -------------------------------------------------------------------------------------------
+%% Logins of the gateway's own
+
+login(Methods) -> login(Methods, #{}).
+
+login(Methods, Spec) ->
+    {ok, Login} = nats_gateway_login:new(Spec#{methods => Methods}),
+    Login.
+
+user(Name, Rules) ->
+    {ok, Password} = nats_gateway_login:secret(<<"p">>),
+    All = #{allow => all, deny => []},
+    #{
+        user => Name,
+        password => Password,
+        nkey => undefined,
+        rules => maps:merge(
+            #{publish => All, subscribe => All, allow_responses => undefined}, Rules
+        )
+    }.
+
+users(Users) -> #{login => login([{users, Users}]), auth_required => true}.
+
+connect(User) -> connect(User, "").
+
+connect(User, More) ->
+    ["CONNECT {\"verbose\":false,\"pedantic\":false,\"user\":\"", User, "\",\"pass\":\"p\"", More, "}\r\n"].
+
+%% The host is told who it is, and not asked to find out.
+an_accepted_login_goes_to_the_host_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{})])),
+    {<<>>, Logged} = input(connect("u"), Channel),
+    ?assertMatch([{connect, #{user := <<"u">>}}], calls()),
+    #{client := Client} = nats_gateway_channel:info(Logged),
+    ?assertMatch(#{login := #{method := user, username := <<"u">>}}, Client),
+    ?assertNot(is_map_key(nonce, Client)).
+
+a_refused_login_never_reaches_the_host_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{})])),
+    ?assertEqual(
+        {stop, authorization_violation, <<"-ERR 'Authorization Violation'\r\n">>},
+        input([connect("x"), "PING\r\nPUB a 0\r\n\r\n"], Channel)
+    ),
+    ?assertEqual([], calls()).
+
+nothing_of_a_login_is_shown_test() ->
+    {_, Channel} = channel((users([user(<<"u">>, #{})]))#{fake => #{}}),
+    {<<>>, Logged} = input(
+        connect("u", ",\"jwt\":\"s3cr3t\",\"sig\":\"s3cr3t\",\"auth_token\":\"s3cr3t\",\"nkey\":\"s3cr3t\""), Channel
+    ),
+    Shown = lists:flatten(io_lib:format("~p", [nats_gateway_channel:info(Logged)])),
+    ?assertEqual(nomatch, string:find(Shown, "s3cr3t")),
+    ?assertEqual(nomatch, string:find(Shown, "pass")).
+
+nonce_of(Info) ->
+    {match, [Nonce]} = re:run(Info, "\"nonce\":\"([^\"]+)\"", [{capture, all_but_first, binary}]),
+    Nonce.
+
+an_nkey_signs_the_nonce_of_its_info_test() ->
+    Pair = nats_gateway_credentials:pair(user),
+    Key = nats_gateway_credentials:key(Pair),
+    Settings = #{login => login([{nkey, [Key]}]), auth_required => true},
+    {Info, Channel} = channel(Settings),
+    Connect = fun(Nonce) ->
+        Sig = nats_gateway_credentials:sign(Nonce, Pair),
+        ["CONNECT {\"nkey\":\"", Key, "\",\"sig\":\"", Sig, "\"}\r\n"]
+    end,
+    {<<"+OK\r\n">>, _} = input(Connect(nonce_of(Info)), Channel),
+    {Another, _} = channel(Settings),
+    ?assertMatch({stop, authorization_violation, _}, input(Connect(nonce_of(Another)), Channel)),
+    {Plain, _} = channel(users([user(<<"u">>, #{})])),
+    ?assertEqual(nomatch, binary:match(Plain, <<"nonce">>)).
+
+%% As the WebSocket request brings it.
+a_cookie_stands_in_for_the_jwt_test() ->
+    [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
+    {ok, Trust} = nats_gateway_jwt:trust(
+        [nats_gateway_credentials:key(Operator)],
+        [{undefined, nats_gateway_credentials:account(Account, #{}, Operator)}]
+    ),
+    Jwt = nats_gateway_credentials:user(User, #{bearer_token => true}, Account),
+    Config = (nats_gateway_config:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
+    Login = fun(Cookies, Connect) ->
+        {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, Cookies#{
+            connect => #{},
+            client_id => 7,
+            transport => ws,
+            listener => <<"ws:test">>,
+            peername => {{127, 0, 0, 1}, 50000},
+            sockname => {{127, 0, 0, 1}, 4222},
+            config => Config
+        }),
+        input(Connect, Channel)
+    end,
+    Cookie = #{cookies => #{jwt => Jwt}},
+    ?assertMatch({<<"+OK\r\n">>, _}, Login(Cookie, "CONNECT {}\r\n")),
+    ?assertMatch({<<"+OK\r\n">>, _}, Login(Cookie, "CONNECT {\"jwt\":\"\"}\r\n")),
+    ?assertMatch({stop, authorization_violation, _}, Login(Cookie, "CONNECT {\"jwt\":\"x\"}\r\n")),
+    ?assertMatch({stop, authorization_violation, _}, Login(#{}, "CONNECT {}\r\n")),
+    {_, Logged} = Login(Cookie, "CONNECT {}\r\n"),
+    Shown = io_lib:format("~p", [nats_gateway_channel:info(Logged)]),
+    ?assertEqual(nomatch, string:find(Shown, Jwt)).
+
+a_login_ends_at_its_deadline_test_() ->
+    [
+        {atom_to_list(Reason), fun() -> ends(Reason, Text) end}
+     || {Reason, Text} <- [
+            {user_authentication_expired, <<"-ERR 'User Authentication Expired'\r\n">>},
+            {account_authentication_expired, <<"-ERR 'Account Authentication Expired'\r\n">>}
+        ]
+    ].
+
+ends(Reason, Text) ->
+    [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
+    Ends = #{exp => erlang:system_time(second) + 1000},
+    {OfUser, OfAccount} =
+        case Reason of
+            user_authentication_expired -> {Ends, #{}};
+            account_authentication_expired -> {#{}, Ends}
+        end,
+    {ok, Trust} = nats_gateway_jwt:trust(
+        [nats_gateway_credentials:key(Operator)],
+        [{undefined, nats_gateway_credentials:account(Account, OfAccount#{nats => #{}}, Operator)}]
+    ),
+    Jwt = nats_gateway_credentials:user(
+        User, OfUser#{nats => nats_gateway_credentials:nats(#{bearer_token => true})}, Account
+    ),
+    {_, Channel} = channel(#{login => login([{jwt, Trust}]), auth_required => true}),
+    ?assertEqual(infinity, nats_gateway_channel:deadline(Channel)),
+    {<<>>, Logged} = input(["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\"}\r\n"], Channel),
+    Left = nats_gateway_channel:deadline(Logged) - erlang:monotonic_time(millisecond),
+    ?assert(Left > 990000 andalso Left =< 1000000),
+    {stop, Reason, Out, _} = handle_timeout(login, Logged),
+    ?assertEqual(Text, iolist_to_binary(Out)).
+
+permissions_hold_for_what_follows_in_the_segment_test() ->
+    Rules = #{
+        publish => #{allow => [<<"a">>], deny => []},
+        subscribe => #{allow => all, deny => [<<"s">>]}
+    },
+    {_, Channel} = channel(users([user(<<"u">>, Rules)])),
+    {Out, _} = input([connect("u"), "PUB a 0\r\n\r\nPUB b 0\r\n\r\nPUB a 0\r\n\r\nSUB s 1\r\nSUB t 2\r\n"], Channel),
+    ?assertEqual(
+        <<
+            "-ERR 'Permissions Violation for Publish to \"b\"'\r\n"
+            "-ERR 'Permissions Violation for Subscription to \"s\"'\r\n"
+        >>,
+        Out
+    ),
+    ?assertMatch(
+        [
+            {connect, _},
+            {publish, [{pub, <<"a">>, _, _, _, _, _}, {pub, <<"a">>, _, _, _, _, _}], _},
+            {subscribe, {undefined, <<"t">>}, _}
+        ],
+        calls()
+    ).
+
+%% Indices of the host's rejections are those of what it was given.
+rejections_of_the_host_among_denied_ones_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{publish => #{allow => [<<"a.*">>], deny => []}})])),
+    {<<"+OK\r\n">>, Logged} = input(connect("u", ",\"verbose\":true"), Channel),
+    Answering = set(publish, {ok, [{2, denied}]}, Logged),
+    {Out, _} = input("PUB x 0\r\n\r\nPUB a.1 0\r\n\r\nPUB y 0\r\n\r\nPUB a.2 0\r\n\r\nPUB a.3 0\r\n\r\n", Answering),
+    Denied = fun(S) -> ["-ERR 'Permissions Violation for Publish to \"", S, "\"'\r\n"] end,
+    ?assertEqual(
+        iolist_to_binary([Denied("x"), "+OK\r\n", Denied("y"), Denied("a.2"), "+OK\r\n"]), Out
+    ).
+
+denied_deliveries_are_dropped_test() ->
+    Rules = #{subscribe => #{allow => all, deny => [<<"a.no">>]}},
+    {_, Channel} = channel(users([user(<<"u">>, Rules)])),
+    {<<>>, Subscribed} = input([connect("u"), "SUB a.* 1\r\n"], Channel),
+    {Out, _} = events(
+        [{deliver, [delivery(<<"a/+">>, <<"a/no">>, <<"x">>), delivery(<<"a/+">>, <<"a/yes">>, <<"y">>)]}],
+        Subscribed
+    ),
+    ?assertEqual(<<"MSG a.yes 1 1\r\ny\r\n">>, Out).
+
+%% Every form that a reply subject comes in from the broker.
+requests_may_be_answered_test_() ->
+    [
+        ?_test(begin
+            Rules = #{
+                publish => #{allow => all, deny => []},
+                allow_responses => #{max => 1, expires => 60000}
+            },
+            {_, Channel} = channel(users([user(<<"u">>, Rules)])),
+            {<<>>, Subscribed} = input([connect("u"), "SUB svc 1\r\n"], Channel),
+            Delivery = {{undefined, <<"svc">>}, <<"svc">>, Reply, undefined, <<>>},
+            {Msg, Asked} = events([{deliver, [Delivery]}], Subscribed),
+            [<<"MSG">>, <<"svc">>, <<"1">>, Subject | _] = binary:split(Msg, <<" ">>, [global]),
+            Answer = ["PUB ", Subject, " 0\r\n\r\n"],
+            {Once, Answered} = input(Answer, Asked),
+            ?assertEqual(<<>>, Once),
+            {Twice, _} = input(Answer, Answered),
+            ?assertMatch({0, _}, binary:match(Twice, <<"-ERR 'Permissions Violation for Publish to ">>))
+        end)
+     || Reply <- [
+            {subject, <<"_INBOX.x">>},
+            {topic, <<"inbox/x">>, undefined},
+            {topic, <<"inbox/x y">>, undefined},
+            {topic, <<"inbox/x">>, <<1, 2, 3>>}
+        ]
+    ].
+
+limits_of_a_login_do_not_raise_those_of_the_gateway_test() ->
+    [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
+    {ok, Trust} = nats_gateway_jwt:trust(
+        [nats_gateway_credentials:key(Operator)],
+        [{undefined, nats_gateway_credentials:account(Account, #{}, Operator)}]
+    ),
+    Limits = fun(OfUser) ->
+        Jwt = nats_gateway_credentials:user(
+            User, OfUser#{bearer_token => true}, Account
+        ),
+        {_, Channel} = channel(#{
+            login => login([{jwt, Trust}]), auth_required => true, max_payload_size => 10, max_subscriptions => 2
+        }),
+        {<<>>, Logged} = input(["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\"}\r\n"], Channel),
+        {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Logged),
+        {Out, _} = input("SUB a 1\r\nSUB b 2\r\nSUB c 3\r\n", Logged),
+        {MaxPayload, length(binary:matches(Out, <<"maximum subscriptions exceeded">>))}
+    end,
+    ?assertEqual({10, 1}, Limits(#{payload => 100, subs => 100})),
+    ?assertEqual({10, 1}, Limits(#{})),
+    ?assertEqual({5, 2}, Limits(#{payload => 5, subs => 1})),
+    ?assertEqual({0, 3}, Limits(#{payload => 0, subs => 0})).
+
+%% A change of the settings keeps the limit of the login.
+configure_keeps_the_limit_of_the_login_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{})])),
+    {<<>>, Logged} = input(connect("u", ",\"protocol\":1"), Channel),
+    {ok, Info, Changed} = nats_gateway_channel:configure(
+        (nats_gateway_config:defaults())#{max_payload_size := 5}, Logged
+    ),
+    ?assertNotEqual(nomatch, binary:match(iolist_to_binary(Info), <<"\"max_payload\":5">>)),
+    ?assertMatch({_, 5, _, _, _}, nats_gateway_channel:settings(Changed)).
+
+%% Subscriptions that the second login may not have end, before the host is asked for the others.
+another_login_loses_what_it_may_not_have_test() ->
+    Less = #{subscribe => #{allow => [<<"b">>], deny => []}},
+    {_, Channel} = channel(users([user(<<"u">>, #{}), user(<<"v">>, Less)])),
+    {<<>>, Subscribed} = input([connect("u"), "SUB a 1\r\nSUB b 2\r\nSUB a q 3\r\n"], Channel),
+    _ = calls(),
+    {Out, Again} = input(connect("v"), Subscribed),
+    ?assertEqual(
+        lists:sort([
+            <<"-ERR 'Permissions Violation for Subscription to \"a\"'">>,
+            <<"-ERR 'Permissions Violation for Subscription to \"a\" using queue \"q\"'">>
+        ]),
+        lists:sort(binary:split(Out, <<"\r\n">>, [global, trim]))
+    ),
+    ?assertMatch(
+        [{disconnect, login_again}, {connect, _}, {subscribe, {undefined, <<"b">>}, _}], calls()
+    ),
+    ?assertMatch([#{sid := <<"2">>}], nats_gateway_channel:subscriptions(Again)).
+
+no_auth_user_needs_no_connect_test() ->
+    Guest = user(<<"guest">>, #{publish => #{allow => [<<"a">>], deny => []}}),
+    {Info, Channel} = channel(#{
+        login => login([{users, [Guest]}], #{no_auth_user => <<"guest">>}), auth_required => false
+    }),
+    ?assertEqual(nomatch, binary:match(Info, <<"auth_required">>)),
+    {Out, Logged} = input("PUB a 0\r\n\r\nPUB b 0\r\n\r\n", Channel),
+    ?assertEqual(<<"+OK\r\n-ERR 'Permissions Violation for Publish to \"b\"'\r\n">>, Out),
+    #{client := #{login := Login}} = nats_gateway_channel:info(Logged),
+    ?assertMatch(#{method := no_auth_user, username := <<"guest">>}, Login).

@@ -23,7 +23,8 @@ defaults_test() ->
             max_control_line := 4096,
             max_subscriptions := infinity,
             retained_on_subscribe := false,
-            clientinfo_override := #{username := <<"${Packet.user}">>},
+            login := none,
+            clientinfo_override := #{username := undefined},
             upstream := #{host := "127.0.0.1", port := 1883, keepalive := 60},
             listeners := [
                 #{name := <<"tcp:default">>, bind := {{127, 0, 0, 1}, 4222}, max_connections := infinity}
@@ -39,11 +40,11 @@ an_unknown_key_is_named_test_() ->
     [
         ?_assertMatch({error, <<"max_payload: unknown key; known here: ", _/binary>>},
             set([<<"max_payload">>], 1)),
-        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: connect_timeout", _/binary>>},
+        ?_assertMatch({error, <<"upstream.uri: unknown key; known here: authentication, connect_timeout", _/binary>>},
             set([<<"upstream">>, <<"uri">>], <<"x">>)),
         ?_assertMatch({error, <<"listeners.tcp.a.bnd: unknown key", _/binary>>},
             set([<<"listeners">>, <<"tcp">>, <<"a">>, <<"bnd">>], 1)),
-        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp">>},
+        ?_assertMatch({error, <<"listeners.udp: unknown key; known here: ssl, tcp, ws, wss">>},
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
@@ -392,5 +393,311 @@ what_is_wrong_with_tls_is_named_test_() ->
             {<<"ssl_options.ciphers">>, tls(#{}, #{<<"ciphers">> => <<"TLS_AES_256_GCM_SHA384">>})},
             {<<"ssl_options.verify">>, tls(#{}, #{<<"verify">> => <<"maybe">>})},
             {<<"ssl_options.cert">>, tls(#{}, #{<<"cert">> => <<"c.pem">>})}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+%% WebSocket
+
+ws_listener(Settings) ->
+    parse(#{<<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Settings}}}}).
+
+websocket(Settings) ->
+    case ws_listener(Settings) of
+        {ok, #{listeners := [#{type := ws, websocket := Websocket}]}} -> Websocket;
+        {error, Text} -> {error, Text}
+    end.
+
+a_ws_listener_has_defaults_test() ->
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"ws:a">>,
+                    type := ws,
+                    bind := {{127, 0, 0, 1}, 8080},
+                    authentication_timeout := 2000
+                } = Listener
+            ]
+        }} when not is_map_key(tls, Listener),
+        ws_listener(#{})
+    ),
+    ?assertEqual(
+        #{
+            same_origin => false,
+            allowed_origins => [],
+            allow_origin_absence => true,
+            subprotocols => [],
+            compress => false,
+            max_frame_size => infinity,
+            handshake_timeout => 5000
+        },
+        websocket(#{})
+    ).
+
+a_wss_listener_test() ->
+    Wss = fun(Settings) -> parse(#{<<"listeners">> => #{<<"wss">> => #{<<"a">> => Settings}}}) end,
+    Pem = #{<<"ssl_options">> => #{<<"certfile">> => <<"c.pem">>}},
+    ?assertMatch(
+        {ok, #{
+            listeners := [
+                #{
+                    name := <<"wss:a">>,
+                    type := wss,
+                    bind := {{127, 0, 0, 1}, 8443},
+                    peer_cert_as_username := cn,
+                    websocket := #{path := <<"/nats">>},
+                    tls := #{mode := handshake_first, allow_non_tls := false, certfile := <<"c.pem">>}
+                }
+            ]
+        }},
+        Wss(Pem#{
+            <<"peer_cert_as_username">> => <<"cn">>, <<"websocket">> => #{<<"path">> => <<"/nats">>}
+        })
+    ),
+    ?assertMatch({error, <<"listeners.wss.a.ssl_options.certfile: ", _/binary>>}, Wss(#{})),
+    %% There is no INFO in clear.
+    ?assertMatch(
+        {error, <<"listeners.wss.a.tls_mode: unknown key", _/binary>>},
+        Wss(Pem#{<<"tls_mode">> => <<"upgrade">>})
+    ).
+
+websocket_settings_test_() ->
+    [
+        ?_assertMatch({Key, #{Key := Expected}}, {Key, websocket(Settings)})
+     || {Key, Expected, Settings} <- [
+            {path, <<"/">>, #{<<"path">> => <<"/">>}},
+            {path, <<"/a/b%20">>, #{<<"path">> => <<"/a/b%20">>}},
+            {same_origin, true, #{<<"same_origin">> => true}},
+            {allowed_origins, [{<<"https">>, <<"a.example">>, 443}, {<<"http">>, <<"b">>, 81}], #{
+                <<"allowed_origins">> => [<<"https://A.example">>, <<"http://b:81">>]
+            }},
+            {allow_origin_absence, false, #{<<"allow_origin_absence">> => false}},
+            {subprotocols, [<<"nats/1.0">>], #{<<"supported_subprotocols">> => [<<"NATS/1.0">>]}},
+            {compress, true, #{<<"compress">> => true}},
+            {max_frame_size, infinity, #{<<"max_frame_size">> => 0}},
+            {max_frame_size, 1, #{<<"max_frame_size">> => 1}},
+            {max_frame_size, 999999999, #{<<"max_frame_size">> => 999999999}},
+            {handshake_timeout, 1000, #{<<"handshake_timeout">> => <<"1s">>}},
+            {jwt_cookie, <<"JWT">>, #{<<"jwt_cookie">> => <<"JWT">>}},
+            {proxy_address_header, <<"x-real-ip">>, #{<<"proxy_address_header">> => <<"X-Real-IP">>}},
+            {proxy_port_header, <<"x-port">>, #{<<"proxy_port_header">> => <<"X-Port">>}}
+        ]
+    ].
+
+no_name_is_none_test() ->
+    ?assertEqual(
+        websocket(#{}),
+        websocket(#{<<"jwt_cookie">> => <<>>, <<"proxy_address_header">> => <<>>})
+    ).
+
+what_is_wrong_with_websocket_is_named_test_() ->
+    [
+        {binary_to_list(Key), fun() ->
+            {error, Text} = websocket(#{Key => Value}),
+            Named = <<"listeners.ws.a.websocket.", Key/binary, ": ">>,
+            ?assertEqual(Named, binary:part(Text, 0, byte_size(Named)))
+        end}
+     || {Key, Value} <- [
+            {<<"path">>, <<>>},
+            {<<"path">>, <<"nats">>},
+            {<<"path">>, <<"/a?b">>},
+            {<<"path">>, <<"/a b">>},
+            {<<"path">>, 1},
+            {<<"allowed_origins">>, <<"https://a.example">>},
+            {<<"allowed_origins">>, [<<"a.example">>]},
+            {<<"allowed_origins">>, [1]},
+            {<<"supported_subprotocols">>, <<"nats">>},
+            {<<"max_frame_size">>, -1},
+            {<<"max_frame_size">>, 1000000000},
+            {<<"handshake_timeout">>, 0},
+            {<<"jwt_cookie">>, <<"a b">>},
+            {<<"proxy_address_header">>, <<"x:">>},
+            {<<"proxy_port_header">>, 1},
+            {<<"check_origins">>, []}
+        ]
+    ].
+
+%% -------------------------------------------------------------------------------------------
+%% Logins
+
+login(Tables) ->
+    case parse(Tables) of
+        {ok, #{login := Login}} -> Login;
+        {error, Text} -> Text
+    end.
+
+is_accepted(Connect, Tables) ->
+    Facts = #{
+        certified => false,
+        nonce => <<"n">>,
+        peerhost => {127, 0, 0, 1},
+        transport => tcp,
+        now => 0,
+        offset => 0
+    },
+    case nats_gateway_login:authenticate(login(Tables), Connect, Facts) of
+        {ok, #{username := Username}} -> Username;
+        Other -> Other
+    end.
+
+methods_of_a_file_test() ->
+    Key = nats_gateway_credentials:public(user),
+    Tables = #{
+        <<"internal_authn">> => [
+            #{<<"type">> => <<"nkey">>, <<"nkeys">> => [Key]},
+            #{<<"type">> => <<"token">>, <<"token">> => <<"one">>}
+        ],
+        <<"users">> => [#{<<"user">> => <<"u">>, <<"password">> => <<"p">>}]
+    },
+    ?assertEqual(<<"token">>, is_accepted(#{auth_token => <<"one">>}, Tables)),
+    ?assertEqual(<<"u">>, is_accepted(#{user => <<"u">>, pass => <<"p">>}, Tables)),
+    ?assertEqual({error, {users, no_user}}, is_accepted(#{}, Tables)),
+    ?assertMatch({ok, #{auth_required := true}}, parse(Tables)),
+    Guest = Tables#{<<"no_auth_user">> => <<"u">>},
+    ?assertEqual(<<"u">>, is_accepted(#{}, Guest)),
+    ?assertMatch({ok, #{auth_required := false}}, parse(Guest#{<<"auth_required">> => true})),
+    Token = #{<<"auth_token">> => <<"t">>},
+    ?assertEqual(<<"token">>, is_accepted(#{auth_token => <<"t">>}, Token)),
+    ?assertEqual({error, {token, no_token}}, is_accepted(#{user => <<"u">>}, Token)),
+    OfBroker = Token#{<<"upstream">> => #{<<"authentication">> => true}},
+    ?assertEqual(ignore, is_accepted(#{user => <<"u">>}, OfBroker)),
+    ?assertMatch({ok, #{auth_required := true}}, parse(OfBroker)).
+
+jwt_of_a_file_test() ->
+    [Operator, Account] = [nats_gateway_credentials:pair(R) || R <- [operator, account]],
+    Jwt = nats_gateway_credentials:account(Account, #{}, Operator),
+    Method = fun(Operators, PubKey, Token) ->
+        login(#{
+            <<"internal_authn">> => [
+                #{
+                    <<"type">> => <<"jwt">>,
+                    <<"trusted_operators">> => Operators,
+                    <<"resolver">> => #{
+                        <<"type">> => <<"memory">>,
+                        <<"resolver_preload">> => [#{<<"pubkey">> => PubKey, <<"jwt">> => Token}]
+                    }
+                }
+            ]
+        })
+    end,
+    Key = nats_gateway_credentials:key(Account),
+    Trusted = [nats_gateway_credentials:key(Operator)],
+    ?assertNot(is_binary(Method(Trusted, Key, Jwt))),
+    ?assertEqual(
+        <<"internal_authn[1].resolver.resolver_preload[1].jwt: not a NATS JWT">>,
+        Method(Trusted, Key, <<"x">>)
+    ),
+    ?assertEqual(
+        <<"internal_authn[1].resolver.resolver_preload[1].jwt: must be signed by a trusted operator">>,
+        Method([nats_gateway_credentials:public(operator)], Key, Jwt)
+    ),
+    ?assertEqual(
+        <<"internal_authn[1].resolver.resolver_preload[1].pubkey: must be the key that the JWT is for">>,
+        Method(Trusted, nats_gateway_credentials:public(account), Jwt)
+    ),
+    ?assertEqual(
+        <<"internal_authn[1].trusted_operators[1]: must be the public key (O…) or JWT of an operator"/utf8>>,
+        Method([Key], Key, Jwt)
+    ),
+    ?assertEqual(<<"internal_authn[1].trusted_operators: must not be empty">>, Method([], Key, Jwt)).
+
+permissions_of_a_file_test_() ->
+    Rules = fun(Permissions) ->
+        Tables = #{
+            <<"users">> => [
+                #{
+                    <<"user">> => <<"u">>,
+                    <<"password">> => <<"p">>,
+                    <<"permissions">> => Permissions
+                }
+            ]
+        },
+        case login(Tables) of
+            Text when is_binary(Text) ->
+                Text;
+            Login ->
+                {ok, #{rules := Found}} = nats_gateway_login:authenticate(
+                    Login, #{user => <<"u">>, pass => <<"p">>}, #{certified => false}
+                ),
+                Found
+        end
+    end,
+    All = #{allow => all, deny => []},
+    None = #{publish => All, subscribe => All, allow_responses => undefined},
+    Path = <<"users[1].permissions.">>,
+    [
+        ?_assertEqual({Permissions, Expected}, {Permissions, Rules(Permissions)})
+     || {Permissions, Expected} <- [
+            {#{}, None},
+            {#{<<"publish">> => <<"a.>">>}, None#{publish := #{allow => [<<"a.>">>], deny => []}}},
+            {#{<<"publish">> => [<<"a">>, <<"b">>]}, None#{
+                publish := #{allow => [<<"a">>, <<"b">>], deny => []}
+            }},
+            {#{<<"publish">> => #{<<"deny">> => [<<"a">>]}}, None#{
+                publish := #{allow => all, deny => [<<"a">>]}
+            }},
+            {#{<<"subscribe">> => [<<"a q.*">>]}, None#{
+                subscribe := #{allow => [<<"a q.*">>], deny => []}
+            }},
+            {#{<<"allow_responses">> => true}, None#{
+                allow_responses := #{max => 1, expires => 120000}
+            }},
+            {#{<<"allow_responses">> => false}, None},
+            {#{<<"allow_responses">> => #{<<"max">> => 0, <<"expires">> => <<"0s">>}}, None#{
+                allow_responses := #{max => infinity, expires => infinity}
+            }},
+            {#{<<"allow_responses">> => #{<<"max">> => 3, <<"expires">> => <<"5s">>}}, None#{
+                allow_responses := #{max => 3, expires => 5000}
+            }},
+            {#{<<"publish">> => [<<"a q">>]}, <<Path/binary, "publish.allow[1]: must be a valid subject">>},
+            {#{<<"publish">> => [<<"a">>, <<"a..b">>]}, <<Path/binary, "publish.allow[2]: must be a valid subject">>},
+            {#{<<"subscribe">> => #{<<"deny">> => [<<"a b c">>]}},
+                <<Path/binary, "subscribe.deny[1]: must be a valid subject">>},
+            {#{<<"publish">> => []},
+                <<Path/binary, "publish.allow: must not be empty: leave it out, or deny \">\"">>},
+            {#{<<"publish">> => 1},
+                <<Path/binary, "publish: must be a subject, a list of subjects, or a table with allow and deny">>},
+            {#{<<"publish">> => #{<<"alow">> => []}},
+                <<Path/binary, "publish.alow: unknown key; known here: allow, deny">>},
+            {#{<<"allow_responses">> => 1},
+                <<Path/binary, "allow_responses: must be true, false, or a table with max and expires">>},
+            {#{<<"allow_responses">> => #{<<"max">> => -1}},
+                <<Path/binary, "allow_responses.max: must be an integer from 0 (no limit) to 1073741824">>}
+        ]
+    ].
+
+%% The key is named, and nothing of what it holds.
+mistakes_in_logins_are_named_test_() ->
+    S = <<"s3cr3t">>,
+    User = #{<<"user">> => <<"u">>, <<"password">> => S},
+    Key = nats_gateway_credentials:public(user),
+    [
+        ?_test(begin
+            Text = login(Tables),
+            ?assertMatch({0, _}, binary:match(Text, Start)),
+            ?assertEqual(nomatch, binary:match(Text, S))
+        end)
+     || {Start, Tables} <- [
+            {<<"auth_token: must be a string">>, #{<<"auth_token">> => [S]}},
+            {<<"auth_token: must be a string">>, #{<<"auth_token">> => <<>>}},
+            {<<"auth_token: begins like a bcrypt">>, #{<<"auth_token">> => <<"$2a$", S/binary>>}},
+            {<<"users[1].password: ">>, #{<<"users">> => [User#{<<"password">> := <<"$2b$99$", S/binary>>}]}},
+            {<<"users: must be a list">>, #{<<"users">> => User}},
+            {<<"users: must be different">>, #{<<"users">> => [User, User]}},
+            {<<"users[2]: must have a user">>, #{<<"users">> => [User, #{<<"password">> => S}]}},
+            {<<"users[1]: must have either">>, #{<<"users">> => [User#{<<"nkey">> => Key}]}},
+            {<<"users[1]: must have no password">>, #{<<"users">> => [#{<<"nkey">> => Key, <<"password">> => S}]}},
+            {<<"users[1].user: must not be empty">>, #{<<"users">> => [User#{<<"user">> := <<>>}]}},
+            {<<"users[1].nkey: must be the public NKey of a user">>, #{<<"users">> => [#{<<"nkey">> => S}]}},
+            {<<"no_auth_user: must be one of users">>, #{<<"users">> => [User], <<"no_auth_user">> => S}},
+            {<<"no_auth_user: must be one of users">>, #{<<"no_auth_user">> => S}},
+            {<<"internal_authn[1].token: is missing">>, #{<<"internal_authn">> => [#{<<"type">> => <<"token">>}]}},
+            {<<"internal_authn[1].type: must be one of jwt, nkey, token">>, #{<<"internal_authn">> => [#{<<"token">> => S}]}},
+            {<<"internal_authn[1]: must be a table">>, #{<<"internal_authn">> => [S]}},
+            {<<"internal_authn[1].nkeys: must not be empty">>,
+                #{<<"internal_authn">> => [#{<<"type">> => <<"nkey">>, <<"nkeys">> => []}]}},
+            {<<"internal_authn[1].nkeys: unknown key">>,
+                #{<<"internal_authn">> => [#{<<"type">> => <<"token">>, <<"token">> => S, <<"nkeys">> => [S]}]}}
         ]
     ].

@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_emqx_config, [
-    listeners/1, problem/1, auth_required/2, options/4, esockd_options/1, changes/2
+    listeners/1, problem/1, login/2, options/5, esockd_options/1, ranch_options/2, changes/2
 ]).
 
 -define(BIND, {{127, 0, 0, 1}, 4222}).
@@ -28,11 +28,18 @@ conf() ->
 
 listener(Conf) -> #{id => {tcp, default}, bind => ?BIND, conf => Conf}.
 
-plugin() -> #{max_control_line => 5000, send_timeout => 7000, max_pending => 1 bsl 40}.
+plugin() ->
+    #{
+        max_control_line => 5000,
+        send_timeout => 7000,
+        max_pending => 1 bsl 40,
+        login => nats_gateway_login:none()
+    }.
 
 config(Gateway, Conf) ->
+    {ok, Login} = login(Gateway, plugin()),
     #{config := Config} =
-        options(Gateway, listener(Conf), plugin(), nats_gateway_config:defaults()),
+        options(Gateway, listener(Conf), plugin(), Login, nats_gateway_config:defaults()),
     Config.
 
 listeners_test() ->
@@ -68,7 +75,10 @@ options_test() ->
                 authentication_timeout := 2000
             }
         } when map_size(Empty) =:= 0,
-        options(gateway(), listener(conf()), plugin(), nats_gateway_config:defaults())
+        options(
+            gateway(), listener(conf()), plugin(), nats_gateway_login:none(),
+            nats_gateway_config:defaults()
+        )
     ),
     ?assertMatch(#{server_id := <<"mine">>}, config((gateway())#{server_id := <<"mine">>}, conf())).
 
@@ -91,9 +101,12 @@ auth_required_test_() ->
     [
         ?_assertEqual(
             Required,
-            auth_required(
-                (gateway())#{authentication => OfGateway},
-                (conf())#{authentication => OfListener, enable_authn := Enabled}
+            maps:get(
+                auth_required,
+                config(
+                    (gateway())#{authentication => OfGateway},
+                    (conf())#{authentication => OfListener, enable_authn := Enabled}
+                )
             )
         )
      || {Required, OfGateway, OfListener, Enabled} <- [
@@ -112,12 +125,39 @@ auth_required_test_() ->
         ]
     ].
 
-problem_test() ->
-    ?assertEqual(none, problem(gateway())),
-    ?assertEqual(none, problem((gateway())#{internal_authn => []})),
-    ?assertMatch(
-        {internal_authn, 1, <<_/binary>>}, problem((gateway())#{internal_authn => [#{type => jwt}]})
+%% As EMQX 6.2 gives them, after its own checks.
+internal_authn_test() ->
+    Token = #{type => token, token => <<"s3cr3t">>},
+    NKey = #{type => nkey, nkeys => [nats_gateway_credentials:public(user)]},
+    With = fun(Methods) -> (gateway())#{internal_authn => Methods} end,
+    ?assertEqual({ok, nats_gateway_login:none()}, login(With([]), plugin())),
+    ?assertMatch(#{auth_required := true}, config(With([Token]), conf())),
+    ?assertMatch(#{auth_required := false}, config(With([Token]), (conf())#{enable_authn := false})),
+    {ok, Two} = login(With([Token, NKey]), plugin()),
+    ?assertEqual({ok, Two}, login(With([Token, NKey]), plugin())),
+    ?assertNotEqual({ok, Two}, login(With([NKey, Token]), plugin())),
+    ?assertEqual(
+        {error, <<"internal_authn[2].nkeys[1]: must be the public NKey of a user (U…)"/utf8>>},
+        login(With([Token, #{type => nkey, nkeys => [<<"UAAA">>]}]), plugin())
+    ),
+    %% `resolver = memory' is all that EMQX fills in.
+    ?assertEqual(
+        {error, <<"internal_authn[1].resolver: must be a table">>},
+        login(With([#{type => jwt, trusted_operators => [<<"O">>], resolver => memory}]), plugin())
     ).
+
+%% The page is for gateways whose own settings know nothing of it.
+the_gateways_settings_come_before_the_page_test() ->
+    Page = fun(Token) ->
+        {ok, Settings} = nats_gateway_plugin_config:parse(#{
+            <<"internal_authn">> => [<<"token">>], <<"token">> => Token
+        }),
+        Settings
+    end,
+    OfGateway = (gateway())#{internal_authn => [#{type => token, token => <<"a">>}]},
+    ?assertEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"a">>))),
+    ?assertEqual(login(OfGateway, plugin()), login(OfGateway, Page(<<"b">>))),
+    ?assertNotEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"b">>))).
 
 esockd_options_test() ->
     Conf = (conf())#{
@@ -162,3 +202,125 @@ changes_test() ->
     ?assertEqual(#{close => [A], open => [], keep => [B]}, changes([A, B], [B])),
     ?assertEqual(#{close => [], open => [], keep => [ChangedA]}, changes([A], [ChangedA])),
     ?assertEqual(#{close => [A], open => [MovedA], keep => [B]}, changes([A, B], [MovedA, B])).
+
+%% -------------------------------------------------------------------------------------------
+%% WebSocket
+
+%% As EMQX 5.10 fills it in.
+ws_conf(Changes) ->
+    (conf())#{
+        websocket => maps:merge(
+            #{
+                path => <<>>,
+                piggyback => single,
+                compress => false,
+                idle_timeout => 7200000,
+                max_frame_size => infinity,
+                fail_if_no_subprotocol => false,
+                supported_subprotocols => ["NATS/1.0", "NATS"],
+                check_origin_enable => false,
+                allow_origin_absence => true,
+                check_origins => [<<"http://localhost:18083">>],
+                proxy_address_header => "X-Forwarded-For",
+                proxy_port_header => "x-forwarded-port",
+                deflate_opts => #{mem_level => 8, strategy => default}
+            },
+            Changes
+        )
+    }.
+
+ws_options(Changes, Plugin) -> ws_options(ws, ws_conf(Changes), Plugin).
+
+ws_options(Type, Conf, Plugin) ->
+    Listener = #{id => {Type, default}, bind => ?BIND, conf => Conf},
+    options(gateway(), Listener, Plugin, nats_gateway_login:none(), defaults()).
+
+websocket(Changes) ->
+    #{websocket := Settings} = ws_options(Changes, plugin()),
+    Settings.
+
+websocket_options_test() ->
+    ?assertMatch(
+        #{listener := 'nats:ws:default', transport := ws, proxy_protocol := false},
+        ws_options(#{}, plugin())
+    ),
+    ?assertEqual(
+        #{
+            same_origin => false,
+            allowed_origins => [],
+            allow_origin_absence => true,
+            subprotocols => [<<"nats/1.0">>, <<"nats">>],
+            compress => false,
+            deflate_options => #{mem_level => 8, strategy => default},
+            max_frame_size => infinity,
+            handshake_timeout => 5000,
+            proxy_address_header => <<"x-forwarded-for">>,
+            proxy_port_header => <<"x-forwarded-port">>
+        },
+        websocket(#{})
+    ),
+    Tcp = options(gateway(), listener(conf()), plugin(), nats_gateway_login:none(), defaults()),
+    ?assertNot(is_map_key(websocket, Tcp)).
+
+defaults() -> nats_gateway_config:defaults().
+
+websocket_settings_test_() ->
+    [
+        ?_assertEqual({Key, Expected}, {Key, maps:get(Key, websocket(Changes), none)})
+     || {Key, Expected, Changes} <- [
+            {path, <<"/nats">>, #{path => "/nats"}},
+            {path, <<"/nats">>, #{path => <<"nats">>}},
+            {path, none, #{path => ""}},
+            {compress, true, #{compress => true}},
+            {max_frame_size, 1, #{max_frame_size => 1}},
+            {max_frame_size, infinity, #{max_frame_size => 0}},
+            {subprotocols, [], #{supported_subprotocols => []}},
+            {proxy_address_header, none, #{proxy_address_header => ""}},
+            {allowed_origins, [{<<"http">>, <<"localhost">>, 18083}], #{check_origin_enable => true}},
+            {allow_origin_absence, false, #{allow_origin_absence => false}}
+        ]
+    ].
+
+websocket_of_the_plugin_s_page_test() ->
+    Page = (plugin())#{websocket_same_origin => true, websocket_jwt_cookie => <<"jwt">>},
+    #{websocket := Settings, config := Config} = ws_options(#{}, Page),
+    ?assertMatch(#{same_origin := true, jwt_cookie := <<"jwt">>}, Settings),
+    ?assertNot(is_map_key(websocket_jwt_cookie, Config)).
+
+websocket_behind_a_proxy_test() ->
+    Conf = (ws_conf(#{}))#{proxy_protocol => true, proxy_protocol_timeout => 1500},
+    ?assertMatch(#{proxy_protocol := 1500}, ws_options(wss, Conf, plugin())).
+
+wrong_origins_are_named_test() ->
+    Gateway = fun(Changes) -> (gateway())#{listeners := #{ws => #{a => ws_conf(Changes)}}} end,
+    Wrong = #{check_origins => [<<"https://a">>, <<"a">>]},
+    ?assertEqual(none, problem(Gateway(#{}))),
+    ?assertEqual(none, problem(Gateway(Wrong))),
+    ?assertMatch(
+        {check_origins, #{listener := 'nats:ws:a', origin := <<"a">>}, <<_/binary>>},
+        problem(Gateway(Wrong#{check_origin_enable => true}))
+    ).
+
+ranch_options_test() ->
+    Conf = (ws_conf(#{}))#{max_conn_rate => 10, tcp_options => #{backlog => 77}},
+    Options = fun(Bind) ->
+        ranch_options(#{id => {ws, a}, bind => Bind, conf => Conf}, [{deny, all}])
+    end,
+    #{socket_opts := SocketOptions} = Given = Options(?BIND),
+    ?assertMatch(
+        #{max_connections := 9, num_acceptors := 3, num_conns_sups := 1, shutdown := 5000}, Given
+    ),
+    ?assertEqual([{deny, all}], proplists:get_value(access_rules, SocketOptions)),
+    ?assertMatch(#{rate := 10}, proplists:get_value(limiter, SocketOptions)),
+    Socket = proplists:get_value(socket, SocketOptions),
+    ?assertEqual({127, 0, 0, 1}, proplists:get_value(ip, Socket)),
+    ?assertEqual(4222, proplists:get_value(port, Socket)),
+    ?assertEqual(77, proplists:get_value(backlog, Socket)),
+    lists:foreach(
+        fun(Bind) ->
+            #{socket_opts := Opts} = Options(Bind),
+            {ok, Listening} = gen_tcp:listen(0, proplists:get_value(socket, Opts)),
+            ok = gen_tcp:close(Listening)
+        end,
+        [{{127, 0, 0, 1}, 0}, {{0, 0, 0, 0, 0, 0, 0, 1}, 0}]
+    ).

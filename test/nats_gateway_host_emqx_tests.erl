@@ -92,6 +92,44 @@ credentials_test_() ->
         ]
     ].
 
+%% Who was accepted by the gateway's own login: EMQX gets the name, and no secret.
+clientinfo_of_a_login_test() ->
+    Login = #{
+        method => jwt,
+        username => <<"UKEY">>,
+        nkey => <<"UKEY">>,
+        name => <<"ann">>,
+        account => <<"AKEY">>,
+        account_name => <<"acc">>,
+        expires => {5000, user_authentication_expired}
+    },
+    Client = (client(
+        #{user => <<"u">>, pass => <<"p">>, jwt => <<"j">>}, #{clientid => <<"c-${Login.name}">>}
+    ))#{login => Login},
+    Before = erlang:system_time(millisecond),
+    #{auth_expire_at := ExpireAt} = ClientInfo = clientinfo(Client, <<"g">>),
+    ?assertMatch(
+        #{
+            clientid := <<"c-ann">>,
+            username := <<"UKEY">>,
+            password := undefined,
+            auth_method := jwt,
+            client_attrs := #{
+                <<"nats_nkey">> := <<"UKEY">>,
+                <<"nats_name">> := <<"ann">>,
+                <<"nats_account">> := <<"AKEY">>,
+                <<"nats_account_name">> := <<"acc">>
+            }
+        },
+        ClientInfo
+    ),
+    ?assert(ExpireAt >= Before + 5000 andalso ExpireAt =< erlang:system_time(millisecond) + 5000),
+    Token = #{method => token, username => <<"token">>, expires => infinity},
+    ?assertMatch(
+        #{username := <<"token">>, password := undefined, auth_expire_at := undefined},
+        clientinfo((client(#{auth_token => <<"t">>}, #{}))#{login => Token}, <<"g">>)
+    ).
+
 %% -------------------------------------------------------------------------------------------
 
 -define(CONSTANT, #{protocol => nats, properties => #{}}).

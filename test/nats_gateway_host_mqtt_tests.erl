@@ -776,6 +776,46 @@ answered(Bytes) ->
     ok = gen_tcp:close(Listen),
     Outcome.
 
+%% Who has shown the gateway a password or a signature has a name for the broker, and no more.
+connect_packet_of_a_login_test_() ->
+    Identity = #{
+        method => jwt,
+        username => <<"UKEY">>,
+        nkey => <<"UKEY">>,
+        name => <<"ann">>,
+        account => <<"AKEY">>,
+        max_payload => infinity,
+        expires => {5, user_authentication_expired}
+    },
+    Sent = fun(Override) ->
+        Client = fun(Port) ->
+            Config = #{clientinfo_override => maps:merge(#{clientid => <<"id">>}, Override)},
+            Fields = #{user => <<"u">>, pass => <<"p">>, auth_token => <<"t">>, jwt => <<"j">>},
+            (client(Port, Config, Fields))#{login => Identity}
+        end,
+        {Pid, Socket, <<16#10, _, Connect/binary>>} = fake(Client, <<>>),
+        ok = over(Pid, Socket),
+        <<0, 4, "MQTT", 5, Flags, _:16, 5, 39, _:32, 0, 2, "id", Credentials/binary>> = Connect,
+        {Flags, Credentials}
+    end,
+    [
+        ?_assertEqual({16#82, <<0, 4, "UKEY">>}, Sent(#{})),
+        ?_assertEqual(
+            {16#C2, <<0, 8, "AKEY-ann", 0, 3, "jwt">>},
+            Sent(#{
+                username => <<"${Login.account}-${Login.name}">>, password => <<"${Login.method}">>
+            })
+        ),
+        ?_assertEqual(
+            {16#C2, <<0, 2, "gw", 0, 1, "p">>},
+            Sent(#{username => <<"gw">>, password => <<"${Packet.pass}">>})
+        ),
+        %% what is no text, and what is not there
+        ?_assertEqual(
+            {16#82, <<0, 1, "x">>}, Sent(#{username => <<"x${Login.expires}${Login.rules}">>})
+        )
+    ].
+
 %% What the client gave is what the broker gets.
 connect_packet_test_() ->
     Name = <<0, 4, "MQTT", 5>>,

@@ -559,6 +559,46 @@ badarg_test_() ->
             {topic_matches, [a, <<"a">>]},
             {valid_publish_subject, [a]},
             {header_properties, [undefined]},
-            {quote, [a]}
+            {quote, [a]},
+            {reply_subject, [a, <<>>]},
+            {nkey_role, [a]},
+            {nkey_verify, [<<>>, <<>>, a]},
+            {jwt_decode, ["a"]},
+            {jwt_source_allowed, [a, <<>>]},
+            {jwt_source_allowed, [[a], <<>>]},
+            {jwt_source_allowed, [[<<"a">> | <<"b">>], <<>>]},
+            {jwt_hours, [[{<<>>}], <<>>, 0, 0]},
+            {jwt_hours, [[], <<255>>, 0, 0]},
+            {jwt_hours, [[], <<>>, 1 bsl 31, 0]},
+            {jwt_hours, [[], <<>>, 0, 1 bsl 63]},
+            {bcrypt_verify, [<<>>, a]},
+            {bcrypt_cost, [a]}
         ]
     ].
+
+%% The same bytes as in the frame, which is what the client answers to.
+reply_subject_test_() ->
+    [
+        ?_test(begin
+            Frame = encode([{<<"a">>, [<<"1">>], Reply, undefined, <<>>}]),
+            Subject = ?NIF:reply_subject(Reply, <<>>),
+            ?assertEqual(<<"MSG a 1 ", Subject/binary, " 0\r\n\r\n">>, Frame)
+        end)
+     || Reply <- [
+            {subject, <<"r">>},
+            {subject, <<"r s">>},
+            {topic, <<"r/s">>, undefined},
+            {topic, <<"r//s t">>, undefined},
+            {topic, <<"r/s">>, <<"correlation">>}
+        ]
+    ] ++ [?_assertEqual(<<>>, ?NIF:reply_subject(undefined, <<>>))].
+
+not_text_is_no_credential_test() ->
+    ?assertEqual(invalid, ?NIF:nkey_role(<<255>>)),
+    ?assertNot(?NIF:nkey_verify(<<255>>, <<>>, <<>>)),
+    ?assertNot(?NIF:nkey_verify(nats_gateway_credentials:public(user), <<>>, <<255>>)),
+    ?assertMatch({error, _}, ?NIF:jwt_decode(<<255>>)),
+    ?assertNot(?NIF:jwt_source_allowed([<<"0.0.0.0/0">>], <<"nowhere">>)),
+    ?assert(?NIF:jwt_source_allowed([], <<"nowhere">>)),
+    ?assertNot(?NIF:bcrypt_verify(<<255>>, <<255>>)),
+    ?assertEqual(invalid, ?NIF:bcrypt_cost(<<255>>)).

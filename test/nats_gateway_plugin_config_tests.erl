@@ -25,7 +25,10 @@ defaults_test() ->
             tls_mode => upgrade,
             allow_non_tls => false,
             handshake_first_wait => 50,
-            peer_cert_as_username => disabled
+            peer_cert_as_username => disabled,
+            login => nats_gateway_login:none(),
+            websocket_same_origin => false,
+            websocket_jwt_cookie => undefined
         }},
         parse(#{})
     ).
@@ -40,18 +43,24 @@ the_files_of_the_page_test() ->
             Key = atom_to_binary(Name),
             {match, [Json]} = re:run(
                 Bytes,
-                [<<"\"name\": \"">>, Key, <<"\",\\s*\"type\": \"\\w+\",\\s*\"default\": ([^,]+),">>],
+                [
+                    <<"\"name\": \"">>,
+                    Key,
+                    <<"\",\\s*\"type\": (?:\"\\w+\"|\\{[^}]*\\}),\\s*\"default\": ([^,]+),">>
+                ],
                 [{capture, all_but_first, binary}]
             ),
             {match, [Stored]} = re:run(
                 Hocon, [<<"^">>, Key, <<" = (.+)$">>], [multiline, {capture, all_but_first, binary}]
             ),
             ?assertEqual({Key, Json}, {Key, Stored}),
-            ?assertEqual({ok, maps:get(Name, Defaults)}, parse(Key, json(Json)))
+            ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        maps:keys(Defaults)
+        (maps:keys(Defaults) -- [login]) ++
+            [internal_authn, token, nkeys, trusted_operators, resolver_preload]
     ).
 
+json(<<"[]">>) -> [];
 json(<<"true">>) -> true;
 json(<<"false">>) -> false;
 json(<<"\"", Text/binary>>) -> binary:part(Text, 0, byte_size(Text) - 1);
@@ -128,6 +137,56 @@ a_client_without_tls_needs_info_in_clear_test() ->
 an_unknown_field_is_named_test() ->
     {error, Text} = parse(#{<<"max_controlline">> => <<"4KB">>}),
     ?assertMatch(<<"max_controlline: unknown key; known here: ", _/binary>>, Text).
+
+%% `internal_authn' is the order; what a method needs stands beside it.
+logins_of_the_page_test_() ->
+    [Operator, Account] = [nats_gateway_credentials:pair(R) || R <- [operator, account]],
+    Key = nats_gateway_credentials:public(user),
+    Jwt = nats_gateway_credentials:account(Account, #{}, Operator),
+    OfJwt = #{
+        <<"trusted_operators">> => [nats_gateway_credentials:key(Operator)],
+        <<"resolver_preload">> => [Jwt]
+    },
+    All = OfJwt#{
+        <<"internal_authn">> => [<<"jwt">>, <<"nkey">>, <<"token">>],
+        <<"token">> => <<"s3cr3t">>,
+        <<"nkeys">> => [Key]
+    },
+    Wrong = fun(Change) ->
+        {error, Text} = parse(maps:merge(All, Change)),
+        ?assertEqual(nomatch, binary:match(Text, <<"s3cr3t">>)),
+        Text
+    end,
+    [
+        ?_test(begin
+            {ok, Settings = #{login := Login}} = parse(All),
+            ?assertNotEqual(nats_gateway_login:none(), Login),
+            %% nothing else of them is kept
+            ?assertEqual(nomatch, binary:match(term_to_binary(Settings), <<"s3cr3t">>)),
+            {ok, #{login := Other}} = parse(All#{
+                <<"internal_authn">> := [<<"token">>, <<"nkey">>, <<"jwt">>]
+            }),
+            ?assertNotEqual(Login, Other)
+        end)
+        | [
+            ?_assertEqual(Expected, Wrong(Change))
+         || {Expected, Change} <- [
+                {<<"token: must not be empty">>, #{<<"token">> => <<>>}},
+                {<<"nkeys: must not be empty">>, #{<<"nkeys">> => []}},
+                {<<"resolver_preload: must not be empty">>, #{<<"resolver_preload">> => []}},
+                {<<"token: is not used without token in internal_authn">>,
+                    #{<<"internal_authn">> => [<<"jwt">>, <<"nkey">>]}},
+                {<<"internal_authn: must be different from each other">>,
+                    #{<<"internal_authn">> => [<<"token">>, <<"token">>]}},
+                {<<"internal_authn[2]: must be one of token, nkey, jwt">>,
+                    #{<<"internal_authn">> => [<<"token">>, <<"ldap">>]}},
+                {<<"nkeys[2]: must be the public NKey of a user (U…)"/utf8>>,
+                    #{<<"nkeys">> => [Key, <<"s3cr3t">>]}},
+                {<<"resolver_preload[1]: not a NATS JWT">>, #{<<"resolver_preload">> => [<<"s3cr3t">>]}},
+                {<<"token: begins like a bcrypt hash, but is none">>, #{<<"token">> => <<"$2a$s3cr3t">>}}
+            ]
+        ]
+    ].
 
 %% -------------------------------------------------------------------------------------------
 

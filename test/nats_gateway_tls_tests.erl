@@ -10,12 +10,14 @@
 %% -------------------------------------------------------------------------------------------
 %% Files
 
-%% A chain of leaf and intermediate, its key, and its root, all of one kind.
-chain(Key) ->
-    Hash = [{digest, sha256}, {key, Key}],
+%% A leaf with such a key, the key, and who has signed it.
+chain(Kind) ->
+    Other = [{digest, sha256}, {key, ec()}],
     #{server_config := Config} = public_key:pkix_test_data(#{
-        server_chain => #{root => Hash, intermediates => [Hash], peer => Hash},
-        client_chain => #{root => Hash, intermediates => [], peer => Hash}
+        server_chain => #{
+            root => Other, intermediates => [Other], peer => [{digest, sha256}, {key, Kind}]
+        },
+        client_chain => #{root => Other, intermediates => [], peer => Other}
     }),
     #{
         cert => proplists:get_value(cert, Config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
 from wire.servers import HOST, REPOSITORY, free_port
 
 READY = 60.0
@@ -205,6 +207,53 @@ def test_settings_are_checked(tmp_path: Path, toml: str, status: int, said: str)
     if status:
         line = one_line(done.stderr, "nats_gateway")
         assert str(config) in line and said in line
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+def test_the_files_of_tls_are_checked(tmp_path: Path, authority: Authority):
+    good, other = authority.server(), authority.server("other")
+    locked = authority.server("locked", password="open sesame")
+    text = tmp_path / "text.pem"
+    text.write_text("no certificate")
+    missing = str(tmp_path / "missing.pem")
+    for options, said in (
+        ({"certfile": good.certfile, "keyfile": good.keyfile}, None),
+        ({"certfile": locked.certfile, "keyfile": locked.keyfile, "password": "open sesame"}, None),
+        ({}, "certfile: is needed"),
+        ({"certfile": missing, "keyfile": good.keyfile}, f"certfile: {missing}: no such file or directory"),
+        ({"certfile": str(text), "keyfile": good.keyfile}, f"certfile: {text}: holds no certificate in PEM form"),
+        ({"certfile": good.certfile}, f"keyfile: {good.certfile}: holds no private key in PEM form"),
+        ({"certfile": good.certfile, "keyfile": missing}, f"keyfile: {missing}: no such file or directory"),
+        (
+            {"certfile": good.certfile, "keyfile": other.keyfile},
+            f"keyfile: {other.keyfile}: is not the key of the certificate in {good.certfile}",
+        ),
+        (
+            {"certfile": locked.certfile, "keyfile": locked.keyfile},
+            f"password: {locked.keyfile}: is needed: it is encrypted",
+        ),
+        (
+            {"certfile": locked.certfile, "keyfile": locked.keyfile, "password": "wrong"},
+            f"password: {locked.keyfile}: cannot decrypt it",
+        ),
+        (
+            {"certfile": good.certfile, "keyfile": good.keyfile, "verify": "verify_peer", "cacertfile": missing},
+            f"cacertfile: {missing}: no such file or directory",
+        ),
+    ):
+        config = tmp_path / "gateway.toml"
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
+        config.write_text(f"[listeners.ssl.default.ssl_options]\n{lines}")
+        # The start says the same as the check, before it looks for a broker.
+        for arguments in (["--check"],) if said is None else (["--check"], []):
+            done = gateway("-c", str(config), *arguments)
+            assert done.returncode == (78 if said else 0), done.stderr
+            if said:
+                assert f"{config}: listeners.ssl.default.ssl_options.{said}" in one_line(done.stderr, "nats_gateway")
 
 
 def test_a_missing_settings_file_is_named(tmp_path: Path):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients.broker import ScriptedBroker  # noqa: E402
 from clients.program import Program  # noqa: E402
+from clients.secured import WAYS, Secured  # noqa: E402
 from clients.stack import (  # noqa: E402
     AGAINST_NATS_SERVER,
     REPOSITORY,
@@ -26,7 +27,9 @@ from clients.stack import (  # noqa: E402
     open_stack,
     restricted_stack,
     running_stack,
+    tls_stack,
 )
+from wire.transports import authority  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 TEST_DEADLINE = 60.0
@@ -145,6 +148,15 @@ def _scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Script
 def scripted(_scripted: tuple[ScriptedBroker, Stack]) -> tuple[ScriptedBroker, Stack]:
     """A broker that delivers what Mosquitto refuses to pass on, and the gateway before it."""
     return _scripted
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    _started_here("TLS")
+    tls = WAYS[request.param]
+    own = authority().issue("client") if "verify" in tls else None
+    for stack in _running(tls_stack(tmp_path_factory.mktemp("tls"), tls)):
+        yield Secured(stack, tls.get("mode") == "handshake_first", own, not tls.get("allow_non_tls"))
 
 
 # --- Client programs -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from wire.servers import (
     free_port,
     gateway_config,
     mosquitto_path,
+    nats_server_config,
     nats_server_path,
     speaks_nats,
 )
@@ -187,7 +188,17 @@ def restricted_stack(directory: Path) -> Stack:
     return _gateway_stack(directory, lines)
 
 
-def gateway_in_front_of(mqtt: Address, directory: Path) -> Server:
+def tls_stack(directory: Path, tls: dict) -> Stack:
+    """Anybody may log in, over TLS."""
+    if AGAINST_NATS_SERVER:
+        return Stack(nats_server(directory, nats_server_config({"tls": tls}, 0), accepts), None)
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    return Stack(gateway_in_front_of(broker.address, directory, {"tls": tls}, accepts), broker)
+
+
+def gateway_in_front_of(
+    mqtt: Address, directory: Path, more: dict | None = None, ready: Callable[[Address], bool] = speaks_nats
+) -> Server:
     """A gateway for a broker the test runs itself."""
     program = REPOSITORY / "bin" / "nats_gateway"
     if not program.exists():
@@ -195,10 +206,10 @@ def gateway_in_front_of(mqtt: Address, directory: Path) -> Server:
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     credentials = '\n[clientinfo_override]\nusername = "${Packet.user}"\npassword = "${Packet.pass}"\n'
-    settings = {"server_name": "clients", "max_payload": MAX_PAYLOAD}
+    settings = {"server_name": "clients", "max_payload": MAX_PAYLOAD} | (more or {})
     config = directory / "gateway.toml"
     config.write_text(gateway_config(settings, port, mqtt[1]) + credentials)
-    return Server("gateway", [str(program), "-c", str(config)], (HOST, port), speaks_nats, directory / "gateway.log")
+    return Server("gateway", [str(program), "-c", str(config)], (HOST, port), ready, directory / "gateway.log")
 
 
 def _gateway_stack(directory: Path, access: str) -> Stack:
@@ -228,13 +239,14 @@ def mosquitto(directory: Path, access: str) -> Server:
     )
 
 
-def nats_server(directory: Path, access: str) -> Server:
+def nats_server(directory: Path, access: str, ready: Callable[[Address], bool] = speaks_nats) -> Server:
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = directory / "nats-server.conf"
-    config.write_text(f"host: {HOST}\nport: {port}\nmax_payload: {MAX_PAYLOAD}\n" + access)
+    # The last one of a name counts.
+    config.write_text(f"{access}\nhost: {HOST}\nport: {port}\nmax_payload: {MAX_PAYLOAD}\n")
     command = [nats_server_path() or "nats-server", "-c", str(config)]
-    return Server("nats-server", command, (HOST, port), speaks_nats, directory / "nats-server.log")
+    return Server("nats-server", command, (HOST, port), ready, directory / "nats-server.log")
 
 
 def _dynamic_security_plugin() -> str:

@@ -18,6 +18,8 @@ PAYLOAD = b"x" * 100_000
 MESSAGE = len(f"MSG s 1 {len(PAYLOAD)}\r\n") + len(PAYLOAD) + 2
 # Far more than the buffers of both sides of a connection hold.
 COUNT = 400
+# Messages that may be under way to who reads: less than max_pending.
+LEAD = 5
 DEADLINE = 30.0
 
 
@@ -93,19 +95,28 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while self.received < COUNT * MESSAGE:
-            received = read(self._sock, min(self._step, COUNT * MESSAGE - self.received))
-            if not received:
+            data = self._sock.recv(min(self._step, COUNT * MESSAGE - self.received))
+            if not data:
                 return
-            self.received += received
+            self.received += len(data)
             time.sleep(self._pause)
+
+    def has(self, size: int) -> None:
+        until = time.monotonic() + DEADLINE
+        while self.received < size:
+            assert self.is_alive() and time.monotonic() < until, f"{self.received} of {size} bytes were received"
+            time.sleep(0.001)
 
     def all_of_it(self) -> None:
         self.join(DEADLINE)
         assert self.received == COUNT * MESSAGE
 
 
-def publish(sock: socket.socket) -> None:
-    for _ in range(COUNT):
+def publish(sock: socket.socket, reader: Reader | None = None) -> None:
+    """Not faster than the reader reads, on a busy machine, too: it is not to fall behind."""
+    for number in range(COUNT):
+        if reader:
+            reader.has((number - LEAD) * MESSAGE)
         sock.sendall(b"PUB s %d\r\n%s\r\n" % (len(PAYLOAD), PAYLOAD))
     barrier(sock)
 
@@ -126,7 +137,7 @@ def test_a_client_that_falls_behind_is_closed_alone(started):
     slow = client(stack, "SUB s 1")
     reader = Reader(client(stack, "SUB s 1"))
     sender = client(stack)
-    publish(sender)
+    publish(sender, reader)
     closed_as_slow(stack)
     reader.all_of_it()
     assert read(slow, COUNT * MESSAGE) < COUNT * MESSAGE

@@ -87,9 +87,9 @@ class Gateway:
     def remove_listener(self, name: str, kind: str = "tcp") -> None:
         self.rest.delete(f"/gateways/nats/listeners/nats:{kind}:{name}")
 
-    def listener(self, name: str) -> dict | None:
+    def listener(self, name: str, kind: str | None = None) -> dict | None:
         listeners = self.rest.get("/gateways/nats/listeners")
-        return next((one for one in listeners if one["name"] == name), None)
+        return next((one for one in listeners if one["name"] == name and kind in (None, one["type"])), None)
 
     # --- Authentication ----------------------------------------------------------------------------------------------
 
@@ -137,10 +137,11 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
         tls_first: bool = False,
         proxy: bytes = b"",
+        websocket: bytes | None = None,
         **fields: Any,
     ) -> Nats:
         """A connection that is logged in."""
-        connection = Nats(address or self.address, tls=tls, tls_first=tls_first, proxy=proxy)
+        connection = Nats(address or self.address, tls=tls, tls_first=tls_first, proxy=proxy, websocket=websocket)
         try:
             return connection.connect(**fields)
         except BaseException:
@@ -179,3 +180,15 @@ def rest_change(rest, path: str, change: dict) -> Iterator[None]:
         yield
     finally:
         rest.put(path, before)
+
+
+@contextmanager
+def file_rules(gateway: Gateway, *rules: str) -> Iterator[None]:
+    path = "/authorization/sources/file"
+    before = gateway.rest.get(path)
+    text = "".join(f"{rule}.\n" for rule in (*rules, "{allow, all}"))
+    gateway.rest.put(path, {"type": "file", "enable": True, "rules": text})
+    try:
+        yield
+    finally:
+        gateway.rest.put(path, before)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import select
 import socket
 import ssl
 import time
 from dataclasses import dataclass
+
+from websocket_client import stream
 
 DEADLINE = 5.0
 
@@ -36,20 +37,23 @@ class Nats:
         tls: ssl.SSLContext | None = None,
         tls_first: bool = False,
         proxy: bytes = b"",
+        websocket: bytes | None = None,
     ):
-        """proxy: the PROXY header of somebody in between."""
+        """proxy: the PROXY header of somebody in between; websocket: the HTTP request that opens one."""
         self._deadline = deadline
         self._buffer = b""
         self._socket = socket.create_connection(address, deadline, (source, 0) if source else None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._socket.sendall(proxy)
-            if tls and tls_first:
+            if tls and (tls_first or websocket):
                 self._secure(tls, address)
+            if websocket:
+                self._socket = stream(self._socket, websocket)
             line = self.line()
             if not line.startswith(b"INFO "):
                 raise NatsFailure(f"expected INFO, got {line!r}")
-            if tls and not tls_first:
+            if tls and not (tls_first or websocket):
                 if self._buffer:
                     raise NatsFailure(f"after INFO, in clear: {self._buffer!r}")
                 self._secure(tls, address)
@@ -80,6 +84,7 @@ class Nats:
         return f"{host}:{port}"
 
     def send(self, data: bytes | str) -> None:
+        self._socket.settimeout(self._deadline)
         self._socket.sendall(data.encode() if isinstance(data, str) else data)
 
     def connect(self, **fields: object) -> Nats:
@@ -127,8 +132,11 @@ class Nats:
 
     def available(self) -> Message | None:
         """A message, if one has arrived."""
-        if not self._buffer and not select.select([self._socket], [], [], 0.01)[0]:
-            return None
+        if not self._buffer:
+            try:
+                self._fill(time.monotonic() + 0.01, "message")
+            except NatsFailure:
+                return None
         return self.message()
 
     def operation(self, deadline: float | None = None) -> bytes:
@@ -189,12 +197,11 @@ class Nats:
 
     def _fill(self, until: float, what: str) -> bool:
         """Whether anything came before the connection ended."""
-        remaining = until - time.monotonic()
-        pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
-        if not pending and not select.select([self._socket], [], [], max(0, remaining))[0]:
-            raise NatsFailure(f"no {what} in time, but {self._buffer!r}")
+        self._socket.settimeout(max(0.001, until - time.monotonic()))
         try:
             data = self._socket.recv(65536)
+        except TimeoutError:
+            raise NatsFailure(f"no {what} in time, but {self._buffer!r}") from None
         except (ConnectionResetError, ssl.SSLEOFError):
             return False
         self._buffer += data

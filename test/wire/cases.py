@@ -84,11 +84,18 @@ def subscriber(peer: Peer, subscriptions: bytes, connect: bytes = QUIET) -> tupl
 _cases: list[Case] = []
 
 
-def case(id: str, section: str, *steps: Step | tuple[Step, ...], settings: dict | None = None, since: str | None = None):
+def case(
+    id: str,
+    section: str,
+    *steps: Step | tuple[Step, ...],
+    settings: dict | None = None,
+    since: str | None = None,
+    tcp: bool = False,
+):
     flat: list[Step] = []
     for step in steps:
         flat.extend(step if isinstance(step, tuple) else (step,))
-    _cases.append(Case(id, section, tuple(flat), settings or {}, since))
+    _cases.append(Case(id, section, tuple(flat), settings or {}, since, tcp))
 
 
 def alone(id: str, section: str, data: bytes, *received: bytes, **options):
@@ -566,7 +573,7 @@ case("info_fields", "3",
             headers=True, max_payload=DEFAULT_MAX_PAYLOAD, client_id=int, client_ip="127.0.0.1"))
 case("info_optional_fields_are_absent", "3",
      A.info(auth_required=ABSENT, tls_required=ABSENT, tls_available=ABSENT, tls_verify=ABSENT, nonce=ABSENT, ldm=ABSENT,
-            connect_urls=ABSENT, jetstream=ABSENT))
+            connect_urls=ABSENT, jetstream=ABSENT), tcp=True)
 case("info_max_payload_as_configured", "3", A.info(max_payload=1024), settings=_SMALL_PAYLOAD)
 case("info_server_name_as_configured", "3", A.info(server_name="green"), settings={"server_name": "green"})
 case("info_of_two_connections", "3",
@@ -1064,7 +1071,7 @@ case("max_subscriptions_is_per_connection", "8",
 _TWO_CONNECTIONS = {"max_connections": 2}
 case("max_connections", "8",
      A.connect(proven=True), B.connect(proven=True), C.connect(), C.expect(MAXIMUM_CONNECTIONS), C.closed(), A.open(), B.open(),
-     settings=_TWO_CONNECTIONS)
+     settings=_TWO_CONNECTIONS, tcp=True)
 case("max_connections_room_after_a_close", "8",
      A.connect(proven=True), B.connect(proven=True), B.half_close(), B.closed(), C.connect(proven=True),
      settings=_TWO_CONNECTIONS)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from .transports import TCP, Certificate, Transport, for_settings, server_certificate
 from .wire import Connection, WireFailure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +27,8 @@ HOST = "127.0.0.1"
 TARGETS = ("nats-server", "gateway")
 START_DEADLINE = 30.0
 STOP_DEADLINE = 10.0
+# tls_mode auto: long enough for a slow machine, not for those who wait for it.
+AUTO_WAIT_MS = 300
 
 Address = tuple[str, int]
 Settings = dict[str, Any]
@@ -40,7 +43,8 @@ def nats_server_path() -> str | None:
     if named:
         return named
     places = (REPOSITORY / ".tools" / "bin" / "nats-server", Path.home() / "go" / "bin" / "nats-server")
-    return shutil.which("nats-server") or next((str(place) for place in places if place.is_file()), None)
+    # The one that was installed for these tests is newer than Debian's.
+    return next((str(place) for place in places if place.is_file()), None) or shutil.which("nats-server")
 
 
 @functools.cache
@@ -61,9 +65,50 @@ def nats_server_config(settings: Settings, port: int) -> str:
                 lines |= {"ping_interval": value, "ping_max": 2}
             case "max_payload" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
                 lines[name] = value
+            case "tls":
+                lines |= nats_server_tls(**value)
+            case "websocket":
+                lines |= {"port": -1, "websocket": nats_server_websocket(port, **value)}
+            case "login":
+                lines["authorization"] = {"user": value["user"], "password": value["password"]} | (
+                    {"timeout": value["timeout"]} if "timeout" in value else {}
+                )
+            case "users" | "auth_token" | "nkeys":
+                authorization = lines.setdefault("authorization", {})
+                if name == "auth_token":
+                    authorization["token"] = value
+                elif name == "nkeys":
+                    authorization["users"] = [{"nkey": key} for key in value]
+                else:
+                    authorization["users"] = value
+            case "no_auth_user":
+                lines[name] = value
+            case "jwt":
+                lines |= {"operator": value["operator"], "resolver": "MEMORY", "resolver_preload": value["accounts"]}
             case _:
                 raise ValueError(f"no nats-server option for the setting {name}")
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items())
+
+
+def nats_server_tls(
+    mode: str = "upgrade", allow_non_tls: bool = False, verify: bool = False, timeout: float = 2, **versions: str
+) -> Settings:
+    own = server_certificate()
+    tls = {"cert_file": own.certfile, "key_file": own.keyfile, "ca_file": own.cafile, "timeout": timeout} | versions
+    match mode:
+        case "handshake_first":
+            tls["handshake_first"] = True
+        case "auto":
+            tls["handshake_first"] = f"{AUTO_WAIT_MS}ms"
+    if verify:
+        tls["verify"] = True
+    return {"tls": tls} | ({"allow_non_tls": True} if allow_non_tls else {})
+
+
+def nats_server_websocket(port: int, tls: bool = False, **options: Any) -> Settings:
+    """same_origin, allowed_origins, compression, handshake_timeout, jwt_cookie"""
+    security = nats_server_tls() if tls else {"no_tls": True}
+    return {"host": HOST, "port": port} | security | options
 
 
 # --- The gateway -----------------------------------------------------------------------------------------------------
@@ -72,6 +117,7 @@ def nats_server_config(settings: Settings, port: int) -> str:
 def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
     top: Settings = {"server_name": "wire"}
     listener: Settings = {"bind": f"{HOST}:{port}"}
+    kind, ssl_options, websocket = "tcp", {}, {}
     for name, value in settings.items():
         match name:
             case "heartbeat":
@@ -80,19 +126,90 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top["max_payload_size"] = value
             case "max_control_line" | "max_subscriptions" | "server_name":
                 top[name] = value
-            case "max_connections":
+            case "max_connections" | "send_timeout":
                 listener[name] = value
+            case "tls":
+                kind = "ssl"
+                tls, ssl_options = gateway_tls(**value)
+                listener |= tls
+            case "websocket":
+                kind, ssl_options, websocket = gateway_websocket(**value)
+            case "login":
+                top |= {"auth_required": True} | (
+                    {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
+                )
+            case "users" | "auth_token" | "no_auth_user":
+                top[name] = value
+            case "nkeys":
+                top["internal_authn"] = [{"type": "nkey", "nkeys": value}]
+            case "jwt":
+                preload = [{"pubkey": key, "jwt": token} for key, token in value["accounts"].items()]
+                top["internal_authn"] = [
+                    {
+                        "type": "jwt",
+                        "trusted_operators": [value["operator"]],
+                        "resolver": {"type": "memory", "resolver_preload": preload},
+                    }
+                ]
             case _:
                 raise ValueError(f"no gateway option for the setting {name}")
     tables = (
         ("", top),
         ("[upstream]", {"url": f"mqtt://{HOST}:{broker_port}"}),
-        ("[listeners.tcp.default]", listener),
+        (f"[listeners.{kind}.default]", listener),
+        *([(f"[listeners.{kind}.default.ssl_options]", ssl_options)] if ssl_options else []),
+        *([(f"[listeners.{kind}.default.websocket]", websocket)] if websocket else []),
     )
     return "\n".join(
-        "".join([f"{title}\n" if title else "", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())])
+        "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
         for title, values in tables
     )
+
+
+def gateway_tls(
+    mode: str = "upgrade",
+    allow_non_tls: bool = False,
+    verify: bool = False,
+    timeout: float = 2,
+    min_version: str = "1.2",
+    certificate: tuple[str, str, str] | None = None,
+) -> tuple[Settings, Settings]:
+    own = Certificate(*certificate) if certificate else server_certificate()
+    listener = {
+        "tls_mode": mode,
+        "allow_non_tls": allow_non_tls,
+        "handshake_first_wait": f"{AUTO_WAIT_MS}ms",
+        "peer_cert_as_username": "cn",
+    }
+    ssl_options = {
+        "certfile": own.certfile,
+        "keyfile": own.keyfile,
+        "cacertfile": own.cafile,
+        "handshake_timeout": f"{round(timeout * 1000)}ms",
+        "versions": ["tlsv1.3"] if min_version == "1.3" else ["tlsv1.2", "tlsv1.3"],
+    }
+    if verify:
+        ssl_options |= {"verify": "verify_peer", "fail_if_no_peer_cert": True}
+    return listener, ssl_options
+
+
+def gateway_websocket(tls: bool = False, **options: Any) -> tuple[str, Settings, Settings]:
+    own = server_certificate()
+    names = {"compression": "compress"}
+    websocket = {names.get(name, name): value for name, value in options.items()}
+    if tls:
+        return "wss", {"certfile": own.certfile, "keyfile": own.keyfile}, websocket
+    return "ws", {}, websocket
+
+
+def toml(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case _:
+            return json.dumps(value)
 
 
 def broker_config(port: int) -> str:
@@ -128,18 +245,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def speaks_nats(address: Address) -> bool:
+def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
     try:
-        connection = Connection(address, deadline=1.0)
+        connection = Connection(address, deadline=1.0, transport=transport)
     except OSError:
         return False
     try:
-        connection.read_info()
+        connection.begin()
         return True
     except (WireFailure, OSError):
         return False
     finally:
         connection.close()
+
+
+def _speaks_nats_as(settings: Settings):
+    if settings.get("tls", {}).get("verify") or "path" in settings.get("websocket", {}):
+        # It would not let us in.
+        return accepts
+    return functools.partial(speaks_nats, transport=for_settings(settings))
 
 
 def accepts(address: Address) -> bool:
@@ -158,7 +282,14 @@ class Servers:
         self._failures: dict[tuple[str, str], str] = {}
         self._broker_port: int | None = None
 
-    def address(self, target: str, settings: Settings) -> Address:
+    def address(self, target: str, settings: Settings, transport: Transport = TCP) -> Address:
+        running = os.environ.get("GATEWAY_ADDRESS")
+        if running and target == "gateway":
+            if settings:
+                pytest.skip(f"the gateway at GATEWAY_ADDRESS cannot be given {settings}")
+            host, _, port = running.rpartition(":")
+            return host, int(port)
+        settings = transport.settings | settings
         key = (target, json.dumps(settings, sort_keys=True))
         if key not in self._addresses and key not in self._failures:
             start = self.start_gateway if target == "gateway" else self.start_nats_server
@@ -174,21 +305,15 @@ class Servers:
     def start_nats_server(self, settings: Settings) -> Address:
         port = free_port()
         config = self._write(f"nats-server-{port}.conf", nats_server_config(settings, port))
-        return self._start([nats_server_path(), "-c", config], port, speaks_nats)
+        return self._start([nats_server_path(), "-c", config], port, _speaks_nats_as(settings))
 
     def start_gateway(self, settings: Settings) -> Address:
-        running = os.environ.get("GATEWAY_ADDRESS")
-        if running:
-            if settings:
-                pytest.skip(f"the gateway at GATEWAY_ADDRESS cannot be given {settings}")
-            host, _, port = running.rpartition(":")
-            return host, int(port)
         program = REPOSITORY / "bin" / "nats_gateway"
         if not program.exists():
             raise RuntimeError("bin/nats_gateway is missing: run `make build`, or set GATEWAY_ADDRESS=host:port")
         port = free_port()
         config = self._write(f"gateway-{port}.toml", gateway_config(settings, port, self._broker()))
-        return self._start([str(program), "-c", config], port, speaks_nats)
+        return self._start([str(program), "-c", config], port, _speaks_nats_as(settings))
 
     def _broker(self) -> int:
         if self._broker_port is None:
@@ -197,6 +322,10 @@ class Servers:
             self._start([mosquitto_path(), "-c", config], port, accepts)
             self._broker_port = port
         return self._broker_port
+
+    def log(self, address: Address) -> str:
+        """Of the server that was started there."""
+        return (self._directory / f"{address[1]}.log").read_text(errors="replace")
 
     def stop(self) -> None:
         for process in reversed(self._processes):

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
-from .cases import CASES, DIFFERENCES
+from . import cases, logins
 from .servers import TARGETS, Servers, nats_server_path, require, servers  # noqa: F401 (a fixture)
+from .transports import TCP, TLS, TRANSPORTS, WS, WSS, Transport
 from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
 
-TABLE = (*CASES, *DIFFERENCES)
+TABLE = (*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES)
 
 
 def case_for(row: Case | Difference, target: str) -> Case:
     return row.case(target) if isinstance(row, Difference) else row
 
 
+def ways() -> Iterator[tuple[str, Transport]]:
+    """Each server over TCP and WebSocket, and the gateway over both with TLS; WIRE_TRANSPORTS names others, for each."""
+    named = os.environ.get("WIRE_TRANSPORTS")
+    for target in TARGETS:
+        if named:
+            yield from ((target, TRANSPORTS[name]) for name in named.split(","))
+        else:
+            yield target, TCP
+            if "GATEWAY_ADDRESS" not in os.environ:
+                yield target, WS
+                if target == "gateway":
+                    yield target, TLS
+                    yield target, WSS
+
+
+def way_id(way: tuple[str, Transport]) -> str:
+    target, transport = way
+    return target if transport is TCP else f"{target}-over-{transport.name}"
+
+
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
-@pytest.mark.parametrize("target", TARGETS)
-def test_case(servers: Servers, target: str, row: Case | Difference):  # noqa: F811
+@pytest.mark.parametrize("way", list(ways()), ids=way_id)
+def test_case(servers: Servers, way: tuple[str, Transport], row: Case | Difference):  # noqa: F811
+    target, transport = way
     require(target, row.since)
-    run(case_for(row, target), servers.address(target, row.settings))
+    case = case_for(row, target)
+    if not case.suits(transport):
+        pytest.skip(f"not over {transport.name}")
+    run(case, servers.address(target, row.settings, transport), transport=transport)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)

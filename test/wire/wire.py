@@ -13,11 +13,14 @@ import itertools
 import json
 import re
 import socket
+import ssl
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from .transports import TCP, Transport
 
 DEADLINE = 5.0
 # Only spaces the pieces of a split send into separate reads; no outcome may depend on it.
@@ -43,10 +46,14 @@ class Connect:
     proven: bool = False
 
 
+# What is to be sent, if it depends on the connection's INFO.
+Composed = Callable[[dict[str, Any]], bytes]
+
+
 @dataclass(frozen=True)
 class Send:
     peer: str
-    data: bytes
+    data: bytes | Composed
     cuts: tuple[int, ...] = ()
 
 
@@ -122,10 +129,18 @@ class Info:
     line: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Update:
+    """The next bytes are another INFO, which is then the connection's."""
+
+    peer: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
 ABSENT = "absent"
 PORT = "the port connected to"
 
-Step = Connect | Send | Expect | AnyOrder | Spread | Open | Closed | HalfClose | Drop | Info
+Step = Connect | Send | Expect | AnyOrder | Spread | Open | Closed | HalfClose | Drop | Info | Update
 
 
 class Peer:
@@ -137,7 +152,7 @@ class Peer:
     def connect(self, proven: bool = False) -> Step:
         return Connect(self.name, proven)
 
-    def send(self, data: bytes, cuts: tuple[int, ...] | range = ()) -> Step:
+    def send(self, data: bytes | Composed, cuts: tuple[int, ...] | range = ()) -> Step:
         return Send(self.name, data, tuple(cuts))
 
     def expect(self, data: bytes) -> Step:
@@ -164,6 +179,9 @@ class Peer:
     def info(self, line: bytes | None = None, **fields: Any) -> Step:
         return Info(self.name, fields, line)
 
+    def update(self, **fields: Any) -> Step:
+        return Update(self.name, fields)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -172,6 +190,10 @@ class Case:
     steps: tuple[Step, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     since: str | None = None
+    # of plain TCP alone
+    tcp: bool = False
+    # of WebSocket, too
+    websocket: bool = True
 
     def __post_init__(self):
         """Every connection not seen to end is shown to be open and silent at the end."""
@@ -183,6 +205,14 @@ class Case:
                     ended.add(name)
         missing = [Open(name) for name in seen if name not in ended and not self._ends_open(name)]
         object.__setattr__(self, "steps", self.steps + tuple(missing))
+
+    def suits(self, transport: Transport) -> bool:
+        """Of TLS neither server answers what came before the client's half-close."""
+        if transport is TCP:
+            return True
+        if "websocket" in transport.settings and not self.websocket:
+            return False
+        return not self.tcp and (transport.is_plain or not any(isinstance(step, HalfClose) for step in self.steps))
 
     def _ends_open(self, name: str) -> bool:
         return isinstance([step for step in self.steps if name in peers_of(step)][-1], Open)
@@ -282,8 +312,10 @@ def _match_share(units: tuple[bytes, ...], fence: bytes, buffer: bytes) -> tuple
 
 
 class Connection:
-    def __init__(self, address: tuple[str, int], deadline: float):
+    def __init__(self, address: tuple[str, int], deadline: float, transport: Transport = TCP):
         self.deadline = deadline
+        self.address = address
+        self.transport = transport
         self.buffer = b""
         self.ended = False
         self.socket = socket.create_connection(address, timeout=deadline)
@@ -291,14 +323,32 @@ class Connection:
         self.info_line = b""
         self.info: dict[str, Any] = {}
 
+    def begin(self) -> None:
+        """Reads the first INFO, in the way of the transport."""
+        self._become(self.transport.before_info)
+        self.read_info()
+        if self.transport.after_info and self.buffer:
+            raise _mismatch([b""], self.buffer, "bytes in clear after INFO")
+        self._become(self.transport.after_info)
+
+    def _become(self, change) -> None:
+        if change:
+            self.socket.settimeout(self.deadline)
+            try:
+                self.socket = change(self.socket, self.address)
+            except OSError as error:
+                raise WireFailure(f"no {self.transport.name} connection: {error}") from None
+
     def read_info(self) -> None:
         until = time.monotonic() + self.deadline
         while b"\n" not in self.buffer:
+            if self.buffer and not b"INFO ".startswith(self.buffer[:5]):
+                break
             self._receive(until, [b"INFO {...} \r\n"])
         self.info_line, _, self.buffer = self.buffer.partition(b"\n")
         self.info_line += b"\n"
         if not self.info_line.startswith(b"INFO "):
-            raise _mismatch([b"INFO {...} \r\n"], self.info_line, "the first line is not INFO")
+            raise _mismatch([b"INFO {...} \r\n"], self.info_line, "not an INFO")
         self.info = json.loads(self.info_line[len(b"INFO ") :])
 
     def send(self, data: bytes, cuts: tuple[int, ...] = ()) -> None:
@@ -309,7 +359,7 @@ class Connection:
                 if start:
                     time.sleep(SEGMENT_GAP)
                 self.socket.sendall(data[start:end])
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             pass  # The server has closed in the meantime; the next expectation says whether it should have.
         except TimeoutError:
             raise WireFailure(
@@ -361,7 +411,7 @@ class Connection:
         except TimeoutError:
             what = "the connection is still open" if closing else "no more bytes came"
             raise _mismatch(expected, self.buffer, f"{what} within {self.deadline} s") from None
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             data = b""
         if data:
             self.buffer += data
@@ -372,13 +422,22 @@ class Connection:
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-def run(case: Case, address: tuple[str, int], deadline: float = DEADLINE, probe_close: bool = False) -> None:
-    """Raises WireFailure unless the server at the address does what the case says."""
-    _Run(address, deadline, probe_close).play(case)
+def run(
+    case: Case,
+    address: tuple[str, int],
+    deadline: float = DEADLINE,
+    probe_close: bool = False,
+    transport: Transport = TCP,
+) -> dict[str, Connection]:
+    """Raises WireFailure unless the server at the address does what the case says. The connections are closed then."""
+    played = _Run(address, deadline, probe_close, transport)
+    played.play(case)
+    return played.connections
 
 
 class _Run:
-    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool):
+    def __init__(self, address: tuple[str, int], deadline: float, probe_close: bool, transport: Transport):
+        self.transport = transport
         self.address = address
         self.deadline = deadline
         self.probe_close = probe_close
@@ -407,7 +466,9 @@ class _Run:
             case Connect(peer):
                 self._connect(peer)
             case Send(peer, data, cuts):
-                self._connection(peer).send(self._bytes(data), cuts)
+                connection = self._connection(peer)
+                composed = data(connection.info) if callable(data) else data
+                connection.send(self._bytes(composed), cuts)
             case Expect(peer, alternatives):
                 self._connection(peer).expect_bytes(*map(self._bytes, alternatives))
             case AnyOrder(peer, units):
@@ -425,6 +486,9 @@ class _Run:
                 self._connection(peer).close()
             case Info(peer, fields, line):
                 self._check_info(peer, fields, line)
+            case Update(peer, fields):
+                self._connection(peer).read_info()
+                self._check_info(peer, fields, None)
 
     def _bytes(self, data: bytes) -> bytes:
         return data.replace(UNIQUE, self.unique)
@@ -433,8 +497,8 @@ class _Run:
         return self.connections.get(peer) or self._connect(peer)
 
     def _connect(self, peer: str) -> Connection:
-        connection = self.connections[peer] = Connection(self.address, self.deadline)
-        connection.read_info()
+        connection = self.connections[peer] = Connection(self.address, self.deadline, self.transport)
+        connection.begin()
         return connection
 
     def _connect_proven(self, peer: str) -> None:
@@ -530,6 +594,9 @@ def _false_steps(case: Case, step: Step) -> Iterator[tuple[str, Step]]:
             yield "closed instead of open", Closed(peer)
         case Closed(peer):
             yield "open instead of closed", Open(peer)
+        case Update(peer, fields):
+            for name, check in fields.items():
+                yield f"check of {name} reversed", Update(peer, {**fields, name: _reverse(check)})
         case Info(peer, fields, line):
             for name, check in fields.items():
                 yield f"check of {name} reversed", Info(peer, {**fields, name: _reverse(check)}, line)

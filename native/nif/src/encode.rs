@@ -101,6 +101,14 @@ impl<'a> Batch<'a, '_> {
     }
 }
 
+/// The reply subject as `encode/2` writes it.
+#[rustler::nif]
+fn reply_subject<'a>(env: Env<'a>, reply: Term<'a>, mountpoint: Binary<'a>) -> NifResult<Term<'a>> {
+    let mut scratch = Scratch::default();
+    scratch.write_reply(reply, &mountpoint)?;
+    Ok(binary(env, &scratch.reply))
+}
+
 /// Parts of a message that are not at hand as they are to be written.
 #[derive(Default)]
 struct Scratch {

@@ -1,9 +1,12 @@
 //! NIFs of the Erlang module `nats_gateway_nif`, whose specifications say what they take and
-//! return. Stateless, on normal schedulers; terms that do not fit are `badarg`.
+//! return. Stateless, on normal schedulers but for what `login` says; terms that do not fit are
+//! `badarg`.
 
 mod decode;
 mod encode;
+mod login;
 mod terms;
+mod websocket;
 
 use nats_protocol::connect::Info;
 use nats_protocol::headers::{MAX_BLOCK, Properties};

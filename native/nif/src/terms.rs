@@ -15,6 +15,12 @@ pub mod atoms {
         client_error,
         verbose, pedantic, echo, headers, no_responders, protocol, user, pass, auth_token, name,
         lang, version, tls_required, jwt, nkey, sig, account, new_account,
+        binary, plain, deflated, none, more, close,
+        operator, other, infinity, closed, kind, issuer, issued_at, expires, not_before, claims,
+        signing_keys, strict_signing_key_usage, revocations, default_permissions, tags, subs,
+        payload, disallow_bearer, issuer_account, limits, has_limits, permissions, src, times,
+        times_location, bearer_token, allowed_connection_types, allow, deny, subscribe, responses,
+        publish_claims = "publish",
     }
 }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nats_protocol::encode::{Frames, Message};
 use nats_protocol::subject::{plain_topic, write_subject};
+use nats_protocol::websocket::{
+    Frame, Position, ServerFrame, Settings as FrameSettings, Step as FrameStep,
+    decode as decode_frame, header,
+};
 use nats_protocol::{Op, Settings, Step, decode};
 
 const SUBJECT: &str = "sensors.building7.room12";
@@ -89,6 +93,41 @@ fn fragments(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Frames of 64 KiB of the stream, as one read brings them.
+fn websocket(criterion: &mut Criterion) {
+    const STREAM: usize = 64 * 1024;
+    let mut group = criterion.benchmark_group("websocket");
+    group.throughput(Throughput::Bytes(STREAM as u64));
+    for (name, size) in [("64 B", 64), ("1 KiB", 1024), ("64 KiB", STREAM)] {
+        let mut bytes = Vec::new();
+        for _ in 0..STREAM / size {
+            let (mut header, header_size) = header(ServerFrame::Binary, size as u64);
+            header[1] |= 0x80;
+            bytes.extend_from_slice(&header[..header_size]);
+            bytes.extend_from_slice(&[1, 2, 3, 4]);
+            bytes.resize(bytes.len() + size, b'x');
+        }
+        let mut stream = vec![0; STREAM];
+        group.bench_function(format!("frames of {name}"), |bencher| {
+            bencher.iter(|| {
+                let (mut rest, mut written) = (black_box(&bytes[..]), 0);
+                let mut position = Position::default();
+                while let Ok(FrameStep::Frame { frame, used }) =
+                    decode_frame(rest, &mut position, &FrameSettings::default())
+                {
+                    if let Frame::Data(data) = frame {
+                        data.payload.unmask(&mut stream[written..]);
+                        written += data.payload.len();
+                    }
+                    rest = &rest[used..];
+                }
+                assert_eq!(written, STREAM);
+            });
+        });
+    }
+    group.finish();
+}
+
 fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     group.throughput(Throughput::Elements(OPS as u64));
@@ -122,5 +161,5 @@ fn configuration() -> Criterion {
         .without_plots()
 }
 
-criterion_group! { name = codec; config = configuration(); targets = decoding, fragments, encoding }
+criterion_group! { name = codec; config = configuration(); targets = decoding, fragments, websocket, encoding }
 criterion_main!(codec);

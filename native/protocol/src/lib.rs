@@ -58,8 +58,11 @@ mod decode;
 pub mod encode;
 mod error;
 pub mod headers;
+pub mod jwt;
+pub mod nkey;
 mod op;
 pub mod subject;
+pub mod websocket;
 
 pub use decode::{MAX_IGNORED_BYTES, MAX_SIZE_DIGITS, Step, decode};
 pub use error::DecodeError;

@@ -40,8 +40,14 @@ function statusError(status) {
 
 const connections = [];
 
+function tls() {
+  if (!given.tls) return {};
+  const { cafile: caFile, certfile: certFile, keyfile: keyFile, first: handshakeFirst } = given.tls;
+  return { tls: { caFile, certFile, keyFile, handshakeFirst } };
+}
+
 async function connect(options = {}) {
-  const nc = await within("connect", nats.connect({ servers: url, reconnect: false, ...options }));
+  const nc = await within("connect", nats.connect({ servers: url, reconnect: false, ...tls(), ...options }));
   connections.push(nc);
   nc.seen = [];
   nc.waiters = [];

@@ -37,10 +37,23 @@ impl Given {
     }
 
     fn options(&self) -> ConnectOptions {
-        let options = ConnectOptions::new().max_reconnects(1).subscription_capacity(100_000);
+        let options = self.tls(ConnectOptions::new().max_reconnects(1).subscription_capacity(100_000));
         match self.json["user"].as_str() {
             Some(user) => options.user_and_password(user.to_owned(), self.text("password")),
             None => options,
+        }
+    }
+
+    fn tls(&self, options: ConnectOptions) -> ConnectOptions {
+        let tls = &self.json["tls"];
+        let Some(cafile) = tls["cafile"].as_str() else {
+            return options;
+        };
+        let options = options.add_root_certificates(cafile.into()).require_tls(true);
+        let options = if tls["first"] == json!(true) { options.tls_first() } else { options };
+        match (tls["certfile"].as_str(), tls["keyfile"].as_str()) {
+            (Some(certfile), Some(keyfile)) => options.add_client_certificate(certfile.into(), keyfile.into()),
+            _ => options,
         }
     }
 

@@ -1,0 +1,124 @@
+%% A gen_server that crashes without telling what it knows.
+%%
+%% A crash report shows arguments, values that did not match, and messages that were waiting: in
+%% processes that handle passwords, tokens or JWTs all of these may hold some. What is left is the
+%% kind of the error, and the functions and lines that it went through.
+-module(nats_gateway_guard).
+
+-behaviour(gen_server).
+
+-export([start_link/2]).
+-export([start_link/3]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
+-export([terminate/2, format_status/1]).
+
+-type state() :: {module(), term()}.
+
+%% As those of gen_server, for its callback module.
+-spec start_link(module(), term()) -> gen_server:start_ret().
+start_link(Module, Argument) -> gen_server:start_link(?MODULE, {Module, Argument}, []).
+
+-spec start_link({local, atom()}, module(), term()) -> gen_server:start_ret().
+start_link(Name, Module, Argument) ->
+    gen_server:start_link(Name, ?MODULE, {Module, Argument}, []).
+
+init({Module, Argument}) ->
+    try Module:init(Argument) of
+        {ok, State} -> {ok, {Module, State}};
+        {ok, State, More} -> {ok, {Module, State}, More};
+        Other -> Other
+    catch
+        Class:Reason:Stack -> crash(Class, Reason, Stack)
+    end.
+
+handle_continue(Continue, {Module, State}) ->
+    try Module:handle_continue(Continue, State) of
+        Result -> result(Result, Module)
+    catch
+        Class:Reason:Stack -> crash(Class, Reason, Stack)
+    end.
+
+handle_call(Request, From, {Module, State}) ->
+    try Module:handle_call(Request, From, State) of
+        Result -> result(Result, Module)
+    catch
+        Class:Reason:Stack -> crash(Class, Reason, Stack)
+    end.
+
+handle_cast(Message, {Module, State}) ->
+    try Module:handle_cast(Message, State) of
+        Result -> result(Result, Module)
+    catch
+        Class:Reason:Stack -> crash(Class, Reason, Stack)
+    end.
+
+handle_info(Message, {Module, State}) ->
+    try Module:handle_info(Message, State) of
+        Result -> result(Result, Module)
+    catch
+        Class:Reason:Stack -> crash(Class, Reason, Stack)
+    end.
+
+-spec result(tuple(), module()) -> tuple().
+result({noreply, State}, Module) -> {noreply, {Module, State}};
+result({noreply, State, More}, Module) -> {noreply, {Module, State}, More};
+result({reply, Reply, State}, Module) -> {reply, Reply, {Module, State}};
+result({reply, Reply, State, More}, Module) -> {reply, Reply, {Module, State}, More};
+result({stop, Reason, State}, Module) -> {stop, end_reason(Reason), {Module, State}};
+result({stop, Reason, Reply, State}, Module) -> {stop, end_reason(Reason), Reply, {Module, State}}.
+
+%% What ends without a report is told as it is. The others may be somebody else's crash.
+end_reason({shutdown, Reason}) -> {shutdown, Reason};
+end_reason(Reason) -> shape(Reason).
+
+-spec terminate(term(), state()) -> term().
+terminate(Reason, {Module, State}) ->
+    try
+        Module:terminate(Reason, State)
+    catch
+        Class:Why:Stack -> crash(Class, Why, Stack)
+    end.
+
+%% Of the state only what the module makes fit to be shown. A status that lacks a key would be
+%% replaced by the one that was given.
+format_status(Status = #{state := {Module, State}}) ->
+    hide(Module:format_status(Status#{state := State}));
+format_status(Status) ->
+    hide(Status).
+
+hide(Status) ->
+    maps:map(
+        fun
+            (message, _) -> hidden;
+            (log, _) -> [];
+            (_, Value) -> Value
+        end,
+        Status
+    ).
+
+-spec crash(error | exit | throw, term(), erlang:stacktrace()) -> no_return().
+crash(Class, Reason, Stack) ->
+    %% The report of the runtime shows what is in the mailbox.
+    flush(),
+    erlang:raise(class(Class), shape(Reason), [frame(Frame) || Frame <- Stack]).
+
+flush() ->
+    receive
+        _ -> flush()
+    after 0 -> ok
+    end.
+
+%% What is thrown would be taken for a result.
+class(throw) -> error;
+class(Class) -> Class.
+
+shape(Reason) when is_atom(Reason) -> Reason;
+shape({shutdown, Reason}) when is_atom(Reason) -> {shutdown, Reason};
+shape(Reason) when is_tuple(Reason), tuple_size(Reason) > 0, is_atom(element(1, Reason)) ->
+    {element(1, Reason), hidden};
+shape(_) -> hidden.
+
+frame({Module, Function, Arguments, Location}) when is_list(Arguments) ->
+    frame({Module, Function, length(Arguments), Location});
+frame({Module, Function, Arity, Location}) ->
+    {Module, Function, Arity, [Where || Where = {Key, _} <- Location, Key =:= file orelse Key =:= line]}.

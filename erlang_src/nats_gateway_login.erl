@@ -1,0 +1,340 @@
+%% The gateway's own logins, before that of the broker: the methods of EMQX's `internal_authn'
+%% (token, nkey, jwt), and the users of a settings file.
+%%
+%% Methods are tried in their order. One whose credentials the client did not send passes it on to
+%% the next, the last one to the broker's own login if that follows, or refuses it. One whose
+%% credentials are there decides. Two of them can tell whose credentials they are: a user name
+%% that is not in the list of users, and an NKey that is not in its list but comes with a JWT, are
+%% passed on where there is somebody to pass them on to.
+-module(nats_gateway_login).
+
+-export([new/1]).
+-export([none/0]).
+-export([fall_through/2]).
+-export([share/1]).
+-export([auth_required/2]).
+-export([nonce/1]).
+-export([authenticate/3]).
+-export([secret/1]).
+-export([user_key/1]).
+
+-export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0]).
+
+%% Secrets are not kept as they are.
+-opaque secret() :: {sha256 | bcrypt, binary()}.
+
+-type user() :: #{
+    user := undefined | binary(),
+    password := undefined | secret(),
+    nkey := undefined | binary(),
+    rules := nats_gateway_permissions:rules()
+}.
+
+-type method() ::
+    {token, secret()}
+    | {nkey, [PublicKey :: binary()]}
+    | {jwt, nats_gateway_jwt:trust()}
+    | {users, [user()]}.
+
+-type spec() :: #{
+    methods := [method()],
+    %% who sends nothing at all is this user, or this NKey
+    no_auth_user => undefined | binary(),
+    %% the broker's own login follows
+    falls_through => boolean()
+}.
+
+-record(login, {
+    methods :: [
+        {token, secret()}
+        | {nkey, #{binary() => []}}
+        | {jwt, nats_gateway_jwt:trust()}
+        | {users, Names :: #{binary() => user()}, NKeys :: #{binary() => user()}}
+    ],
+    no_auth_user :: undefined | user(),
+    falls_through :: boolean()
+}).
+
+-opaque login() :: none | #login{} | {shared, term()}.
+
+%% Certified: the user name is that of the client's certificate, which needs no password.
+-type facts() :: #{
+    certified := boolean(),
+    nonce := undefined | binary(),
+    peerhost := inet:ip_address(),
+    transport := tcp | ssl | ws | wss,
+    now := integer(),
+    offset := integer()
+}.
+
+%% Who the client is. Times are milliseconds from the login.
+-type identity() :: #{
+    method := token | nkey | jwt | user | certificate | no_auth_user,
+    username := binary(),
+    nkey => binary(),
+    %% of the JWT
+    name => binary(),
+    account => binary(),
+    account_name => binary(),
+    rules := nats_gateway_permissions:rules(),
+    max_payload := non_neg_integer() | infinity,
+    max_subscriptions := non_neg_integer() | infinity,
+    expires := infinity | {non_neg_integer(), atom()}
+}.
+
+%% EMQX's name for all clients with a token.
+-define(TOKEN_USER, <<"token">>).
+
+-define(UNRESTRICTED, #{
+    publish => #{allow => all, deny => []},
+    subscribe => #{allow => all, deny => []},
+    allow_responses => undefined
+}).
+
+%% nats-server's: 15 characters.
+-define(NONCE_BYTES, 11).
+
+%% -------------------------------------------------------------------------------------------
+%% Settings
+
+%% The user that nothing needs to be sent for is one of the users.
+-spec new(spec()) -> {ok, login()} | {error, no_such_user}.
+new(Spec = #{methods := Methods}) ->
+    Compiled = [compile(Method) || Method <- Methods],
+    case maps:get(no_auth_user, Spec, undefined) of
+        undefined when Methods =:= [] ->
+            {ok, none};
+        undefined ->
+            {ok, login(Compiled, undefined, Spec)};
+        Name ->
+            case
+                [
+                    User
+                 || {users, Names, NKeys} <- Compiled,
+                    Users <- [Names, NKeys],
+                    {ok, User} <- [maps:find(Name, Users)]
+                ]
+            of
+                [User | _] -> {ok, login(Compiled, User, Spec)};
+                [] -> {error, no_such_user}
+            end
+    end.
+
+login(Methods, NoAuthUser, Spec) ->
+    #login{
+        methods = Methods,
+        no_auth_user = NoAuthUser,
+        falls_through = maps:get(falls_through, Spec, false)
+    }.
+
+compile({nkey, Keys}) ->
+    {nkey, maps:from_list([{Key, []} || Key <- Keys])};
+compile({users, Users}) ->
+    {users, maps:from_list([{Name, User} || User = #{user := Name} <- Users, Name =/= undefined]),
+        maps:from_list([{Key, User} || User = #{nkey := Key} <- Users, Key =/= undefined])};
+compile(Method) ->
+    Method.
+
+%% No method.
+-spec none() -> login().
+none() -> none.
+
+%% The same methods, with or without the broker's own login behind them.
+-spec fall_through(boolean(), login()) -> login().
+fall_through(FallsThrough, Login = #login{}) -> Login#login{falls_through = FallsThrough};
+fall_through(_, none) -> none.
+
+%% A login that many processes hold without a copy of their own. It is never given back.
+-spec share(login()) -> login().
+share(none) ->
+    none;
+share(Login) ->
+    Key = {?MODULE, erlang:phash2(Login)},
+    ok = persistent_term:put(Key, Login),
+    {shared, Key}.
+
+%% Whether clients have to be told to log in, and nothing is taken from them before.
+-spec auth_required(login(), OfBroker :: boolean()) -> boolean().
+auth_required(none, OfBroker) -> OfBroker;
+auth_required({shared, Key}, OfBroker) -> auth_required(persistent_term:get(Key), OfBroker);
+auth_required(#login{no_auth_user = NoAuthUser}, _) -> NoAuthUser =:= undefined.
+
+%% For the INFO of one connection, where a method wants it signed.
+-spec nonce(login()) -> undefined | binary().
+nonce(none) ->
+    undefined;
+nonce({shared, Key}) ->
+    nonce(persistent_term:get(Key));
+nonce(#login{methods = Methods}) ->
+    case lists:any(fun is_signing/1, Methods) of
+        true -> url_safe(base64:encode(crypto:strong_rand_bytes(?NONCE_BYTES)));
+        false -> undefined
+    end.
+
+is_signing({token, _}) -> false;
+is_signing({users, _, NKeys}) -> map_size(NKeys) > 0;
+is_signing(_) -> true.
+
+url_safe(Base64) ->
+    <<
+        <<
+            (case Byte of
+                $+ -> $-;
+                $/ -> $_;
+                _ -> Byte
+            end)
+        >>
+     || <<Byte>> <= Base64, Byte =/= $=
+    >>.
+
+%% A password or token of the settings: as it is, or its bcrypt hash.
+-spec secret(binary()) -> {ok, secret()} | {error, bad_hash | hash_too_slow}.
+secret(<<"$2", Version, "$", _/binary>> = Hash) when
+    Version =:= $a; Version =:= $b; Version =:= $x; Version =:= $y
+->
+    case nats_gateway_nif:bcrypt_cost(Hash) of
+        invalid -> {error, bad_hash};
+        %% Some seconds; a login has two of them.
+        Cost when Cost > 16 -> {error, hash_too_slow};
+        _ -> {ok, {bcrypt, Hash}}
+    end;
+secret(Plain) ->
+    {ok, {sha256, crypto:hash(sha256, Plain)}}.
+
+is_secret({bcrypt, Hash}, Given) -> nats_gateway_nif:bcrypt_verify(Given, Hash);
+is_secret({sha256, Hash}, Given) -> crypto:hash_equals(Hash, crypto:hash(sha256, Given)).
+
+%% A key as it is written: base32 has capitals only, but EMQX takes others, too.
+-spec user_key(binary()) -> {ok, binary()} | error.
+user_key(Text) ->
+    Key = string:uppercase(Text),
+    case nats_gateway_nif:nkey_role(Key) of
+        user -> {ok, Key};
+        _ -> error
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Login
+
+%% `ignore' leaves the client to the broker. A reason is for the log only.
+-spec authenticate(login(), Connect :: #{atom() => term()}, Facts) ->
+    {ok, identity()} | ignore | {error, {Method :: atom(), Reason :: atom()}}
+when
+    Facts :: facts().
+authenticate(none, _, _) ->
+    ignore;
+authenticate({shared, Key}, Connect, Facts) ->
+    authenticate(persistent_term:get(Key), Connect, Facts);
+authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More}, Connect, Facts) ->
+    Given = maps:filter(
+        fun(_, Value) -> Value =/= <<>> end,
+        maps:with([user, pass, auth_token, nkey, sig, jwt], Connect)
+    ),
+    case maps:without([sig], Given) of
+        Nothing when map_size(Nothing) =:= 0, User =/= undefined ->
+            {ok, identity(no_auth_user, User)};
+        _ ->
+            next(Methods, Given, Facts, More)
+    end.
+
+next([], _, _, true) ->
+    ignore;
+next([Method | Rest], Given, Facts, More) ->
+    HasMore = Rest =/= [] orelse More,
+    case method(Method, Given, Facts) of
+        {ok, Identity} ->
+            {ok, Identity};
+        {absent, _} when HasMore ->
+            next(Rest, Given, Facts, More);
+        {unknown, Reason} ->
+            case is_passed_on(Method, Given, Rest, More) of
+                true -> next(Rest, Given, Facts, More);
+                false -> {error, {name(Method), Reason}}
+            end;
+        {_, Reason} ->
+            {error, {name(Method), Reason}}
+    end.
+
+name({users, _, _}) -> users;
+name({Name, _}) -> Name.
+
+is_passed_on({users, _, _}, _, Rest, More) -> Rest =/= [] orelse More;
+is_passed_on({nkey, _}, Given, Rest, _) -> is_map_key(jwt, Given) andalso lists:keymember(jwt, 1, Rest).
+
+method({token, Secret}, #{auth_token := Token}, _) ->
+    case is_secret(Secret, Token) of
+        true -> {ok, identity(token, #{user => ?TOKEN_USER, rules => ?UNRESTRICTED})};
+        false -> {error, wrong_token}
+    end;
+method({token, _}, _, _) ->
+    {absent, no_token};
+method({nkey, Keys}, Given = #{nkey := Key}, Facts) ->
+    Canonical = string:uppercase(Key),
+    case Keys of
+        #{Canonical := []} ->
+            signed(nkey, #{nkey => Canonical, rules => ?UNRESTRICTED}, Given, Facts);
+        #{} ->
+            {unknown, unknown_nkey}
+    end;
+method({nkey, _}, _, _) ->
+    {absent, no_nkey};
+method({jwt, Trust}, Given = #{jwt := Jwt}, Facts) ->
+    case nats_gateway_jwt:login(Jwt, maps:get(sig, Given, undefined), {Trust, Facts}) of
+        {ok, Identity} -> {ok, Identity#{method => jwt}};
+        {error, Reason} -> {error, Reason}
+    end;
+method({jwt, _}, _, _) ->
+    {absent, no_jwt};
+method({users, _, NKeys}, Given = #{nkey := Key}, Facts) when map_size(NKeys) > 0 ->
+    case maps:find(string:uppercase(Key), NKeys) of
+        {ok, User} -> signed(nkey, User, Given, Facts);
+        error -> {unknown, unknown_nkey}
+    end;
+method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
+    case Names of
+        #{Name := User} when Certified ->
+            {ok, identity(certificate, User)};
+        #{Name := User = #{password := Password}} ->
+            case is_password(Password, maps:get(pass, Given, <<>>)) of
+                true -> {ok, identity(user, User)};
+                false -> {error, wrong_password}
+            end;
+        #{} ->
+            {unknown, unknown_user}
+    end;
+method({users, _, _}, _, _) ->
+    {absent, no_user}.
+
+%% One without a password logs in with a certificate only.
+is_password(undefined, _) -> false;
+is_password(Secret, Given) -> is_secret(Secret, Given).
+
+%% The signature is of this connection's nonce, so it is of no use to anybody who has seen it.
+signed(Method, User = #{nkey := Key}, #{sig := Signature}, #{nonce := Nonce}) when
+    is_binary(Nonce)
+->
+    case nats_gateway_nif:nkey_verify(Key, Nonce, Signature) of
+        true -> {ok, identity(Method, User)};
+        false -> {error, bad_signature}
+    end;
+signed(_, _, _, _) ->
+    {error, no_signature}.
+
+identity(Method, User = #{rules := Rules}) ->
+    Key = maps:get(nkey, User, undefined),
+    Identity = #{
+        method => Method,
+        username =>
+            case User of
+                #{user := Name} when is_binary(Name) -> Name;
+                #{} -> Key
+            end,
+        rules => Rules,
+        max_payload => infinity,
+        max_subscriptions => infinity,
+        expires => infinity
+    },
+    case Key of
+        undefined -> Identity;
+        _ -> Identity#{nkey => Key}
+    end.

@@ -1,0 +1,260 @@
+%% What a login may publish and subscribe to, as nats-server decides it.
+%%
+%% Subjects are compared as they come from the client, before any mapping to topics. A deny wins.
+%% Where nats-server lets something pass that its own rules forbid, this does not:
+%% - `foo.*' allows no SUB to `foo.>', which would get `foo.a.b';
+%% - a denied subject is filtered at delivery for every wildcard subscription, not only where the
+%%   subscription holds all that is denied;
+%% - a denied subject is denied to a queue group, too, whatever other queue entries there are.
+-module(nats_gateway_permissions).
+
+-export([new/1]).
+-export([publish/3]).
+-export([subscribe/3]).
+-export([filters/1]).
+-export([deliver/2]).
+-export([tracks_replies/1]).
+-export([requested/3]).
+
+-export_type([rules/0, subjects/0, responses/0, permissions/0]).
+
+%% Entries for subscribing are `subject' or `subject queue'.
+-type subjects() :: #{allow := all | [binary()], deny := [binary()]}.
+
+%% How many answers to one request, and milliseconds after it.
+-type responses() :: #{max := pos_integer() | infinity, expires := pos_integer() | infinity}.
+
+-type rules() :: #{
+    publish := subjects(),
+    subscribe := subjects(),
+    allow_responses := undefined | responses()
+}.
+
+%% Subjects without wildcards are looked up, the others tried.
+-type set() :: {Literals :: #{binary() => []}, Patterns :: [binary()]}.
+
+-record(permissions, {
+    publish_allow :: all | set(),
+    publish_deny :: set(),
+    subscribe_allow :: all | {set(), [{Subject :: binary(), Queue :: binary()}]},
+    subscribe_deny :: {set(), [{binary(), binary()}]},
+    responses :: undefined | responses(),
+    %% wildcard subscriptions are there that could be delivered what is denied
+    filters = false :: boolean(),
+    %% verdicts of late, where finding them takes trying patterns
+    published = #{} :: #{binary() => boolean()},
+    delivered = #{} :: #{binary() => boolean()},
+    %% reply subjects of requests: those of late, and those before
+    young = #{} :: replies(),
+    old = #{} :: replies()
+}).
+
+-type replies() :: #{binary() => {At :: integer(), Answers :: non_neg_integer()}}.
+
+-opaque permissions() :: #permissions{}.
+
+%% A cache that is full is emptied; clients that publish to more subjects gain nothing by one.
+-define(MAX_VERDICTS, 256).
+%% Of each of the two generations; nats-server prunes at 4096.
+-define(MAX_REPLIES, 2048).
+
+-spec new(rules()) -> none | permissions().
+new(#{
+    publish := #{allow := all, deny := []},
+    subscribe := #{allow := all, deny := []},
+    allow_responses := undefined
+}) ->
+    none;
+new(#{publish := Publish, subscribe := Subscribe, allow_responses := Responses}) ->
+    #{allow := PublishAllow, deny := PublishDeny} = Publish,
+    #{allow := SubscribeAllow, deny := SubscribeDeny} = Subscribe,
+    #permissions{
+        publish_allow = allow(PublishAllow, Responses),
+        publish_deny = set(PublishDeny),
+        subscribe_allow =
+            case SubscribeAllow of
+                all -> all;
+                _ -> queues(SubscribeAllow)
+            end,
+        subscribe_deny = queues(SubscribeDeny),
+        responses = Responses
+    }.
+
+%% Who may answer, and nothing is said of what else, may only answer.
+allow(all, undefined) -> all;
+allow(all, _) -> set([]);
+allow(Subjects, _) -> set(Subjects).
+
+set(Subjects) ->
+    {Patterns, Literals} = lists:partition(fun has_wildcard/1, Subjects),
+    {maps:from_list([{Literal, []} || Literal <- Literals]), Patterns}.
+
+queues(Entries) ->
+    Split = [binary:split(Entry, <<" ">>) || Entry <- Entries],
+    {set([Subject || [Subject] <- Split]), [{Subject, Queue} || [Subject, Queue] <- Split]}.
+
+has_wildcard(Subject) ->
+    lists:any(
+        fun(Token) -> Token =:= <<"*">> orelse Token =:= <<">">> end,
+        binary:split(Subject, <<".">>, [global])
+    ).
+
+is_member(Subject, {Literals, Patterns}) ->
+    is_map_key(Subject, Literals) orelse
+        lists:any(
+            fun(Pattern) -> nats_gateway_nif:subject_matches(Pattern, Subject) end, Patterns
+        ).
+
+%% -------------------------------------------------------------------------------------------
+%% Publish
+
+%% Now: milliseconds of a clock that does not go back.
+-spec publish(Subject :: binary(), Now :: fun(() -> integer()), permissions()) ->
+    {allow | deny, permissions()}.
+publish(Subject, Now, P) ->
+    case may_publish(Subject, P) of
+        {true, NP} -> {allow, NP};
+        {false, NP = #permissions{responses = undefined}} -> {deny, NP};
+        {false, NP} -> answer(Subject, Now(), NP)
+    end.
+
+may_publish(_, P = #permissions{publish_allow = all, publish_deny = {Literals, []}}) when
+    map_size(Literals) =:= 0
+->
+    {true, P};
+may_publish(Subject, P = #permissions{published = Verdicts}) ->
+    case Verdicts of
+        #{Subject := Verdict} ->
+            {Verdict, P};
+        #{} ->
+            #permissions{publish_allow = Allow, publish_deny = Deny} = P,
+            Verdict =
+                (Allow =:= all orelse is_member(Subject, Allow)) andalso
+                    not is_member(Subject, Deny),
+            {Verdict, P#permissions{published = remember(Subject, Verdict, Verdicts)}}
+    end.
+
+remember(Subject, Verdict, Verdicts) when map_size(Verdicts) < ?MAX_VERDICTS ->
+    Verdicts#{binary:copy(Subject) => Verdict};
+remember(Subject, Verdict, _) ->
+    #{binary:copy(Subject) => Verdict}.
+
+%% An answer to a request that this client was delivered.
+answer(Subject, Now, P = #permissions{young = Young, old = Old, responses = Responses}) ->
+    #{max := Max, expires := Expires} = Responses,
+    case Young of
+        #{Subject := Request} ->
+            case count(Request, Max, Expires, Now) of
+                none -> {deny, P#permissions{young = maps:remove(Subject, Young)}};
+                NRequest -> {allow, P#permissions{young = Young#{Subject := NRequest}}}
+            end;
+        #{} ->
+            case Old of
+                #{Subject := Request} ->
+                    case count(Request, Max, Expires, Now) of
+                        none -> {deny, P#permissions{old = maps:remove(Subject, Old)}};
+                        NRequest -> {allow, P#permissions{old = Old#{Subject := NRequest}}}
+                    end;
+                #{} ->
+                    {deny, P}
+            end
+    end.
+
+%% Atoms are greater than numbers.
+count({At, Answers}, Max, Expires, Now) when Answers < Max, Now - At =< Expires ->
+    {At, Answers + 1};
+count(_, _, _, _) ->
+    none.
+
+%% Whether the reply subjects of deliveries are to be handed to `requested/3'.
+-spec tracks_replies(permissions()) -> boolean().
+tracks_replies(#permissions{responses = Responses}) -> Responses =/= undefined.
+
+%% The client was delivered a request with this reply subject. What is kept of requests is bounded:
+%% of more than some thousands without an answer the oldest are forgotten.
+-spec requested(ReplySubject :: binary(), Now :: integer(), permissions()) -> permissions().
+requested(Reply, Now, P) ->
+    case may_publish(Reply, P) of
+        {true, NP} ->
+            NP;
+        {false, NP = #permissions{young = Young}} when map_size(Young) < ?MAX_REPLIES ->
+            NP#permissions{young = Young#{binary:copy(Reply) => {Now, 0}}};
+        {false, NP = #permissions{young = Young}} ->
+            NP#permissions{young = #{binary:copy(Reply) => {Now, 0}}, old = Young}
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Subscribe
+
+%% The queue entries of a subject say which queue groups may use it: with `foo' and `foo v1' in the
+%% list a plain subscription may, and of the groups v1 only.
+-spec subscribe(Subject :: binary(), QueueGroup :: undefined | binary(), permissions()) ->
+    {allow | deny, permissions()}.
+subscribe(Subject, QueueGroup, P = #permissions{subscribe_allow = Allow, subscribe_deny = Deny}) ->
+    case is_allowed(Subject, QueueGroup, Allow) andalso not is_denied(Subject, QueueGroup, Deny) of
+        true -> {allow, P#permissions{filters = filters(P) orelse must_filter(Subject, Deny)}};
+        false -> {deny, P}
+    end.
+
+is_allowed(_, _, all) ->
+    true;
+is_allowed(Subject, undefined, {Set, _}) ->
+    holds(Subject, Set);
+is_allowed(Subject, QueueGroup, {Set, Queues}) ->
+    case [Queue || {Pattern, Queue} <- Queues, holds_all(Pattern, Subject)] of
+        [] -> holds(Subject, Set);
+        Allowed -> lists:any(fun(Queue) -> is_queue(Queue, QueueGroup) end, Allowed)
+    end.
+
+is_denied(Subject, QueueGroup, {Set, Queues}) ->
+    is_member(Subject, Set) orelse
+        (QueueGroup =/= undefined andalso
+            lists:any(
+                fun({Pattern, Queue}) ->
+                    nats_gateway_nif:subject_matches(Pattern, Subject) andalso
+                        is_queue(Queue, QueueGroup)
+                end,
+                Queues
+            )).
+
+is_queue(Pattern, QueueGroup) ->
+    Pattern =:= QueueGroup orelse nats_gateway_nif:subject_matches(Pattern, QueueGroup).
+
+holds(Subject, {Literals, Patterns}) ->
+    is_map_key(Subject, Literals) orelse
+        lists:any(fun(Pattern) -> holds_all(Pattern, Subject) end, Patterns).
+
+%% Everything that the subject, perhaps with wildcards, stands for. Only `>' is more than the one
+%% token that it would be taken for.
+holds_all(Pattern, Subject) ->
+    nats_gateway_nif:subject_matches(Pattern, Subject) andalso
+        (ends_in_full_wildcard(Pattern) orelse not ends_in_full_wildcard(Subject)).
+
+ends_in_full_wildcard(<<">">>) ->
+    true;
+ends_in_full_wildcard(Subject) ->
+    Size = byte_size(Subject) - 2,
+    case Subject of
+        <<_:Size/binary, ".>">> when Size > 0 -> true;
+        _ -> false
+    end.
+
+must_filter(_, {{Literals, []}, _}) when map_size(Literals) =:= 0 -> false;
+must_filter(Subject, _) -> has_wildcard(Subject).
+
+%% Whether deliveries have to be looked at by `deliver/2'.
+-spec filters(permissions()) -> boolean().
+filters(#permissions{filters = Filters}) -> Filters.
+
+-spec deliver(Subject :: binary(), permissions()) -> {allow | deny, permissions()}.
+deliver(Subject, P = #permissions{delivered = Verdicts, subscribe_deny = {Deny, _}}) ->
+    case Verdicts of
+        #{Subject := Verdict} ->
+            {word(Verdict), P};
+        #{} ->
+            Verdict = not is_member(Subject, Deny),
+            {word(Verdict), P#permissions{delivered = remember(Subject, Verdict, Verdicts)}}
+    end.
+
+word(true) -> allow;
+word(false) -> deny.

@@ -1,0 +1,647 @@
+%% WebSocket, the server's side (RFC 6455, nats-protocol section 9): the HTTP request that opens
+%% it, and then frames in and out. Bytes in, bytes out; no process, no socket, no clock.
+%%
+%% To NATS the messages are one stream of bytes: what arrives is passed on, not collected.
+-module(nats_gateway_websocket).
+
+-export([new/2]).
+-export([handshake/2]).
+-export([open/2]).
+-export([feed/2]).
+-export([take/1]).
+-export([frame/2]).
+-export([close_frame/1]).
+-export([at_rest/1]).
+-export([origin/1]).
+
+-export_type([settings/0, handshake/0, agreed/0, websocket/0, origin/0, error_reason/0]).
+
+%% Of a listener. What is not there is off: any path, any origin, no compression, no cookie.
+-type settings() :: #{
+    %% and what is below it
+    path => binary(),
+    %% where a browser's page may come from: the host it connects to, and one of these
+    same_origin => boolean(),
+    allowed_origins => [origin()],
+    %% whether a request may lack the Origin header, as all but browsers' do (true)
+    allow_origin_absence => boolean(),
+    %% offered ones that are answered, besides `nats'; in lower case
+    subprotocols => [binary()],
+    compress => boolean(),
+    deflate_options => #{
+        level => zlib:zlevel(), mem_level => zlib:zmemlevel(), strategy => zlib:zstrategy()
+    },
+    %% bytes; of a message that is sent compressed, inflated
+    max_frame_size := pos_integer() | infinity,
+    %% milliseconds for the whole request
+    handshake_timeout := pos_integer(),
+    %% its value stands for the `jwt' of CONNECT
+    jwt_cookie => binary(),
+    %% headers of a trusted proxy with the client's address and port; in lower case
+    proxy_address_header => binary(),
+    proxy_port_header => binary()
+}.
+
+-type origin() :: {Scheme :: binary(), Host :: binary(), inet:port_number()}.
+
+-record(handshake, {
+    settings :: settings(),
+    %% over TLS
+    secure :: boolean(),
+    line = request :: request | header,
+    pending = <<>> :: binary(),
+    size = 0 :: non_neg_integer(),
+    method :: undefined | atom() | binary(),
+    path = <<>> :: binary(),
+    %% names in lower case, newest first
+    headers = [] :: [{binary(), binary()}]
+}).
+
+-opaque handshake() :: #handshake{}.
+
+%% What the handshake has found out and agreed on.
+-type agreed() :: #{
+    %% as the proxy says
+    address => inet:ip_address(),
+    port => inet:port_number(),
+    cookies => #{jwt => binary()},
+    deflate => #{
+        window_bits := 9..15,
+        level := zlib:zlevel(),
+        mem_level := zlib:zmemlevel(),
+        strategy := zlib:zstrategy()
+    }
+}.
+
+-record(websocket, {
+    decode :: nats_gateway_nif:websocket_settings(),
+    position = {0, 0, none, false} :: nats_gateway_nif:websocket_position(),
+    rest = <<>> :: binary(),
+    need = 0 :: non_neg_integer(),
+    parts = [] :: [nats_gateway_nif:websocket_part() | {inflating, boolean()}],
+    ended = false :: false | ended(),
+    deflate = none :: none | map(),
+    max_message :: pos_integer(),
+    %% bytes of the compressed message that is under way; `idle' when there is none
+    inflated = idle :: idle | non_neg_integer(),
+    inflater :: undefined | zlib:zstream(),
+    deflater :: undefined | zlib:zstream()
+}).
+
+-opaque websocket() :: #websocket{}.
+
+-type ended() ::
+    {client_closed | error_reason(), Code :: none | 1000..4999, Text :: binary()}.
+
+-type error_reason() ::
+    websocket_protocol_error
+    | websocket_frame_too_large
+    | websocket_message_too_large
+    | websocket_bad_compression.
+
+%% Request line and headers together. A JWT in a cookie has room, beside a browser's own.
+-define(MAX_REQUEST, 16384).
+-define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
+%% As nats-server: what is shorter is not compressed.
+-define(COMPRESS_ABOVE, 64).
+%% Of any compressed message; what is allowed of max_payload_size is nats-server's rule.
+-define(MIN_MAX_MESSAGE, 1048576).
+-define(PAYLOADS_PER_MESSAGE, 8).
+-define(NO_LIMIT, 16#FFFFFFFFFFFFFFFF).
+
+%% -------------------------------------------------------------------------------------------
+%% Handshake
+
+%% Secure: the request comes over TLS.
+-spec new(settings(), Secure :: boolean()) -> handshake().
+new(Settings, Secure) -> #handshake{settings = Settings, secure = Secure}.
+
+%% The next bytes of the request. What is refused gets the response, and the connection ends.
+-spec handshake(binary(), handshake()) ->
+    {more, handshake()}
+    | {upgrade, Response :: iodata(), agreed()}
+    | {refuse, Status :: 400..505, Why :: binary(), Response :: iodata()}.
+handshake(Bytes, Handshake = #handshake{pending = Pending, size = Size}) ->
+    NSize = Size + byte_size(Bytes),
+    try
+        NSize =< ?MAX_REQUEST orelse refuse(431, <<"request too long">>),
+        request(Handshake#handshake{pending = <<Pending/binary, Bytes/binary>>, size = NSize})
+    catch
+        throw:{refuse, Status, Text} -> {refuse, Status, Text, response(Status)}
+    end.
+
+request(Handshake = #handshake{line = request, pending = Pending}) ->
+    case erlang:decode_packet(http_bin, Pending, []) of
+        {ok, {http_request, Method, Target, Version}, Rest} ->
+            check_version(Version),
+            request(Handshake#handshake{
+                line = header, pending = Rest, method = Method, path = path(Target)
+            });
+        {more, _} ->
+            %% Something else than HTTP need not be waited for until its line ends.
+            is_method(Pending) orelse refuse(400, <<"not an HTTP request">>),
+            {more, Handshake};
+        _ ->
+            refuse(400, <<"not an HTTP request">>)
+    end;
+request(Handshake = #handshake{line = header, pending = Pending, headers = Headers}) ->
+    case erlang:decode_packet(httph_bin, Pending, []) of
+        {ok, {http_header, _, _, Name, Value}, Rest} ->
+            binary:match(Value, [<<"\r">>, <<"\n">>, <<0>>]) =:= nomatch orelse
+                refuse(400, <<"invalid header">>),
+            Header = {string:lowercase(Name), trim(Value)},
+            request(Handshake#handshake{pending = Rest, headers = [Header | Headers]});
+        {ok, http_eoh, <<>>} ->
+            upgrade(Handshake#handshake{headers = lists:reverse(Headers)});
+        {ok, http_eoh, _} ->
+            refuse(400, <<"client sent data before handshake is complete">>);
+        {more, _} ->
+            {more, Handshake};
+        _ ->
+            refuse(400, <<"invalid header">>)
+    end.
+
+check_version({1, Minor}) when Minor >= 1 -> ok;
+check_version({Major, _}) when Major >= 2 -> refuse(505, <<"HTTP version">>);
+check_version(_) -> refuse(400, <<"HTTP version">>).
+
+is_method(<<>>) -> true;
+is_method(<<C, _/binary>>) -> C >= $A andalso C =< $Z orelse C >= $a andalso C =< $z.
+
+path({abs_path, Path}) -> path(Path);
+path({absoluteURI, _, _, _, Path}) -> path(Path);
+path(Path) when is_binary(Path) -> hd(binary:split(Path, <<"?">>));
+path(_) -> refuse(400, <<"no path">>).
+
+%% The checks and their order are nats-server's.
+upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = Method}) ->
+    case Settings of
+        #{path := Path} ->
+            is_at(Path, Handshake#handshake.path) orelse refuse(404, <<"path">>);
+        #{} ->
+            ok
+    end,
+    Method =:= 'GET' orelse refuse(405, <<"request method must be GET">>),
+    length(values(<<"host">>, Headers)) =:= 1 orelse refuse(400, <<"'Host' missing in request">>),
+    has_token(<<"upgrade">>, <<"websocket">>, Headers) orelse
+        refuse(400, <<"invalid value for header 'Upgrade'">>),
+    has_token(<<"connection">>, <<"upgrade">>, Headers) orelse
+        refuse(400, <<"invalid value for header 'Connection'">>),
+    Key = first(<<"sec-websocket-key">>, Headers),
+    Key =/= <<>> orelse refuse(400, <<"key missing">>),
+    has_token(<<"sec-websocket-version">>, <<"13">>, Headers) orelse
+        refuse(400, <<"invalid version">>),
+    check_origin(Handshake),
+    {Extensions, Deflate} = extensions(Settings, Headers),
+    Response = [
+        <<"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n">>,
+        [<<"Sec-WebSocket-Accept: ">>, accept(Key), <<"\r\n">>],
+        Extensions,
+        subprotocol(Settings, Headers),
+        <<"\r\n">>
+    ],
+    {upgrade, Response, maps:merge(client(Settings, Headers), Deflate)}.
+
+%% Or below, as EMQX takes it.
+is_at(Path, Requested) ->
+    Below = <<(string:trim(Path, trailing, "/"))/binary, "/">>,
+    Requested =:= Path orelse string:prefix(Requested, Below) =/= nomatch.
+
+accept(Key) -> base64:encode(crypto:hash(sha, [Key, ?GUID])).
+
+values(Name, Headers) -> [Value || {N, Value} <- Headers, N =:= Name].
+
+first(Name, Headers) ->
+    case lists:keyfind(Name, 1, Headers) of
+        {_, Value} -> Value;
+        false -> <<>>
+    end.
+
+has_token(Name, Token, Headers) ->
+    lists:member(Token, [string:lowercase(Value) || Value <- list(Name, Headers)]).
+
+%% All elements of a header that is a list, which may come in several lines.
+list(Name, Headers) ->
+    lists:flatmap(fun(Value) -> split(Value, <<",">>) end, values(Name, Headers)).
+
+split(Text, Separator) -> [trim(Part) || Part <- binary:split(Text, Separator, [global])].
+
+trim(Text) -> string:trim(Text, both, " \t").
+
+%% Only to one who asks: browsers fail on a subprotocol that they did not offer.
+subprotocol(Settings, Headers) ->
+    Known = [<<"nats">> | maps:get(subprotocols, Settings, [])],
+    Offered = list(<<"sec-websocket-protocol">>, Headers),
+    case [Name || Name <- Offered, lists:member(string:lowercase(Name), Known)] of
+        [Name | _] -> [<<"Sec-WebSocket-Protocol: ">>, Name, <<"\r\n">>];
+        [] -> []
+    end.
+
+-spec refuse(400..505, binary()) -> no_return().
+refuse(Status, Text) -> throw({refuse, Status, Text}).
+
+response(Status) ->
+    Reason = reason(Status),
+    Extra =
+        case Status of
+            400 -> <<"Sec-WebSocket-Version: 13\r\n">>;
+            405 -> <<"Allow: GET\r\n">>;
+            _ -> <<>>
+        end,
+    [
+        [<<"HTTP/1.1 ">>, integer_to_binary(Status), $\s, Reason, <<"\r\n">>],
+        [<<"Content-Type: text/plain; charset=utf-8\r\n">>, Extra],
+        [<<"Connection: close\r\nContent-Length: ">>, integer_to_binary(byte_size(Reason) + 1)],
+        [<<"\r\n\r\n">>, Reason, $\n]
+    ].
+
+reason(400) -> <<"Bad Request">>;
+reason(403) -> <<"Forbidden">>;
+reason(404) -> <<"Not Found">>;
+reason(405) -> <<"Method Not Allowed">>;
+reason(431) -> <<"Request Header Fields Too Large">>;
+reason(505) -> <<"HTTP Version Not Supported">>.
+
+%% -------------------------------------------------------------------------------------------
+%% Origin
+
+%% `https://example.com', with the default port of its scheme.
+-spec origin(binary()) -> {ok, origin()} | error.
+origin(Text) ->
+    case uri_string:parse(Text) of
+        Uri = #{scheme := Scheme, host := Host} when Host =/= <<>> ->
+            Lower = string:lowercase(Scheme),
+            {ok, {Lower, string:lowercase(Host), port(Uri, Lower =:= <<"https">>)}};
+        _ ->
+            error
+    end.
+
+port(#{port := Port}, _) when is_integer(Port) -> Port;
+port(_, true) -> 443;
+port(_, false) -> 80.
+
+check_origin(#handshake{settings = Settings, secure = Secure, headers = Headers}) ->
+    Same = maps:get(same_origin, Settings, false),
+    Allowed = maps:get(allowed_origins, Settings, []),
+    case first(<<"origin">>, Headers) of
+        _ when not Same, Allowed =:= [] -> ok;
+        <<>> ->
+            maps:get(allow_origin_absence, Settings, true) orelse refuse(403, <<"no origin">>);
+        Text ->
+            case origin(Text) of
+                {ok, Origin = {_, Host, Port}} ->
+                    not Same orelse
+                        {Host, Port} =:= requested(Secure, Headers) orelse
+                        refuse(403, <<"not same origin">>),
+                    Allowed =:= [] orelse
+                        lists:member(Origin, Allowed) orelse
+                        refuse(403, <<"origin not in the allowed list">>);
+                error ->
+                    refuse(403, <<"invalid origin">>)
+            end
+    end.
+
+%% Where the client takes itself to be connected to.
+requested(Secure, Headers) ->
+    case uri_string:parse(<<"//", (first(<<"host">>, Headers))/binary>>) of
+        Uri = #{host := Host} -> {string:lowercase(Host), port(Uri, Secure)};
+        _ -> unknown
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Who the client is
+
+client(Settings, Headers) ->
+    maps:merge(address(Settings, Headers), cookies(Settings, Headers)).
+
+%% The first of several is the client's; who trusts the header trusts its proxy to have set it.
+address(#{proxy_address_header := Name} = Settings, Headers) ->
+    case list(Name, Headers) of
+        [First | _] ->
+            case inet:parse_strict_address(binary_to_list(First)) of
+                {ok, Address} -> maps:merge(#{address => Address}, port_header(Settings, Headers));
+                {error, _} -> #{}
+            end;
+        [] ->
+            #{}
+    end;
+address(_, _) ->
+    #{}.
+
+port_header(#{proxy_port_header := Name}, Headers) ->
+    case list(Name, Headers) of
+        [First | _] ->
+            case string:to_integer(First) of
+                {Port, <<>>} when Port >= 0, Port =< 65535 -> #{port => Port};
+                _ -> #{}
+            end;
+        [] ->
+            #{}
+    end;
+port_header(_, _) ->
+    #{}.
+
+cookies(#{jwt_cookie := Name}, Headers) ->
+    Pairs = [
+        binary:split(Cookie, <<"=">>)
+     || Value <- values(<<"cookie">>, Headers), Cookie <- split(Value, <<";">>)
+    ],
+    case [Value || [N, Value] <- Pairs, N =:= Name] of
+        [Value | _] -> #{cookies => #{jwt => unquote(Value)}};
+        [] -> #{}
+    end;
+cookies(_, _) ->
+    #{}.
+
+unquote(<<$", Rest/binary>> = Value) when byte_size(Rest) > 0 ->
+    case binary:last(Rest) of
+        $" -> binary:part(Rest, 0, byte_size(Rest) - 1);
+        _ -> Value
+    end;
+unquote(Value) ->
+    Value.
+
+%% -------------------------------------------------------------------------------------------
+%% permessage-deflate (RFC 7692)
+
+%% Both sides begin anew with each message, as nats-server has it and nats.go insists on.
+extensions(#{compress := true} = Settings, Headers) ->
+    Offers = [
+        split(Offer, <<";">>)
+     || Value <- values(<<"sec-websocket-extensions">>, Headers), Offer <- split(Value, <<",">>)
+    ],
+    case lists:filtermap(fun offer/1, Offers) of
+        [{WindowBits, Answer} | _] ->
+            Options = maps:merge(
+                #{level => best_speed, mem_level => 8, strategy => default},
+                maps:get(deflate_options, Settings, #{})
+            ),
+            {
+                [
+                    <<"Sec-WebSocket-Extensions: permessage-deflate">>,
+                    <<"; server_no_context_takeover; client_no_context_takeover">>,
+                    [Answer, <<"\r\n">>]
+                ],
+                #{deflate => Options#{window_bits => WindowBits}}
+            };
+        [] ->
+            {[], #{}}
+    end;
+extensions(_, _) ->
+    {[], #{}}.
+
+%% One with a parameter that is unknown, or that can't be met, has to be declined.
+offer([Name | Parameters]) ->
+    string:lowercase(Name) =:= <<"permessage-deflate">> andalso parameters(Parameters, {15, []}).
+
+parameters([], Accepted) ->
+    {true, Accepted};
+parameters([Parameter | Parameters], Accepted) ->
+    case split(string:lowercase(Parameter), <<"=">>) of
+        [<<"server_no_context_takeover">>] ->
+            parameters(Parameters, Accepted);
+        [<<"client_no_context_takeover">>] ->
+            parameters(Parameters, Accepted);
+        [<<"client_max_window_bits">> | _] ->
+            %% We inflate with the largest window, which fits every other.
+            parameters(Parameters, Accepted);
+        [<<"server_max_window_bits">>, Value] ->
+            case string:to_integer(string:trim(Value, both, "\"")) of
+                %% zlib has no raw window of 8 bits.
+                {Bits, <<>>} when Bits >= 9, Bits =< 15 ->
+                    Answer = [<<"; server_max_window_bits=">>, integer_to_binary(Bits)],
+                    parameters(Parameters, {Bits, Answer});
+                _ ->
+                    false
+            end;
+        _ ->
+            false
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Frames of the client
+
+-spec open(agreed(), #{
+    max_frame_size := pos_integer() | infinity, max_payload_size := non_neg_integer(), _ => _
+}) -> websocket().
+open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
+    Deflate = maps:get(deflate, Agreed, none),
+    #websocket{
+        decode = {min(MaxFrame, ?NO_LIMIT), Deflate =/= none},
+        deflate = Deflate,
+        max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
+    }.
+
+%% The next bytes of the socket. Out is what they are to be answered with at once, [] for nothing.
+-spec feed(binary(), websocket()) -> {Out :: [iodata()], websocket()}.
+feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
+    {[], Ws};
+feed(Bytes, Ws = #websocket{rest = <<>>}) ->
+    decode(Bytes, [], Ws);
+feed(Bytes, Ws = #websocket{rest = Rest, need = Need}) ->
+    Joined = <<Rest/binary, Bytes/binary>>,
+    case byte_size(Joined) < Need of
+        true -> {[], Ws#websocket{rest = Joined}};
+        false -> decode(Joined, [], Ws)
+    end.
+
+decode(Bytes, Out, Ws = #websocket{decode = Settings, position = Position, parts = Parts}) ->
+    {More, Pings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
+    NOut = append(Out, [[header(pong, byte_size(Ping)), Ping] || Ping <- Pings]),
+    NWs = Ws#websocket{parts = append(Parts, More), rest = <<>>},
+    case Next of
+        {more, Rest, 0, NPosition} ->
+            decode(Rest, NOut, NWs#websocket{position = NPosition});
+        {more, Rest, Need, NPosition} ->
+            {NOut, NWs#websocket{rest = Rest, need = Need, position = NPosition}};
+        {close, Payload} ->
+            {NOut, NWs#websocket{ended = closed_by_client(Payload)}};
+        {error, 1009, Text} ->
+            {NOut, NWs#websocket{ended = {websocket_frame_too_large, 1009, Text}}};
+        {error, Code, Text} ->
+            {NOut, NWs#websocket{ended = {websocket_protocol_error, Code, Text}}}
+    end.
+
+append([], More) -> More;
+append(List, More) -> List ++ More.
+
+%% Echoed, where it is a close frame that may be sent.
+closed_by_client(<<>>) ->
+    {client_closed, none, <<>>};
+closed_by_client(<<Code:16, Text/binary>>) ->
+    case is_valid_code(Code) of
+        true ->
+            case unicode:characters_to_binary(Text) of
+                Text -> {client_closed, Code, Text};
+                _ -> {client_closed, 1007, <<"invalid utf8 body in close frame">>}
+            end;
+        false ->
+            {client_closed, 1002, <<"invalid close code">>}
+    end;
+closed_by_client(_) ->
+    {client_closed, 1002, <<"invalid close frame">>}.
+
+%% RFC 6455 section 7.4, and what has been registered since.
+is_valid_code(Code) when Code >= 1000, Code =< 1003; Code >= 1007, Code =< 1014 -> true;
+is_valid_code(Code) -> Code >= 3000 andalso Code =< 4999.
+
+%% Some of the stream: what a NATS client would have sent over TCP. At the end, what to tell the
+%% client.
+-spec take(websocket()) ->
+    {data, binary(), websocket()}
+    | {empty, websocket()}
+    | {ended, client_closed | error_reason(), CloseFrame :: iodata(), websocket()}.
+take(Ws = #websocket{parts = [], ended = false}) ->
+    {empty, Ws};
+take(Ws = #websocket{parts = [], ended = {Reason, Code, Text}}) ->
+    {ended, Reason, close_frame(Code, Text), Ws};
+take(Ws = #websocket{parts = [Data | Parts]}) when is_binary(Data) ->
+    {data, Data, Ws#websocket{parts = Parts}};
+take(Ws = #websocket{parts = [{deflated, Data, Ends} | Parts]}) ->
+    NWs = #websocket{inflater = Z} = begin_inflate(Ws),
+    inflate(fun() -> zlib:safeInflate(Z, tail(Data, Ends)) end, Ends, NWs#websocket{parts = Parts});
+take(Ws = #websocket{parts = [{inflating, Ends} | Parts], inflater = Z}) ->
+    inflate(fun() -> zlib:safeInflate(Z, []) end, Ends, Ws#websocket{parts = Parts}).
+
+%% What every compressed message ends with, and the client leaves out.
+tail(Data, true) -> [Data, <<0, 0, 16#FF, 16#FF>>];
+tail(Data, false) -> Data.
+
+begin_inflate(Ws = #websocket{inflated = idle, inflater = undefined}) ->
+    Z = zlib:open(),
+    %% A client may end the deflate stream with its message, too: a new one follows then.
+    ok = zlib:inflateInit(Z, -15, reset),
+    Ws#websocket{inflated = 0, inflater = Z};
+begin_inflate(Ws = #websocket{inflated = idle, inflater = Z}) ->
+    ok = zlib:inflateReset(Z),
+    Ws#websocket{inflated = 0};
+begin_inflate(Ws) ->
+    Ws.
+
+%% A little at a time: a message may be a thousand times as large as what was sent for it.
+inflate(Step, Ends, Ws = #websocket{parts = Parts, inflated = Inflated, max_message = Max}) ->
+    try Step() of
+        {Kind, Output} when Kind =:= continue; Kind =:= finished ->
+            Data = iolist_to_binary(Output),
+            Size = Inflated + byte_size(Data),
+            NWs =
+                case {Kind, Ends} of
+                    {continue, _} ->
+                        Ws#websocket{inflated = Size, parts = [{inflating, Ends} | Parts]};
+                    {finished, true} ->
+                        Ws#websocket{inflated = idle};
+                    {finished, false} ->
+                        Ws#websocket{inflated = Size}
+                end,
+            if
+                Size > Max -> take(broken(websocket_message_too_large, 1009, Ws));
+                Data =:= <<>> -> take(NWs);
+                true -> {data, Data, NWs}
+            end;
+        {need_dictionary, _, _} ->
+            take(broken(websocket_bad_compression, 1007, Ws))
+    catch
+        error:data_error -> take(broken(websocket_bad_compression, 1007, Ws))
+    end.
+
+broken(Reason, Code, Ws) ->
+    Text = binary:replace(atom_to_binary(Reason), <<"_">>, <<" ">>, [global]),
+    Ws#websocket{parts = [], ended = {Reason, Code, Text}}.
+
+%% -------------------------------------------------------------------------------------------
+%% Frames to the client
+
+%% One binary frame with these bytes, none for no bytes: nats.py takes each frame for a line while
+%% it connects.
+-spec frame(iodata(), websocket()) -> {iodata(), websocket()}.
+frame(Data, Ws = #websocket{deflate = Deflate}) ->
+    case iolist_size(Data) of
+        0 ->
+            {[], Ws};
+        Size when Deflate =:= none; Size =< ?COMPRESS_ABOVE ->
+            {[header(binary, Size) | Data], Ws};
+        _ ->
+            NWs = #websocket{deflater = Z} = begin_deflate(Ws),
+            Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
+            Size = byte_size(Flushed) - 4,
+            {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}
+    end.
+
+header(Frame, Size) -> nats_gateway_nif:websocket_header(Frame, Size).
+
+begin_deflate(Ws = #websocket{deflater = undefined, deflate = Deflate}) ->
+    #{window_bits := Bits, level := Level, mem_level := MemLevel, strategy := Strategy} = Deflate,
+    Z = zlib:open(),
+    ok = zlib:deflateInit(Z, Level, deflated, -Bits, MemLevel, Strategy),
+    Ws#websocket{deflater = Z};
+begin_deflate(Ws = #websocket{deflater = Z}) ->
+    ok = zlib:deflateReset(Z),
+    Ws.
+
+%% Memory that is only needed while there is traffic.
+-spec at_rest(websocket()) -> websocket().
+at_rest(Ws = #websocket{inflated = Inflated, inflater = Inflater, deflater = Deflater}) ->
+    close_stream(Deflater),
+    case Inflated of
+        idle ->
+            close_stream(Inflater),
+            Ws#websocket{inflater = undefined, deflater = undefined};
+        _ ->
+            Ws#websocket{deflater = undefined}
+    end.
+
+close_stream(undefined) -> ok;
+close_stream(Z) -> zlib:close(Z).
+
+%% The last frame, after what the client was told in the words of NATS. Codes and texts are
+%% nats-server's where it has such a reason.
+-spec close_frame(Reason :: term()) -> iodata().
+close_frame(Reason) ->
+    {Code, Text} = status(Reason),
+    close_frame(Code, Text).
+
+close_frame(none, _) ->
+    header(close, 0);
+close_frame(Code, Text) ->
+    [header(close, 2 + byte_size(Text)), <<Code:16>>, Text].
+
+status(client_closed) ->
+    {1000, <<"Client Closed">>};
+status(authorization_violation) ->
+    {1008, <<"Authentication Failure">>};
+status(authentication_timeout) ->
+    {1008, <<"Authentication Timeout">>};
+status(user_authentication_expired) ->
+    {1008, <<"Authentication Expired">>};
+status(maximum_connections_exceeded) ->
+    {1008, <<"Maximum Connections Exceeded">>};
+status(maximum_control_line_exceeded) ->
+    {1008, <<"Maximum Control Line Exceeded">>};
+status(slow_consumer) ->
+    {1008, <<"Slow Consumer (Write Deadline)">>};
+status(permission_denied) ->
+    {1008, <<"Permission Denied">>};
+status({denied, _}) ->
+    {1008, <<"Permission Denied">>};
+status(kicked) ->
+    {1008, <<"Kicked">>};
+status(maximum_payload_violation) ->
+    {1009, <<"Maximum Message Payload Exceeded">>};
+status(invalid_client_protocol) ->
+    {1002, <<"Bad Client Protocol Version">>};
+status(Reason) when
+    Reason =:= unknown_protocol_operation;
+    Reason =:= bad_arguments;
+    Reason =:= bad_size;
+    Reason =:= bad_json;
+    Reason =:= headers_not_supported
+->
+    {1002, <<"Protocol Violation">>};
+status(client_error) -> {1002, <<"Parse Error">>};
+status(no_responders_requires_headers) ->
+    {1011, <<"No Responders Requires Headers">>};
+status(stale_connection) ->
+    {1001, <<"Stale Connection">>};
+%% What will pass: the client may come again.
+status(_) ->
+    {1001, <<"Server Shutdown">>}.

@@ -1,0 +1,55 @@
+"""Every client over TLS: started after INFO, started first, and with a certificate of the client's own."""
+
+from __future__ import annotations
+
+import ssl
+
+import nats
+import pytest
+
+from certificates import client_context
+from clients.aio import connected, subscribed, take
+from clients.program import Program
+from clients.secured import Secured
+from clients.stack import MAX_PAYLOAD
+
+
+async def test_nats_py(secured: Secured, subject: str):
+    # A tls:// URL is what nats-py wants where TLS comes first; otherwise it follows INFO.
+    url = secured.url.replace("nats://", "tls://") if secured.first else secured.url
+    async with connected(url, **secured.nats_py()) as publisher, connected(url, **secured.nats_py()) as receiver:
+        sub = await subscribed(receiver, f"{subject}.>")
+        payloads = [b"%d" % number for number in range(500)] + [b"", bytes(range(256)) * 4096]
+        for payload in payloads:
+            await publisher.publish(f"{subject}.a", payload)
+        assert [message.data for message in await take(sub, len(payloads))] == payloads
+        await sub.unsubscribe()
+
+        async def answer(message) -> None:
+            await message.respond(message.data.upper())
+
+        await receiver.subscribe(f"{subject}.service", cb=answer)
+        await receiver.flush()
+        assert (await publisher.request(f"{subject}.service", b"hello", timeout=5)).data == b"HELLO"
+
+
+async def test_nats_py_that_trusts_somebody_else(secured: Secured):
+    if not secured.required:
+        pytest.skip("nats-py does not start TLS where it need not")
+    context = client_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    url = secured.url.replace("nats://", "tls://") if secured.first else secured.url
+    with pytest.raises(Exception, match="(?i)certificate verify failed|no servers available"):
+        await nats.connect(
+            url, **secured.nats_py() | {"tls": context, "allow_reconnect": False, "connect_timeout": 5}
+        )
+
+
+@pytest.mark.parametrize("scenario", ["messages", "queueGroups", "requests", "headers", "drain", "largestPayload"])
+def test_nats_js(nats_js: Program, secured: Secured, subject: str, scenario: str):
+    nats_js.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
+
+
+@pytest.mark.parametrize("scenario", ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"])
+def test_async_nats(async_nats: Program, secured: Secured, subject: str, scenario: str):
+    async_nats.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)

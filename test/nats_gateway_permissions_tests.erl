@@ -1,0 +1,181 @@
+-module(nats_gateway_permissions_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+-import(nats_gateway_permissions, [new/1, filters/1, tracks_replies/1, requested/3]).
+
+-define(ALL, #{allow => all, deny => []}).
+
+rules(Rules) ->
+    maps:merge(#{publish => ?ALL, subscribe => ?ALL, allow_responses => undefined}, Rules).
+
+may_publish(Subject, P) -> may_publish(Subject, 0, P).
+
+may_publish(Subject, Now, P) ->
+    {Verdict, _} = nats_gateway_permissions:publish(Subject, fun() -> Now end, P),
+    Verdict.
+
+may_subscribe(Subject, P) -> may_subscribe(Subject, undefined, P).
+
+may_subscribe(Subject, QueueGroup, P) ->
+    {Verdict, _} = nats_gateway_permissions:subscribe(Subject, QueueGroup, P),
+    Verdict.
+
+no_rules_no_permissions_test() ->
+    ?assertEqual(none, new(rules(#{}))).
+
+publish_test_() ->
+    P = new(rules(#{
+        publish => #{allow => [<<"a">>, <<"b.*">>, <<"c.>">>], deny => [<<"b.no">>, <<"c.x.*">>]}
+    })),
+    [
+        ?_assertEqual({Subject, Verdict}, {Subject, may_publish(Subject, P)})
+     || {Verdict, Subjects} <- [
+            {allow, [<<"a">>, <<"b.x">>, <<"c.d.e">>, <<"c.x">>, <<"c.x.y.z">>, <<"b.*">>]},
+            {deny, [<<"b">>, <<"b.no">>, <<"b.x.y">>, <<"c">>, <<"c.x.y">>, <<"d">>, <<>>, <<"b.">>]}
+        ],
+        Subject <- Subjects
+    ].
+
+%% An empty list of a JWT that was narrowed down to nothing.
+nothing_allowed_test() ->
+    P = new(rules(#{publish => #{allow => [], deny => []}})),
+    ?assertEqual(deny, may_publish(<<"a">>, P)).
+
+only_denied_test() ->
+    P = new(rules(#{publish => #{allow => all, deny => [<<"a">>]}})),
+    ?assertEqual(deny, may_publish(<<"a">>, P)),
+    ?assertEqual(allow, may_publish(<<"b">>, P)),
+    ?assertEqual(allow, may_subscribe(<<"a">>, P)).
+
+%% What is remembered is bounded, and right at, and behind, the bound.
+verdicts_are_bounded_test() ->
+    P = new(rules(#{publish => #{allow => [<<"a.*">>], deny => []}})),
+    Ask = fun(N, Acc) ->
+        Good = <<"a.", (integer_to_binary(N))/binary>>,
+        {allow, One} = nats_gateway_permissions:publish(Good, fun() -> 0 end, Acc),
+        {deny, Two} = nats_gateway_permissions:publish(<<"b", Good/binary>>, fun() -> 0 end, One),
+        Two
+    end,
+    Size = fun(Acc) -> erts_debug:flat_size(Acc) end,
+    Few = lists:foldl(Ask, P, lists:seq(1, 128)),
+    ?assert(Size(Few) > Size(P)),
+    Many = lists:foldl(Ask, Few, lists:seq(1, 10000)),
+    ?assert(Size(Many) =< Size(Few) + 200),
+    ?assertEqual(allow, may_publish(<<"a.10000">>, Many)),
+    ?assertEqual(deny, may_publish(<<"ba.10000">>, Many)).
+
+subscribe_test_() ->
+    P = new(rules(#{
+        subscribe => #{
+            allow => [<<"a">>, <<"b.*">>, <<"c.>">>, <<"q v1">>, <<"r">>, <<"r w.*">>],
+            deny => [<<"c.no">>, <<"a bad.>">>]
+        }
+    })),
+    [
+        ?_assertEqual({Subject, Queue, Verdict}, {Subject, Queue, may_subscribe(Subject, Queue, P)})
+     || {Verdict, Subject, Queue} <- [
+            {allow, <<"a">>, undefined},
+            {allow, <<"a">>, <<"any">>},
+            {deny, <<"a">>, <<"bad.x">>},
+            {allow, <<"b.*">>, undefined},
+            {deny, <<"b.>">>, undefined},
+            {deny, <<"*">>, undefined},
+            {deny, <<">">>, undefined},
+            {allow, <<"c.>">>, undefined},
+            {allow, <<"c.*">>, undefined},
+            {deny, <<"c.no">>, undefined},
+            {deny, <<"c.no">>, <<"g">>},
+            {deny, <<"q">>, undefined},
+            {allow, <<"q">>, <<"v1">>},
+            {deny, <<"q">>, <<"v2">>},
+            {allow, <<"r">>, undefined},
+            {allow, <<"r">>, <<"w.1">>},
+            {deny, <<"r">>, <<"w">>},
+            {deny, <<"r">>, <<"v">>}
+        ]
+    ].
+
+%% A queue entry for another queue does not open what is denied to all.
+a_deny_wins_over_queue_entries_test() ->
+    P = new(rules(#{subscribe => #{allow => all, deny => [<<"a">>, <<"a v1">>]}})),
+    [?assertEqual(deny, may_subscribe(<<"a">>, Q, P)) || Q <- [undefined, <<"v1">>, <<"v2">>]].
+
+deliveries_are_filtered_for_wildcards_only_test() ->
+    P = new(rules(#{subscribe => #{allow => all, deny => [<<"a.no">>, <<"q g">>]}})),
+    ?assertNot(filters(P)),
+    {allow, Literal} = nats_gateway_permissions:subscribe(<<"a.yes">>, undefined, P),
+    ?assertNot(filters(Literal)),
+    {allow, Wild} = nats_gateway_permissions:subscribe(<<"*.no">>, undefined, Literal),
+    ?assert(filters(Wild)),
+    {allow, Still} = nats_gateway_permissions:subscribe(<<"b">>, undefined, Wild),
+    ?assert(filters(Still)),
+    Deliver = fun(Subject) ->
+        {Verdict, After} = nats_gateway_permissions:deliver(Subject, Wild),
+        %% the same from memory
+        {Verdict, _} = nats_gateway_permissions:deliver(Subject, After),
+        Verdict
+    end,
+    ?assertEqual([deny, allow, allow], [Deliver(S) || S <- [<<"a.no">>, <<"b.no">>, <<"q">>]]).
+
+without_denied_subjects_nothing_is_filtered_test() ->
+    P = new(rules(#{subscribe => #{allow => [<<">">>], deny => [<<"a g">>]}})),
+    {allow, After} = nats_gateway_permissions:subscribe(<<">">>, undefined, P),
+    ?assertNot(filters(After)).
+
+%% -------------------------------------------------------------------------------------------
+%% Responses
+
+responder(Max, Expires) ->
+    new(rules(#{allow_responses => #{max => Max, expires => Expires}})).
+
+%% The verdicts of one answer after the other, at these times.
+answers(Subject, Times, P) ->
+    {Verdicts, _} = lists:mapfoldl(
+        fun(Now, Acc) -> nats_gateway_permissions:publish(Subject, fun() -> Now end, Acc) end, P, Times
+    ),
+    Verdicts.
+
+who_may_respond_may_do_nothing_else_test() ->
+    P = responder(1, 10),
+    ?assert(tracks_replies(P)),
+    ?assertEqual(deny, may_publish(<<"a">>, P)),
+    ?assertEqual([deny], answers(<<"r">>, [0], P)),
+    ?assertEqual([allow, deny, deny], answers(<<"r">>, [0, 0, 0], requested(<<"r">>, 0, P))).
+
+responses_are_counted_and_expire_test_() ->
+    [
+        ?_assertEqual(Verdicts, answers(<<"r">>, Times, requested(<<"r">>, 100, responder(Max, Expires))))
+     || {Max, Expires, Times, Verdicts} <- [
+            {2, 10, [100, 110, 110], [allow, allow, deny]},
+            {2, 10, [111], [deny]},
+            {2, 10, [100, 111, 100], [allow, deny, deny]},
+            {infinity, 10, [100, 101, 110, 111], [allow, allow, allow, deny]},
+            {1, infinity, [1000000, 1000000], [allow, deny]}
+        ]
+    ].
+
+another_request_counts_anew_test() ->
+    P = requested(<<"r">>, 0, responder(1, 10)),
+    {allow, Used} = nats_gateway_permissions:publish(<<"r">>, fun() -> 0 end, P),
+    ?assertEqual([allow, deny], answers(<<"r">>, [20, 20], requested(<<"r">>, 20, Used))).
+
+what_may_be_published_anyway_is_not_counted_test() ->
+    P = new(rules(#{
+        publish => #{allow => [<<"_INBOX.>">>], deny => []},
+        allow_responses => #{max => 1, expires => 10}
+    })),
+    ?assertEqual(
+        [allow, allow, allow], answers(<<"_INBOX.a">>, [0, 0, 99], requested(<<"_INBOX.a">>, 0, P))
+    ).
+
+%% Requests that are never answered take a bounded amount of memory, and the latest are known.
+requests_are_bounded_test() ->
+    Reply = fun(N) -> <<"r.", (integer_to_binary(N))/binary>> end,
+    Ask = fun(N, Acc) -> requested(Reply(N), 0, Acc) end,
+    Full = lists:foldl(Ask, responder(1, infinity), lists:seq(1, 4096)),
+    ?assertEqual([allow], answers(Reply(1), [0], Full)),
+    More = lists:foldl(Ask, Full, lists:seq(4097, 100000)),
+    ?assert(erts_debug:flat_size(More) < 2 * erts_debug:flat_size(Full)),
+    ?assertEqual([deny], answers(Reply(1), [0], More)),
+    [?assertEqual([allow, deny], answers(Reply(N), [0, 0], More)) || N <- [100000, 99000, 98000]].
