@@ -20,13 +20,11 @@
     peercert := nossl | nats_gateway_certificate:peercert(),
     %% what its certificate says instead of CONNECT
     certified => #{user := binary()},
-    %% of the HTTP request that opened its WebSocket
-    cookies => #{jwt => binary()},
     %% what INFO tells of the transport
     server_info => #{atom() => true},
     %% what INFO asks to be signed, where the settings have a login by signature
     nonce => undefined | binary(),
-    %% of the WebSocket request
+    %% of the HTTP request that opened its WebSocket
     cookies => #{jwt => binary()},
     %% who the client is, where a login of the gateway's own has accepted it: the broker's own
     %% is not to be asked

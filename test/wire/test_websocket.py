@@ -19,6 +19,8 @@ from websocket_client import (
 )
 
 from .cases import CASES
+from .logins import CASES as LOGINS
+from .logins import JWT, USER, connect, of_account
 from .servers import TARGETS, Servers, require, servers  # noqa: F401 (a fixture)
 from .transports import WS, WSS, trusting
 from .wire import Case, Closed, run
@@ -376,10 +378,10 @@ def test_close_of_the_client(servers: Servers, target: str, name: str):  # noqa:
 
 
 def fatal(row: Case) -> bool:
-    return any(isinstance(step, Closed) for step in row.steps) and row.suits(WS)
+    return any(isinstance(step, Closed) for step in row.steps) and row.suits(WS) and row.since is None
 
 
-@pytest.mark.parametrize("row", list(filter(fatal, CASES)), ids=lambda row: row.id)
+@pytest.mark.parametrize("row", list(filter(fatal, (*CASES, *LOGINS))), ids=lambda row: row.id)
 def test_close_codes_of_the_cases(servers: Servers, row: Case):  # noqa: F811
     """For every reason that the cases know, nats-server's."""
     codes = []
@@ -450,6 +452,61 @@ def test_a_client_that_goes_without_a_word(servers: Servers, target: str):  # no
         client.send(frame(b"PING\r\n"))
         client.socket.shutdown(socket.SHUT_WR)
         assert client.read() == PONG_FRAME
+
+
+# --- Logins ----------------------------------------------------------------------------------------------------------
+
+COOKIE = {"websocket": {"jwt_cookie": "session"}} | JWT
+BEARER = of_account(bearer_token=True)
+REFUSAL = [Frame(BINARY, b"-ERR 'Authorization Violation'\r\n"), closed(POLICY, "Authentication Failure")]
+
+
+def login_with(servers: Servers, target: str, cookie: str | None, fields: dict | None = None) -> WebSocket:  # noqa: F811
+    client = WebSocket.connect(servers.address(target, COOKIE))
+    client.upgrade(request(Cookie=cookie))
+    info = json.loads(client.read().payload[5:])
+    signed = {"sig": USER.signature(info)} if fields and "jwt" in fields else {}
+    client.send(frame(connect(**(fields or {}), **signed) + b"PING\r\n"))
+    return client
+
+
+@pytest.mark.parametrize(
+    "cookie, fields",
+    [
+        (f"session={BEARER}", None),
+        (f'a=b; session="{BEARER}"; c=d', None),
+        (f"session={of_account(bearer_token=True, allowed_connection_types=['WEBSOCKET'])}", None),
+        # CONNECT has its own
+        ("session=nonsense", {"jwt": of_account()}),
+        (None, {"jwt": of_account()}),
+        (None, {"jwt": of_account(allowed_connection_types=["WEBSOCKET"])}),
+    ],
+    ids=range(6),
+)
+def test_jwt_is_accepted(servers: Servers, target: str, cookie: str | None, fields: dict | None):  # noqa: F811
+    with login_with(servers, target, cookie, fields) as client:
+        assert client.read() == PONG_FRAME
+
+
+@pytest.mark.parametrize(
+    "cookie, fields",
+    [
+        (None, None),
+        ("session=", None),
+        ("session=nonsense", None),
+        (f"Session={BEARER}", None),
+        (f"other={BEARER}", None),
+        # a signature of the nonce is missing
+        (f"session={of_account()}", None),
+        (f"session={of_account(bearer_token=True, allowed_connection_types=['STANDARD'])}", None),
+        (None, {"jwt": of_account(allowed_connection_types=["STANDARD"])}),
+        (f"session={BEARER}", {"jwt": "nonsense"}),
+    ],
+    ids=range(9),
+)
+def test_jwt_is_refused(servers: Servers, target: str, cookie: str | None, fields: dict | None):  # noqa: F811
+    with login_with(servers, target, cookie, fields) as client:
+        assert list(answers(client)) == REFUSAL
 
 
 # --- permessage-deflate ----------------------------------------------------------------------------------------------

@@ -192,6 +192,8 @@ class Case:
     since: str | None = None
     # of plain TCP alone
     tcp: bool = False
+    # of WebSocket, too
+    websocket: bool = True
 
     def __post_init__(self):
         """Every connection not seen to end is shown to be open and silent at the end."""
@@ -208,6 +210,8 @@ class Case:
         """Of TLS neither server answers what came before the client's half-close."""
         if transport is TCP:
             return True
+        if "websocket" in transport.settings and not self.websocket:
+            return False
         return not self.tcp and (transport.is_plain or not any(isinstance(step, HalfClose) for step in self.steps))
 
     def _ends_open(self, name: str) -> bool:
