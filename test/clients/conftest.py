@@ -28,14 +28,17 @@ from clients.stack import (  # noqa: E402
     restricted_stack,
     running_stack,
     tls_stack,
+    websocket_stack,
 )
-from wire.transports import authority  # noqa: E402
+from wire.transports import authority, server_certificate  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 TEST_DEADLINE = 60.0
 BUILD_DEADLINE = 900.0
 # The package was renamed for its third generation; both are in use.
 NATS_JS = {"nats.js 2": "nats", "nats.js 3": "@nats-io/transport-node"}
+# For browsers there was a package of its own.
+NATS_JS_WS = {"nats.js 2": "nats.ws", "nats.js 3": "@nats-io/transport-node"}
 _run = f"{os.getpid()}"
 _numbers = itertools.count()
 
@@ -159,6 +162,13 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Secured(stack, tls.get("mode") == "handshake_first", own, not tls.get("allow_non_tls"))
 
 
+@pytest.fixture(scope="session", params=["ws", "wss"])
+def websocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    _started_here("WebSocket")
+    options = {"same_origin": True, "compression": True}
+    yield from _running(websocket_stack(tmp_path_factory.mktemp(request.param), request.param, options))
+
+
 # --- Client programs -------------------------------------------------------------------------------------------------
 
 
@@ -179,13 +189,21 @@ def nats_js_packages() -> Path:
     return directory
 
 
-def _nats_js(version: str, directory: Path) -> Program:
-    return Program([os.environ.get("NODE", "node"), "scenarios.js", NATS_JS[version]], directory)
+def _nats_js(package: str, directory: Path) -> Program:
+    return Program([os.environ.get("NODE", "node"), "scenarios.js", package], directory)
 
 
 @pytest.fixture(scope="session", params=NATS_JS)
 def nats_js(request: pytest.FixtureRequest, nats_js_packages: Path) -> Program:
-    return _nats_js(request.param, nats_js_packages)
+    return _nats_js(NATS_JS[request.param], nats_js_packages)
+
+
+@pytest.fixture(params=NATS_JS_WS)
+def nats_js_ws(
+    request: pytest.FixtureRequest, nats_js_packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> Program:
+    monkeypatch.setenv("NODE_EXTRA_CA_CERTS", server_certificate().cafile)
+    return _nats_js(NATS_JS_WS[request.param], nats_js_packages)
 
 
 @pytest.fixture(scope="session")
@@ -210,4 +228,4 @@ def tap(request: pytest.FixtureRequest) -> Program:
         case "async-nats":
             return request.getfixturevalue("async_nats")
         case version:
-            return _nats_js(version, request.getfixturevalue("nats_js_packages"))
+            return _nats_js(NATS_JS[version], request.getfixturevalue("nats_js_packages"))

@@ -7,6 +7,10 @@ const readline = require("node:readline");
 const [packageName, scenario, json] = process.argv.slice(2);
 const nats = require(packageName);
 const { url, subject, ...given } = JSON.parse(json);
+const overWebSocket = url.startsWith("ws");
+// Older Node has none; a browser's is the same to the client.
+if (overWebSocket) globalThis.WebSocket ??= require("ws");
+const open = overWebSocket && nats.wsconnect ? nats.wsconnect : nats.connect;
 
 const DEADLINE = 10_000;
 const RECONNECT_DEADLINE = 10_000;
@@ -47,7 +51,7 @@ function tls() {
 }
 
 async function connect(options = {}) {
-  const nc = await within("connect", nats.connect({ servers: url, reconnect: false, ...tls(), ...options }));
+  const nc = await within("connect", open({ servers: url, reconnect: false, ...tls(), ...options }));
   connections.push(nc);
   nc.seen = [];
   nc.waiters = [];
