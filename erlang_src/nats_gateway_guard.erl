@@ -64,8 +64,12 @@ result({noreply, State}, Module) -> {noreply, {Module, State}};
 result({noreply, State, More}, Module) -> {noreply, {Module, State}, More};
 result({reply, Reply, State}, Module) -> {reply, Reply, {Module, State}};
 result({reply, Reply, State, More}, Module) -> {reply, Reply, {Module, State}, More};
-result({stop, Reason, State}, Module) -> {stop, Reason, {Module, State}};
-result({stop, Reason, Reply, State}, Module) -> {stop, Reason, Reply, {Module, State}}.
+result({stop, Reason, State}, Module) -> {stop, end_reason(Reason), {Module, State}};
+result({stop, Reason, Reply, State}, Module) -> {stop, end_reason(Reason), Reply, {Module, State}}.
+
+%% What ends without a report is told as it is. The others may be somebody else's crash.
+end_reason({shutdown, Reason}) -> {shutdown, Reason};
+end_reason(Reason) -> shape(Reason).
 
 -spec terminate(term(), state()) -> term().
 terminate(Reason, {Module, State}) ->

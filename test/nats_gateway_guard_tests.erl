@@ -25,6 +25,7 @@ handle_call(later, From, Secret) ->
     gen_server:reply(From, now),
     {noreply, Secret, hibernate}.
 
+handle_cast({stop, Reason}, Secret) -> {stop, Reason, Secret};
 handle_cast({crash, How}, Secret) -> crash(How, Secret);
 handle_cast({crash_in_terminate, _}, Secret) -> {stop, normal, {terminate, Secret}}.
 
@@ -134,6 +135,27 @@ a_crash_at_the_start_and_at_the_end_test() ->
         end
     end),
     ?assertEqual(nomatch, string:find(Text, ?SECRET)).
+
+%% It may be what another process has crashed with.
+reasons_to_stop_test_() ->
+    [
+        ?_test(begin
+            Pid = started(),
+            Monitor = monitor(process, Pid),
+            gen_server:cast(Pid, {stop, Reason}),
+            receive
+                {'DOWN', Monitor, process, Pid, Found} -> ?assertEqual(Expected, Found)
+            end
+        end)
+     || {Reason, Expected} <- [
+            {normal, normal},
+            {shutdown, shutdown},
+            {{shutdown, kicked}, {shutdown, kicked}},
+            {{shutdown, {error, discarded}}, {shutdown, {error, discarded}}},
+            {{badmatch, <<?SECRET>>}, {badmatch, hidden}},
+            {<<?SECRET>>, hidden}
+        ]
+    ].
 
 otherwise_it_is_a_gen_server_test() ->
     {ok, Pid} = nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, {continue, one}),

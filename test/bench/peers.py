@@ -107,7 +107,7 @@ class EmqxPeers:
 
     def __init__(self, home: Path, package: Path):
         self._package = package
-        self._plugin_runs = False
+        self._plugin_runs: bool | None = None
         port = free_port()
         # As it ships; but a subscriber of EMQX's MQTT that is behind by 1000 messages for a moment is not to be closed.
         self.node = Node(
@@ -142,12 +142,13 @@ class EmqxPeers:
         return Peer(name, "nats", self._address, sessions)
 
     def _serve(self, by_plugin: bool) -> None:
-        if by_plugin != self._plugin_runs:
-            if by_plugin:
-                self.node.start_plugin(self._package)
-            else:
-                self.node.stop_plugin(self._package)
-            self._plugin_runs = by_plugin
+        if by_plugin == self._plugin_runs:
+            return
+        if by_plugin:
+            self.node.start_plugin(self._package)
+        elif self._plugin_runs:
+            self.node.stop_plugin(self._package)
+        self._plugin_runs = by_plugin
         wanted = "nats_gateway_emqx" if by_plugin else "emqx_gateway_nats"
         wait_until(lambda: wanted in self.node.ctl("gateway-registry", "list"), f"{wanted} serves NATS", 20.0)
         wait_until(lambda: accepts(self._address), "the listener is there", 20.0)

@@ -80,6 +80,8 @@ def _values(budget: Budget, results: Results, table: Table) -> list[float]:
         # The smaller number of connections has more of what does not grow with them.
         sizes = [one["total"] for one in results["idle"] if one["peer"] == OURS]
         return sizes[-1:]
+    if budget.ours == "nif":
+        return [max(results["nif_calls"].values())] if results["nif_calls"] else []
     if budget.ours == "decode":
         nanoseconds = results["microbenchmarks"].get(DECODE)
         parser = (results.get("nats_server_parser") or {}).get("128")
@@ -132,6 +134,7 @@ def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         ("Idle connections with one subscription, bytes each", _idle_rows(results)),
         ("Connections opened per second", _connect_rows(table)),
         ("Growth: processor time of the node per message, µs", _growth_rows(results)),
+        ("Longest NIF call of a kind of work, µs", _nif_rows(results)),
         ("Decode and encode, ns per operation", _micro_rows(results)),
     ]
 
@@ -225,6 +228,10 @@ def _growth_rows(results: Results) -> list[list[str]]:
         cells = [f"{step:,}: {median(values):.1f}" for step, values in found.items()]
         rows.append([name, *cells, *[""] * (6 - len(cells))])
     return rows
+
+
+def _nif_rows(results: Results) -> list[list[str]]:
+    return [["", "µs"], *([name, f"{microseconds:.0f}"] for name, microseconds in results["nif_calls"].items())]
 
 
 def _micro_rows(results: Results) -> list[list[str]]:

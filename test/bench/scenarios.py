@@ -124,6 +124,7 @@ BUDGETS = [
     _time("p99", BUILT_IN),
     Budget("1 MiB against 64 KiB: time per byte", "seconds per byte", ("1:1, 1 MiB", OURS), ("1:1, 64 KiB", OURS), at_most=1.5),
     Budget("memory per idle connection, bytes", "", "idle", None, at_most=10_000),
+    Budget("longest NIF call, µs", "", "nif", None, at_most=1000),
     Budget("decode of a 128 B PUB, ns", "", "decode", None, at_most=60),
     Budget("decode of a 128 B PUB: ratio to nats-server's parser", "", "decode", "nats-server parser", at_most=1.0),
 ]

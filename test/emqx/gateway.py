@@ -180,3 +180,15 @@ def rest_change(rest, path: str, change: dict) -> Iterator[None]:
         yield
     finally:
         rest.put(path, before)
+
+
+@contextmanager
+def file_rules(gateway: Gateway, *rules: str) -> Iterator[None]:
+    path = "/authorization/sources/file"
+    before = gateway.rest.get(path)
+    text = "".join(f"{rule}.\n" for rule in (*rules, "{allow, all}"))
+    gateway.rest.put(path, {"type": "file", "enable": True, "rules": text})
+    try:
+        yield
+    finally:
+        gateway.rest.put(path, before)

@@ -168,6 +168,10 @@ class Nats:
         self.error(text)
         self.closed()
 
+    def read(self, size: int) -> bytes:
+        """So many bytes."""
+        return self._take(size, None)
+
     def line(self, deadline: float | None = None) -> bytes:
         until = time.monotonic() + (deadline or self._deadline)
         while b"\r\n" not in self._buffer:

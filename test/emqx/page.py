@@ -17,6 +17,11 @@ DEFAULTS = {
     "allow_non_tls": False,
     "handshake_first_wait": "50ms",
     "peer_cert_as_username": "disabled",
+    "internal_authn": [],
+    "token": "",
+    "nkeys": [],
+    "trusted_operators": [],
+    "resolver_preload": [],
     "websocket_same_origin": False,
     "websocket_jwt_cookie": "",
 }

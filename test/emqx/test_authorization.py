@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
-from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, rest_change
+from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, rest_change
 from emqx.nats import Nats
 
 SETTINGS = "/authorization/settings"
-
-
-@contextmanager
-def file_rules(gateway: Gateway, *rules: str) -> Iterator[None]:
-    path = "/authorization/sources/file"
-    before = gateway.rest.get(path)
-    text = "".join(f"{rule}.\n" for rule in (*rules, "{allow, all}"))
-    gateway.rest.put(path, {"type": "file", "enable": True, "rules": text})
-    try:
-        yield
-    finally:
-        gateway.rest.put(path, before)
 
 
 @pytest.fixture

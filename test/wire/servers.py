@@ -124,9 +124,9 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"default_heartbeat_interval": value, "heartbeat_wait_timeout": value}
             case "max_payload":
                 top["max_payload_size"] = value
-            case "max_control_line" | "max_subscriptions" | "server_name":
+            case "max_control_line" | "max_subscriptions" | "server_name" | "send_timeout":
                 top[name] = value
-            case "max_connections" | "send_timeout":
+            case "max_connections":
                 listener[name] = value
             case "tls":
                 kind = "ssl"
@@ -260,8 +260,9 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
 
 
 def _speaks_nats_as(settings: Settings):
-    if settings.get("tls", {}).get("verify") or "path" in settings.get("websocket", {}):
-        # It would not let us in.
+    tls = settings.get("tls", {})
+    if tls.get("verify") or tls.get("certificate") or "path" in settings.get("websocket", {}):
+        # It would not let us in, or is not the one we trust.
         return accepts
     return functools.partial(speaks_nats, transport=for_settings(settings))
 
