@@ -9,7 +9,7 @@
 -export([open/2]).
 -export([feed/2]).
 -export([take/1]).
--export([frame/2]).
+-export([frame/3]).
 -export([close_frame/1]).
 -export([at_rest/1]).
 -export([origin/1]).
@@ -432,8 +432,8 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
         max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
     }.
 
-%% The next bytes of the socket. Out is what they are to be answered with at once, [] for nothing.
--spec feed(binary(), websocket()) -> {Out :: [iodata()], websocket()}.
+%% The next bytes of the socket. Pongs is what they are to be answered with.
+-spec feed(binary(), websocket()) -> {Pongs :: [iodata()], websocket()}.
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
 feed(Bytes, Ws = #websocket{rest = <<>>}) ->
@@ -551,21 +551,17 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% One binary frame with these bytes, none for no bytes: nats.py takes each frame for a line while
-%% it connects.
--spec frame(iodata(), websocket()) -> {iodata(), websocket()}.
-frame(Data, Ws = #websocket{deflate = Deflate}) ->
-    case iolist_size(Data) of
-        0 ->
-            {[], Ws};
-        Size when Deflate =:= none; Size =< ?COMPRESS_ABOVE ->
-            {[header(binary, Size) | Data], Ws};
-        _ ->
-            NWs = #websocket{deflater = Z} = begin_deflate(Ws),
-            Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
-            Size = byte_size(Flushed) - 4,
-            {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}
-    end.
+%% One binary frame with these bytes, which are so many.
+-spec frame(iodata(), Size :: pos_integer(), websocket()) -> {iodata(), websocket()}.
+frame(Data, Size, Ws = #websocket{deflate = Deflate}) when
+    Deflate =:= none; Size =< ?COMPRESS_ABOVE
+->
+    {[header(binary, Size) | Data], Ws};
+frame(Data, _, Ws) ->
+    NWs = #websocket{deflater = Z} = begin_deflate(Ws),
+    Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
+    Size = byte_size(Flushed) - 4,
+    {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}.
 
 header(Frame, Size) -> nats_gateway_nif:websocket_header(Frame, Size).
 
@@ -637,7 +633,8 @@ status(Reason) when
     Reason =:= headers_not_supported
 ->
     {1002, <<"Protocol Violation">>};
-status(client_error) -> {1002, <<"Parse Error">>};
+status(client_error) ->
+    {1002, <<"Parse Error">>};
 status(no_responders_requires_headers) ->
     {1011, <<"No Responders Requires Headers">>};
 status(stale_connection) ->
