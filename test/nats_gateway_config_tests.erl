@@ -503,6 +503,8 @@ what_is_wrong_with_websocket_is_named_test_() ->
             {<<"path">>, <<"nats">>},
             {<<"path">>, <<"/a?b">>},
             {<<"path">>, <<"/a b">>},
+            {<<"path">>, <<"/a\n">>},
+            {<<"jwt_cookie">>, <<"a\n">>},
             {<<"path">>, 1},
             {<<"allowed_origins">>, <<"https://a.example">>},
             {<<"allowed_origins">>, [<<"a.example">>]},

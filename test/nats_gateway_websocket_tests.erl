@@ -591,3 +591,73 @@ at_rest_test() ->
     ?assertMatch(
         {<<"x">>, _, open, _}, feed([client(?BINARY, 1, 1, message(<<"x">>))], ?WS:at_rest(Ws2))
     ).
+
+%% -------------------------------------------------------------------------------------------
+%% Anything at all
+
+everything() ->
+    {ok, Origin} = ?WS:origin(<<"https://other.example">>),
+    #{
+        path => <<"/">>,
+        same_origin => true,
+        allowed_origins => [Origin],
+        subprotocols => [<<"nats/1.0">>],
+        compress => true,
+        jwt_cookie => <<"jwt">>,
+        proxy_address_header => <<"x-forwarded-for">>,
+        proxy_port_header => <<"x-forwarded-port">>
+    }.
+
+full_request() ->
+    request(
+        headers() ++
+            [
+                {<<"Origin">>, <<"http://a.example:8080">>},
+                {<<"Sec-WebSocket-Protocol">>, <<"mqtt, nats">>},
+                {<<"Sec-WebSocket-Extensions">>,
+                    <<"permessage-deflate; server_max_window_bits=10">>},
+                {<<"Cookie">>, <<"a=b; jwt=\"c\"">>},
+                {<<"X-Forwarded-For">>, <<"10.0.0.9">>},
+                {<<"X-Forwarded-Port">>, <<"77">>}
+            ]
+    ).
+
+%% Every byte of a request changed to some that mean something, or are not even text.
+every_byte_of_a_request_changed_test_() ->
+    Request = full_request(),
+    {timeout, 60, fun() ->
+        lists:foreach(
+            fun(At) ->
+                <<Front:At/binary, _, Back/binary>> = Request,
+                [
+                    shake(<<Front/binary, Byte, Back/binary>>, Settings)
+                 || Byte <- [
+                        0, 9, 10, 13, $\s, $", $,, $:, $;, $=, $[, $%, 16#7F, 16#80, 16#C3, 16#FF
+                    ],
+                    Settings <- [#{}, everything()]
+                ]
+            end,
+            lists:seq(0, byte_size(Request) - 1)
+        )
+    end}.
+
+a_header_that_is_no_text_test_() ->
+    [
+        ?_assertMatch(
+            {_, {upgrade, _, _}}, {Name, shake(request(headers() ++ [{Name, Value}]), #{})}
+        )
+     || Name <- [<<"Cookie">>, <<"Origin">>, <<"Sec-WebSocket-Protocol">>, <<"X">>],
+        Value <- [<<16#FF>>, <<"a", 16#C3>>, <<16#80, "=", 16#FF>>]
+    ].
+
+any_frames_test_() ->
+    {timeout, 60, fun() ->
+        [
+            begin
+                Bytes = rand:bytes(rand:uniform(300)),
+                Likely = <<<<(Byte bor (16#80 * rand:uniform(2) - 16#80))>> || <<Byte>> <= Bytes>>,
+                feed(bytes(Likely), open(deflate, 1000))
+            end
+         || _ <- lists:seq(1, 2000)
+        ]
+    end}.
