@@ -192,8 +192,16 @@ def tls_stack(directory: Path, tls: dict) -> Stack:
     """Anybody may log in, over TLS."""
     if AGAINST_NATS_SERVER:
         return Stack(nats_server(directory, nats_server_config({"tls": tls}, 0), accepts), None)
-    broker = _mosquitto(directory, "allow_anonymous true\n")
+    broker = mosquitto(directory, "allow_anonymous true\n")
     return Stack(gateway_in_front_of(broker.address, directory, {"tls": tls}, accepts), broker)
+
+
+def logins_stack(directory: Path, settings: dict) -> Stack:
+    """The broker lets in anybody, the gateway only whom these settings of the wire cases name."""
+    if AGAINST_NATS_SERVER:
+        return Stack(nats_server(directory, nats_server_config(settings, 0)), None)
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    return Stack(gateway_in_front_of(broker.address, directory, settings), broker)
 
 
 def gateway_in_front_of(
