@@ -100,12 +100,12 @@ def test_nats_cli(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: P
         try:
             # It does not say when it has subscribed: a request that finds nobody is repeated.
             for _ in range(50):
-                done = run_cli(nats_cli, tmp_path, *options, "request", subject, "question", "--raw", "--timeout", "5s")
+                done = run_cli(nats_cli, tmp_path, *options, "request", subject, "question", "--timeout", "5s")
                 if "No responders" not in done.stderr:
                     break
         finally:
             replier.kill()
-    assert done.returncode == 0 and done.stdout.strip() == "question", done
+    assert done.returncode == 0 and "question" in done.stdout.split(), done
     assert run_cli(nats_cli, tmp_path, *options, "pub", subject, "hello").returncode == 0
 
 
