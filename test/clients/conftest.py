@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients.broker import ScriptedBroker  # noqa: E402
+from clients.logins import LOGINS, OwnLogin  # noqa: E402
 from clients.program import Program  # noqa: E402
 from clients.secured import WAYS, Secured  # noqa: E402
 from clients.stack import (  # noqa: E402
@@ -24,6 +26,7 @@ from clients.stack import (  # noqa: E402
     Stack,
     gateway_in_front_of,
     login_stack,
+    logins_stack,
     open_stack,
     restricted_stack,
     running_stack,
@@ -106,6 +109,16 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield from _running(login_stack(tmp_path_factory.mktemp("login")))
 
 
+@pytest.fixture(scope="session", params=LOGINS)
+def own_login(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnLogin]:
+    """A stack where the gateway itself knows who may log in."""
+    _started_here("logins")
+    directory = tmp_path_factory.mktemp("own_login")
+    kind = LOGINS[request.param](directory)
+    for stack in _running(logins_stack(directory, kind.settings)):
+        yield OwnLogin(stack, kind)
+
+
 @pytest.fixture(scope="session")
 def restricted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     _started_here("authorization")
@@ -172,8 +185,15 @@ def websocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 # --- Client programs -------------------------------------------------------------------------------------------------
 
 
-def _build(command: list[str], directory: Path) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=BUILD_DEADLINE)
+def _build(command: list[str], directory: Path, **environment: str) -> None:
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_DEADLINE,
+    )
     if done.returncode:
         pytest.fail(
             f"{' '.join(command)} in {directory.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False
@@ -212,6 +232,24 @@ def async_nats() -> Program:
     target = REPOSITORY / "target" / "clients"
     _build(["cargo", "build", "--locked", "--quiet", "--target-dir", str(target)], directory)
     return Program([str(target / "debug" / "async-nats-clients")], directory)
+
+
+@pytest.fixture(scope="session")
+def nats_go() -> Program:
+    directory = HERE / "nats_go"
+    target = REPOSITORY / "target" / "clients" / "nats-go-clients"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _build(["go", "build", "-o", str(target), "."], directory, GOTOOLCHAIN="local", GOFLAGS="-mod=readonly")
+    return Program([str(target)], directory)
+
+
+@pytest.fixture(scope="session")
+def nats_cli() -> Path:
+    """The command `nats`, which bin/install-missing builds."""
+    found = os.environ.get("NATS_CLI") or shutil.which("nats", path=str(REPOSITORY / ".tools" / "bin")) or shutil.which("nats")
+    if found is None:
+        pytest.fail("no command `nats`: run bin/install-missing test", pytrace=False)
+    return Path(found)
 
 
 @pytest.fixture(scope="session")

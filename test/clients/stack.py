@@ -206,6 +206,14 @@ def websocket_stack(directory: Path, scheme: str, options: dict) -> Stack:
     return Stack(gateway_in_front_of(broker.address, directory, settings, accepts), broker, scheme)
 
 
+def logins_stack(directory: Path, settings: dict) -> Stack:
+    """The broker lets in anybody, the gateway only whom these settings of the wire cases name."""
+    if AGAINST_NATS_SERVER:
+        return Stack(nats_server(directory, nats_server_config(settings, 0)), None)
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    return Stack(gateway_in_front_of(broker.address, directory, settings), broker)
+
+
 def gateway_in_front_of(
     mqtt: Address, directory: Path, more: dict | None = None, ready: Callable[[Address], bool] = speaks_nats
 ) -> Server:

@@ -2,6 +2,7 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const fs = require("node:fs");
 const readline = require("node:readline");
 
 const [packageName, scenario, json] = process.argv.slice(2);
@@ -48,6 +49,14 @@ function tls() {
   if (!given.tls) return {};
   const { cafile: caFile, certfile: certFile, keyfile: keyFile, first: handshakeFirst } = given.tls;
   return { tls: { caFile, certFile, keyFile, handshakeFirst } };
+}
+
+// A name and password, a token, the seed of an NKey, or a `.creds` file.
+function credentials() {
+  const { user, password: pass, token, seed, creds } = given;
+  if (seed) return { authenticator: nats.nkeyAuthenticator(new TextEncoder().encode(seed)) };
+  if (creds) return { authenticator: nats.credsAuthenticator(fs.readFileSync(creds)) };
+  return token ? { token } : { user, pass };
 }
 
 async function connect(options = {}) {
@@ -412,14 +421,14 @@ const scenarios = {
   },
 
   async login() {
-    const nc = await connect({ user: given.user, pass: given.password });
+    const nc = await connect(credentials());
     const inbox = await Inbox.open(nc, subject);
     nc.publish(subject, "welcome");
     assert.deepEqual((await inbox.take(1)).map(text), ["welcome"]);
   },
 
   async badLogin() {
-    const error = await connect({ user: given.user, pass: given.password }).then(() => assert.fail("logged in"), (e) => e);
+    const error = await connect(credentials()).then(() => assert.fail("logged in"), (e) => e);
     assert.equal(kind(error), "authorization");
   },
 
