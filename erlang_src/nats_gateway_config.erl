@@ -539,7 +539,7 @@ value(optional_secret, Value, Path) ->
 value(user_key, Value, Path) ->
     case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
         {ok, Key} -> Key;
-        _ -> invalid(Path, <<"must be the public NKey of a user (U…)"/utf8>>)
+        _ -> invalid(Path, <<"must be the public NKey of a user (U...)">>)
     end;
 value({subjects, Queues}, Value, Path) when is_map(Value) ->
     Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
