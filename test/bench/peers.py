@@ -109,10 +109,11 @@ class EmqxPeers:
         self._package = package
         self._plugin_runs: bool | None = None
         port = free_port()
-        # As it ships; but a subscriber of EMQX's MQTT that is behind by 1000 messages for a moment is not to be closed.
+        # As it ships; but a subscriber of EMQX's MQTT that is behind by 1000 messages for a moment is not to be closed,
+        # and connections may come as fast as to the MQTT listener.
         self.node = Node(
             home,
-            f'gateway.nats.listeners.tcp.default {{ bind = "{HOST}:{port}", max_connections = 100000 }}\n'
+            f'gateway.nats.listeners.tcp.default {{ bind = "{HOST}:{port}", max_connections = 100000, max_conn_rate = 100000 }}\n'
             "force_shutdown.enable = false\n",
         )
         self._address = (HOST, port)
