@@ -87,6 +87,13 @@ def test_async_nats(async_nats: Program, websocket: Stack, subject: str, scenari
     async_nats.run(scenario, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
 
 
+@pytest.mark.parametrize("scenario", ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"])
+def test_nats_go(nats_go: Program, websocket: Stack, subject: str, scenario: str):
+    """Without compression: nats.go loses its place between compressed frames that come together, of nats-server's, too."""
+    tls = {"cafile": server_certificate().cafile} if websocket.scheme == "wss" else {}
+    nats_go.run(scenario, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
+
+
 # --- As a browser ----------------------------------------------------------------------------------------------------
 
 

@@ -19,10 +19,14 @@ const deadline = 10 * time.Second
 type given struct {
 	URL, Subject, User, Password, Token, Seed, Creds, Denied string
 	MaxPayload                                               int
+	TLS                                                      struct{ CAFile string }
 }
 
 func (g given) options() []nats.Option {
 	options := []nats.Option{nats.NoReconnect(), nats.Timeout(deadline)}
+	if g.TLS.CAFile != "" {
+		options = append(options, nats.RootCAs(g.TLS.CAFile))
+	}
 	switch {
 	case g.User != "":
 		return append(options, nats.UserInfo(g.User, g.Password))
