@@ -91,8 +91,14 @@ def nats_server_config(settings: Settings, port: int) -> str:
 
 
 def nats_server_tls(
-    mode: str = "upgrade", allow_non_tls: bool = False, verify: bool = False, timeout: float = 2, **versions: str
+    mode: str = "upgrade",
+    allow_non_tls: bool = False,
+    verify: bool = False,
+    user: str | None = None,
+    timeout: float = 2,
+    **versions: str,
 ) -> Settings:
+    """user: whatever name of the certificate it is; nats-server takes the first one that it finds."""
     own = server_certificate()
     tls = {"cert_file": own.certfile, "key_file": own.keyfile, "ca_file": own.cafile, "timeout": timeout} | versions
     match mode:
@@ -101,7 +107,7 @@ def nats_server_tls(
         case "auto":
             tls["handshake_first"] = f"{AUTO_WAIT_MS}ms"
     if verify:
-        tls["verify"] = True
+        tls["verify_and_map" if user else "verify"] = True
     return {"tls": tls} | ({"allow_non_tls": True} if allow_non_tls else {})
 
 
@@ -170,6 +176,7 @@ def gateway_tls(
     mode: str = "upgrade",
     allow_non_tls: bool = False,
     verify: bool = False,
+    user: str = "cn",
     timeout: float = 2,
     min_version: str = "1.2",
     certificate: tuple[str, str, str] | None = None,
@@ -179,7 +186,7 @@ def gateway_tls(
         "tls_mode": mode,
         "allow_non_tls": allow_non_tls,
         "handshake_first_wait": f"{AUTO_WAIT_MS}ms",
-        "peer_cert_as_username": "cn",
+        "peer_cert_as_username": user,
     }
     ssl_options = {
         "certfile": own.certfile,
