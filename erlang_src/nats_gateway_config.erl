@@ -539,7 +539,7 @@ value(optional_secret, Value, Path) ->
 value(user_key, Value, Path) ->
     case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
         {ok, Key} -> Key;
-        _ -> invalid(Path, <<"must be the public NKey of a user (U…)"/utf8>>)
+        _ -> invalid(Path, <<"must be the public NKey of a user (U...)">>)
     end;
 value({subjects, Queues}, Value, Path) when is_map(Value) ->
     Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
@@ -648,7 +648,7 @@ value({some_of, Names}, _, Path) ->
         <<"must be a list of some of ">>, lists:join(<<", ">>, [atom_to_binary(N) || N <- Names])
     ]);
 value(path, Value, Path) ->
-    case is_binary(Value) andalso re:run(Value, <<"^/[^?#\\s]*$">>, [{capture, none}]) of
+    case is_binary(Value) andalso re:run(Value, <<"\\A/[^?#\\s]*\\z">>, [{capture, none}]) of
         match -> Value;
         _ -> invalid(Path, <<"must be a path such as \"/nats\"">>)
     end;
@@ -667,7 +667,7 @@ value(origins, _, Path) ->
 value(token, <<>>, _) ->
     undefined;
 value(token, Value, Path) ->
-    Token = <<"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$">>,
+    Token = <<"\\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\\z">>,
     case is_binary(Value) andalso re:run(Value, Token, [{capture, none}]) of
         match -> Value;
         _ -> invalid(Path, <<"must be a name without blanks and separators">>)

@@ -467,12 +467,17 @@ handled(Handled, State = #state{channel = Channel}) ->
 
 received(Data, State = #state{websocket = none}) ->
     decode(add(Data, State));
-received(Data, State = #state{websocket = Websocket, socket = Socket}) ->
-    {Out, NWebsocket} = nats_gateway_websocket:feed(Data, Websocket),
+received(Data, State = #state{websocket = Websocket}) ->
+    {Pongs, NWebsocket} = nats_gateway_websocket:feed(Data, Websocket),
     NState = State#state{websocket = NWebsocket},
-    case Out =:= [] orelse nats_gateway_transport:send(Socket, Out) of
-        {error, Reason} -> {stop, {shutdown, send_error(Reason)}, NState};
-        _ -> decode(NState)
+    case Pongs of
+        [] ->
+            decode(NState);
+        _ ->
+            case transmit(Pongs, iolist_size(Pongs), NState) of
+                {ok, Sent} -> decode(Sent);
+                {error, Reason, Failed} -> {stop, {shutdown, send_error(Reason)}, Failed}
+            end
     end.
 
 add(Data, State = #state{chunks = Chunks, buffered = Buffered}) ->
@@ -580,7 +585,7 @@ send(Out, State = #state{websocket = Websocket}) ->
         Size when Websocket =:= none ->
             transmit(Out, Size, State);
         Size ->
-            {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Websocket),
+            {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Size, Websocket),
             transmit(Frame, Size, State#state{websocket = NWebsocket})
     end.
 

@@ -80,7 +80,7 @@ operator(N, <<"ey", _/binary>> = Jwt) ->
 operator(N, Key) ->
     case nats_gateway_nif:nkey_role(Key) of
         operator -> [Key];
-        _ -> throw({invalid, {operator, N}, <<"must be the public key (O…) or JWT of an operator"/utf8>>})
+        _ -> throw({invalid, {operator, N}, <<"must be the public key (O...) or JWT of an operator">>})
     end.
 
 account(N, {Wanted, Jwt}, Trusted) ->

@@ -57,7 +57,8 @@
 
 -opaque login() :: none | #login{} | {shared, term()}.
 
-%% Certified: the user name is that of the client's certificate, which needs no password.
+%% Certified: the user name is that of the client's certificate. As in nats-server, a user that has
+%% a password still needs it.
 -type facts() :: #{
     certified := boolean(),
     nonce := undefined | binary(),
@@ -292,7 +293,7 @@ method({users, _, NKeys}, Given = #{nkey := Key}, Facts) when map_size(NKeys) > 
     end;
 method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
     case Names of
-        #{Name := User} when Certified ->
+        #{Name := User = #{password := undefined}} when Certified ->
             {ok, identity(certificate, User)};
         #{Name := User = #{password := Password}} ->
             case is_password(Password, maps:get(pass, Given, <<>>)) of

@@ -9,7 +9,7 @@
 -export([open/2]).
 -export([feed/2]).
 -export([take/1]).
--export([frame/2]).
+-export([frame/3]).
 -export([close_frame/1]).
 -export([at_rest/1]).
 -export([origin/1]).
@@ -149,7 +149,7 @@ request(Handshake = #handshake{line = header, pending = Pending, headers = Heade
         {ok, {http_header, _, _, Name, Value}, Rest} ->
             binary:match(Value, [<<"\r">>, <<"\n">>, <<0>>]) =:= nomatch orelse
                 refuse(400, <<"invalid header">>),
-            Header = {string:lowercase(Name), trim(Value)},
+            Header = {lower(Name), trim(Value)},
             request(Handshake#handshake{pending = Rest, headers = [Header | Headers]});
         {ok, http_eoh, <<>>} ->
             upgrade(Handshake#handshake{headers = lists:reverse(Headers)});
@@ -205,7 +205,7 @@ upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = 
 %% Or below, as EMQX takes it.
 is_at(Path, Requested) ->
     Below = <<(string:trim(Path, trailing, "/"))/binary, "/">>,
-    Requested =:= Path orelse string:prefix(Requested, Below) =/= nomatch.
+    Requested =:= Path orelse binary:longest_common_prefix([Requested, Below]) =:= byte_size(Below).
 
 accept(Key) -> base64:encode(crypto:hash(sha, [Key, ?GUID])).
 
@@ -218,7 +218,7 @@ first(Name, Headers) ->
     end.
 
 has_token(Name, Token, Headers) ->
-    lists:member(Token, [string:lowercase(Value) || Value <- list(Name, Headers)]).
+    lists:member(Token, [lower(Value) || Value <- list(Name, Headers)]).
 
 %% All elements of a header that is a list, which may come in several lines.
 list(Name, Headers) ->
@@ -226,13 +226,30 @@ list(Name, Headers) ->
 
 split(Text, Separator) -> [trim(Part) || Part <- binary:split(Text, Separator, [global])].
 
-trim(Text) -> string:trim(Text, both, " \t").
+%% What is in a header is bytes: it need not be text in any encoding.
+trim(Text) -> trim_end(trim_front(Text)).
+
+trim_front(<<C, Rest/binary>>) when C =:= $\s; C =:= $\t -> trim_front(Rest);
+trim_front(Text) -> Text.
+
+trim_end(<<>>) ->
+    <<>>;
+trim_end(Text) ->
+    case binary:last(Text) of
+        C when C =:= $\s; C =:= $\t -> trim_end(binary:part(Text, 0, byte_size(Text) - 1));
+        _ -> Text
+    end.
+
+lower(Text) -> <<<<(lower_letter(C))>> || <<C>> <= Text>>.
+
+lower_letter(C) when C >= $A, C =< $Z -> C + 32;
+lower_letter(C) -> C.
 
 %% Only to one who asks: browsers fail on a subprotocol that they did not offer.
 subprotocol(Settings, Headers) ->
     Known = [<<"nats">> | maps:get(subprotocols, Settings, [])],
     Offered = list(<<"sec-websocket-protocol">>, Headers),
-    case [Name || Name <- Offered, lists:member(string:lowercase(Name), Known)] of
+    case [Name || Name <- Offered, lists:member(lower(Name), Known)] of
         [Name | _] -> [<<"Sec-WebSocket-Protocol: ">>, Name, <<"\r\n">>];
         [] -> []
     end.
@@ -268,10 +285,10 @@ reason(505) -> <<"HTTP Version Not Supported">>.
 %% `https://example.com', with the default port of its scheme.
 -spec origin(binary()) -> {ok, origin()} | error.
 origin(Text) ->
-    case uri_string:parse(Text) of
+    case uri(Text) of
         Uri = #{scheme := Scheme, host := Host} when Host =/= <<>> ->
-            Lower = string:lowercase(Scheme),
-            {ok, {Lower, string:lowercase(Host), port(Uri, Lower =:= <<"https">>)}};
+            Lower = lower(Scheme),
+            {ok, {Lower, lower(Host), port(Uri, Lower =:= <<"https">>)}};
         _ ->
             error
     end.
@@ -279,6 +296,15 @@ origin(Text) ->
 port(#{port := Port}, _) when is_integer(Port) -> Port;
 port(_, true) -> 443;
 port(_, false) -> 80.
+
+%% OTP's parser takes only text.
+uri(Text) ->
+    case is_printable(Text) of
+        true -> uri_string:parse(Text);
+        false -> error
+    end.
+
+is_printable(Text) -> lists:all(fun(C) -> C > $\s andalso C < 16#7F end, binary_to_list(Text)).
 
 check_origin(#handshake{settings = Settings, secure = Secure, headers = Headers}) ->
     Same = maps:get(same_origin, Settings, false),
@@ -303,8 +329,8 @@ check_origin(#handshake{settings = Settings, secure = Secure, headers = Headers}
 
 %% Where the client takes itself to be connected to.
 requested(Secure, Headers) ->
-    case uri_string:parse(<<"//", (first(<<"host">>, Headers))/binary>>) of
-        Uri = #{host := Host} -> {string:lowercase(Host), port(Uri, Secure)};
+    case uri(<<"//", (first(<<"host">>, Headers))/binary>>) of
+        Uri = #{host := Host} -> {lower(Host), port(Uri, Secure)};
         _ -> unknown
     end.
 
@@ -331,8 +357,8 @@ address(_, _) ->
 port_header(#{proxy_port_header := Name}, Headers) ->
     case list(Name, Headers) of
         [First | _] ->
-            case string:to_integer(First) of
-                {Port, <<>>} when Port >= 0, Port =< 65535 -> #{port => Port};
+            case number(First) of
+                Port when is_integer(Port), Port =< 65535 -> #{port => Port};
                 _ -> #{}
             end;
         [] ->
@@ -352,6 +378,12 @@ cookies(#{jwt_cookie := Name}, Headers) ->
     end;
 cookies(_, _) ->
     #{}.
+
+number(Text) ->
+    case re:run(Text, <<"\\A[0-9]{1,5}\\z">>, [{capture, none}]) of
+        match -> binary_to_integer(Text);
+        nomatch -> error
+    end.
 
 unquote(<<$", Rest/binary>> = Value) when byte_size(Rest) > 0 ->
     case binary:last(Rest) of
@@ -392,12 +424,12 @@ extensions(_, _) ->
 
 %% One with a parameter that is unknown, or that can't be met, has to be declined.
 offer([Name | Parameters]) ->
-    string:lowercase(Name) =:= <<"permessage-deflate">> andalso parameters(Parameters, {15, []}).
+    lower(Name) =:= <<"permessage-deflate">> andalso parameters(Parameters, {15, []}).
 
 parameters([], Accepted) ->
     {true, Accepted};
 parameters([Parameter | Parameters], Accepted) ->
-    case split(string:lowercase(Parameter), <<"=">>) of
+    case split(lower(Parameter), <<"=">>) of
         [<<"server_no_context_takeover">>] ->
             parameters(Parameters, Accepted);
         [<<"client_no_context_takeover">>] ->
@@ -406,9 +438,9 @@ parameters([Parameter | Parameters], Accepted) ->
             %% We inflate with the largest window, which fits every other.
             parameters(Parameters, Accepted);
         [<<"server_max_window_bits">>, Value] ->
-            case string:to_integer(string:trim(Value, both, "\"")) of
+            case number(unquote(Value)) of
                 %% zlib has no raw window of 8 bits.
-                {Bits, <<>>} when Bits >= 9, Bits =< 15 ->
+                Bits when is_integer(Bits), Bits >= 9, Bits =< 15 ->
                     Answer = [<<"; server_max_window_bits=">>, integer_to_binary(Bits)],
                     parameters(Parameters, {Bits, Answer});
                 _ ->
@@ -432,8 +464,8 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
         max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
     }.
 
-%% The next bytes of the socket. Out is what they are to be answered with at once, [] for nothing.
--spec feed(binary(), websocket()) -> {Out :: [iodata()], websocket()}.
+%% The next bytes of the socket. Pongs is what they are to be answered with.
+-spec feed(binary(), websocket()) -> {Pongs :: [iodata()], websocket()}.
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
 feed(Bytes, Ws = #websocket{rest = <<>>}) ->
@@ -551,21 +583,17 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% One binary frame with these bytes, none for no bytes: nats.py takes each frame for a line while
-%% it connects.
--spec frame(iodata(), websocket()) -> {iodata(), websocket()}.
-frame(Data, Ws = #websocket{deflate = Deflate}) ->
-    case iolist_size(Data) of
-        0 ->
-            {[], Ws};
-        Size when Deflate =:= none; Size =< ?COMPRESS_ABOVE ->
-            {[header(binary, Size) | Data], Ws};
-        _ ->
-            NWs = #websocket{deflater = Z} = begin_deflate(Ws),
-            Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
-            Size = byte_size(Flushed) - 4,
-            {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}
-    end.
+%% One binary frame with these bytes, which are so many.
+-spec frame(iodata(), Size :: pos_integer(), websocket()) -> {iodata(), websocket()}.
+frame(Data, Size, Ws = #websocket{deflate = Deflate}) when
+    Deflate =:= none; Size =< ?COMPRESS_ABOVE
+->
+    {[header(binary, Size) | Data], Ws};
+frame(Data, _, Ws) ->
+    NWs = #websocket{deflater = Z} = begin_deflate(Ws),
+    Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
+    Size = byte_size(Flushed) - 4,
+    {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}.
 
 header(Frame, Size) -> nats_gateway_nif:websocket_header(Frame, Size).
 
@@ -637,7 +665,8 @@ status(Reason) when
     Reason =:= headers_not_supported
 ->
     {1002, <<"Protocol Violation">>};
-status(client_error) -> {1002, <<"Parse Error">>};
+status(client_error) ->
+    {1002, <<"Parse Error">>};
 status(no_responders_requires_headers) ->
     {1011, <<"No Responders Requires Headers">>};
 status(stale_connection) ->

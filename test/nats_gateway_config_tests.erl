@@ -503,6 +503,8 @@ what_is_wrong_with_websocket_is_named_test_() ->
             {<<"path">>, <<"nats">>},
             {<<"path">>, <<"/a?b">>},
             {<<"path">>, <<"/a b">>},
+            {<<"path">>, <<"/a\n">>},
+            {<<"jwt_cookie">>, <<"a\n">>},
             {<<"path">>, 1},
             {<<"allowed_origins">>, <<"https://a.example">>},
             {<<"allowed_origins">>, [<<"a.example">>]},
@@ -597,7 +599,7 @@ jwt_of_a_file_test() ->
         Method(Trusted, nats_gateway_credentials:public(account), Jwt)
     ),
     ?assertEqual(
-        <<"internal_authn[1].trusted_operators[1]: must be the public key (O…) or JWT of an operator"/utf8>>,
+        <<"internal_authn[1].trusted_operators[1]: must be the public key (O...) or JWT of an operator">>,
         Method([Key], Key, Jwt)
     ),
     ?assertEqual(<<"internal_authn[1].trusted_operators: must not be empty">>, Method([], Key, Jwt)).

@@ -137,7 +137,7 @@ internal_authn_test() ->
     ?assertEqual({ok, Two}, login(With([Token, NKey]), plugin())),
     ?assertNotEqual({ok, Two}, login(With([NKey, Token]), plugin())),
     ?assertEqual(
-        {error, <<"internal_authn[2].nkeys[1]: must be the public NKey of a user (U…)"/utf8>>},
+        {error, <<"internal_authn[2].nkeys[1]: must be the public NKey of a user (U...)">>},
         login(With([Token, #{type => nkey, nkeys => [<<"UAAA">>]}]), plugin())
     ),
     %% `resolver = memory' is all that EMQX fills in.

@@ -114,13 +114,15 @@ users_test() ->
     ),
     ?assertEqual(?RULES, Rules).
 
-%% The name is that of the certificate: no password is needed, and none opens another name.
-a_certified_user_needs_no_password_test() ->
+%% The name is that of the certificate. Who has a password as well needs both.
+a_certified_user_test() ->
     NoPassword = (person(<<"ann">>, <<"p">>))#{password := undefined},
     Login = login([{users, [NoPassword, person(<<"bob">>, <<"q">>)]}]),
     Certified = #{certified => true},
     ?assertEqual({certificate, <<"ann">>}, ask(#{user => <<"ann">>}, Certified, Login)),
-    ?assertEqual({certificate, <<"bob">>}, ask(#{user => <<"bob">>, pass => <<"x">>}, Certified, Login)),
+    ?assertEqual({user, <<"bob">>}, ask(#{user => <<"bob">>, pass => <<"q">>}, Certified, Login)),
+    ?assertEqual(wrong_password, ask(#{user => <<"bob">>, pass => <<"x">>}, Certified, Login)),
+    ?assertEqual(wrong_password, ask(#{user => <<"bob">>}, Certified, Login)),
     ?assertEqual(unknown_user, ask(#{user => <<"cat">>}, Certified, Login)),
     ?assertEqual(wrong_password, ask(#{user => <<"ann">>, pass => <<>>}, Login)).
 

@@ -180,7 +180,7 @@ logins_of_the_page_test_() ->
                     #{<<"internal_authn">> => [<<"token">>, <<"token">>]}},
                 {<<"internal_authn[2]: must be one of token, nkey, jwt">>,
                     #{<<"internal_authn">> => [<<"token">>, <<"ldap">>]}},
-                {<<"nkeys[2]: must be the public NKey of a user (U…)"/utf8>>,
+                {<<"nkeys[2]: must be the public NKey of a user (U...)">>,
                     #{<<"nkeys">> => [Key, <<"s3cr3t">>]}},
                 {<<"resolver_preload[1]: not a NATS JWT">>, #{<<"resolver_preload">> => [<<"s3cr3t">>]}},
                 {<<"token: begins like a bcrypt hash, but is none">>, #{<<"token">> => <<"$2a$s3cr3t">>}}

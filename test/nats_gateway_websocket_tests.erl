@@ -453,7 +453,7 @@ frame_test() ->
     lists:foreach(
         fun({Size, Header}) ->
             Data = rand:bytes(Size),
-            {Frame, Ws} = ?WS:frame([[], Data], Ws),
+            {Frame, Ws} = ?WS:frame([[], Data], Size, Ws),
             ?assertEqual(<<Header/binary, Data/binary>>, iolist_to_binary(Frame))
         end,
         [
@@ -463,8 +463,7 @@ frame_test() ->
             {65535, <<16#82, 126, 65535:16>>},
             {65536, <<16#82, 127, 65536:64>>}
         ]
-    ),
-    ?assertEqual({[], Ws}, ?WS:frame([[], <<>>], Ws)).
+    ).
 
 close_frame_test() ->
     ?assertEqual(
@@ -558,13 +557,13 @@ bad_compression_test() ->
 deflated_frames_test() ->
     Ws = open(deflate, infinity),
     Short = rand:bytes(64),
-    {ShortFrame, Ws} = ?WS:frame(Short, Ws),
+    {ShortFrame, Ws} = ?WS:frame(Short, 64, Ws),
     ?assertEqual(<<16#82, 64, Short/binary>>, iolist_to_binary(ShortFrame)),
     %% Each is inflated alone: nothing is taken over from the one before.
     lists:foldl(
         fun(Size, Before) ->
             Data = binary:copy(<<"MSG a 1 5\r\nhello\r\n">>, Size),
-            {Frame, After} = ?WS:frame([Data], Before),
+            {Frame, After} = ?WS:frame([Data], byte_size(Data), Before),
             {16#C2, Message} = payload(iolist_to_binary(Frame)),
             Z = zlib:open(),
             ok = zlib:inflateInit(Z, -15),
@@ -592,3 +591,73 @@ at_rest_test() ->
     ?assertMatch(
         {<<"x">>, _, open, _}, feed([client(?BINARY, 1, 1, message(<<"x">>))], ?WS:at_rest(Ws2))
     ).
+
+%% -------------------------------------------------------------------------------------------
+%% Anything at all
+
+everything() ->
+    {ok, Origin} = ?WS:origin(<<"https://other.example">>),
+    #{
+        path => <<"/">>,
+        same_origin => true,
+        allowed_origins => [Origin],
+        subprotocols => [<<"nats/1.0">>],
+        compress => true,
+        jwt_cookie => <<"jwt">>,
+        proxy_address_header => <<"x-forwarded-for">>,
+        proxy_port_header => <<"x-forwarded-port">>
+    }.
+
+full_request() ->
+    request(
+        headers() ++
+            [
+                {<<"Origin">>, <<"http://a.example:8080">>},
+                {<<"Sec-WebSocket-Protocol">>, <<"mqtt, nats">>},
+                {<<"Sec-WebSocket-Extensions">>,
+                    <<"permessage-deflate; server_max_window_bits=10">>},
+                {<<"Cookie">>, <<"a=b; jwt=\"c\"">>},
+                {<<"X-Forwarded-For">>, <<"10.0.0.9">>},
+                {<<"X-Forwarded-Port">>, <<"77">>}
+            ]
+    ).
+
+%% Every byte of a request changed to some that mean something, or are not even text.
+every_byte_of_a_request_changed_test_() ->
+    Request = full_request(),
+    {timeout, 60, fun() ->
+        lists:foreach(
+            fun(At) ->
+                <<Front:At/binary, _, Back/binary>> = Request,
+                [
+                    shake(<<Front/binary, Byte, Back/binary>>, Settings)
+                 || Byte <- [
+                        0, 9, 10, 13, $\s, $", $,, $:, $;, $=, $[, $%, 16#7F, 16#80, 16#C3, 16#FF
+                    ],
+                    Settings <- [#{}, everything()]
+                ]
+            end,
+            lists:seq(0, byte_size(Request) - 1)
+        )
+    end}.
+
+a_header_that_is_no_text_test_() ->
+    [
+        ?_assertMatch(
+            {_, {upgrade, _, _}}, {Name, shake(request(headers() ++ [{Name, Value}]), #{})}
+        )
+     || Name <- [<<"Cookie">>, <<"Origin">>, <<"Sec-WebSocket-Protocol">>, <<"X">>],
+        Value <- [<<16#FF>>, <<"a", 16#C3>>, <<16#80, "=", 16#FF>>]
+    ].
+
+any_frames_test_() ->
+    {timeout, 60, fun() ->
+        [
+            begin
+                Bytes = rand:bytes(rand:uniform(300)),
+                Likely = <<<<(Byte bor (16#80 * rand:uniform(2) - 16#80))>> || <<Byte>> <= Bytes>>,
+                feed(bytes(Likely), open(deflate, 1000))
+            end
+         || _ <- lists:seq(1, 2000)
+        ]
+    end}.

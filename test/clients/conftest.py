@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients.broker import ScriptedBroker  # noqa: E402
+from clients.logins import LOGINS, OwnLogin  # noqa: E402
 from clients.program import Program  # noqa: E402
 from clients.secured import WAYS, Secured  # noqa: E402
 from clients.stack import (  # noqa: E402
@@ -24,18 +26,22 @@ from clients.stack import (  # noqa: E402
     Stack,
     gateway_in_front_of,
     login_stack,
+    logins_stack,
     open_stack,
     restricted_stack,
     running_stack,
     tls_stack,
+    websocket_stack,
 )
-from wire.transports import authority  # noqa: E402
+from wire.transports import authority, server_certificate  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 TEST_DEADLINE = 60.0
 BUILD_DEADLINE = 900.0
 # The package was renamed for its third generation; both are in use.
 NATS_JS = {"nats.js 2": "nats", "nats.js 3": "@nats-io/transport-node"}
+# For browsers there was a package of its own.
+NATS_JS_WS = {"nats.js 2": "nats.ws", "nats.js 3": "@nats-io/transport-node"}
 _run = f"{os.getpid()}"
 _numbers = itertools.count()
 
@@ -103,6 +109,16 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield from _running(login_stack(tmp_path_factory.mktemp("login")))
 
 
+@pytest.fixture(scope="session", params=LOGINS)
+def own_login(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnLogin]:
+    """A stack where the gateway itself knows who may log in."""
+    _started_here("logins")
+    directory = tmp_path_factory.mktemp("own_login")
+    kind = LOGINS[request.param](directory)
+    for stack in _running(logins_stack(directory, kind.settings)):
+        yield OwnLogin(stack, kind)
+
+
 @pytest.fixture(scope="session")
 def restricted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     _started_here("authorization")
@@ -159,11 +175,25 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Secured(stack, tls.get("mode") == "handshake_first", own, not tls.get("allow_non_tls"))
 
 
+@pytest.fixture(scope="session", params=["ws", "wss"])
+def websocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    _started_here("WebSocket")
+    options = {"same_origin": True, "compression": True}
+    yield from _running(websocket_stack(tmp_path_factory.mktemp(request.param), request.param, options))
+
+
 # --- Client programs -------------------------------------------------------------------------------------------------
 
 
-def _build(command: list[str], directory: Path) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=BUILD_DEADLINE)
+def _build(command: list[str], directory: Path, **environment: str) -> None:
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_DEADLINE,
+    )
     if done.returncode:
         pytest.fail(
             f"{' '.join(command)} in {directory.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False
@@ -179,13 +209,21 @@ def nats_js_packages() -> Path:
     return directory
 
 
-def _nats_js(version: str, directory: Path) -> Program:
-    return Program([os.environ.get("NODE", "node"), "scenarios.js", NATS_JS[version]], directory)
+def _nats_js(package: str, directory: Path) -> Program:
+    return Program([os.environ.get("NODE", "node"), "scenarios.js", package], directory)
 
 
 @pytest.fixture(scope="session", params=NATS_JS)
 def nats_js(request: pytest.FixtureRequest, nats_js_packages: Path) -> Program:
-    return _nats_js(request.param, nats_js_packages)
+    return _nats_js(NATS_JS[request.param], nats_js_packages)
+
+
+@pytest.fixture(params=NATS_JS_WS)
+def nats_js_ws(
+    request: pytest.FixtureRequest, nats_js_packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> Program:
+    monkeypatch.setenv("NODE_EXTRA_CA_CERTS", server_certificate().cafile)
+    return _nats_js(NATS_JS_WS[request.param], nats_js_packages)
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +232,24 @@ def async_nats() -> Program:
     target = REPOSITORY / "target" / "clients"
     _build(["cargo", "build", "--locked", "--quiet", "--target-dir", str(target)], directory)
     return Program([str(target / "debug" / "async-nats-clients")], directory)
+
+
+@pytest.fixture(scope="session")
+def nats_go() -> Program:
+    directory = HERE / "nats_go"
+    target = REPOSITORY / "target" / "clients" / "nats-go-clients"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _build(["go", "build", "-o", str(target), "."], directory, GOTOOLCHAIN="local", GOFLAGS="-mod=readonly")
+    return Program([str(target)], directory)
+
+
+@pytest.fixture(scope="session")
+def nats_cli() -> Path:
+    """The command `nats`, which bin/install-missing builds."""
+    found = os.environ.get("NATS_CLI") or shutil.which("nats", path=str(REPOSITORY / ".tools" / "bin")) or shutil.which("nats")
+    if found is None:
+        pytest.fail("no command `nats`: run bin/install-missing test", pytrace=False)
+    return Path(found)
 
 
 @pytest.fixture(scope="session")
@@ -210,4 +266,4 @@ def tap(request: pytest.FixtureRequest) -> Program:
         case "async-nats":
             return request.getfixturevalue("async_nats")
         case version:
-            return _nats_js(version, request.getfixturevalue("nats_js_packages"))
+            return _nats_js(NATS_JS[version], request.getfixturevalue("nats_js_packages"))

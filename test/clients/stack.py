@@ -122,11 +122,12 @@ class Stack:
 
     gateway: Server | RunningServer
     broker: Server | RunningServer | None
+    scheme: str = "nats"
 
     @property
     def url(self) -> str:
         host, port = self.gateway.address
-        return f"nats://{host}:{port}"
+        return f"{self.scheme}://{host}:{port}"
 
     @property
     def mqtt(self) -> Address:
@@ -196,6 +197,23 @@ def tls_stack(directory: Path, tls: dict) -> Stack:
     return Stack(gateway_in_front_of(broker.address, directory, {"tls": tls}, accepts), broker)
 
 
+def websocket_stack(directory: Path, scheme: str, options: dict) -> Stack:
+    """Anybody may log in, over WebSocket: ws, or wss over TLS."""
+    settings = {"websocket": options | {"tls": scheme == "wss"}}
+    if AGAINST_NATS_SERVER:
+        return Stack(nats_server_of(directory, lambda port: nats_server_config(settings, port), accepts), None, scheme)
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    return Stack(gateway_in_front_of(broker.address, directory, settings, accepts), broker, scheme)
+
+
+def logins_stack(directory: Path, settings: dict) -> Stack:
+    """The broker lets in anybody, the gateway only whom these settings of the wire cases name."""
+    if AGAINST_NATS_SERVER:
+        return Stack(nats_server(directory, nats_server_config(settings, 0)), None)
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    return Stack(gateway_in_front_of(broker.address, directory, settings), broker)
+
+
 def gateway_in_front_of(
     mqtt: Address, directory: Path, more: dict | None = None, ready: Callable[[Address], bool] = speaks_nats
 ) -> Server:
@@ -240,11 +258,15 @@ def mosquitto(directory: Path, access: str) -> Server:
 
 
 def nats_server(directory: Path, access: str, ready: Callable[[Address], bool] = speaks_nats) -> Server:
+    # The last one of a name counts.
+    return nats_server_of(directory, lambda port: f"{access}\nhost: {HOST}\nport: {port}\n", ready)
+
+
+def nats_server_of(directory: Path, settings: Callable[[int], str], ready: Callable[[Address], bool]) -> Server:
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = directory / "nats-server.conf"
-    # The last one of a name counts.
-    config.write_text(f"{access}\nhost: {HOST}\nport: {port}\nmax_payload: {MAX_PAYLOAD}\n")
+    config.write_text(f"{settings(port)}\nmax_payload: {MAX_PAYLOAD}\n")
     command = [nats_server_path() or "nats-server", "-c", str(config)]
     return Server("nats-server", command, (HOST, port), ready, directory / "nats-server.log")
 

@@ -12,6 +12,7 @@ from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway
 from emqx.nats import Nats
 from emqx.node import Node, name_vsn, wait_until
 from emqx.package import release, with_version
+from websocket_client import request
 
 pytestmark = [pytest.mark.plugin, pytest.mark.timeout(180, func_only=True)]
 
@@ -74,7 +75,9 @@ def without_times(gateway: dict) -> dict:
 
 
 def test_stop_tells_the_clients_and_leaves_no_row(ready: Gateway, node: Node, package: Path):
-    clients = [ready.nats(protocol=1) for _ in range(20)]
+    over_ws = ready.listen("drained", "ws")
+    clients = [ready.nats(protocol=1) for _ in range(10)]
+    clients += [ready.nats(over_ws, websocket=request(), protocol=1) for _ in range(10)]
     wait_until(lambda: len(ready.clients()) == 20, "all are listed")
     node.stop_plugin(package)
     try:
@@ -94,12 +97,17 @@ def test_stop_tells_the_clients_and_leaves_no_row(ready: Gateway, node: Node, pa
 
 def test_stop_and_start_many_times(ready: Gateway, node: Node, package: Path, name: str):
     """Nothing of the gateway before may be in the way of the next, however soon it comes."""
+    over_ws = ready.listen(name, "ws")
     for _ in range(8):
         with node.stopped_plugin(package):
             wait_until(lambda: listening(ready) and not served_by_us(ready), "the built-in serves")
+            with Nats(over_ws, websocket=request()) as client:
+                assert "jetstream" in client.info
         wait_until(lambda: listening(ready) and served_by_us(ready), "the plugin serves")
-        with ready.nats() as client:
-            client.subscribe(name).publish(name, b"x")
+        with ready.nats() as client, ready.nats(over_ws, websocket=request()) as other:
+            assert "jetstream" not in other.info
+            client.subscribe(name)
+            other.publish(name, b"x")
             assert client.message().payload == b"x"
 
 

@@ -1,4 +1,4 @@
-"""Every case of the wire table, byte for byte, against the gateway inside EMQX."""
+"""Every case of the wire table, byte for byte, against the gateway inside EMQX, over TCP and WebSocket."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
 from emqx.gateway import Gateway
 
 WIRE = Path(__file__).resolve().parents[1] / "wire"
@@ -17,15 +18,23 @@ WIRE = Path(__file__).resolve().parents[1] / "wire"
 
 @pytest.mark.plugin
 @pytest.mark.timeout(180, func_only=True)
-def test_the_wire_table(gateway: Gateway):
+@pytest.mark.parametrize("transport", ["tcp", "ws", "wss"])
+def test_the_wire_table(gateway: Gateway, name: str, tmp_path: Path, transport: str):
     """Cases with settings of their own are skipped there: test_settings.py and test_plugin_page.py have them."""
     if not WIRE.is_dir():
         pytest.skip("test/wire is not here")
     gateway.settings(server_name="wire")
-    host, port = gateway.address
+    (host, port), more = gateway.address, {"WIRE_TRANSPORTS": transport}
+    if transport == "ws":
+        host, port = gateway.listen(name, "ws")
+    elif transport == "wss":
+        server = Authority(tmp_path).server()
+        files = {key: Path(getattr(server, key)).read_text() for key in ("certfile", "keyfile")}
+        host, port = gateway.listen(name, "wss", ssl_options=files)
+        more["WIRE_CAFILE"] = server.cafile
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "gateway-", str(WIRE)],
-        env=os.environ | {"GATEWAY_ADDRESS": f"{host}:{port}"},
+        env=os.environ | {"GATEWAY_ADDRESS": f"{host}:{port}"} | more,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -63,7 +63,7 @@ def nats_server_config(settings: Settings, port: int) -> str:
         match name:
             case "heartbeat":
                 lines |= {"ping_interval": value, "ping_max": 2}
-            case "max_payload" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
+            case "max_payload" | "max_pending" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
                 lines[name] = value
             case "tls":
                 lines |= nats_server_tls(**value)
@@ -91,8 +91,14 @@ def nats_server_config(settings: Settings, port: int) -> str:
 
 
 def nats_server_tls(
-    mode: str = "upgrade", allow_non_tls: bool = False, verify: bool = False, timeout: float = 2, **versions: str
+    mode: str = "upgrade",
+    allow_non_tls: bool = False,
+    verify: bool = False,
+    user: str | None = None,
+    timeout: float = 2,
+    **versions: str,
 ) -> Settings:
+    """user: whatever name of the certificate it is; nats-server takes the first one that it finds."""
     own = server_certificate()
     tls = {"cert_file": own.certfile, "key_file": own.keyfile, "ca_file": own.cafile, "timeout": timeout} | versions
     match mode:
@@ -101,7 +107,7 @@ def nats_server_tls(
         case "auto":
             tls["handshake_first"] = f"{AUTO_WAIT_MS}ms"
     if verify:
-        tls["verify"] = True
+        tls["verify_and_map" if user else "verify"] = True
     return {"tls": tls} | ({"allow_non_tls": True} if allow_non_tls else {})
 
 
@@ -124,9 +130,9 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"default_heartbeat_interval": value, "heartbeat_wait_timeout": value}
             case "max_payload":
                 top["max_payload_size"] = value
-            case "max_control_line" | "max_subscriptions" | "server_name":
+            case "max_control_line" | "max_subscriptions" | "max_pending" | "server_name" | "send_timeout":
                 top[name] = value
-            case "max_connections" | "send_timeout":
+            case "max_connections":
                 listener[name] = value
             case "tls":
                 kind = "ssl"
@@ -170,6 +176,7 @@ def gateway_tls(
     mode: str = "upgrade",
     allow_non_tls: bool = False,
     verify: bool = False,
+    user: str = "cn",
     timeout: float = 2,
     min_version: str = "1.2",
     certificate: tuple[str, str, str] | None = None,
@@ -179,7 +186,7 @@ def gateway_tls(
         "tls_mode": mode,
         "allow_non_tls": allow_non_tls,
         "handshake_first_wait": f"{AUTO_WAIT_MS}ms",
-        "peer_cert_as_username": "cn",
+        "peer_cert_as_username": user,
     }
     ssl_options = {
         "certfile": own.certfile,
@@ -260,8 +267,9 @@ def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
 
 
 def _speaks_nats_as(settings: Settings):
-    if settings.get("tls", {}).get("verify") or "path" in settings.get("websocket", {}):
-        # It would not let us in.
+    tls = settings.get("tls", {})
+    if tls.get("verify") or tls.get("certificate") or "path" in settings.get("websocket", {}):
+        # It would not let us in, or is not the one we trust.
         return accepts
     return functools.partial(speaks_nats, transport=for_settings(settings))
 

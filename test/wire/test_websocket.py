@@ -430,6 +430,34 @@ def test_a_ping_of_websocket_shows_that_the_client_is_there(servers: Servers):  
             time.sleep(0.05)
 
 
+SLOW = {"max_pending": 4 << 20}
+
+
+def test_a_client_that_does_not_read(servers: Servers, target: str):  # noqa: F811
+    """It is closed, and the publisher does not notice."""
+    message = b"PUB slow 100000\r\n" + b"x" * 100000 + b"\r\n"
+    with opened(servers, target, **SLOW) as slow, opened(servers, target, **SLOW) as publisher:
+        slow.send(frame(CONNECT + b"SUB slow 1\r\nPING\r\n"))
+        assert slow.read() == PONG_FRAME
+        publisher.send(frame(CONNECT))
+        for _ in range(400):
+            publisher.send(frame(message))
+        publisher.send(frame(b"PING\r\n"))
+        assert publisher.read() == PONG_FRAME
+        with pytest.raises(Unexpected, match="closed too early"):
+            while True:
+                slow.read()
+
+
+def test_a_client_that_pings_and_does_not_read(servers: Servers):  # noqa: F811
+    """The pongs wait, too."""
+    pings = frame(b"p" * 125, PING) * 1000
+    with opened(servers, "gateway", **SLOW) as client:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(1000):
+                client.send(pings)
+
+
 def test_login_that_fails(servers: Servers, target: str):  # noqa: F811
     login = {"user": "u", "password": "p"}
     with opened(servers, target, login=login) as client:

@@ -2,11 +2,16 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const fs = require("node:fs");
 const readline = require("node:readline");
 
 const [packageName, scenario, json] = process.argv.slice(2);
 const nats = require(packageName);
 const { url, subject, ...given } = JSON.parse(json);
+const overWebSocket = url.startsWith("ws");
+// Older Node has none; a browser's is the same to the client.
+if (overWebSocket) globalThis.WebSocket ??= require("ws");
+const open = overWebSocket && nats.wsconnect ? nats.wsconnect : nats.connect;
 
 const DEADLINE = 10_000;
 const RECONNECT_DEADLINE = 10_000;
@@ -46,8 +51,16 @@ function tls() {
   return { tls: { caFile, certFile, keyFile, handshakeFirst } };
 }
 
+// A name and password, a token, the seed of an NKey, or a `.creds` file.
+function credentials() {
+  const { user, password: pass, token, seed, creds } = given;
+  if (seed) return { authenticator: nats.nkeyAuthenticator(new TextEncoder().encode(seed)) };
+  if (creds) return { authenticator: nats.credsAuthenticator(fs.readFileSync(creds)) };
+  return token ? { token } : { user, pass };
+}
+
 async function connect(options = {}) {
-  const nc = await within("connect", nats.connect({ servers: url, reconnect: false, ...tls(), ...options }));
+  const nc = await within("connect", open({ servers: url, reconnect: false, ...tls(), ...options }));
   connections.push(nc);
   nc.seen = [];
   nc.waiters = [];
@@ -408,14 +421,14 @@ const scenarios = {
   },
 
   async login() {
-    const nc = await connect({ user: given.user, pass: given.password });
+    const nc = await connect(credentials());
     const inbox = await Inbox.open(nc, subject);
     nc.publish(subject, "welcome");
     assert.deepEqual((await inbox.take(1)).map(text), ["welcome"]);
   },
 
   async badLogin() {
-    const error = await connect({ user: given.user, pass: given.password }).then(() => assert.fail("logged in"), (e) => e);
+    const error = await connect(credentials()).then(() => assert.fail("logged in"), (e) => e);
     assert.equal(kind(error), "authorization");
   },
 

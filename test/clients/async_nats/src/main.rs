@@ -38,9 +38,18 @@ impl Given {
 
     fn options(&self) -> ConnectOptions {
         let options = self.tls(ConnectOptions::new().max_reconnects(1).subscription_capacity(100_000));
-        match self.json["user"].as_str() {
-            Some(user) => options.user_and_password(user.to_owned(), self.text("password")),
-            None => options,
+        let given = |name: &str| self.json[name].as_str().map(str::to_owned);
+        if let Some(user) = given("user") {
+            options.user_and_password(user, self.text("password"))
+        } else if let Some(token) = given("token") {
+            options.token(token)
+        } else if let Some(seed) = given("seed") {
+            options.nkey(seed)
+        } else if let Some(creds) = given("creds") {
+            let text = std::fs::read_to_string(creds).expect("a file");
+            options.credentials(&text).expect("a .creds file")
+        } else {
+            options
         }
     }
 
@@ -49,7 +58,11 @@ impl Given {
         let Some(cafile) = tls["cafile"].as_str() else {
             return options;
         };
-        let options = options.add_root_certificates(cafile.into()).require_tls(true);
+        let options = options.add_root_certificates(cafile.into());
+        if self.url.starts_with("ws") {
+            return options;
+        }
+        let options = options.require_tls(true);
         let options = if tls["first"] == json!(true) { options.tls_first() } else { options };
         match (tls["certfile"].as_str(), tls["keyfile"].as_str()) {
             (Some(certfile), Some(keyfile)) => options.add_client_certificate(certfile.into(), keyfile.into()),

@@ -1,0 +1,115 @@
+"""Every client logs in with what it has: a password, a token, the seed of an NKey, a `.creds` file."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import nats
+import pytest
+
+from clients.aio import connected, subscribed, take
+from clients.logins import OwnLogin
+from clients.program import Program
+
+DEADLINE = 20.0
+
+
+def nats_py_options(given: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    match given:
+        case {"seed": seed}:
+            file = tmp_path / "seed"
+            file.write_text(seed)
+            return {"nkeys_seed": str(file)}
+        case {"creds": path}:
+            return {"user_credentials": path}
+        case _:
+            return given
+
+
+async def test_nats_py(own_login: OwnLogin, subject: str, tmp_path: Path):
+    async with connected(own_login.url, **nats_py_options(own_login.kind.right, tmp_path)) as nc:
+        sub = await subscribed(nc, subject)
+        await nc.publish(subject, b"welcome")
+        assert [message.data for message in await take(sub, 1)] == [b"welcome"]
+
+
+async def test_nats_py_is_refused(own_login: OwnLogin, tmp_path: Path):
+    with pytest.raises(nats.errors.Error, match="(?i)authorization violation"):
+        async with connected(own_login.url, **nats_py_options(own_login.kind.wrong, tmp_path)):
+            pass
+
+
+def test_nats_js(nats_js: Program, own_login: OwnLogin, subject: str):
+    nats_js.run("login", url=own_login.url, subject=subject, **own_login.kind.right)
+
+
+def test_nats_js_is_refused(nats_js: Program, own_login: OwnLogin, subject: str):
+    nats_js.run("badLogin", url=own_login.url, subject=subject, **own_login.kind.wrong)
+
+
+def test_async_nats(async_nats: Program, own_login: OwnLogin, subject: str):
+    async_nats.run("login", url=own_login.url, subject=subject, **own_login.kind.right)
+
+
+def test_async_nats_is_refused(async_nats: Program, own_login: OwnLogin, subject: str):
+    async_nats.run("bad_login", url=own_login.url, subject=subject, **own_login.kind.wrong)
+
+
+def test_nats_go(nats_go: Program, own_login: OwnLogin, subject: str):
+    nats_go.run("login", url=own_login.url, subject=subject, **own_login.kind.right)
+
+
+def test_nats_go_is_refused(nats_go: Program, own_login: OwnLogin, subject: str):
+    nats_go.run("bad_login", url=own_login.url, subject=subject, **own_login.kind.wrong)
+
+
+# --- The command `nats` ----------------------------------------------------------------------------------------------
+
+
+def cli_options(given: dict[str, str], tmp_path: Path) -> list[str]:
+    match given:
+        case {"seed": seed}:
+            file = tmp_path / "seed"
+            file.write_text(seed)
+            return ["--nkey", str(file)]
+        case {"creds": path}:
+            return ["--creds", path]
+        case {"token": token}:
+            return ["--user", token]
+        case _:
+            return ["--user", given["user"], "--password", given["password"]]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Without contexts of whoever runs the tests."""
+    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "PATH": "/usr/bin:/bin"}
+
+
+def run_cli(cli: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(cli), *arguments]
+    return subprocess.run(
+        command, env=environment(home), capture_output=True, text=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
+    )
+
+
+def test_nats_cli(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):
+    options = ["--server", own_login.url, *cli_options(own_login.kind.right, tmp_path)]
+    command = [str(nats_cli), *options, "reply", subject, "--echo"]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as replier:
+        try:
+            # It does not say when it has subscribed: a request that finds nobody is repeated.
+            for _ in range(50):
+                done = run_cli(nats_cli, tmp_path, *options, "request", subject, "question", "--timeout", "5s")
+                if "No responders" not in done.stderr:
+                    break
+        finally:
+            replier.kill()
+    assert done.returncode == 0 and "question" in done.stdout.split(), done
+    assert run_cli(nats_cli, tmp_path, *options, "pub", subject, "hello").returncode == 0
+
+
+def test_nats_cli_is_refused(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):
+    options = ["--server", own_login.url, *cli_options(own_login.kind.wrong, tmp_path)]
+    done = run_cli(nats_cli, tmp_path, *options, "pub", subject, "hello")
+    assert done.returncode != 0 and "Authorization Violation" in done.stdout + done.stderr, done
