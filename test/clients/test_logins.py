@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import nats
 import pytest
 
 from clients.aio import connected, subscribed, take
+from clients.command import exchange, run_cli
 from clients.logins import OwnLogin
 from clients.program import Program
-
-DEADLINE = 20.0
 
 
 def nats_py_options(given: dict[str, str], tmp_path: Path) -> dict[str, str]:
@@ -81,32 +79,9 @@ def cli_options(given: dict[str, str], tmp_path: Path) -> list[str]:
             return ["--user", given["user"], "--password", given["password"]]
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Without contexts of whoever runs the tests."""
-    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "PATH": "/usr/bin:/bin"}
-
-
-def run_cli(cli: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(cli), *arguments]
-    return subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
-    )
-
-
 def test_nats_cli(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):
     options = ["--server", own_login.url, *cli_options(own_login.kind.right, tmp_path)]
-    command = [str(nats_cli), *options, "reply", subject, "--echo"]
-    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as replier:
-        try:
-            # It does not say when it has subscribed: a request that finds nobody is repeated.
-            for _ in range(50):
-                done = run_cli(nats_cli, tmp_path, *options, "request", subject, "question", "--timeout", "5s")
-                if "No responders" not in done.stderr:
-                    break
-        finally:
-            replier.kill()
-    assert done.returncode == 0 and "question" in done.stdout.split(), done
-    assert run_cli(nats_cli, tmp_path, *options, "pub", subject, "hello").returncode == 0
+    exchange(nats_cli, tmp_path, options, subject)
 
 
 def test_nats_cli_is_refused(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 import nats
 import pytest
 
 from certificates import client_context
 from clients.aio import connected, subscribed, take
+from clients.command import exchange
 from clients.program import Program
 from clients.secured import Secured
 from clients.stack import MAX_PAYLOAD
@@ -53,3 +55,17 @@ def test_nats_js(nats_js: Program, secured: Secured, subject: str, scenario: str
 @pytest.mark.parametrize("scenario", ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"])
 def test_async_nats(async_nats: Program, secured: Secured, subject: str, scenario: str):
     async_nats.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
+
+
+@pytest.mark.parametrize("scenario", ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"])
+def test_nats_go(nats_go: Program, secured: Secured, subject: str, scenario: str):
+    nats_go.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
+
+
+def test_nats_cli(nats_cli: Path, secured: Secured, subject: str, tmp_path: Path):
+    if secured.first:
+        pytest.skip("the versions of nats that Debian 12's Go can build do not start TLS first")
+    options = ["--server", secured.url, "--tlsca", secured.options["cafile"]]
+    if secured.own:
+        options += ["--tlscert", secured.own.certfile, "--tlskey", secured.own.keyfile]
+    exchange(nats_cli, tmp_path, options, subject)

@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import websockets
@@ -13,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from certificates import client_context
 from clients.aio import Lifeline, barrier, connected, subscribed, take
+from clients.command import exchange
 from clients.program import Program
 from clients.stack import MAX_PAYLOAD, Stack
 from wire.transports import server_certificate
@@ -92,6 +94,11 @@ def test_nats_go(nats_go: Program, websocket: Stack, subject: str, scenario: str
     """Without compression: nats.go loses its place between compressed frames that come together, of nats-server's, too."""
     tls = {"cafile": server_certificate().cafile} if websocket.scheme == "wss" else {}
     nats_go.run(scenario, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
+
+
+def test_nats_cli(nats_cli: Path, websocket: Stack, subject: str, tmp_path: Path):
+    trusted = ["--tlsca", server_certificate().cafile] if websocket.scheme == "wss" else []
+    exchange(nats_cli, tmp_path, ["--server", websocket.url, *trusted], subject)
 
 
 # --- As a browser ----------------------------------------------------------------------------------------------------

@@ -19,13 +19,22 @@ const deadline = 10 * time.Second
 type given struct {
 	URL, Subject, User, Password, Token, Seed, Creds, Denied string
 	MaxPayload                                               int
-	TLS                                                      struct{ CAFile string }
+	TLS                                                      struct {
+		CAFile, CertFile, KeyFile string
+		First                     bool
+	}
 }
 
 func (g given) options() []nats.Option {
 	options := []nats.Option{nats.NoReconnect(), nats.Timeout(deadline)}
 	if g.TLS.CAFile != "" {
 		options = append(options, nats.RootCAs(g.TLS.CAFile))
+	}
+	if g.TLS.CertFile != "" {
+		options = append(options, nats.ClientCert(g.TLS.CertFile, g.TLS.KeyFile))
+	}
+	if g.TLS.First {
+		options = append(options, nats.TLSHandshakeFirst())
 	}
 	switch {
 	case g.User != "":
