@@ -125,7 +125,10 @@ accept(ListenSocket, Sups, Listener) ->
             accept(ListenSocket, Sups, Listener)
     end.
 
+admit({Connections, _}, #{max_connections := infinity, connection := Options}) ->
+    {Connections, Options};
 admit({Connections, Refused}, #{max_connections := Max, connection := Options}) ->
+    %% Looks at each of them, so only where there is a limit.
     case proplists:get_value(active, supervisor:count_children(Connections)) of
         Count when Count >= Max -> {Refused, Options#{refuse => maximum_connections_exceeded}};
         _ -> {Connections, Options}
