@@ -12,7 +12,7 @@ help:
 	@echo "make test   install what is missing, build, run every test"
 	@echo "make build  build only"
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
-	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: some minutes"
+	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour"
 	@echo "            BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
 
 run:

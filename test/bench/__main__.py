@@ -50,7 +50,7 @@ SETTLE_POLL_SECONDS = 4.0
 BUILT_IN_SHARE = 0.25
 QUICK_SHARE = 0.3
 
-# The whole is to end within ten minutes: on a slow machine there are fewer rounds.
+# Bounds the rounds of a slow machine. The rest (idle connections, growth, standalone) takes some eight minutes.
 ROUNDS, ROUNDS_AT_LEAST, ROUNDS_SECONDS = 5, 3, 200.0
 
 
