@@ -23,38 +23,27 @@ start_link(Name, Module, Argument) ->
     gen_server:start_link(Name, ?MODULE, {Module, Argument}, []).
 
 init({Module, Argument}) ->
-    try Module:init(Argument) of
+    case guarded(Module, init, [Argument]) of
         {ok, State} -> {ok, {Module, State}};
         {ok, State, More} -> {ok, {Module, State}, More};
         Other -> Other
-    catch
-        Class:Reason:Stack -> crash(Class, Reason, Stack)
     end.
 
 handle_continue(Continue, {Module, State}) ->
-    try Module:handle_continue(Continue, State) of
-        Result -> result(Result, Module)
-    catch
-        Class:Reason:Stack -> crash(Class, Reason, Stack)
-    end.
+    result(guarded(Module, handle_continue, [Continue, State]), Module).
 
 handle_call(Request, From, {Module, State}) ->
-    try Module:handle_call(Request, From, State) of
-        Result -> result(Result, Module)
-    catch
-        Class:Reason:Stack -> crash(Class, Reason, Stack)
-    end.
+    result(guarded(Module, handle_call, [Request, From, State]), Module).
 
 handle_cast(Message, {Module, State}) ->
-    try Module:handle_cast(Message, State) of
-        Result -> result(Result, Module)
-    catch
-        Class:Reason:Stack -> crash(Class, Reason, Stack)
-    end.
+    result(guarded(Module, handle_cast, [Message, State]), Module).
 
 handle_info(Message, {Module, State}) ->
-    try Module:handle_info(Message, State) of
-        Result -> result(Result, Module)
+    result(guarded(Module, handle_info, [Message, State]), Module).
+
+guarded(Module, Function, Arguments) ->
+    try
+        apply(Module, Function, Arguments)
     catch
         Class:Reason:Stack -> crash(Class, Reason, Stack)
     end.
@@ -72,12 +61,7 @@ end_reason({shutdown, Reason}) -> {shutdown, Reason};
 end_reason(Reason) -> shape(Reason).
 
 -spec terminate(term(), state()) -> term().
-terminate(Reason, {Module, State}) ->
-    try
-        Module:terminate(Reason, State)
-    catch
-        Class:Why:Stack -> crash(Class, Why, Stack)
-    end.
+terminate(Reason, {Module, State}) -> guarded(Module, terminate, [Reason, State]).
 
 %% Of the state only what the module makes fit to be shown. A status that lacks a key would be
 %% replaced by the one that was given.
