@@ -107,6 +107,24 @@ async def take(sub: Subscription, count: int, deadline: float = DEADLINE) -> lis
     return messages
 
 
+async def exchanged(publisher: Client, receiver: Client, subject: str, **request: Any) -> None:
+    """Many messages in order, the largest too, and a request with its answer."""
+    sub = await subscribed(receiver, f"{subject}.>")
+    payloads = [b"%d" % number for number in range(500)] + [b"", bytes(range(256)) * 4096]
+    for payload in payloads:
+        await publisher.publish(f"{subject}.a", payload)
+    assert [message.data for message in await take(sub, len(payloads))] == payloads
+    await sub.unsubscribe()
+
+    async def answer(message: Msg) -> None:
+        await message.respond(message.data.upper())
+
+    await receiver.subscribe(f"{subject}.service", cb=answer)
+    await receiver.flush()
+    answered = await publisher.request(f"{subject}.service", b"hello", timeout=5, **request)
+    assert answered.data == b"HELLO"
+
+
 def waiting(sub: Subscription) -> list[Msg]:
     """What has arrived and was not taken yet."""
     messages = []

@@ -9,7 +9,7 @@ import nats
 import pytest
 
 from certificates import client_context
-from clients.aio import connected, subscribed, take
+from clients.aio import connected, exchanged
 from clients.command import exchange
 from clients.program import Program
 from clients.secured import Secured
@@ -20,19 +20,7 @@ async def test_nats_py(secured: Secured, subject: str):
     # A tls:// URL is what nats-py wants where TLS comes first; otherwise it follows INFO.
     url = secured.url.replace("nats://", "tls://") if secured.first else secured.url
     async with connected(url, **secured.nats_py()) as publisher, connected(url, **secured.nats_py()) as receiver:
-        sub = await subscribed(receiver, f"{subject}.>")
-        payloads = [b"%d" % number for number in range(500)] + [b"", bytes(range(256)) * 4096]
-        for payload in payloads:
-            await publisher.publish(f"{subject}.a", payload)
-        assert [message.data for message in await take(sub, len(payloads))] == payloads
-        await sub.unsubscribe()
-
-        async def answer(message) -> None:
-            await message.respond(message.data.upper())
-
-        await receiver.subscribe(f"{subject}.service", cb=answer)
-        await receiver.flush()
-        assert (await publisher.request(f"{subject}.service", b"hello", timeout=5)).data == b"HELLO"
+        await exchanged(publisher, receiver, subject)
 
 
 async def test_nats_py_that_trusts_somebody_else(secured: Secured):

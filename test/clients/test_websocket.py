@@ -13,7 +13,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from certificates import client_context
-from clients.aio import Lifeline, barrier, connected, subscribed, take
+from clients.aio import Lifeline, barrier, connected, exchanged, subscribed, take
 from clients.command import exchange
 from clients.program import Program
 from clients.stack import MAX_PAYLOAD, Stack
@@ -32,20 +32,7 @@ def trusting(stack: Stack) -> ssl.SSLContext | None:
 async def test_nats_py(websocket: Stack, subject: str):
     tls = {"tls": context} if (context := trusting(websocket)) else {}
     async with connected(websocket.url, **tls) as publisher, connected(websocket.url, verbose=True, **tls) as receiver:
-        sub = await subscribed(receiver, f"{subject}.>")
-        payloads = [b"%d" % number for number in range(500)] + [b"", bytes(range(256)) * 4096]
-        for payload in payloads:
-            await publisher.publish(f"{subject}.a", payload)
-        assert [message.data for message in await take(sub, len(payloads))] == payloads
-        await sub.unsubscribe()
-
-        async def answer(message) -> None:
-            await message.respond(message.data.upper())
-
-        await receiver.subscribe(f"{subject}.service", cb=answer)
-        await receiver.flush()
-        answered = await publisher.request(f"{subject}.service", b"hello", timeout=5, headers={"a": "b"})
-        assert answered.data == b"HELLO"
+        await exchanged(publisher, receiver, subject, headers={"a": "b"})
 
 
 async def test_nats_py_reconnects(websocket: Stack, subject: str):
