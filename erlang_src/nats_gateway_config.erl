@@ -100,10 +100,10 @@
     | {list, kind()}
     %% a table whose key `type' says what else there is
     | {by_type, #{atom() => schema()}}
-    %% a password or token, or its bcrypt hash
+    %% a password or token, its bcrypt hash, or a file with either
     | secret
-    %% the same, and an empty one is none
-    | optional_secret
+    %% one that somebody else shows as it is written: no plain one; an empty one is none
+    | shown_secret
     %% a public NKey of a user
     | user_key
     %% a subject, a list of subjects, or a table of `allow' and `deny'
@@ -527,15 +527,19 @@ value({by_type, _}, _, Path) ->
 value(secret, Value, Path) when is_binary(Value), Value =/= <<>> ->
     case nats_gateway_login:secret(Value) of
         {ok, Secret} -> Secret;
-        {error, bad_hash} -> invalid(Path, <<"begins like a bcrypt hash, but is none">>);
-        {error, hash_too_slow} -> invalid(Path, <<"must be a bcrypt hash of cost 16 at most">>)
+        {error, Problem} -> invalid(Path, secret_problem(Problem))
     end;
 value(secret, _, Path) ->
     invalid(Path, <<"must be a string that is not empty">>);
-value(optional_secret, <<>>, _) ->
+value(shown_secret, <<>>, _) ->
     undefined;
-value(optional_secret, Value, Path) ->
-    value(secret, Value, Path);
+value(shown_secret, Value, Path) when is_binary(Value) ->
+    case nats_gateway_login:is_plain(Value) of
+        false -> value(secret, Value, Path);
+        true -> invalid(Path, shown(Value))
+    end;
+value(shown_secret, _, Path) ->
+    invalid(Path, <<"must be a string">>);
 value(user_key, Value, Path) ->
     case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
         {ok, Key} -> Key;
@@ -766,6 +770,20 @@ host_port(Text) ->
         nomatch ->
             error
     end.
+
+shown(Plain) ->
+    Problem =
+        <<"must be a bcrypt hash, or file:// and the path of a file with the secret: EMQX shows these settings to all who may read them">>,
+    case nats_gateway_login:hash(Plain) of
+        {ok, Hash} -> [Problem, <<". The hash of what was given here: ">>, Hash];
+        {error, too_long} -> Problem
+    end.
+
+secret_problem(bad_hash) -> <<"begins like a bcrypt hash, but is none">>;
+secret_problem(hash_too_slow) -> <<"must be a bcrypt hash of cost 16 at most">>;
+secret_problem({file, relative}) -> <<"must have an absolute path behind file://">>;
+secret_problem({file, empty}) -> <<"is empty in its file">>;
+secret_problem({file, Reason}) -> [<<"cannot be read from its file: ">>, file:format_error(Reason)].
 
 %% A subject, or with a blank and a queue group behind it.
 subject(queues, Entry, Path) ->

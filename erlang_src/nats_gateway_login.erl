@@ -10,18 +10,24 @@
 
 -export([new/1]).
 -export([none/0]).
+-export([nobody/0]).
 -export([fall_through/2]).
 -export([share/1]).
 -export([auth_required/2]).
 -export([nonce/1]).
 -export([authenticate/3]).
 -export([secret/1]).
+-export([is_plain/1]).
+-export([hash/1]).
 -export([user_key/1]).
 
--export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0]).
+-export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0, secret_problem/0]).
 
 %% Secrets are not kept as they are.
 -opaque secret() :: {sha256 | bcrypt, binary()}.
+
+-type secret_problem() ::
+    bad_hash | hash_too_slow | {file, relative | empty | file:posix() | badarg}.
 
 -type user() :: #{
     user := undefined | binary(),
@@ -92,6 +98,12 @@
     allow_responses => undefined
 }).
 
+%% More than any CONNECT has room for.
+-define(MAX_SECRET_FILE_BYTES, 65536).
+
+%% As for EMQX's own passwords.
+-define(BCRYPT_COST, 10).
+
 %% nats-server's: 15 characters.
 -define(NONCE_BYTES, 11).
 
@@ -139,6 +151,10 @@ compile(Method) ->
 %% No method.
 -spec none() -> login().
 none() -> none.
+
+%% Methods that could not be understood: only the broker's own login lets anybody in.
+-spec nobody() -> login().
+nobody() -> #login{methods = [], no_auth_user = undefined, falls_through = false}.
 
 %% The same methods, with or without the broker's own login behind them.
 -spec fall_through(boolean(), login()) -> login().
@@ -188,19 +204,65 @@ url_safe(Base64) ->
      || <<Byte>> <= Base64, Byte =/= $=
     >>.
 
-%% A password or token of the settings: as it is, or its bcrypt hash.
--spec secret(binary()) -> {ok, secret()} | {error, bad_hash | hash_too_slow}.
-secret(<<"$2", Version, "$", _/binary>> = Hash) when
-    Version =:= $a; Version =:= $b; Version =:= $x; Version =:= $y
-->
-    case nats_gateway_nif:bcrypt_cost(Hash) of
+%% A password or token of the settings: as it is, its bcrypt hash, or `file://' and the absolute path
+%% of a file that holds either (which EMQX has for its own secrets, too).
+-spec secret(binary()) -> {ok, secret()} | {error, secret_problem()}.
+secret(<<"file://", Path/binary>>) ->
+    case read_secret(Path) of
+        {ok, Content} -> secret_itself(Content);
+        {error, Reason} -> {error, {file, Reason}}
+    end;
+secret(Secret) ->
+    secret_itself(Secret).
+
+%% Whether it is the secret itself that is written there.
+-spec is_plain(binary()) -> boolean().
+is_plain(<<"file://", _/binary>>) -> false;
+is_plain(Secret) -> not is_hash(Secret).
+
+is_hash(<<"$2", Version, "$", _/binary>>) -> lists:member(Version, "abxy");
+is_hash(_) -> false.
+
+secret_itself(Secret) ->
+    case is_hash(Secret) andalso nats_gateway_nif:bcrypt_cost(Secret) of
+        false -> {ok, {sha256, crypto:hash(sha256, Secret)}};
         invalid -> {error, bad_hash};
         %% Some seconds; a login has two of them.
         Cost when Cost > 16 -> {error, hash_too_slow};
-        _ -> {ok, {bcrypt, Hash}}
+        _ -> {ok, {bcrypt, Secret}}
+    end.
+
+read_secret(Path = <<"/", _/binary>>) ->
+    case file:open(Path, [read, raw, binary]) of
+        {ok, File} ->
+            Read = file:read(File, ?MAX_SECRET_FILE_BYTES + 1),
+            ok = file:close(File),
+            file_content(Read);
+        {error, Reason} ->
+            {error, Reason}
     end;
-secret(Plain) ->
-    {ok, {sha256, crypto:hash(sha256, Plain)}}.
+read_secret(_) ->
+    {error, relative}.
+
+file_content({ok, Content}) when byte_size(Content) > ?MAX_SECRET_FILE_BYTES ->
+    {error, efbig};
+file_content({ok, Content}) ->
+    case re:replace(Content, "^\\s+|\\s+$", <<>>, [global, dollar_endonly, {return, binary}]) of
+        <<>> -> {error, empty};
+        Secret -> {ok, Secret}
+    end;
+file_content(eof) ->
+    {error, empty};
+file_content({error, Reason}) ->
+    {error, Reason}.
+
+%% What can be stored instead of a password or token, if bcrypt can take so long a one.
+-spec hash(Plain :: binary()) -> {ok, binary()} | {error, too_long}.
+hash(Plain) ->
+    case nats_gateway_nif:bcrypt_hash(Plain, crypto:strong_rand_bytes(16), ?BCRYPT_COST) of
+        too_long -> {error, too_long};
+        Hash -> {ok, Hash}
+    end.
 
 is_secret({bcrypt, Hash}, Given) -> nats_gateway_nif:bcrypt_verify(Given, Hash);
 is_secret({sha256, Hash}, Given) -> crypto:hash_equals(Hash, crypto:hash(sha256, Given)).
@@ -240,6 +302,8 @@ authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More
 
 next([], _, _, true) ->
     ignore;
+next([], _, _, false) ->
+    {error, {internal_authn, not_valid}};
 next([Method | Rest], Given, Facts, More) ->
     HasMore = Rest =/= [] orelse More,
     case method(Method, Given, Facts) of

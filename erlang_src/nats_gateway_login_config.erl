@@ -132,7 +132,7 @@ method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver
 page_schema() ->
     #{
         internal_authn => {{list, {one_of, [token, nkey, jwt]}}, []},
-        token => {optional_secret, undefined},
+        token => {shown_secret, undefined},
         nkeys => {{list, user_key}, []},
         trusted_operators => {{list, string}, []},
         resolver_preload => {{list, string}, []}

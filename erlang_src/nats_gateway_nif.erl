@@ -27,6 +27,7 @@
 -export([jwt_source_allowed/2]).
 -export([jwt_hours/4]).
 -export([bcrypt_verify/2]).
+-export([bcrypt_hash/3]).
 -export([bcrypt_cost/1]).
 
 -nifs([
@@ -51,6 +52,7 @@
     jwt_source_allowed/2,
     jwt_hours/4,
     bcrypt_verify/2,
+    bcrypt_hash/3,
     bcrypt_cost/1
 ]).
 
@@ -290,6 +292,11 @@ jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
 %% On a dirty scheduler: it takes milliseconds, by design.
 -spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
 bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
+
+%% On a dirty scheduler, too. A password of more than 71 bytes is too long: bcrypt takes 72 with the
+%% NUL it adds. The salt has 16 bytes, the cost is 4 to 31.
+-spec bcrypt_hash(Password :: binary(), Salt :: binary(), Cost :: 4..31) -> binary() | too_long.
+bcrypt_hash(_Password, _Salt, _Cost) -> erlang:nif_error(not_loaded).
 
 %% Twice the time for each one more.
 -spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.

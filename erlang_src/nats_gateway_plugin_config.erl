@@ -4,6 +4,7 @@
 
 -export([parse/1]).
 -export([get/0]).
+-export([in_force/1]).
 -export([forget/0]).
 -export([on_config_changed/2]).
 -export([health_check/1]).
@@ -97,6 +98,9 @@ get() ->
             Settings
     end.
 
+%% Of what was stored without us and is not valid the defaults are taken, but nobody is let in whom
+%% its logins might have kept out.
+-spec in_force(Stored :: map()) -> settings().
 in_force(Stored) ->
     case parse(Stored) of
         {ok, Settings} ->
@@ -104,7 +108,10 @@ in_force(Stored) ->
         {error, Text} ->
             ?LOG_ERROR(#{msg => "stored_plugin_settings_are_not_valid", reason => Text}),
             {ok, Defaults} = parse(#{}),
-            Defaults
+            case maps:get(<<"internal_authn">>, Stored, []) of
+                [] -> Defaults;
+                _ -> Defaults#{login := nats_gateway_login:nobody()}
+            end
     end.
 
 %% At the end of the application: the next start reads what is stored then.

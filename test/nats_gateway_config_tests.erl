@@ -683,6 +683,8 @@ mistakes_in_logins_are_named_test_() ->
      || {Start, Tables} <- [
             {<<"auth_token: must be a string">>, #{<<"auth_token">> => [S]}},
             {<<"auth_token: must be a string">>, #{<<"auth_token">> => <<>>}},
+            {<<"auth_token: cannot be read from its file: no such file or directory">>,
+                #{<<"auth_token">> => <<"file:///", S/binary>>}},
             {<<"auth_token: begins like a bcrypt">>, #{<<"auth_token">> => <<"$2a$", S/binary>>}},
             {<<"users[1].password: ">>, #{<<"users">> => [User#{<<"password">> := <<"$2b$99$", S/binary>>}]}},
             {<<"users: must be a list">>, #{<<"users">> => User}},

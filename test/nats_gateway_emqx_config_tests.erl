@@ -154,10 +154,11 @@ the_gateways_settings_come_before_the_page_test() ->
         }),
         Settings
     end,
-    OfGateway = (gateway())#{internal_authn => [#{type => token, token => <<"a">>}]},
-    ?assertEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"a">>))),
-    ?assertEqual(login(OfGateway, plugin()), login(OfGateway, Page(<<"b">>))),
-    ?assertNotEqual(login(OfGateway, plugin()), login(gateway(), Page(<<"b">>))).
+    [One, Other] = [nats_gateway_nif:bcrypt_hash(Token, <<0:128>>, 4) || Token <- [<<"a">>, <<"b">>]],
+    OfGateway = (gateway())#{internal_authn => [#{type => token, token => One}]},
+    ?assertEqual(login(OfGateway, plugin()), login(gateway(), Page(One))),
+    ?assertEqual(login(OfGateway, plugin()), login(OfGateway, Page(Other))),
+    ?assertNotEqual(login(OfGateway, plugin()), login(gateway(), Page(Other))).
 
 esockd_options_test() ->
     Conf = (conf())#{

@@ -95,6 +95,44 @@ what_looks_like_a_hash_must_be_one_test_() ->
         ]
     ] ++ [?_assertMatch({ok, {sha256, _}}, nats_gateway_login:secret(<<"$2c$10$">>))].
 
+%% What the file holds is taken without the blanks and the end of line around it.
+secret_in_a_file_test() ->
+    Hash = <<"$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y">>,
+    Longest = binary:copy(<<"x">>, 65536),
+    Plain = fun nats_gateway_login:secret/1,
+    nats_gateway_test_directory:in(fun(Path) ->
+        OfFile = fun(Name) -> nats_gateway_login:secret(iolist_to_binary(["file://", Path(Name)])) end,
+        [
+            begin
+                ok = file:write_file(Path("secret"), Content),
+                ?assertEqual({Content, Expected}, {Content, OfFile("secret")})
+            end
+         || {Content, Expected} <- [
+                {<<" t k\r\n\n">>, Plain(<<"t k">>)},
+                {<<Hash/binary, "\n">>, {ok, {bcrypt, Hash}}},
+                {Longest, Plain(Longest)},
+                {<<Longest/binary, "x">>, {error, {file, efbig}}},
+                {<<"$2a$04$x\n">>, {error, bad_hash}},
+                {<<" \n">>, {error, {file, empty}}},
+                {<<>>, {error, {file, empty}}},
+                %% not text: a token of these bytes
+                {<<255, "\n">>, Plain(<<255>>)}
+            ]
+        ],
+        ?assertEqual({error, {file, enoent}}, OfFile("none")),
+        ?assertEqual({error, {file, eisdir}}, OfFile("")),
+        ?assertEqual({error, {file, badarg}}, OfFile([0])),
+        %% a file names no other one
+        Other = iolist_to_binary(["file://", Path("other")]),
+        ok = file:write_file(Path("secret"), Other),
+        ?assertMatch({ok, {sha256, _}}, OfFile("secret"))
+    end),
+    %% it would be relative to whatever directory the node was started in
+    [
+        ?assertEqual({error, {file, relative}}, nats_gateway_login:secret(Text))
+     || Text <- [<<"file://">>, <<"file://token">>, <<"file://./token">>]
+    ].
+
 %% Not even a dump of the settings shows them.
 secrets_are_not_kept_test() ->
     Secret = <<"very-secret">>,

@@ -2,6 +2,9 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
+%% Of `w0rd', cost 4.
+-define(HASH, <<"$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y">>).
+
 -import(nats_gateway_plugin_config, [parse/1, diagnose/1]).
 
 -define(MAX_MS, 16#FFFFFFFF).
@@ -149,7 +152,7 @@ logins_of_the_page_test_() ->
     },
     All = OfJwt#{
         <<"internal_authn">> => [<<"jwt">>, <<"nkey">>, <<"token">>],
-        <<"token">> => <<"s3cr3t">>,
+        <<"token">> => ?HASH,
         <<"nkeys">> => [Key]
     },
     Wrong = fun(Change) ->
@@ -183,9 +186,37 @@ logins_of_the_page_test_() ->
                 {<<"nkeys[2]: must be the public NKey of a user (U...)">>,
                     #{<<"nkeys">> => [Key, <<"s3cr3t">>]}},
                 {<<"resolver_preload[1]: not a NATS JWT">>, #{<<"resolver_preload">> => [<<"s3cr3t">>]}},
-                {<<"token: begins like a bcrypt hash, but is none">>, #{<<"token">> => <<"$2a$s3cr3t">>}}
+                {<<"token: begins like a bcrypt hash, but is none">>, #{<<"token">> => <<"$2a$s3cr3t">>}},
+                {<<"token: cannot be read from its file: no such file or directory">>,
+                    #{<<"token">> => <<"file:///s3cr3t">>}},
+                {<<"token: must have an absolute path behind file://">>, #{<<"token">> => <<"file://s3cr3t">>}}
             ]
         ]
+    ].
+
+%% EMQX gives the settings of a plugin to all who may read them, as they are.
+the_page_does_not_take_a_token_as_it_is_test_() ->
+    Refused = fun(Token) ->
+        {error, Text} = parse(#{<<"internal_authn">> => [<<"token">>], <<"token">> => Token}),
+        ?assertEqual(nomatch, binary:match(Text, Token)),
+        Text
+    end,
+    Longest = binary:copy(<<"s3cr3t-t0ken">>, 6),
+    [
+        ?_test(begin
+            <<"token: must be a bcrypt hash, or file:// and the path of a file", Rest/binary>> =
+                Refused(<<"s3cr3t">>),
+            %% no version of bcrypt
+            <<"token: must be a bcrypt hash", _/binary>> = Refused(<<"$2c$10$">>),
+            %% the answer has what can be stored instead
+            {match, [Hash]} = re:run(Rest, "\\$2b\\$\\S{56}", [{capture, first, binary}]),
+            ?assert(nats_gateway_nif:bcrypt_verify(<<"s3cr3t">>, Hash)),
+            ?assertMatch(
+                {ok, _}, parse(#{<<"internal_authn">> => [<<"token">>], <<"token">> => Hash})
+            )
+        end),
+        ?_assertEqual(match, re:run(Refused(binary:part(Longest, 0, 71)), "\\$2b\\$", [{capture, none}])),
+        ?_assertEqual(nomatch, re:run(Refused(Longest), "\\$2b\\$", [{capture, none}]))
     ].
 
 %% -------------------------------------------------------------------------------------------
@@ -195,7 +226,8 @@ changes_test_() ->
         fun(_) -> nats_gateway_plugin_config:forget() end, [
             fun without_emqx_the_defaults_hold/0,
             fun a_change_is_in_force_at_once/0,
-            fun a_refused_change_leaves_the_old_settings/0
+            fun a_refused_change_leaves_the_old_settings/0,
+            fun broken_logins_let_nobody_in/0
         ]}.
 
 without_emqx_the_defaults_hold() ->
@@ -220,6 +252,44 @@ a_refused_change_leaves_the_old_settings() ->
         change(#{<<"max_subscriptions">> => -1})
     ),
     ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get()).
+
+%% Settings can be stored without us: by hand, or by another version of the plugin.
+broken_logins_let_nobody_in() ->
+    InForce = fun(Stored) ->
+        #{login := Login, max_control_line := 4096} = nats_gateway_plugin_config:in_force(Stored),
+        Login
+    end,
+    Facts = #{
+        certified => false, nonce => undefined, peerhost => {127, 0, 0, 1}, transport => tcp, now => 0, offset => 0
+    },
+    ?assertEqual(nats_gateway_login:none(), InForce(#{<<"max_control_line">> => 1})),
+    ?assertEqual(
+        nats_gateway_login:none(), InForce(#{<<"max_control_line">> => 1, <<"internal_authn">> => []})
+    ),
+    [
+        begin
+            Login = InForce(Broken),
+            ?assert(nats_gateway_login:auth_required(Login, false)),
+            [
+                ?assertEqual(
+                    {error, {internal_authn, not_valid}},
+                    nats_gateway_login:authenticate(Login, Connect, Facts)
+                )
+             || Connect <- [#{}, #{auth_token => <<"s3cr3t">>}, #{user => <<"u">>, pass => <<"p">>}]
+            ],
+            %% where the broker asks for a login, that still holds
+            ?assertEqual(
+                ignore,
+                nats_gateway_login:authenticate(nats_gateway_login:fall_through(true, Login), #{}, Facts)
+            )
+        end
+     || Broken <- [
+            #{<<"internal_authn">> => [<<"token">>], <<"token">> => <<"s3cr3t">>},
+            #{<<"internal_authn">> => [<<"token">>], <<"token">> => ?HASH, <<"max_control_line">> => 1},
+            #{<<"internal_authn">> => [<<"ldap">>]},
+            #{<<"internal_authn">> => <<"token">>}
+        ]
+    ].
 
 change(New) -> nats_gateway_plugin_config:on_config_changed(#{}, New).
 

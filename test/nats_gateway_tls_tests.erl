@@ -38,20 +38,6 @@ encrypted_pem({Type, Der}, Password) ->
     Cipher = {"AES-128-CBC", crypto:strong_rand_bytes(16)},
     public_key:pem_encode([public_key:pem_entry_encode(Type, Key, {Cipher, Password})]).
 
-%% Written in a directory that is gone after the test.
-in_directory(Fun) ->
-    Directory = filename:join([
-        filename:basedir(user_cache, "nats_gateway_test"),
-        integer_to_list(erlang:unique_integer([positive])) ++ os:getpid()
-    ]),
-    File = filename:join(Directory, "x"),
-    ok = filelib:ensure_dir(File),
-    try
-        Fun(fun(Name) -> filename:join(Directory, Name) end)
-    after
-        file:del_dir_r(Directory)
-    end.
-
 write(File, Bytes) ->
     ok = file:write_file(File, Bytes),
     File.
@@ -98,7 +84,7 @@ handshake(Options) ->
 kinds_of_keys_test_() ->
     [
         {Name, fun() ->
-            in_directory(fun(Path) ->
+            nats_gateway_test_directory:in(fun(Path) ->
                 #{cert := Leaf, key := Key, cacerts := Authorities} = chain(Kind),
                 Cert = write(Path("cert.pem"), pem([Leaf | Authorities])),
                 {ok, Options} = load(settings(Cert, write(Path("key.pem"), key_pem(Key)))),
@@ -116,7 +102,7 @@ kinds_of_keys_test_() ->
 encrypted_keys_test_() ->
     [
         {Name, fun() ->
-            in_directory(fun(Path) ->
+            nats_gateway_test_directory:in(fun(Path) ->
                 #{cert := Leaf, key := Key} = chain(Kind),
                 Settings = settings(
                     write(Path("cert.pem"), pem([Leaf])),
@@ -137,7 +123,7 @@ encrypted_keys_test_() ->
     ].
 
 wrong_files_are_named_test() ->
-    in_directory(fun(Path) ->
+    nats_gateway_test_directory:in(fun(Path) ->
         #{cert := Leaf, key := Key} = chain(ec()),
         #{key := Other} = chain(ec()),
         #{key := OtherKind} = chain(rsa()),
@@ -182,7 +168,7 @@ wrong_files_are_named_test() ->
 %% Files that change
 
 changed_files_are_used_test() ->
-    in_directory(fun(Path) ->
+    nats_gateway_test_directory:in(fun(Path) ->
         #{cert := First, key := FirstKey} = chain(ec()),
         #{cert := Second, key := SecondKey} = chain(ec()),
         Cert = write(Path("cert.pem"), pem([First])),

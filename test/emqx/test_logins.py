@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,10 @@ pytestmark = pytest.mark.plugin
 
 VIOLATION = "Authorization Violation"
 OPERATOR, ACCOUNT, USER, OTHER = Key("operator"), Key("account"), Key("user"), Key("user")
-TOKEN = "t0ken-of-the-page"
-# `w0rd`, cost 4
-BCRYPT = "$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y"
-BY_TOKEN = {"internal_authn": ["token"], "token": TOKEN}
+TOKEN = "w0rd"
+# cost 4
+HASH = "$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y"
+BY_TOKEN = {"internal_authn": ["token"], "token": HASH}
 BY_NKEY = {"internal_authn": ["nkey"], "nkeys": [USER.public]}
 BY_JWT = {
     "internal_authn": ["jwt"],
@@ -68,11 +69,44 @@ def test_token(gateway: Gateway, page: Page, name: str):
         assert client.message().payload == b"x"
     refused(gateway, auth_token="x")
     refused(gateway, user="u", **{"pass": TOKEN})
+    refused(gateway, auth_token=HASH)
     refused(gateway)
-    page.change(**BY_TOKEN | {"token": BCRYPT})
-    accepted(gateway, auth_token="w0rd").close()
-    refused(gateway, auth_token=TOKEN)
-    refused(gateway, auth_token=BCRYPT)
+
+
+def test_token_in_a_file(gateway: Gateway, page: Page, tmp_path: Path):
+    file = tmp_path / "token"
+    file.write_text("t0ken-of-the-file\n")
+    page.change(**BY_TOKEN | {"token": f"file://{file}"})
+    accepted(gateway, auth_token="t0ken-of-the-file").close()
+    refused(gateway, auth_token=f"file://{file}")
+    # read again when the page is saved, changed or not
+    file.write_text(HASH)
+    page.change(**BY_TOKEN | {"token": f"file://{file}"})
+    accepted(gateway, auth_token=TOKEN).close()
+    refused(gateway, auth_token="t0ken-of-the-file")
+    file.unlink()
+    answer = page.try_change(**BY_TOKEN | {"token": f"file://{file}"})
+    assert answer.status == 400 and "token: cannot be read from its file" in str(answer.body)
+    accepted(gateway, auth_token=TOKEN).close()
+
+
+@pytest.mark.parametrize("path", ["config", "config/download", ""])
+def test_no_answer_of_rest_shows_a_token(node: Node, gateway: Gateway, page: Page, plugin: str, path: str):
+    """EMQX gives away what it stored, so a plain token is not stored. The answer has the hash to store instead."""
+    token = "t0ken-as-it-is"
+    before = page.read()
+    answer = page.try_change(**BY_TOKEN | {"token": token})
+    assert answer.status == 400 and "token: must be a bcrypt hash" in str(answer.body)
+    assert token not in str(answer.body)
+    assert page.read() == before
+    with gateway.raw() as client:
+        assert "auth_required" not in client.info
+    hashed = re.search(r"\$2b\$\d\d\$[./0-9A-Za-z]{53}", str(answer.body))
+    assert hashed
+    page.change(**BY_TOKEN | {"token": hashed[0]})
+    accepted(gateway, auth_token=token).close()
+    shown = node.rest.call("GET", f"/plugins/{plugin}/{path}".rstrip("/"))
+    assert shown.status == 200 and token not in str(shown.body)
 
 
 def test_nkey(gateway: Gateway, page: Page, name: str):
@@ -150,7 +184,7 @@ def test_a_jwt_that_expires_while_connected(gateway: Gateway, page: Page, name: 
 
 
 def test_what_is_not_brought_falls_through_to_the_authenticators(gateway: Gateway, page: Page):
-    page.change(internal_authn=["nkey", "token"], token=TOKEN, nkeys=[USER.public])
+    page.change(internal_authn=["nkey", "token"], token=HASH, nkeys=[USER.public])
     refused(gateway, user="anne", **{"pass": "secret"})
     gateway.authenticate(BUILT_IN_DATABASE)
     gateway.add_user("anne", "secret")
@@ -196,7 +230,7 @@ def test_what_the_page_refuses(gateway: Gateway, page: Page):
         "resolver_preload[1]: must be signed by a trusted operator": BY_JWT | {"trusted_operators": [Key("operator").public]},
         "token: must not be empty": BY_TOKEN | {"token": ""},
         "token: begins like a bcrypt hash, but is none": BY_TOKEN | {"token": "$2a$secret-key"},
-        "is not used without token": BY_NKEY | {"token": "secret-key"},
+        "is not used without token": BY_NKEY | {"token": HASH},
     }.items():
         answer = page.try_change(**changes)
         assert answer.status == 400 and reason in str(answer.body), answer
@@ -206,14 +240,17 @@ def test_what_the_page_refuses(gateway: Gateway, page: Page):
 
 
 @pytest.mark.kills
-def test_no_secret_in_the_log(gateway: Gateway, node: Node, page: Page, name: str):
+def test_no_secret_in_the_log(gateway: Gateway, node: Node, page: Page, name: str, tmp_path: Path):
     """Whatever happens: logins, refusals, a trace, and crashes right after the login."""
     begin = node.log_size
     gateway.settings(**NAMED)
     token = "s3cr3t-t0ken"
     secrets = [token, "s3cr3t-passw0rd"]
+    file = tmp_path / "token"
+    file.write_text(token)
     with rest_change(node.rest, "/configs/log", {"console": node.rest.get("/configs/log")["console"] | {"level": "debug"}}):
-        page.change(**BY_JWT | BY_NKEY | {"internal_authn": ["token", "nkey", "jwt"], "token": token})
+        page.change(**BY_JWT | BY_NKEY | {"internal_authn": ["token", "nkey", "jwt"], "token": f"file://{file}"})
+        assert page.try_change(**BY_TOKEN | {"token": token}).status == 400
         gateway.authenticate(BUILT_IN_DATABASE)
         gateway.add_user("anne", "s3cr3t-passw0rd")
         bearer = user_jwt(ACCOUNT, USER, bearer_token=True)
