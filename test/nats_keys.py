@@ -47,6 +47,11 @@ def jwt(issuer: Key, claims: dict[str, Any]) -> str:
     return f"{signed}.{base64url(issuer.sign(signed.encode()))}"
 
 
+def claims(token: str) -> dict[str, Any]:
+    body = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+
+
 def operator_jwt(operator: Key, **nats: Any) -> str:
     return jwt(operator, {"sub": operator.public, "name": "O", "nats": {"type": "operator", "version": 2, **nats}})
 

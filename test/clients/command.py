@@ -10,13 +10,13 @@ DEADLINE = 30.0
 
 def environment(home: Path) -> dict[str, str]:
     """Without contexts of whoever runs the tests."""
-    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_DATA_HOME": str(home), "PATH": "/usr/bin:/bin"}
 
 
-def run_cli(cli: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_cli(cli: Path, home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [str(cli), *arguments]
     return subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
+        command, env=environment(home), cwd=cwd, capture_output=True, text=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
     )
 
 

@@ -110,11 +110,11 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session", params=LOGINS)
-def own_login(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnLogin]:
+def own_login(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nats_cli: Path) -> Iterator[OwnLogin]:
     """A stack where the gateway itself knows who may log in."""
     _started_here("logins")
     directory = tmp_path_factory.mktemp("own_login")
-    kind = LOGINS[request.param](directory)
+    kind = LOGINS[request.param](directory, nats_cli)
     for stack in _running(logins_stack(directory, kind.settings)):
         yield OwnLogin(stack, kind)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.command import run_cli
 from clients.stack import Stack
-from nats_keys import Key, account_jwt, creds, operator_jwt, user_jwt
+from nats_keys import Key, account_jwt, claims, creds, operator_jwt, user_jwt
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,21 @@ class OwnLogin:
         return self.stack.url
 
 
-def _user(_: Path) -> Kind:
+def _user(_: Path, __: Path) -> Kind:
     settings = {"users": [{"user": "anne", "password": "correct horse"}]}
     return Kind(settings, {"user": "anne", "password": "correct horse"}, {"user": "anne", "password": "wrong"})
 
 
-def _token(_: Path) -> Kind:
+def _token(_: Path, __: Path) -> Kind:
     return Kind({"auth_token": "t0ken"}, {"token": "t0ken"}, {"token": "wrong"})
 
 
-def _nkey(_: Path) -> Kind:
+def _nkey(_: Path, __: Path) -> Kind:
     known, unknown = Key("user"), Key("user")
     return Kind({"nkeys": [known.public]}, {"seed": known.seed}, {"seed": unknown.seed})
 
 
-def _creds(directory: Path) -> Kind:
+def _creds(directory: Path, _: Path) -> Kind:
     operator, account, stranger, user = Key("operator"), Key("account"), Key("account"), Key("user")
 
     def file(name: str, issuer: Key) -> dict[str, str]:
@@ -56,4 +57,32 @@ def _creds(directory: Path) -> Kind:
     return Kind(settings, file("right", account), file("wrong", stranger))
 
 
-LOGINS: dict[str, Callable[[Path], Kind]] = {"user": _user, "token": _token, "nkey": _nkey, "creds": _creds}
+def _nats_auth(directory: Path, cli: Path) -> Kind:
+    """An operator with a signing key, made with the command `nats`; the account of another operator has the same name."""
+
+    def made(operator: str) -> tuple[str, str, str]:
+        for arguments in (
+            ["operator", "add", operator],
+            ["account", "add", "factory", "--operator", operator, "--defaults"],
+            ["user", "add", "anne", "factory", "--operator", operator, "--defaults", "--credential", f"{operator}.creds"],
+        ):
+            done = run_cli(cli, directory, "auth", *arguments, cwd=directory)
+            assert done.returncode == 0, done
+        store = next(directory.rglob(f"stores/{operator}"))
+        files = (store / f"{operator}.jwt", store / "accounts" / "factory" / "factory.jwt", directory / f"{operator}.creds")
+        return tuple(file.read_text().strip() for file in files[:2]) + (str(files[2]),)
+
+    operator, account, right = made("acme")
+    _, _, wrong = made("other")
+    accounts = {claims(account)["sub"]: account}
+    return Kind({"jwt": {"operator": operator, "accounts": accounts}}, {"creds": right}, {"creds": wrong})
+
+
+# Each is told a directory of its own and the command `nats`.
+LOGINS: dict[str, Callable[[Path, Path], Kind]] = {
+    "user": _user,
+    "token": _token,
+    "nkey": _nkey,
+    "creds": _creds,
+    "nats_auth": _nats_auth,
+}
