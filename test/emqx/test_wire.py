@@ -1,4 +1,4 @@
-"""Every case of the wire table, byte for byte, against the gateway inside EMQX, over TCP and WebSocket."""
+"""Every case of the wire table, byte for byte, against the gateway inside EMQX, over TCP, TLS and WebSocket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIRE = Path(__file__).resolve().parents[1] / "wire"
 
 @pytest.mark.plugin
 @pytest.mark.timeout(180, func_only=True)
-@pytest.mark.parametrize("transport", ["tcp", "ws", "wss"])
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
 def test_the_wire_table(gateway: Gateway, name: str, tmp_path: Path, transport: str):
     """Cases with settings of their own are skipped there: test_settings.py and test_plugin_page.py have them."""
     if not WIRE.is_dir():
@@ -27,10 +27,10 @@ def test_the_wire_table(gateway: Gateway, name: str, tmp_path: Path, transport: 
     (host, port), more = gateway.address, {"WIRE_TRANSPORTS": transport}
     if transport == "ws":
         host, port = gateway.listen(name, "ws")
-    elif transport == "wss":
+    elif transport != "tcp":
         server = Authority(tmp_path).server()
         files = {key: Path(getattr(server, key)).read_text() for key in ("certfile", "keyfile")}
-        host, port = gateway.listen(name, "wss", ssl_options=files)
+        host, port = gateway.listen(name, "ssl" if transport == "tls" else "wss", ssl_options=files)
         more["WIRE_CAFILE"] = server.cafile
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "gateway-", str(WIRE)],

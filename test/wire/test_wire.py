@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
 from . import cases, logins
 from .servers import TARGETS, Servers, nats_server_path, require, servers  # noqa: F401 (a fixture)
-from .transports import TCP, TLS, TRANSPORTS, WS, WSS, Transport
+from .transports import TCP, TRANSPORTS, Transport
 from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
 
 TABLE = (*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES)
@@ -21,18 +21,9 @@ def case_for(row: Case | Difference, target: str) -> Case:
 
 
 def ways() -> Iterator[tuple[str, Transport]]:
-    """Each server over TCP and WebSocket, and the gateway over both with TLS; WIRE_TRANSPORTS names others, for each."""
-    named = os.environ.get("WIRE_TRANSPORTS")
-    for target in TARGETS:
-        if named:
-            yield from ((target, TRANSPORTS[name]) for name in named.split(","))
-        else:
-            yield target, TCP
-            if "GATEWAY_ADDRESS" not in os.environ:
-                yield target, WS
-                if target == "gateway":
-                    yield target, TLS
-                    yield target, WSS
+    """Both servers over each of WIRE_TRANSPORTS; only TCP, if it is not set, where the gateway is somewhere else."""
+    named = os.environ.get("WIRE_TRANSPORTS", "tcp" if "GATEWAY_ADDRESS" in os.environ else "tcp,tls,ws,wss")
+    return product(TARGETS, (TRANSPORTS[name] for name in named.split(",")))
 
 
 def way_id(way: tuple[str, Transport]) -> str:
