@@ -349,11 +349,11 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
                 Heartbeat,
                 start_timer(idle, Idle, State#state{channel = identify(Socket, Options, Channel)})
             ),
-            case Config of
-                #{auth_required := true, authentication_timeout := Timeout} ->
-                    {noreply, start_timer(authentication, Timeout, Started)};
-                #{} ->
-                    {noreply, Started}
+            #{auth_required := Required, login := Login, authentication_timeout := Timeout} = Config,
+            %% also where silence would be a login: as nats-server with a no_auth_user
+            case Required orelse Login =/= nats_gateway_login:none() of
+                true -> {noreply, start_timer(authentication, Timeout, Started)};
+                false -> {noreply, Started}
             end;
         {error, Reason} ->
             {stop, {shutdown, Reason}, State}

@@ -151,6 +151,9 @@ for name, fields in {"no_credentials": {}, "empty_ones": {"user": "", "pass": ""
 case("no_auth_user_without_connect",
      A.send(sub(b"open.@@", b"1") + pub(b"open.@@")), A.expect(OK * 2 + msg(b"open.@@", b"1")),
      A.send(pub(b"x") + PING), A.expect(no_publish(b"x") + PONG), settings=GUEST)
+case("no_auth_user_that_says_nothing", A.expect(AUTHENTICATION_TIMEOUT), A.closed(), settings=GUEST, websocket=False)
+case("no_auth_user_that_has_said_something", A.send(PING), A.expect(PONG),
+     A.send(lambda info: time.sleep(2.5) or pub(b"x") + PING), A.expect(no_publish(b"x") + PONG), settings=GUEST, websocket=False)
 case("no_auth_user_is_not_for_others",
      A.send(connect(user="alice", **{"pass": "secret"}) + pub(b"x") + PING), A.expect(PONG), settings=GUEST)
 for name, fields in {
