@@ -50,6 +50,7 @@
     | session_changed
     | permission_denied
     | maximum_connections_exceeded
+    | maximum_account_connections_exceeded
     | invalid_client_protocol
     | no_responders_requires_headers.
 
@@ -323,8 +324,9 @@ connect(Fields, Rest, Out, Channel = #channel{client = Client = #{connect := Old
 
 credentials(Fields) -> maps:with([user, pass, auth_token, jwt, nkey, sig], Fields).
 
-login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
     ok = Host:disconnect(login_again, HostState),
+    ok = leave_account(Client),
     login(again, Rest, Out, Channel#channel{host_state = undefined}).
 
 %% The gateway's own login comes before that of the broker, which is told of it.
@@ -332,7 +334,10 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
     #{login := Login} = Config,
     case nats_gateway_login:authenticate(Login, credentials_of(Client), facts(Client)) of
         {ok, Identity} ->
-            connect_host(Kind, Rest, Out, accept(Identity, Channel));
+            case join_account(Identity) of
+                ok -> connect_host(Kind, Rest, Out, accept(Identity, Channel));
+                full -> refuse(jwt, account_is_full, maximum_account_connections_exceeded, Out, Channel)
+            end;
         ignore ->
             connect_host(Kind, Rest, Out, Channel#channel{
                 client = maps:remove(login, Client),
@@ -342,15 +347,27 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
                 deadline = infinity
             });
         {error, {Method, Reason}} ->
-            ?LOG_WARNING(#{
-                msg => login_refused,
-                method => Method,
-                reason => Reason,
-                peername => address_port(maps:get(peername, Client)),
-                listener => maps:get(listener, Client)
-            }),
-            stop(authorization_violation, Out, Channel)
+            refuse(Method, Reason, authorization_violation, Out, Channel)
     end.
+
+%% The client is told less than the log.
+refuse(Method, Reason, StopReason, Out, Channel = #channel{client = Client}) ->
+    ?LOG_WARNING(#{
+        msg => login_refused,
+        method => Method,
+        reason => Reason,
+        peername => address_port(maps:get(peername, Client)),
+        listener => maps:get(listener, Client)
+    }),
+    stop(StopReason, Out, Channel).
+
+join_account(#{account := Account, max_account_connections := Limit}) ->
+    nats_gateway_accounts:join(Account, Limit);
+join_account(_) ->
+    ok.
+
+leave_account(#{login := #{account := Account}}) -> nats_gateway_accounts:leave(Account);
+leave_account(_) -> ok.
 
 %% A browser can't put a JWT into CONNECT, but it sends cookies.
 credentials_of(#{connect := Fields, cookies := #{jwt := Jwt}}) ->
@@ -973,6 +990,8 @@ error_line(account_authentication_expired) -> <<"-ERR 'Account Authentication Ex
 error_line(maximum_payload_violation) -> <<"-ERR 'Maximum Payload Violation'\r\n">>;
 error_line(maximum_control_line_exceeded) -> <<"-ERR 'maximum control line exceeded'\r\n">>;
 error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceeded'\r\n">>;
+error_line(maximum_account_connections_exceeded) ->
+    <<"-ERR 'maximum account active connections exceeded'\r\n">>;
 error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
 error_line(no_responders_requires_headers) ->
     <<"-ERR 'no responders requires headers support'\r\n">>;

@@ -24,6 +24,7 @@
     default_permissions := nats_gateway_nif:permissions(),
     subs := integer(),
     payload := integer(),
+    connections := integer(),
     disallow_bearer := boolean()
 }.
 
@@ -36,6 +37,8 @@
     rules := nats_gateway_permissions:rules(),
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
+    %% of all users of the account at a time
+    max_account_connections := non_neg_integer() | infinity,
     %% milliseconds from now, and what the client is told then
     expires := infinity | {non_neg_integer(), expiry()}
 }.
@@ -102,7 +105,8 @@ account(N, {Wanted, Jwt}, Trusted) ->
 
 account(#{subject := Key, name := Name, expires := Expires, not_before := NotBefore} = Token) ->
     #{claims := Claims = #{signing_keys := SigningKeys, revocations := Revocations}} = Token,
-    (maps:with([tags, default_permissions, subs, payload, disallow_bearer], Claims))#{
+    Kept = [tags, default_permissions, subs, payload, connections, disallow_bearer],
+    (maps:with(Kept, Claims))#{
         name => Name,
         not_before => NotBefore,
         expires => Expires,
@@ -156,6 +160,7 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
     require(Hours =/= closed, outside_of_hours),
     #{subs := Subs, payload := Payload} = Limits,
     #{subs := AccountSubs, payload := AccountPayload, name := AccountName} = Account,
+    #{connections := Connections} = Account,
     #{
         username => User,
         nkey => User,
@@ -165,6 +170,7 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
         rules => rules(maps:get(permissions, Limits), Account),
         max_payload => min(limit(Payload), limit(AccountPayload)),
         max_subscriptions => min(limit(Subs), limit(AccountSubs)),
+        max_account_connections => limit(Connections),
         expires => expires(Token, Hours, Account, Now)
     }.
 

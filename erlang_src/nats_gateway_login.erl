@@ -86,6 +86,7 @@
     rules := nats_gateway_permissions:rules(),
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
+    max_account_connections => non_neg_integer() | infinity,
     expires := infinity | {non_neg_integer(), atom()}
 }.
 

@@ -148,6 +148,7 @@
     tags := [binary()],
     subs := integer(),
     payload := integer(),
+    connections := integer(),
     disallow_bearer := boolean()
 }.
 

@@ -1,4 +1,5 @@
-%% The listeners of the standalone gateway, or what an EMQX that we run in needs.
+%% The listeners of the standalone gateway, or what an EMQX that we run in needs; and the counts of
+%% accounts.
 -module(nats_gateway_sup).
 
 -behaviour(supervisor).
@@ -29,7 +30,8 @@ start_listener(Listener = #{name := Name}) ->
 
 -spec listeners() -> [{binary(), pid()}].
 listeners() ->
-    [{Name, Pid} || {Name, Pid, _, _} <- supervisor:which_children(?MODULE), is_pid(Pid)].
+    [{Name, Pid} || {Name, Pid, supervisor, _} <- supervisor:which_children(?MODULE), is_pid(Pid)].
 
 init(Children) ->
-    {ok, {#{strategy => one_for_one, intensity => 5, period => 10}, Children}}.
+    {ok, {#{strategy => one_for_one, intensity => 5, period => 10},
+        nats_gateway_accounts:child_specs() ++ Children}}.

@@ -643,6 +643,8 @@ status(user_authentication_expired) ->
     {1008, <<"Authentication Expired">>};
 status(maximum_connections_exceeded) ->
     {1008, <<"Maximum Connections Exceeded">>};
+status(maximum_account_connections_exceeded) ->
+    {1008, <<"Maximum Account Connections Exceeded">>};
 status(maximum_control_line_exceeded) ->
     {1008, <<"Maximum Control Line Exceeded">>};
 status(slow_consumer) ->

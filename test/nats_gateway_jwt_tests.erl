@@ -60,6 +60,7 @@ an_identity_test() ->
             },
             max_payload => infinity,
             max_subscriptions => infinity,
+            max_account_connections => infinity,
             expires => infinity
         },
         Identity
@@ -130,6 +131,14 @@ limits_test_() ->
      || {OfUser, OfAccount, Expected} <- [
             {-1, -1, infinity}, {5, -1, 5}, {-1, 5, 5}, {5, 6, 5}, {6, 5, 5}, {0, -1, 0}, {-1, 0, 0}
         ]
+    ].
+
+limit_of_the_accounts_connections_test_() ->
+    [
+        ?_assertMatch(
+            {ok, #{max_account_connections := Expected}}, login(#{}, world(#{limits => #{conn => Limit}}))
+        )
+     || {Limit, Expected} <- [{-1, infinity}, {0, 0}, {1, 1}, {null, 0}]
     ].
 
 %% What is not there is 0, in the JWT of a user as in nats-server.

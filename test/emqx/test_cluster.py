@@ -12,6 +12,7 @@ from emqx.conftest import BUILT_IN
 from emqx.gateway import NAMED, Gateway
 from emqx.nats import Nats
 from emqx.node import HOST, Node, free_port, wait_until
+from nats_keys import Key, account_jwt, user_jwt
 
 NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
 pytestmark = pytest.mark.timeout(60, func_only=True)
@@ -201,6 +202,40 @@ def test_the_page_of_the_plugin_reaches_both_nodes(cluster: tuple[Gateway, Gatew
                 client.subscribe("a")
                 client.send("SUB b 2\r\n")
                 client.error("maximum subscriptions exceeded")
+    finally:
+        first.rest.put(path, before)
+
+
+@pytest.mark.plugin
+def test_an_account_has_its_connections_on_both_nodes(cluster: tuple[Gateway, Gateway], plugin: str):
+    first, second = cluster
+    operator, account, user = Key("operator"), Key("account"), Key("user")
+    path = f"/plugins/{plugin}/config"
+    before = first.rest.get(path)
+    first.rest.put(path, before | {
+        "internal_authn": ["jwt"],
+        "trusted_operators": [operator.public],
+        "resolver_preload": [account_jwt(operator, account, limits={"conn": 2})],
+    })  # fmt: skip
+
+    def logged_in(gateway: Gateway) -> Nats:
+        connection = gateway.raw()
+        connection.login(jwt=user_jwt(account, user), sig=user.signature(connection.info))
+        return connection
+
+    def is_full(gateway: Gateway) -> bool:
+        with logged_in(gateway) as connection:
+            connection.send(b"PING\r\n")
+            return b"maximum account active connections exceeded" in connection.operation()
+
+    try:
+        with logged_in(first) as one, logged_in(second) as other:
+            one.ping()
+            other.ping()
+            for gateway in cluster:
+                wait_until(lambda gateway=gateway: is_full(gateway), "the other node's connection is counted")
+        for gateway in cluster:
+            wait_until(lambda gateway=gateway: not is_full(gateway), "ended connections are not counted any more")
     finally:
         first.rest.put(path, before)
 

@@ -35,6 +35,7 @@ from .cases import (
 from .wire import ABSENT, As, Case, Difference, Step
 
 AUTHENTICATION_TIMEOUT = b"-ERR 'Authentication Timeout'\r\n"
+TOO_MANY_OF_THE_ACCOUNT = b"-ERR 'maximum account active connections exceeded'\r\n"
 USER_EXPIRED = b"-ERR 'User Authentication Expired'\r\n"
 NONCE = re.compile(r"^[A-Za-z0-9_-]{15}$")
 
@@ -218,7 +219,7 @@ refused("unknown_nkey_with_a_good_password",
 # === JWT =============================================================================================================
 
 OPERATOR, ROGUE = Key("operator"), Key("operator")
-ACCOUNT, STRANGER = Key("account"), Key("account")
+ACCOUNT, STRANGER, FULL, SILENT = (Key("account") for _ in range(4))
 SIGNING, SCOPED, NOT_SIGNING = Key("account"), Key("account"), Key("account")
 STRICT, SMALL, EXPIRED_ACCOUNT = Key("account"), Key("account"), Key("account")
 REVOKED = Key("user")
@@ -240,6 +241,8 @@ JWT = {"jwt": {
         ),
         STRICT.public: account_jwt(OPERATOR, STRICT, limits={"disallow_bearer": True}, revocations={"*": NOW - 3600}),
         SMALL.public: account_jwt(OPERATOR, SMALL, limits={"payload": 100, "subs": 3}),
+        FULL.public: account_jwt(OPERATOR, FULL, limits={"conn": 0}),
+        SILENT.public: account_jwt(OPERATOR, SILENT, limits={"conn": None}),
     },
 }}
 
@@ -296,6 +299,9 @@ refused("user_and_password_for_jwt", connect(user="alice", **{"pass": "secret"})
 case("jwt_that_expires_while_connected",
      A.send(lambda info: by_jwt(of_account(top={"exp": int(time.time()) + 2}))(info)), A.send(PING), A.expect(PONG),
      A.expect(USER_EXPIRED), A.closed(), settings=JWT)
+
+for name, account in {"without_connections": FULL, "that_says_nothing_of_connections": SILENT}.items():
+    case(f"jwt_of_an_account_{name}", A.send(by_jwt(user_jwt(account, USER))), A.expect(TOO_MANY_OF_THE_ACCOUNT), A.closed(), settings=JWT)
 
 PERMISSIONS = {"pub": {"allow": ["p.>"], "deny": ["p.no"]}, "sub": {"allow": ["s.*", "q g.*"], "deny": ["s.no"]}}
 case("jwt_permissions",

@@ -212,6 +212,7 @@ fn account_term<'a>(env: Env<'a>, account: &Account) -> NifResult<Term<'a>> {
             (atoms::tags(), texts(env, &account.tags)),
             (atoms::subs(), account.limits.subs.encode(env)),
             (atoms::payload(), account.limits.payload.encode(env)),
+            (atoms::connections(), account.limits.connections.encode(env)),
             (
                 atoms::disallow_bearer(),
                 account.limits.disallow_bearer.encode(env),

@@ -20,7 +20,7 @@ pub mod atoms {
         signing_keys, strict_signing_key_usage, revocations, default_permissions, tags, subs,
         payload, disallow_bearer, issuer_account, limits, has_limits, permissions, src, times,
         times_location, bearer_token, allowed_connection_types, allow, deny, subscribe, responses,
-        publish_claims = "publish", too_long,
+        publish_claims = "publish", too_long, connections,
     }
 }
 

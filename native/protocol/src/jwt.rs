@@ -117,12 +117,12 @@ pub struct Account {
     /// `name:value`, for templates.
     #[serde(deserialize_with = "nullable")]
     pub tags: Vec<String>,
-    /// Of each of its connections.
+    /// Of each of its connections, or of all of them.
     #[serde(deserialize_with = "nullable")]
     pub limits: AccountLimits,
 }
 
-/// What of an account's limits holds for a single connection.
+/// What of an account's limits matters to its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct AccountLimits {
@@ -132,6 +132,9 @@ pub struct AccountLimits {
     /// Bytes of one message.
     #[serde(deserialize_with = "nullable")]
     pub payload: i64,
+    /// Connections at a time, of all its users together.
+    #[serde(rename = "conn", deserialize_with = "nullable")]
+    pub connections: i64,
     /// No user without a signature of the nonce.
     #[serde(deserialize_with = "nullable")]
     pub disallow_bearer: bool,
@@ -718,7 +721,7 @@ mod tests {
             "iss": operator.public_key(), "sub": account.public_key(), "name": "acc",
             "nats": {
                 "type": "account", "version": 2, "tags": ["t:1"],
-                "limits": {"subs": 5, "payload": -1, "disallow_bearer": true, "conn": -1},
+                "limits": {"subs": 5, "payload": -1, "disallow_bearer": true, "conn": 7},
                 "signing_keys": ["AKEY", {
                     "kind": "user_scope", "key": "ASCOPED", "role": "r",
                     "template": {"pub": {"allow": ["{{name()}}.>"]}, "subs": -1, "payload": 9},
@@ -734,9 +737,10 @@ mod tests {
             (
                 read.limits.subs,
                 read.limits.payload,
+                read.limits.connections,
                 read.limits.disallow_bearer
             ),
-            (5, -1, true)
+            (5, -1, 7, true)
         );
         assert_eq!(
             read.revocations,
