@@ -310,8 +310,9 @@ key(Ref) -> {nats_gateway_connection, Ref}.
 publish_options(Listener, State) ->
     #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
         State,
+    NDefaults = Defaults#{auth_required := nats_gateway_emqx_compat:needs_authenticator()},
     #{config := Config} =
-        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, Defaults),
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
     Key = key(reference(Listener)),
     Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
     New =

@@ -13,6 +13,7 @@
 -export([fold_hook/4]).
 -export([has_callbacks/1]).
 -export([count/2]).
+-export([needs_authenticator/0]).
 -export([authz_cache/0]).
 -export([authz_drained_at/0]).
 -export([give_to_another_member/3]).
@@ -31,6 +32,7 @@
     {emqx_metrics, inc_global, 2},
     {emqx_release, version, 0},
     {emqx_retainer, match_messages, 3},
+    {emqx_security_profile, policy, 1},
     {emqx_shared_sub, dispatch, 4},
     {emqx, get_config, 2}
 ]).
@@ -58,6 +60,8 @@ init() ->
         hook_context => is_exported(emqx_hooks, run, 3),
         %% 6.1: inc/2 means another thing
         inc_global => is_exported(emqx_metrics, inc_global, 2),
+        %% 6.2
+        security_profile => is_exported(emqx_security_profile, policy, 1),
         %% 6.2: the retainer serves MQTT clients only
         reads_retained => is_exported(emqx_retainer_extsub_handler, handle_subscribe, 4)
     }).
@@ -180,7 +184,7 @@ context(ConnInfo) -> #{conn_info_fn => fun(Key) -> maps:get(Key, ConnInfo) end}.
 has_callbacks(Name) -> emqx_hooks:lookup(Name) =/= [].
 
 %% -------------------------------------------------------------------------------------------
-%% Metrics and authorization
+%% Metrics, authentication and authorization
 
 %% Of the node, as MQTT counts.
 -spec count(atom(), pos_integer()) -> ok.
@@ -189,6 +193,11 @@ count(Name, N) ->
         true -> emqx_metrics:inc_global(Name, N);
         false -> emqx_metrics:inc(Name, N)
     end.
+
+%% Whether nobody is let in where there is no authenticator: so it is with the profile `hardened'.
+-spec needs_authenticator() -> boolean().
+needs_authenticator() ->
+    feature(security_profile) andalso emqx_security_profile:policy(authn_not_configured) =:= deny.
 
 %% How decisions may be cached: not at all, or for how long and how many.
 -spec authz_cache() ->

@@ -91,6 +91,17 @@ hooks_and_metrics_of_6_1_test() ->
         ?assertEqual({global, m, 3}, count(m, 3))
     end).
 
+security_profile_test() ->
+    ?assertNot(with('6.1'(), fun nats_gateway_emqx_compat:needs_authenticator/0)),
+    lists:foreach(
+        fun({Policy, Expected}) ->
+            Profile = "-export([policy/1]).\npolicy(authn_not_configured) -> " ++ Policy ++ ".\n",
+            With = ('6.2'())#{emqx_security_profile => Profile},
+            ?assertEqual(Expected, with(With, fun nats_gateway_emqx_compat:needs_authenticator/0))
+        end,
+        [{"allow", false}, {"deny", true}]
+    ).
+
 retained_messages_of_6_2_test() ->
     with('6.2'(), fun() ->
         Sent = fun(Filter, Options) ->
