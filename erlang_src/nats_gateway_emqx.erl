@@ -228,6 +228,7 @@ start(Listener = #{id := Id, bind := Bind}, State) ->
             ?LOG_INFO(#{msg => "listener_started", listener => Name, bind => format(Bind)}),
             ok;
         {error, Reason} ->
+            ok = unpublish(Ref),
             {error,
                 bad_config(
                     listeners,
@@ -285,8 +286,7 @@ reset(Listener = #{id := Id}, Old, New, State) ->
 close(Listener) ->
     Ref = {Name, Bind} = reference(Listener),
     stop(Listener),
-    _ = persistent_term:erase(key(Ref)),
-    ok = nats_gateway_tls:forget(key(Ref)),
+    ok = unpublish(Ref),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => format(Bind)}).
 
 stop(Listener = #{id := Id}) ->
@@ -310,8 +310,9 @@ key(Ref) -> {nats_gateway_connection, Ref}.
 publish_options(Listener, State) ->
     #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
         State,
+    NDefaults = Defaults#{auth_required := nats_gateway_emqx_compat:needs_authenticator()},
     #{config := Config} =
-        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, Defaults),
+        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
     Key = key(reference(Listener)),
     Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
     New =
@@ -326,6 +327,10 @@ publish_options(Listener, State) ->
             ok = persistent_term:put(Key, New),
             changed
     end.
+
+unpublish(Ref) ->
+    _ = persistent_term:erase(key(Ref)),
+    nats_gateway_tls:forget(key(Ref)).
 
 %% TLS is the connection's, whoever accepts.
 tls(Listener = #{id := {Type, _}, conf := Conf}, #state{plugin = Plugin}) when

@@ -13,20 +13,26 @@
 -export([fold_hook/4]).
 -export([has_callbacks/1]).
 -export([count/2]).
+-export([needs_authenticator/0]).
 -export([authz_cache/0]).
 -export([authz_drained_at/0]).
 -export([give_to_another_member/3]).
+-export([send_retained/2]).
 
 -ignore_xref([
+    {emqx_banned, check_clientid, 1},
     {emqx_gateway_utils, find_gateway_definitions, 0},
     {emqx_hooks, lookup, 1},
     {emqx_hooks, run, 2},
     {emqx_hooks, run, 3},
     {emqx_hooks, run_fold, 3},
     {emqx_hooks, run_fold, 4},
+    {emqx_message, from, 1},
     {emqx_metrics, inc, 2},
     {emqx_metrics, inc_global, 2},
     {emqx_release, version, 0},
+    {emqx_retainer, match_messages, 3},
+    {emqx_security_profile, policy, 1},
     {emqx_shared_sub, dispatch, 4},
     {emqx, get_config, 2}
 ]).
@@ -36,6 +42,12 @@
 -define(BUILT_IN, emqx_gateway_nats).
 
 -define(CONTROLLER_MS, 1000).
+
+%% Retained messages are read so many at a time; the next are when the client's process has taken
+%% most of what waits for it.
+-define(RETAINED_BATCH, 100).
+-define(MAX_WAITING, 1000).
+-define(TAKING_MS, 10).
 
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
@@ -47,7 +59,11 @@ init() ->
         %% 6.1: callbacks may ask for what is known of the connection
         hook_context => is_exported(emqx_hooks, run, 3),
         %% 6.1: inc/2 means another thing
-        inc_global => is_exported(emqx_metrics, inc_global, 2)
+        inc_global => is_exported(emqx_metrics, inc_global, 2),
+        %% 6.2
+        security_profile => is_exported(emqx_security_profile, policy, 1),
+        %% 6.2: the retainer serves MQTT clients only
+        reads_retained => is_exported(emqx_retainer_extsub_handler, handle_subscribe, 4)
     }).
 
 -spec forget() -> ok.
@@ -168,7 +184,7 @@ context(ConnInfo) -> #{conn_info_fn => fun(Key) -> maps:get(Key, ConnInfo) end}.
 has_callbacks(Name) -> emqx_hooks:lookup(Name) =/= [].
 
 %% -------------------------------------------------------------------------------------------
-%% Metrics and authorization
+%% Metrics, authentication and authorization
 
 %% Of the node, as MQTT counts.
 -spec count(atom(), pos_integer()) -> ok.
@@ -177,6 +193,11 @@ count(Name, N) ->
         true -> emqx_metrics:inc_global(Name, N);
         false -> emqx_metrics:inc(Name, N)
     end.
+
+%% Whether nobody is let in where there is no authenticator: so it is with the profile `hardened'.
+-spec needs_authenticator() -> boolean().
+needs_authenticator() ->
+    feature(security_profile) andalso emqx_security_profile:policy(authn_not_configured) =:= deny.
 
 %% How decisions may be cached: not at all, or for how long and how many.
 -spec authz_cache() ->
@@ -202,3 +223,50 @@ give_to_another_member(Group, Filter, Message) ->
     Delivery = {delivery, self(), Message},
     _ = emqx_shared_sub:dispatch(Group, Filter, Delivery, #{self() => no_local}),
     ok.
+
+%% -------------------------------------------------------------------------------------------
+%% Retained messages
+
+%% To a new subscription of this process, as `deliver' messages. Up to 6.1 the retainer does it, in
+%% the hook `session.subscribed'.
+-spec send_retained(Topic :: binary() | tuple(), Options :: map()) -> ok.
+send_retained(Filter, #{rh := 0}) when is_binary(Filter) ->
+    case feature(reads_retained) of
+        true ->
+            Client = self(),
+            _ = spawn(fun() -> send_retained(Filter, undefined, Client) end),
+            ok;
+        false ->
+            ok
+    end;
+send_retained(_, _) ->
+    ok.
+
+send_retained(Filter, Cursor, Client) ->
+    case emqx_retainer:match_messages(Filter, Cursor, #{batch_read_number => ?RETAINED_BATCH}) of
+        {ok, Messages, Next} ->
+            %% as the retainer does
+            lists:foreach(
+                fun(Message) -> Client ! {deliver, Filter, Message} end,
+                [M || M <- Messages, not emqx_banned:check_clientid(emqx_message:from(M))]
+            ),
+            case Next =/= undefined andalso is_taking(Client) of
+                true -> send_retained(Filter, Next, Client);
+                false -> ok
+            end;
+        %% It is switched off.
+        {error, _} ->
+            ok
+    end.
+
+%% Waits for it. It may be gone, too.
+is_taking(Client) ->
+    case process_info(Client, message_queue_len) of
+        {message_queue_len, Waiting} when Waiting > ?MAX_WAITING ->
+            timer:sleep(?TAKING_MS),
+            is_taking(Client);
+        {message_queue_len, _} ->
+            true;
+        undefined ->
+            false
+    end.

@@ -40,6 +40,8 @@
     login, peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie
 ]).
 -define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
+%% What EMQX shows in place of a secret. In a list it takes it for the secret when it comes back.
+-define(REDACTED, <<"******">>).
 %% How long EMQX lets the connections of a closed listener say goodbye to the broker.
 -define(SHUTDOWN_MS, 5000).
 %% cowboy's for a request
@@ -77,7 +79,17 @@ problem(Gateway) ->
 -spec login(Gateway :: map(), Plugin :: map()) ->
     {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
 login(#{internal_authn := Methods = [_ | _]}, _) ->
-    nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
+    Numbered = lists:zip(lists:seq(1, length(Methods)), Methods),
+    case [N || {N, #{type := token, token := ?REDACTED}} <- Numbered] of
+        [] ->
+            nats_gateway_login_config:of_gateway(#{<<"internal_authn">> => binary_keys(Methods)});
+        [N | _] ->
+            {error,
+                iolist_to_binary([
+                    ["internal_authn[", integer_to_list(N), "].token: "],
+                    "must be the token itself, not what EMQX shows in its place"
+                ])}
+    end;
 login(_, #{login := Login}) ->
     {ok, Login}.
 
@@ -106,7 +118,8 @@ authenticators(_) -> [].
 any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end, Authenticators).
 
 %% What a connection of the listener is started with. Defaults are those of the standalone
-%% gateway; `emqx' is what only the host looks at.
+%% gateway, `auth_required' among them whether EMQX lets nobody in where there is no authenticator;
+%% `emqx' is what only the host looks at.
 -spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
     Login :: nats_gateway_login:login().
 options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
@@ -137,7 +150,10 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
             clientinfo_override => override(maps:get(clientinfo_override, Gateway, undefined)),
             login => Login,
             auth_required =>
-                EnableAuthn andalso nats_gateway_login:auth_required(Login, HasAuthenticators)
+                EnableAuthn andalso
+                    nats_gateway_login:auth_required(
+                        Login, HasAuthenticators orelse maps:get(auth_required, Defaults)
+                    )
         })
     ),
     Options = #{

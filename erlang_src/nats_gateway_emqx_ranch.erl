@@ -13,7 +13,7 @@
 -export([connections/1]).
 %% The transport, as far as ranch 1 and 2 ask for it
 -export([name/0, secure/0, messages/0]).
--export([listen/1, accept/2, sockname/1, controlling_process/2, close/1]).
+-export([listen/1, accept/2, sockname/1, peername/1, controlling_process/2, close/1]).
 -export([handshake/2, handshake/3, recv_proxy_header/2, cleanup/1]).
 
 -ignore_xref([
@@ -177,6 +177,9 @@ wait(#{module := Module} = Limiter) ->
 
 sockname(#listening{socket = Socket}) -> inet:sockname(Socket);
 sockname(Socket) -> inet:sockname(Socket).
+
+%% ranch 2.2 asks for it, for its report of a handshake that failed
+peername(Socket) -> inet:peername(Socket).
 
 controlling_process(Socket, Pid) -> gen_tcp:controlling_process(Socket, Pid).
 

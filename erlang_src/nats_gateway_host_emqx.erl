@@ -609,6 +609,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
             Mounted = mount(Topic, Host),
             ok = emqx_broker:subscribe(Mounted, subscription_id(Host), NOptions),
             run_hook('session.subscribed', ConnInfo, [ClientInfo, Mounted, NOptions], Context),
+            ok = nats_gateway_emqx_compat:send_retained(Mounted, NOptions),
             {ok, subscribed(Key, Mounted, NOptions, NoLocal, Host)};
         _ ->
             {denied, Host}

@@ -30,6 +30,23 @@
             "inc_global(Name, N) -> {global, Name, N}.\n"
     }.
 
+%% A retained message is {From, Number}.
+'6.2'() ->
+    ('6.1'())#{
+        emqx_retainer_extsub_handler =>
+            "-export([handle_subscribe/4]).\nhandle_subscribe(_, _, _, _) -> ignore.\n",
+        emqx_retainer =>
+            "-export([match_messages/3]).\n"
+            "match_messages(<<\"off\">>, undefined, _) -> {error, no_backend};"
+            " match_messages(_, undefined, Opts) -> part(lists:seq(1, 250), Opts);"
+            " match_messages(_, Rest, Opts) -> part(Rest, Opts).\n"
+            "part(All, #{batch_read_number := N}) ->"
+            " {Part, Rest} = lists:split(min(N, length(All)), All),"
+            " {ok, [{I rem 5, I} || I <- Part], case Rest of [] -> undefined; _ -> Rest end}.\n",
+        emqx_banned => "-export([check_clientid/1]).\ncheck_clientid(From) -> From =:= 3.\n",
+        emqx_message => "-export([from/1]).\nfrom({From, _}) -> From.\n"
+    }.
+
 with(Modules, Fun) ->
     maps:foreach(fun load/2, Modules),
     try
@@ -73,6 +90,75 @@ hooks_and_metrics_of_6_1_test() ->
         ?assertEqual({h, <<"NATS">>, [a], acc}, fold_hook(h, ?CONN_INFO, [a], acc)),
         ?assertEqual({global, m, 3}, count(m, 3))
     end).
+
+security_profile_test() ->
+    ?assertNot(with('6.1'(), fun nats_gateway_emqx_compat:needs_authenticator/0)),
+    lists:foreach(
+        fun({Policy, Expected}) ->
+            Profile = "-export([policy/1]).\npolicy(authn_not_configured) -> " ++ Policy ++ ".\n",
+            With = ('6.2'())#{emqx_security_profile => Profile},
+            ?assertEqual(Expected, with(With, fun nats_gateway_emqx_compat:needs_authenticator/0))
+        end,
+        [{"allow", false}, {"deny", true}]
+    ).
+
+retained_messages_of_6_2_test() ->
+    with('6.2'(), fun() ->
+        Sent = fun(Filter, Options) ->
+            Before = processes(),
+            ok = nats_gateway_emqx_compat:send_retained(Filter, Options),
+            ok = ended(processes() -- Before),
+            delivered()
+        end,
+        Expected = [{<<"a/#">>, {I rem 5, I}} || I <- lists:seq(1, 250), I rem 5 =/= 3],
+        ?assertEqual(Expected, Sent(<<"a/#">>, #{rh => 0})),
+        ?assertEqual([], Sent(<<"a/#">>, #{rh => 2})),
+        ?assertEqual([], Sent({share, <<"g">>, <<"a/#">>}, #{rh => 0})),
+        ?assertEqual([], Sent(<<"off">>, #{rh => 0}))
+    end).
+
+%% There it is the retainer's own hook that sends them.
+retained_messages_of_6_1_test() ->
+    with(maps:remove(emqx_retainer_extsub_handler, '6.2'()), fun() ->
+        Before = processes(),
+        ok = nats_gateway_emqx_compat:send_retained(<<"a">>, #{rh => 0}),
+        ok = ended(processes() -- Before),
+        ?assertEqual([], delivered())
+    end).
+
+%% A client that takes nothing is not given all of them.
+retained_messages_wait_for_the_client_test() ->
+    with('6.2'(), fun() ->
+        [self() ! {filler, I} || I <- lists:seq(1, 1001)],
+        Before = processes(),
+        ok = nats_gateway_emqx_compat:send_retained(<<"a">>, #{rh => 0}),
+        [Reader] = processes() -- Before,
+        timer:sleep(50),
+        %% the first batch, without those of a banned client
+        ?assertEqual({message_queue_len, 1001 + 80}, process_info(self(), message_queue_len)),
+        [receive {filler, I} -> ok end || I <- lists:seq(1, 1001)],
+        ok = ended([Reader]),
+        ?assertEqual(200, length(delivered()))
+    end).
+
+retained_messages_of_a_client_that_is_gone_test() ->
+    with('6.2'(), fun() ->
+        Before = processes(),
+        {Client, Monitor} = spawn_monitor(fun() -> nats_gateway_emqx_compat:send_retained(<<"a">>, #{rh => 0}) end),
+        receive {'DOWN', Monitor, process, Client, normal} -> ok end,
+        ended(processes() -- Before)
+    end).
+
+ended(Pids) ->
+    Monitors = [monitor(process, Pid) || Pid <- Pids],
+    [receive {'DOWN', Monitor, process, _, _} -> ok after 5000 -> error(timeout) end || Monitor <- Monitors],
+    ok.
+
+delivered() ->
+    receive
+        {deliver, Filter, Message} -> [{Filter, Message} | delivered()]
+    after 0 -> []
+    end.
 
 %% Only the module is changed: other readers of the definitions want the rest as it is.
 callback_module_test() ->

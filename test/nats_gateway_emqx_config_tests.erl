@@ -125,6 +125,18 @@ auth_required_test_() ->
         ]
     ].
 
+%% With EMQX's security profile `hardened' nobody is let in without an authenticator.
+auth_required_without_authenticators_test() ->
+    Required = fun(Conf, Required) ->
+        Defaults = (nats_gateway_config:defaults())#{auth_required := Required},
+        Options = options(gateway(), listener(Conf), plugin(), nats_gateway_login:none(), Defaults),
+        #{config := #{auth_required := Result}} = Options,
+        Result
+    end,
+    ?assertNot(Required(conf(), false)),
+    ?assert(Required(conf(), true)),
+    ?assertNot(Required((conf())#{enable_authn := false}, true)).
+
 %% As EMQX 6.2 gives them, after its own checks.
 internal_authn_test() ->
     Token = #{type => token, token => <<"s3cr3t">>},
@@ -139,6 +151,10 @@ internal_authn_test() ->
     ?assertEqual(
         {error, <<"internal_authn[2].nkeys[1]: must be the public NKey of a user (U...)">>},
         login(With([Token, #{type => nkey, nkeys => [<<"UAAA">>]}]), plugin())
+    ),
+    ?assertEqual(
+        {error, <<"internal_authn[2].token: must be the token itself, not what EMQX shows in its place">>},
+        login(With([NKey, Token#{token := <<"******">>}]), plugin())
     ),
     %% `resolver = memory' is all that EMQX fills in.
     ?assertEqual(

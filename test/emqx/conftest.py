@@ -44,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout: see pytest-timeout")
 
 
+def pytest_report_header() -> str:
+    return f"EMQX: {emqx_home() or 'none'}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if emqx_home() is None:
         terminalreporter.write_line(f"test/emqx: skipped, {NO_EMQX}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -29,10 +30,19 @@ DIST_PORT, RPC_PORT = 4370, 5370
 
 
 def emqx_home() -> Path | None:
-    """EMQX_HOME, else an EMQX in /opt."""
+    """EMQX_HOME, else the newest EMQX in /opt."""
     named = os.environ.get("EMQX_HOME")
-    places = [named] if named else sorted(glob.glob("/opt/emqx-*"), reverse=True)
+    places = [named] if named else newest_first(glob.glob("/opt/emqx-*"))
     return next((Path(place) for place in places if os.access(f"{place}/bin/emqx", os.X_OK)), None)
+
+
+def newest_first(places: list[str]) -> list[str]:
+    """By the version in the last part of the name: 5.10 is newer than 5.9."""
+
+    def version(place: str) -> tuple[list[int], str]:
+        return [int(number) for number in re.findall(r"\d+", Path(place).name)], place
+
+    return sorted(places, key=version, reverse=True)
 
 
 def is_free(port: int) -> bool:

@@ -189,9 +189,9 @@ def test_http(protected: Protected):
                 "peerhost": "127.0.0.1",
             }
         refused(protected.attempt(user="bert", **{"pass": "secret"}))
-        # a service that does not answer lets nobody in
+        # a service that does not answer lets nobody in; EMQX 6 remembers its answers for the same client
         authority.answers["anne"] = {"result": "ignore"}
-        refused(protected.attempt(**fields))
+        refused(protected.attempt(**fields | {"name": unique()}))
 
 
 def test_jwt(protected: Protected):

@@ -128,7 +128,10 @@ def test_without_a_gateway_configured_nothing_is_served(ready: Gateway, node: No
     wait_until(lambda: listening(ready) and served_by_us(ready), "the plugin serves")
 
 
+@pytest.mark.kills  # ranch logs an error for the listener
 def test_uninstall_leaves_nothing(ready: Gateway, node: Node, package: Path):
+    for kind in ("tcp", "ws"):
+        assert ready.try_listen("refused", node.mqtt, kind).status == 400
     node.stop_plugin(package)
     node.uninstall(package)
     wait_until(lambda: listening(ready) and not served_by_us(ready), "the built-in serves")

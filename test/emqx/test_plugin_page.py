@@ -73,6 +73,25 @@ def test_retained_on_subscribe(gateway: Gateway, page: Page, name: str):
             mqtt.publish(f"{name}/a", b"", retain=True)
 
 
+def test_many_retained_messages(gateway: Gateway, page: Page, name: str):
+    page.change(retained_on_subscribe=True)
+    topics = [f"{name}/{number}" for number in range(250)]
+    with gateway.mqtt() as mqtt:
+        for topic in topics:
+            mqtt.publish(topic, topic.encode(), retain=True)
+        try:
+            gateway.rest.get(f"/mqtt/retainer/message/{name}%2F249")
+            with gateway.nats() as client:
+                client.send(f"SUB {name}.> 1\r\nSUB {name}.7 2\r\n")
+                messages = [client.message() for _ in range(251)]
+                assert sorted(message.payload.decode() for message in messages if message.sid == "1") == sorted(topics)
+                assert [message.payload for message in messages if message.sid == "2"] == [f"{name}/7".encode()]
+                client.silent()
+        finally:
+            for topic in topics:
+                mqtt.publish(topic, b"", retain=True)
+
+
 def test_send_timeout(gateway: Gateway, page: Page, name: str):
     """A client that takes nothing is closed after this time."""
     page.change(send_timeout="1s", max_pending="1MB")
