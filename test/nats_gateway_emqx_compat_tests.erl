@@ -129,17 +129,40 @@ retained_messages_of_6_1_test() ->
 %% A client that takes nothing is not given all of them.
 retained_messages_wait_for_the_client_test() ->
     with('6.2'(), fun() ->
-        [self() ! {filler, I} || I <- lists:seq(1, 1001)],
-        Before = processes(),
-        ok = nats_gateway_emqx_compat:send_retained(<<"a">>, #{rh => 0}),
-        [Reader] = processes() -- Before,
-        timer:sleep(50),
+        Test = self(),
+        %% of its own: what other tests have left for this process must not be counted
+        Client = spawn_link(fun() ->
+            receive subscribe -> ok end,
+            [self() ! {filler, I} || I <- lists:seq(1, 1001)],
+            ok = nats_gateway_emqx_compat:send_retained(<<"a">>, #{rh => 0}),
+            receive take -> ok end,
+            [receive {filler, I} -> ok end || I <- lists:seq(1, 1001)],
+            receive ended -> Test ! {delivered, length(delivered())} end
+        end),
+        1 = erlang:trace(Client, true, [procs]),
+        Client ! subscribe,
+        Reader = receive {trace, Client, spawn, Pid, _} -> Pid after 5000 -> error(timeout) end,
+        1 = erlang:trace(Client, false, [procs]),
+        ok = waits(Reader),
         %% the first batch, without those of a banned client
-        ?assertEqual({message_queue_len, 1001 + 80}, process_info(self(), message_queue_len)),
-        [receive {filler, I} -> ok end || I <- lists:seq(1, 1001)],
+        ?assertEqual({message_queue_len, 1001 + 80}, process_info(Client, message_queue_len)),
+        Client ! take,
         ok = ended([Reader]),
-        ?assertEqual(200, length(delivered()))
+        Client ! ended,
+        ?assertEqual(200, receive {delivered, N} -> N after 5000 -> error(timeout) end)
     end).
+
+%% Until it has seen how much waits for its client.
+waits(Reader) ->
+    case process_info(Reader, current_stacktrace) of
+        {current_stacktrace, [{timer, sleep, 1, _}, {nats_gateway_emqx_compat, is_taking, 1, _} | _]} ->
+            ok;
+        {current_stacktrace, _} ->
+            timer:sleep(1),
+            waits(Reader);
+        undefined ->
+            error({ended, Reader})
+    end.
 
 retained_messages_of_a_client_that_is_gone_test() ->
     with('6.2'(), fun() ->
