@@ -119,8 +119,7 @@ async def exchanged(publisher: Client, receiver: Client, subject: str, **request
     async def answer(message: Msg) -> None:
         await message.respond(message.data.upper())
 
-    await receiver.subscribe(f"{subject}.service", cb=answer)
-    await receiver.flush()
+    await subscribed(receiver, f"{subject}.service", cb=answer)
     answered = await publisher.request(f"{subject}.service", b"hello", timeout=5, **request)
     assert answered.data == b"HELLO"
 

@@ -244,6 +244,19 @@ def nats_go() -> Program:
 
 
 @pytest.fixture(scope="session")
+def jnats() -> Program:
+    directory = HERE / "jnats"
+    _build(["mvn", "--quiet", "--batch-mode", "compile", "dependency:copy-dependencies"], directory)
+    target = REPOSITORY / "target" / "clients" / "jnats"
+    return Program(["java", "-cp", f"{target}/classes:{target}/dependency/*", "Scenarios"], directory)
+
+
+@pytest.fixture(scope="session")
+def libnats() -> Program:
+    return Program([sys.executable, "libnats_scenarios.py"], HERE)
+
+
+@pytest.fixture(scope="session")
 def nats_cli() -> Path:
     """The command `nats`, which bin/install-missing builds."""
     found = os.environ.get("NATS_CLI") or shutil.which("nats", path=str(REPOSITORY / ".tools" / "bin")) or shutil.which("nats")

@@ -60,7 +60,7 @@ def _creds(directory: Path, _: Path) -> Kind:
 def _nats_auth(directory: Path, cli: Path) -> Kind:
     """An operator with a signing key, made with the command `nats`; the account of another operator has the same name."""
 
-    def made(operator: str) -> tuple[str, str, str]:
+    def made(operator: str) -> tuple[str, dict[str, str], str]:
         for arguments in (
             ["operator", "add", operator],
             ["account", "add", "factory", "--operator", operator, "--defaults"],
@@ -69,12 +69,13 @@ def _nats_auth(directory: Path, cli: Path) -> Kind:
             done = run_cli(cli, directory, "auth", *arguments, cwd=directory)
             assert done.returncode == 0, done
         store = next(directory.rglob(f"stores/{operator}"))
-        files = (store / f"{operator}.jwt", store / "accounts" / "factory" / "factory.jwt", directory / f"{operator}.creds")
-        return tuple(file.read_text().strip() for file in files[:2]) + (str(files[2]),)
+        # With the system account of the operator, without which nats-server does not start.
+        jwts = [file.read_text().strip() for file in store.glob("accounts/*/*.jwt")]
+        accounts = {claims(jwt)["sub"]: jwt for jwt in jwts}
+        return (store / f"{operator}.jwt").read_text().strip(), accounts, str(directory / f"{operator}.creds")
 
-    operator, account, right = made("acme")
+    operator, accounts, right = made("acme")
     _, _, wrong = made("other")
-    accounts = {claims(account)["sub"]: account}
     return Kind({"jwt": {"operator": operator, "accounts": accounts}}, {"creds": right}, {"creds": wrong})
 
 

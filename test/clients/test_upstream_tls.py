@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority, Certificate
-from clients.aio import Lifeline, connected, within
+from clients.aio import Lifeline, connected, subscribed, within
 from clients.conftest import _has_mqtt, _started_here
 from clients.stack import HOST, REPOSITORY, Server, Stack, free_port, mosquitto, speaks_nats
 
@@ -83,8 +83,7 @@ async def exchange(stack: Stack) -> None:
         async def answer(message) -> None:
             await message.respond(message.data[::-1])
 
-        await service.subscribe("svc", cb=answer)
-        await within("the service is there", service.flush())
+        await subscribed(service, "svc", cb=answer)
         reply = await within("the answer", client.request("svc", payload, timeout=10))
         assert reply.data == payload[::-1]
 

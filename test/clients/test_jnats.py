@@ -1,0 +1,50 @@
+"""Unmodified jnats: the scenarios are in jnats/Scenarios.java."""
+
+from __future__ import annotations
+
+import pytest
+
+from clients.logins import OwnLogin
+from clients.program import Program
+from clients.secured import Secured
+from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
+from wire.transports import server_certificate
+
+EXCHANGES = ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"]
+
+
+@pytest.mark.parametrize("scenario", [*EXCHANGES, "no_responders", "unsubscribe_max"])
+def test_exchange(jnats: Program, stack: Stack, subject: str, scenario: str):
+    jnats.run(scenario, url=stack.url, subject=subject, maxPayload=MAX_PAYLOAD)
+
+
+@pytest.mark.parametrize("scenario", EXCHANGES)
+def test_over_tls(jnats: Program, secured: Secured, subject: str, scenario: str):
+    jnats.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
+
+
+@pytest.mark.parametrize("scenario", EXCHANGES)
+def test_over_websocket(jnats: Program, websocket: Stack, subject: str, scenario: str):
+    tls = {"cafile": server_certificate().cafile} if websocket.scheme == "wss" else None
+    jnats.run(scenario, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
+
+
+def test_login(jnats: Program, login: Stack, subject: str):
+    jnats.run("login", url=login.url, subject=subject, user=USER, password=PASSWORD)
+
+
+@pytest.mark.parametrize("user, password", [(USER, "wrong"), ("mallory", PASSWORD)])
+def test_bad_login(jnats: Program, login: Stack, subject: str, user: str, password: str):
+    jnats.run("bad_login", url=login.url, subject=subject, user=user, password=password)
+
+
+def test_own_login(jnats: Program, own_login: OwnLogin, subject: str):
+    jnats.run("login", url=own_login.url, subject=subject, **own_login.kind.right)
+
+
+def test_own_login_is_refused(jnats: Program, own_login: OwnLogin, subject: str):
+    jnats.run("bad_login", url=own_login.url, subject=subject, **own_login.kind.wrong)
+
+
+def test_denied_subscribe(jnats: Program, restricted: Stack, subject: str):
+    jnats.run("denied_subscribe", url=restricted.url, subject=subject, user=USER, password=PASSWORD, denied=DENIED)
