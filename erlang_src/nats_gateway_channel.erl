@@ -567,23 +567,24 @@ verdict({pub, Subject, Topic, ReplyTo, _, _, _}) ->
         true ->
             reply_denied;
         false ->
-            case is_reserved_name(Subject) orelse is_reserved_answer(Topic) of
+            case is_reserved(Subject, Topic) of
                 true -> denied;
                 false -> pass
             end
     end.
+
+is_reserved(Subject = <<"$", _/binary>>, _) -> reaches_reserved(Subject);
+is_reserved(Subject, {_, _}) -> reaches_reserved(Subject);
+is_reserved(_, _) -> false.
+
+reaches_reserved(Subject) ->
+    lists:any(fun is_reserved_name/1, nats_gateway_permissions:targets(Subject)).
 
 %% Names that only the broker itself may publish to (design section 3.3).
 is_reserved_name(<<"$SYS.", _/binary>>) -> true;
 is_reserved_name(<<"$share.", _/binary>>) -> true;
 is_reserved_name(<<"$queue.", _/binary>>) -> true;
 is_reserved_name(_) -> false.
-
-%% The same, where a requester chose the topic of the answer.
-is_reserved_answer({<<"$SYS/", _/binary>>, _}) -> true;
-is_reserved_answer({<<"$share/", _/binary>>, _}) -> true;
-is_reserved_answer({<<"$queue/", _/binary>>, _}) -> true;
-is_reserved_answer(_) -> false.
 
 %% nats-protocol section 1: reply subjects that nats-server keeps to itself.
 is_reserved_reply(<<"_R_.", _/binary>>) -> true;

@@ -12,6 +12,8 @@
 -export([topic/2]).
 -export([filter/2]).
 -export([subject/2]).
+-export([canonical_subject/1]).
+-export([published_subject/1]).
 -export([share_name/1]).
 -export([subject_matches/2]).
 -export([topic_matches/2]).
@@ -37,6 +39,8 @@
     topic/2,
     filter/2,
     subject/2,
+    canonical_subject/1,
+    published_subject/1,
     share_name/1,
     subject_matches/2,
     topic_matches/2,
@@ -220,6 +224,15 @@ filter(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 -spec subject(Topic :: binary(), Mountpoint :: binary()) -> binary().
 subject(_Topic, _Mountpoint) -> erlang:nif_error(not_loaded).
+
+%% The spelling that deliveries have, of all subjects that stand for the same topic or filter.
+-spec canonical_subject(Subject :: binary()) -> binary().
+canonical_subject(_Subject) -> erlang:nif_error(not_loaded).
+
+%% The canonical subject that subscribers know a publish to this subject by: of a reply subject
+%% with correlation data that of the response topic.
+-spec published_subject(Subject :: binary()) -> binary().
+published_subject(_Subject) -> erlang:nif_error(not_loaded).
 
 %% The MQTT share name of a queue group, reversible.
 -spec share_name(QueueGroup :: binary()) -> binary() | invalid.

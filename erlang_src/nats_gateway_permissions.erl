@@ -1,6 +1,7 @@
 %% What a login may publish and subscribe to, as nats-server decides it.
 %%
-%% Subjects are compared as they come from the client, before any mapping to topics. A deny wins.
+%% Subjects are compared before any mapping to topics, in the spelling that deliveries have. A deny
+%% wins.
 %% Where nats-server lets something pass that its own rules forbid, this does not:
 %% - `foo.*' allows no SUB to `foo.>', which would get `foo.a.b';
 %% - a denied subject is filtered at delivery for every wildcard subscription, not only where the
@@ -10,6 +11,7 @@
 
 -export([new/1]).
 -export([publish/3]).
+-export([targets/1]).
 -export([subscribe/3]).
 -export([filters/1]).
 -export([deliver/2]).
@@ -85,13 +87,17 @@ allow(all, undefined) -> all;
 allow(all, _) -> set([]);
 allow(Subjects, _) -> set(Subjects).
 
-set(Subjects) ->
+set(Entries) ->
+    Subjects = [nats_gateway_nif:canonical_subject(Entry) || Entry <- Entries],
     {Patterns, Literals} = lists:partition(fun has_wildcard/1, Subjects),
     {maps:from_list([{Literal, []} || Literal <- Literals]), Patterns}.
 
 queues(Entries) ->
     Split = [binary:split(Entry, <<" ">>) || Entry <- Entries],
-    {set([Subject || [Subject] <- Split]), [{Subject, Queue} || [Subject, Queue] <- Split]}.
+    {
+        set([Subject || [Subject] <- Split]),
+        [{nats_gateway_nif:canonical_subject(Subject), Queue} || [Subject, Queue] <- Split]
+    }.
 
 has_wildcard(Subject) ->
     lists:any(
@@ -128,11 +134,28 @@ may_publish(Subject, P = #permissions{published = Verdicts}) ->
             {Verdict, P};
         #{} ->
             #permissions{publish_allow = Allow, publish_deny = Deny} = P,
-            Verdict =
-                (Allow =:= all orelse is_member(Subject, Allow)) andalso
-                    not is_member(Subject, Deny),
+            Verdict = lists:all(
+                fun(Target) ->
+                    (Allow =:= all orelse is_member(Target, Allow)) andalso
+                        not is_member(Target, Deny)
+                end,
+                targets(Subject)
+            ),
             {Verdict, P#permissions{published = remember(Subject, Verdict, Verdicts)}}
     end.
+
+%% All subjects that a publish to this one reaches. EMQX publishes to what follows `$delayed.SECONDS.'
+%% when the time is over.
+-spec targets(Subject :: binary()) -> [binary()].
+targets(Subject) -> delayed(nats_gateway_nif:published_subject(Subject)).
+
+delayed(Subject = <<"$delayed.", Delayed/binary>>) ->
+    case binary:split(Delayed, <<".">>) of
+        [_Seconds, Target] -> [Subject | delayed(Target)];
+        [_] -> [Subject]
+    end;
+delayed(Subject) ->
+    [Subject].
 
 remember(Subject, Verdict, Verdicts) when map_size(Verdicts) < ?MAX_VERDICTS ->
     Verdicts#{binary:copy(Subject) => Verdict};
@@ -190,7 +213,8 @@ requested(Reply, Now, P) ->
 %% list a plain subscription may, and of the groups v1 only.
 -spec subscribe(Subject :: binary(), QueueGroup :: undefined | binary(), permissions()) ->
     {allow | deny, permissions()}.
-subscribe(Subject, QueueGroup, P = #permissions{subscribe_allow = Allow, subscribe_deny = Deny}) ->
+subscribe(Spelled, QueueGroup, P = #permissions{subscribe_allow = Allow, subscribe_deny = Deny}) ->
+    Subject = nats_gateway_nif:canonical_subject(Spelled),
     case is_allowed(Subject, QueueGroup, Allow) andalso not is_denied(Subject, QueueGroup, Deny) of
         true -> {allow, P#permissions{filters = filters(P) orelse must_filter(Subject, Deny)}};
         false -> {deny, P}

@@ -241,6 +241,9 @@ reserved_names_are_violations_test_() ->
         end}
      || {Operation, Subjects, Tail} <- [
             {"PUB", ["$SYS.a", "$share.g.a", "$queue.a"], " 0\r\n\r\n"},
+            %% by another name
+            {"PUB", ["$delayed.5.$SYS.a", "$delayed.5.$delayed.5.$queue.a"], " 0\r\n\r\n"},
+            {"PUB", ["_MQTT.tJFNZUy9h.c", "_MQTT.tJGRlbGF5ZWQvNS8kU1lTL2E.c"], " 0\r\n\r\n"},
             {"SUB", ["$share.g.a", "$queue.a", "$exclusive.a"], " 1\r\n"},
             {"SUB", ["$share.g.a"], " q 1\r\n"}
         ],

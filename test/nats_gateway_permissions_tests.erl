@@ -48,6 +48,54 @@ only_denied_test() ->
     ?assertEqual(allow, may_publish(<<"b">>, P)),
     ?assertEqual(allow, may_subscribe(<<"a">>, P)).
 
+%% What is published goes to a topic, whatever the client calls it.
+another_name_of_a_denied_subject_is_denied_test_() ->
+    Wide = <<16#3000/utf8>>,
+    Deny = [<<"secret.>">>, <<"c%01">>, <<"d%E3%80%80d">>, <<"e", Wide/binary>>],
+    Rules = rules(#{publish => #{allow => all, deny => Deny}, subscribe => #{allow => all, deny => Deny}}),
+    P = new(Rules),
+    Reply = fun(Topic) -> nats_gateway_nif:reply_subject({topic, Topic, <<"id">>}, <<>>) end,
+    [
+        ?_assertEqual({Subject, Verdict}, {Subject, may_publish(Subject, P)})
+     || {Verdict, Subject} <- [
+            {deny, Reply(<<"secret/x">>)},
+            {allow, Reply(<<"secret">>)},
+            {allow, <<"_MQTT.tsecret.c">>},
+            {deny, <<"$delayed.5.secret.x">>},
+            {deny, <<"$delayed.5.$delayed.5.secret.x">>},
+            {deny, Reply(<<"$delayed/5/secret/x">>)},
+            {allow, <<"$delayed.5.secret">>},
+            {allow, <<"$delayed.5">>},
+            {allow, <<"$delayed.secret.x">>},
+            {deny, <<"c", 1>>},
+            {deny, <<"c%01">>},
+            {allow, <<"c%2501">>},
+            {deny, <<"d", Wide/binary, "d">>},
+            {deny, <<"e", Wide/binary>>},
+            {deny, <<"e%E3%80%80">>}
+        ]
+    ] ++
+        [
+            ?_assertEqual({Subject, QueueGroup, deny}, {Subject, QueueGroup, may_subscribe(Subject, QueueGroup, P)})
+         || QueueGroup <- [undefined, <<"q">>],
+            Subject <- [<<"c", 1>>, <<"c%01">>, <<"d", Wide/binary, "d">>, <<"e%E3%80%80">>]
+        ].
+
+%% The answer to an MQTT client goes to its response topic, which is what must be allowed.
+an_answer_to_mqtt_needs_its_response_topic_test() ->
+    P = new(rules(#{publish => #{allow => [<<"resp.>">>], deny => [<<"resp.no">>]}})),
+    Reply = fun(Topic) -> nats_gateway_nif:reply_subject({topic, Topic, <<"id">>}, <<>>) end,
+    ?assertEqual(allow, may_publish(Reply(<<"resp/1">>), P)),
+    ?assertEqual(deny, may_publish(Reply(<<"resp/no">>), P)),
+    ?assertEqual(deny, may_publish(Reply(<<"other">>), P)).
+
+%% A delayed message is published twice: as it is called, and at its end.
+both_names_of_a_delayed_message_must_be_allowed_test() ->
+    P = new(rules(#{publish => #{allow => [<<"$delayed.*.a">>, <<"a">>, <<"$delayed.5.b">>, <<"c">>], deny => []}})),
+    ?assertEqual(
+        [allow, deny, deny], [may_publish(S, P) || S <- [<<"$delayed.5.a">>, <<"$delayed.5.b">>, <<"$delayed.5.c">>]]
+    ).
+
 %% What is remembered is bounded, and right at, and behind, the bound.
 verdicts_are_bounded_test() ->
     P = new(rules(#{publish => #{allow => [<<"a.*">>], deny => []}})),

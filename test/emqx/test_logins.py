@@ -139,6 +139,8 @@ def test_permissions_of_a_jwt(gateway: Gateway, page: Page, name: str):
         client.subscribe(f"{name}.*")
         client.publish(f"{name}.no")
         client.error(f'Permissions Violation for Publish to "{name}.no"')
+        client.publish(f"$delayed.1.{name}.no")
+        client.error(f'Permissions Violation for Publish to "$delayed.1.{name}.no"')
         client.publish("elsewhere")
         client.error('Permissions Violation for Publish to "elsewhere"')
         client.send(f"SUB {name}.secret 2\r\n")

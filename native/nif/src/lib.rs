@@ -61,6 +61,20 @@ fn subject<'a>(env: Env<'a>, topic: Binary<'a>, mountpoint: Binary<'a>) -> Term<
 }
 
 #[rustler::nif]
+fn canonical_subject<'a>(env: Env<'a>, subject: Binary<'a>) -> Term<'a> {
+    let mut out = Vec::with_capacity(subject.len());
+    subject::write_canonical(&subject, &mut out);
+    binary(env, &out)
+}
+
+#[rustler::nif]
+fn published_subject<'a>(env: Env<'a>, subject: Binary<'a>) -> Term<'a> {
+    let mut out = Vec::with_capacity(subject.len());
+    subject::write_published(&subject, &mut out);
+    binary(env, &out)
+}
+
+#[rustler::nif]
 fn share_name<'a>(env: Env<'a>, queue: Binary<'a>) -> Term<'a> {
     optional(
         env,

@@ -579,6 +579,34 @@ fn write_token(level: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Appends the spelling that deliveries have, of all that stand for the same topic or filter: raw
+/// white space and control characters are percent-encoded. Rules about subjects compare that one.
+pub fn write_canonical(subject: &[u8], out: &mut Vec<u8>) {
+    let mut level = Vec::new();
+    for (index, token) in subject.split(|&byte| byte == b'.').enumerate() {
+        if index > 0 {
+            out.push(b'.');
+        }
+        match token {
+            b"" | b"*" | b">" => out.extend_from_slice(token),
+            _ => {
+                level.clear();
+                write_level(token, &mut level);
+                write_token(&level, out);
+            }
+        }
+    }
+}
+
+/// Appends the canonical subject that subscribers know a publish to this subject by. It differs
+/// for a correlated reply subject, which stands for the response topic of the request.
+pub fn write_published(subject: &[u8], out: &mut Vec<u8>) {
+    match correlation(subject) {
+        Some((topic, _)) => write_subject(&topic, b"", out),
+        None => write_canonical(subject, out),
+    }
+}
+
 /// The sequence that is a slash in the token, unless a slash follows there.
 const SLASH: &[u8] = b"%2F";
 

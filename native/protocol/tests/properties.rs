@@ -7,7 +7,8 @@ use nats_protocol::encode::{Frames, Message, REFERENCE_THRESHOLD, write_raw_subj
 use nats_protocol::headers::{Properties, build};
 use nats_protocol::subject::{
     correlation, is_valid_publish_subject, plain_topic, quote, share_name, subject_matches,
-    topic_matches, write_filter, write_reply, write_reply_topic, write_subject, write_topic,
+    topic_matches, write_canonical, write_filter, write_published, write_reply, write_reply_topic,
+    write_subject, write_topic,
 };
 use nats_protocol::{Op, Phase, Publish, Settings, Subscribe};
 use proptest::collection::vec;
@@ -115,37 +116,56 @@ fn any_topic() -> impl Strategy<Value = String> {
     .prop_filter("a topic is not empty", |topic| !topic.is_empty())
 }
 
+const SUBJECT_PIECES: &[&str] = &[
+    ".",
+    ".",
+    "/",
+    "//",
+    "*",
+    ">",
+    "+",
+    "#",
+    "a",
+    "sensors",
+    "building7",
+    "%",
+    "25",
+    "2F",
+    "%2F",
+    "%252F",
+    "%2B",
+    "%2A",
+    "%3E",
+    "%20",
+    "%2520",
+    "$SRV",
+    "grün",
+    "日本語",
+];
+
+fn has_no_empty_token(subject: &String) -> bool {
+    !subject.split('.').any(str::is_empty)
+}
+
 fn any_subject() -> impl Strategy<Value = String> {
-    name(&[
-        ".",
-        ".",
-        "/",
-        "//",
-        "*",
-        ">",
-        "+",
-        "#",
-        "a",
-        "sensors",
-        "building7",
-        "%",
-        "25",
-        "2F",
-        "%2F",
-        "%252F",
-        "%2B",
-        "%2A",
-        "%3E",
-        "%20",
-        "%2520",
-        "$SRV",
-        "grün",
-        "日本語",
-    ])
-    .prop_map(|subject| subject.replace(|c: char| c.is_whitespace() || c.is_ascii_control(), ""))
-    .prop_filter("no empty tokens", |subject| {
-        !subject.split('.').any(str::is_empty)
-    })
+    name(SUBJECT_PIECES)
+        .prop_map(|subject| {
+            subject.replace(|c: char| c.is_whitespace() || c.is_ascii_control(), "")
+        })
+        .prop_filter("no empty tokens", has_no_empty_token)
+}
+
+/// With what passes to topics as it is, and comes back encoded.
+fn any_spelling() -> impl Strategy<Value = String> {
+    vec(
+        prop_oneof![
+            3 => select(SUBJECT_PIECES),
+            1 => select(&["\u{a0}", "\u{3000}", "\x01", "\x7F", "\x0B", "%01", "%E3%80%80"][..]),
+        ],
+        1..12,
+    )
+    .prop_map(|pieces| pieces.concat())
+    .prop_filter("no empty tokens", has_no_empty_token)
 }
 
 /// Blanks between arguments.
@@ -325,6 +345,8 @@ proptest! {
         let _ = subject_matches(&two, &one);
         let _ = topic_matches(&two, &one);
         let _ = is_valid_publish_subject(&one);
+        write_canonical(&one, &mut out);
+        write_published(&one, &mut out);
         prop_assert!(quote(&one).is_ascii() || std::str::from_utf8(&quote(&one)).is_ok());
         write_subject(&one, &two, &mut out);
     }
@@ -350,6 +372,39 @@ proptest! {
         write_subject(&topic, mountpoint.as_bytes(), &mut back);
         prop_assert_eq!(String::from_utf8_lossy(&back), &subject[..]);
         prop_assert!(write_reply_topic(subject.as_bytes(), mountpoint.as_bytes(), &mut topic));
+    }
+
+    /// All spellings of a topic or filter have one in common, which is the one of deliveries.
+    #[test]
+    fn canonical_subjects(subject in any_spelling()) {
+        let written = |write: fn(&[u8], &mut Vec<u8>), subject: &[u8]| {
+            let mut out = Vec::new();
+            write(subject, &mut out);
+            out
+        };
+        let canonical = written(write_canonical, subject.as_bytes());
+        prop_assert_eq!(&written(write_canonical, &canonical), &canonical);
+        prop_assert_eq!(&written(write_published, subject.as_bytes()), &canonical);
+        let (mut of_subject, mut of_canonical) = (Vec::new(), Vec::new());
+        prop_assert!(write_topic(subject.as_bytes(), b"", &mut of_subject));
+        prop_assert!(write_topic(&canonical, b"", &mut of_canonical));
+        prop_assert_eq!(&of_subject, &of_canonical);
+        let mut delivered = Vec::new();
+        write_subject(&of_subject, b"", &mut delivered);
+        prop_assert_eq!(&delivered, &canonical);
+        let (mut of_subject, mut of_canonical) = (Vec::new(), Vec::new());
+        prop_assert_eq!(
+            write_filter(subject.as_bytes(), b"", &mut of_subject),
+            write_filter(&canonical, b"", &mut of_canonical)
+        );
+        prop_assert_eq!(of_subject, of_canonical);
+    }
+
+    #[test]
+    fn subjects_that_deliveries_have_are_canonical(subject in any_subject()) {
+        let mut canonical = Vec::new();
+        write_canonical(subject.as_bytes(), &mut canonical);
+        prop_assert_eq!(String::from_utf8_lossy(&canonical), subject);
     }
 
     /// The vectorised conversion, the one for short names and the thorough one are one.
@@ -391,6 +446,10 @@ proptest! {
         let mut subject = Vec::new();
         write_reply(topic.as_bytes(), Some(&data), b"", &mut subject);
         prop_assert!(subject.iter().all(u8::is_ascii_graphic));
+        let (mut published, mut plain) = (Vec::new(), Vec::new());
+        write_published(&subject, &mut published);
+        write_subject(topic.as_bytes(), b"", &mut plain);
+        prop_assert_eq!(published, plain);
         prop_assert_eq!(correlation(&subject), Some((topic.into_bytes(), data)));
     }
 
