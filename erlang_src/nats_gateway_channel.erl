@@ -402,9 +402,17 @@ accept(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{clie
         deadline =
             case Expires of
                 infinity -> infinity;
-                {Ms, Reason} -> {erlang:monotonic_time(millisecond) + Ms, Reason}
+                {Ms, Reason} -> deadline(Ms, Reason)
             end
     }.
+
+deadline(Ms, Reason) -> {erlang:monotonic_time(millisecond) + Ms, Reason}.
+
+%% Of the broker's login. Of one of the gateway's own the broker knows nothing better.
+deadline(#{expires := Ms}, infinity, Client) when not is_map_key(login, Client) ->
+    deadline(Ms, user_authentication_expired);
+deadline(_, OfLogin, _) ->
+    OfLogin.
 
 connect_host(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
     Channel = Old#channel{client = maps:remove(prepared, Client)},
@@ -423,7 +431,8 @@ logged_in(_, #{mountpoint := New}, _, Out, Channel = #channel{session = #{mountp
     %% The subscriptions of the old login live under its mountpoint: begin anew.
     stop(session_changed, Out, Channel);
 logged_in(Kind, Session, Rest, Out, Channel) ->
-    #channel{client = #{connect := Fields}, echo = OldEcho, phase = Phase, config = Config} = Channel,
+    #channel{client = #{connect := Fields} = Client, echo = OldEcho, phase = Phase, config = Config} =
+        Channel,
     #{mountpoint := Mountpoint} = Session,
     {MaxControlLine, _, _, _, _} = Channel#channel.settings,
     MaxPayload = max_payload(Config, Channel),
@@ -433,6 +442,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
     NChannel = Channel#channel{
         phase = connected,
         session = Session,
+        deadline = deadline(Session, Channel#channel.deadline, Client),
         settings = {MaxControlLine, MaxPayload, open, Headers, Mountpoint},
         verbose = maps:get(verbose, Fields, true),
         pedantic = maps:get(pedantic, Fields, true),

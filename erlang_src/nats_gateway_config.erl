@@ -541,7 +541,7 @@ value(shown_secret, Value, Path) when is_binary(Value) ->
 value(shown_secret, _, Path) ->
     invalid(Path, <<"must be a string">>);
 value(user_key, Value, Path) ->
-    case is_binary(Value) andalso nats_gateway_login:user_key(Value) of
+    case is_binary(Value) andalso nats_gateway_jwt:key(user, Value) of
         {ok, Key} -> Key;
         _ -> invalid(Path, <<"must be the public NKey of a user (U...)">>)
     end;

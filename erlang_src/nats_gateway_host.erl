@@ -80,7 +80,9 @@
 -type session() :: #{
     mountpoint := binary(),
     clientid := binary(),
-    username => undefined | binary()
+    username => undefined | binary(),
+    %% milliseconds after which the login of the broker has expired
+    expires => non_neg_integer()
 }.
 -export_type([session/0]).
 

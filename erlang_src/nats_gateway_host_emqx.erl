@@ -104,7 +104,6 @@
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     %% what was authorized, when, and after which drain of EMQX's caches
     decisions = #{} :: #{decision_key() => {allow | deny, At :: integer(), Drained :: integer()}},
-    expiry :: undefined | reference(),
     %% as of the last report
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer()
@@ -157,8 +156,7 @@ connect(Client = #{config := #{emqx := Context}}) ->
         {ok, Admitted} ->
             ok = register(Admitted, ConnInfo, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
-            #host{mountpoint = Mountpoint, clientinfo = #{username := Username}} = Host,
-            {ok, #{mountpoint => Mountpoint, clientid => ClientId, username => Username}, Host};
+            {ok, identity(Host), Host};
         {error, Reason} ->
             ?LOG_WARNING(#{
                 msg => "client_login_failed",
@@ -168,6 +166,13 @@ connect(Client = #{config := #{emqx := Context}}) ->
             }),
             run_hook('client.connack', ConnInfo, [ConnInfo, connack(Reason), #{}], Context),
             {error, close_reason(Reason)}
+    end.
+
+identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
+    Session = (maps:with([clientid, username], ClientInfo))#{mountpoint => Mountpoint},
+    case emqx_gateway_ctx:connection_expire_interval(Ctx, ClientInfo) of
+        undefined -> Session;
+        Ms -> Session#{expires => Ms}
     end.
 
 %% The order of EMQX's own channels.
@@ -222,7 +227,7 @@ register(ClientInfo, ConnInfo, false) ->
 session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
-    #{emqx := Context = #{ctx := Ctx}, retained_on_subscribe := Retained} = Config,
+    #{emqx := Context, retained_on_subscribe := Retained} = Config,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Host = #host{
@@ -232,8 +237,7 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
         clientid = ClientId,
         mountpoint = text(maps:get(mountpoint, ClientInfo)),
         headers = message_headers(ClientInfo, ConnInfo),
-        retained = Retained,
-        expiry = expire_later(emqx_gateway_ctx:connection_expire_interval(Ctx, ClientInfo))
+        retained = Retained
     },
     Info = #{
         conninfo => ConnInfo,
@@ -243,14 +247,6 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
     },
     ok = emqx_gateway_cm:insert_channel_info(?GATEWAY, ClientId, Info, stats(#{}, Host)),
     Host.
-
-expire_later(undefined) ->
-    undefined;
-expire_later(Ms) ->
-    Expiry = make_ref(),
-    %% The longest that a timer can wait.
-    _ = erlang:send_after(min(Ms, 16#FFFFFFFF), self(), {?MODULE, Expiry, expired}),
-    Expiry.
 
 message_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
     Constant = maps:with([protocol, username, peerhost, peername, client_attrs], ClientInfo),
@@ -708,8 +704,6 @@ handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
 handle_info({?MODULE, unsubscribed, Key}, Host) ->
     unsubscribed(Key, Host);
-handle_info({?MODULE, Expiry, expired}, Host = #host{expiry = Expiry}) ->
-    {[{close, user_authentication_expired}], Host};
 handle_info(clean_authz_cache, Host) ->
     ok = emqx_authz_cache:empty_authz_cache(),
     {[], Host#host{decisions = #{}}};

@@ -5,6 +5,7 @@
 %% to check, that of the user's JWT and that of the nonce.
 -module(nats_gateway_jwt).
 
+-export([key/2]).
 -export([trust/2]).
 -export([login/3]).
 -export([response_permission/2]).
@@ -55,6 +56,15 @@
 %% -------------------------------------------------------------------------------------------
 %% Whom to trust
 
+%% A public key as it is written: base32 has capitals only, but EMQX takes others, too.
+-spec key(operator | account | user, binary()) -> {ok, binary()} | error.
+key(Role, Text) ->
+    Key = string:uppercase(Text),
+    case nats_gateway_nif:nkey_role(Key) of
+        Role -> {ok, Key};
+        _ -> error
+    end.
+
 %% Operators: their public keys or JWTs. Accounts: JWTs, and the public keys that they are to be
 %% for, if that is said. The error names the entry, counted from 1.
 -spec trust([binary()], [{undefined | binary(), Jwt :: binary()}]) ->
@@ -80,15 +90,16 @@ operator(N, <<"ey", _/binary>> = Jwt) ->
         {error, Text} ->
             throw({invalid, {operator, N}, Text})
     end;
-operator(N, Key) ->
-    case nats_gateway_nif:nkey_role(Key) of
-        operator -> [Key];
-        _ -> throw({invalid, {operator, N}, <<"must be the public key (O...) or JWT of an operator">>})
+operator(N, Text) ->
+    case key(operator, Text) of
+        {ok, Key} -> [Key];
+        error -> throw({invalid, {operator, N}, <<"must be the public key (O...) or JWT of an operator">>})
     end.
 
-account(N, {Wanted, Jwt}, Trusted) ->
+account(N, {Stated, Jwt}, Trusted) ->
+    Wanted = wanted(Stated),
     case nats_gateway_nif:jwt_decode(Jwt) of
-        {ok, #{kind := account, subject := Key}} when Wanted =/= undefined, Wanted =/= Key ->
+        {ok, #{kind := account, subject := Key}} when Wanted =/= any, Wanted =/= {ok, Key} ->
             throw({invalid, {account_key, N}, <<"must be the key that the JWT is for">>});
         {ok, Token = #{kind := account, subject := Key, issuer := Issuer}} ->
             case lists:member(Issuer, Trusted) of
@@ -102,6 +113,9 @@ account(N, {Wanted, Jwt}, Trusted) ->
         {error, Text} ->
             throw({invalid, {account, N}, Text})
     end.
+
+wanted(undefined) -> any;
+wanted(Stated) -> key(account, Stated).
 
 account(#{subject := Key, name := Name, expires := Expires, not_before := NotBefore} = Token) ->
     #{claims := Claims = #{signing_keys := SigningKeys, revocations := Revocations}} = Token,
@@ -176,7 +190,7 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
 
 in_time(#{expires := Expires, not_before := NotBefore}, Now, Expired, NotYet) ->
     Seconds = Now div 1000,
-    require(Expires =< 0 orelse Seconds =< Expires, Expired),
+    require(Expires =:= 0 orelse Seconds =< Expires, Expired),
     require(NotBefore =< 0 orelse NotBefore =< Seconds, NotYet).
 
 account_key(#{issuer := Issuer, claims := #{issuer_account := <<>>}}) -> Issuer;
@@ -226,12 +240,12 @@ limit(N) -> N.
 expires(#{expires := UserExpires}, Hours, #{expires := AccountExpires}, Now) ->
     Ends = [
         {max(0, UserExpires * 1000 - Now), user_authentication_expired}
-     || UserExpires > 0
+     || UserExpires =/= 0
     ] ++
         [{Hours, user_authentication_expired} || Hours =/= infinity] ++
         [
             {max(0, AccountExpires * 1000 - Now), account_authentication_expired}
-         || AccountExpires > 0
+         || AccountExpires =/= 0
         ],
     case Ends of
         [] -> infinity;
@@ -298,7 +312,7 @@ fill_in(Template = #{permissions := Permissions}, Token, AccountKey, Account) ->
 
 %% A subject that comes to nothing allows nothing, and must not deny nothing.
 fill_in(#{allow := Allow, deny := Deny}, Value) ->
-    NAllow = [Subject || Entry <- Allow, Subject <- expand(Entry, Value), is_subject(Subject)],
+    NAllow = [Subject || Entry <- Allow, {Subject, true} <- expand(Entry, Value)],
     NDeny = [Subject || Entry <- Deny, Subject <- denied(Entry, Value)],
     case Allow =/= [] andalso NAllow =:= [] of
         true -> #{allow => [], deny => [<<">">> | NDeny]};
@@ -306,20 +320,25 @@ fill_in(#{allow := Allow, deny := Deny}, Value) ->
     end.
 
 denied(Entry, Value) ->
-    Subjects = expand(Entry, Value),
-    require(Subjects =/= [] andalso lists:all(fun is_subject/1, Subjects), bad_template),
+    {Subjects, Valid} = lists:unzip(expand(Entry, Value)),
+    require(Subjects =/= [] andalso lists:all(fun(IsValid) -> IsValid end, Valid), bad_template),
     Subjects.
 
-%% One subject for each combination of the values of its tags.
+%% One subject for each combination of the values of its tags, and whether it is one. A blank in a
+%% value is none between a subject and a queue group.
 expand(Entry, Value) ->
     case binary:match(Entry, <<"{{">>) of
         nomatch ->
-            [Entry];
+            [{Entry, is_entry(Entry)}];
         _ ->
             Tokens = [values(Token, Value) || Token <- binary:split(Entry, <<".">>, [global])],
             Count = lists:foldl(fun(Values, Acc) -> length(Values) * Acc end, 1, Tokens),
             require(Count =< ?MAX_COMBINATIONS, bad_template),
-            [iolist_to_binary(lists:join(<<".">>, Combination)) || Combination <- product(Tokens)]
+            [
+                {Subject, is_valid(Subject)}
+             || Combination <- product(Tokens),
+                Subject <- [iolist_to_binary(lists:join(<<".">>, Combination))]
+            ]
     end.
 
 values(<<"{{", Rest/binary>> = Token, Value) ->
@@ -357,11 +376,12 @@ is_prefix(Prefix, Text) ->
     binary:longest_common_prefix([Prefix, Text]) =:= byte_size(Prefix).
 
 %% With the queue of a subscribe entry, if there is one.
-is_subject(Entry) ->
-    case binary:split(Entry, <<" ">>, [global]) of
+is_entry(Entry) ->
+    case binary:split(Entry, <<" ">>) of
         [Subject] -> is_valid(Subject);
-        [Subject, Queue] -> is_valid(Subject) andalso is_valid(Queue);
-        _ -> false
+        [Subject, Queue] -> is_valid(Subject) andalso is_valid(Queue)
     end.
 
-is_valid(Subject) -> nats_gateway_nif:filter(Subject, <<>>) =/= invalid.
+is_valid(Subject) ->
+    nats_gateway_nif:filter(Subject, <<>>) =/= invalid andalso
+        binary:match(Subject, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>, <<"\f">>]) =:= nomatch.

@@ -19,7 +19,6 @@
 -export([secret/1]).
 -export([is_plain/1]).
 -export([hash/1]).
--export([user_key/1]).
 
 -export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0, secret_problem/0]).
 
@@ -268,15 +267,6 @@ hash(Plain) ->
 is_secret({bcrypt, Hash}, Given) -> nats_gateway_nif:bcrypt_verify(Given, Hash);
 is_secret({sha256, Hash}, Given) -> crypto:hash_equals(Hash, crypto:hash(sha256, Given)).
 
-%% A key as it is written: base32 has capitals only, but EMQX takes others, too.
--spec user_key(binary()) -> {ok, binary()} | error.
-user_key(Text) ->
-    Key = string:uppercase(Text),
-    case nats_gateway_nif:nkey_role(Key) of
-        user -> {ok, Key};
-        _ -> error
-    end.
-
 %% -------------------------------------------------------------------------------------------
 %% Login
 
@@ -294,12 +284,22 @@ authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More
         fun(_, Value) -> Value =/= <<>> end,
         maps:with([user, pass, auth_token, nkey, sig, jwt], Connect)
     ),
-    case maps:without([sig], Given) of
-        Nothing when map_size(Nothing) =:= 0, User =/= undefined ->
-            {ok, identity(no_auth_user, User)};
-        _ ->
-            next(Methods, Given, Facts, More)
+    case User =/= undefined andalso shows_nothing(Given, Methods) of
+        true -> {ok, identity(no_auth_user, User)};
+        false -> next(Methods, Given, Facts, More)
     end.
+
+%% As in nats-server an NKey or JWT is nothing where no method takes one: some clients send what
+%% they have, whatever INFO says.
+shows_nothing(Given, Methods) ->
+    Untaken =
+        [jwt || not lists:keymember(jwt, 1, Methods)] ++
+            [nkey || not lists:any(fun takes_nkeys/1, Methods)],
+    map_size(maps:without([sig | Untaken], Given)) =:= 0.
+
+takes_nkeys({nkey, _}) -> true;
+takes_nkeys({users, _, NKeys}) -> map_size(NKeys) > 0;
+takes_nkeys(_) -> false.
 
 next([], _, _, true) ->
     ignore;

@@ -520,6 +520,16 @@ a_login_ends_at_its_deadline_test_() ->
         ]
     ].
 
+%% Of EMQX's authentication, and longer than a timer can wait.
+a_login_of_the_broker_ends_at_its_deadline_test() ->
+    Ms = 90 * 24 * 3600 * 1000,
+    {_, Channel} = channel(#{fake => #{session => #{expires => Ms}}}),
+    {<<>>, Logged} = input(?CONNECT, Channel),
+    Left = nats_gateway_channel:deadline(Logged) - erlang:monotonic_time(millisecond),
+    ?assert(Left > Ms - 10000 andalso Left =< Ms),
+    {stop, user_authentication_expired, Out, _} = handle_timeout(login, Logged),
+    ?assertEqual(<<"-ERR 'User Authentication Expired'\r\n">>, iolist_to_binary(Out)).
+
 ends(Reason, Text) ->
     [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
     Ends = #{exp => erlang:system_time(second) + 1000},

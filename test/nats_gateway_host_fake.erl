@@ -11,7 +11,9 @@
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
     Answers = maps:get(fake, Config, #{}),
-    Session = #{mountpoint => maps:get(mountpoint, Config), clientid => <<"fake">>},
+    Session = (maps:get(session, Answers, #{}))#{
+        mountpoint => maps:get(mountpoint, Config), clientid => <<"fake">>
+    },
     case maps:get(connect, Answers, ok) of
         ok -> {ok, Session, Answers};
         wait -> {wait, Answers};

@@ -79,6 +79,7 @@ times_test_() ->
         ?_assertMatch({ok, #{expires := {1000, user_authentication_expired}}}, Expired(?NOW + 1, 0)),
         ?_assertMatch({ok, #{expires := {1, _}}}, Expired(?NOW + 1, 999)),
         ?_assertMatch({ok, #{expires := infinity}}, Expired(0, 0)),
+        ?_assertEqual({error, jwt_expired}, Expired(-1, 0)),
         ?_assertMatch({ok, _}, login(top(#{nbf => ?NOW}, #{}), World)),
         ?_assertEqual({error, jwt_not_yet_valid}, login(top(#{nbf => ?NOW + 1}, #{}), World))
     ].
@@ -87,6 +88,7 @@ times_of_the_account_test() ->
     World = world(),
     With = fun(Claims) -> login(#{}, trusting(World, Claims#{nats => #{}})) end,
     ?assertEqual({error, account_jwt_expired}, With(#{exp => ?NOW - 1})),
+    ?assertEqual({error, account_jwt_expired}, With(#{exp => -1})),
     ?assertEqual({error, account_jwt_not_yet_valid}, With(#{nbf => ?NOW + 1})),
     ?assertMatch({ok, #{expires := {5000, account_authentication_expired}}}, With(#{exp => ?NOW + 5})),
     %% the first that comes
@@ -350,7 +352,17 @@ what_comes_to_nothing_allows_nothing_test_() ->
             #{publish := #{allow := all, deny := [<<">">>]}, subscribe := #{allow := all, deny := []}},
             rules_of(#{pub => #{allow => [<<"a.{{name()}}">>]}}, #{name => Name})
         )
-     || Name <- [<<>>, <<"a..b">>, <<".">>, <<">.x">>]
+     || Name <- [<<>>, <<"a..b">>, <<".">>, <<">.x">>, <<"x y">>, <<" x">>, <<"x\\t">>, <<"x\\r\\ny">>, <<"x\\fy">>]
+    ].
+
+%% What follows a blank in an entry is a queue group, but only where the template itself says so.
+a_blank_in_a_value_makes_no_queue_group_test() ->
+    User = #{name => <<"Ann Smith">>, nats => #{tags => [<<"t:a b">>, <<"t:c">>]}},
+    Allow = #{sub => #{allow => [<<"{{name()}}.>">>, <<"x.{{tag(t)}}">>, <<"y q">>]}},
+    ?assertMatch(#{subscribe := #{allow := [<<"x.c">>, <<"y q">>]}}, rules_of(Allow, User)),
+    [
+        ?assertMatch({{error, bad_template}, _}, scoped(#{sub => #{deny => [Entry]}}, User))
+     || Entry <- [<<"s.{{name()}}">>, <<"s.{{tag(t)}}">>]
     ].
 
 what_would_deny_nothing_is_refused_test_() ->
@@ -394,6 +406,25 @@ trust_names_what_is_wrong_test_() ->
             {{account_key, 1}, [key(Operator)], [{key(pair(account)), Good}]}
         ]
     ].
+
+keys_test() ->
+    Key = key(pair(user)),
+    ?assertEqual({ok, Key}, nats_gateway_jwt:key(user, Key)),
+    ?assertEqual({ok, Key}, nats_gateway_jwt:key(user, string:lowercase(Key))),
+    [
+        ?assertEqual(error, nats_gateway_jwt:key(user, Text))
+     || Text <- [<<>>, <<"U">>, key(pair(account)), <<Key/binary, "A">>, binary:part(Key, 0, 55)]
+    ].
+
+%% As EMQX takes them.
+keys_may_be_given_in_lower_case_test() ->
+    [Operator, Account] = [pair(operator), pair(account)],
+    Lower = fun(Pair) -> string:lowercase(key(Pair)) end,
+    Jwt = account(Account, #{}, Operator),
+    ?assertEqual(
+        nats_gateway_jwt:trust([key(Operator)], [{key(Account), Jwt}]),
+        nats_gateway_jwt:trust([Lower(Operator)], [{Lower(Account), Jwt}])
+    ).
 
 an_operator_may_be_given_by_its_jwt_test() ->
     [Operator, Signing, Account] = [pair(operator), pair(operator), pair(account)],

@@ -206,10 +206,13 @@ no_auth_user_test() ->
             #{user => <<"guest">>},
             #{pass => <<"p">>},
             #{auth_token => <<"t">>},
-            #{nkey => key(Pair)},
-            #{jwt => <<"j">>}
+            #{nkey => key(Pair)}
         ]
     ],
+    %% what no method takes is nothing
+    ?assertEqual({no_auth_user, <<"guest">>}, ask(#{jwt => <<"j">>, sig => <<"s">>}, Login)),
+    People = login([{users, [person(<<"guest">>, <<"p">>)]}], #{no_auth_user => <<"guest">>}),
+    ?assertEqual({no_auth_user, <<"guest">>}, ask(#{nkey => key(Pair), sig => <<"s">>}, People)),
     ByKey = login([{users, Users}], #{no_auth_user => Key}),
     ?assertEqual({no_auth_user, Key}, ask(#{}, ByKey)),
     %% not without a signature if it says so itself
@@ -293,12 +296,3 @@ a_shared_login_is_the_same_test() ->
     ?assert(nats_gateway_login:auth_required(Shared, false)),
     ?assert(is_binary(nats_gateway_login:nonce(Shared))),
     ?assertEqual(nats_gateway_login:none(), nats_gateway_login:share(nats_gateway_login:none())).
-
-user_keys_test() ->
-    Key = key(pair(user)),
-    ?assertEqual({ok, Key}, nats_gateway_login:user_key(Key)),
-    ?assertEqual({ok, Key}, nats_gateway_login:user_key(string:lowercase(Key))),
-    [
-        ?assertEqual(error, nats_gateway_login:user_key(Text))
-     || Text <- [<<>>, <<"U">>, key(pair(account)), <<Key/binary, "A">>, binary:part(Key, 0, 55)]
-    ].

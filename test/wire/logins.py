@@ -146,7 +146,12 @@ GUEST = {
 }
 # nats-server asks for a user of its own for WebSocket
 case("no_auth_user_info", A.info(auth_required=ABSENT, nonce=ABSENT), settings=GUEST, websocket=False)
-for name, fields in {"no_credentials": {}, "empty_ones": {"user": "", "pass": "", "auth_token": ""}}.items():
+for name, fields in {
+    "no_credentials": {},
+    "empty_ones": {"user": "", "pass": "", "auth_token": ""},
+    "a_jwt_that_nobody_asks_for": {"jwt": "x", "sig": "x"},
+    "an_nkey_that_nobody_asks_for": {"nkey": Key("user").public, "sig": "x"},
+}.items():
     case(f"no_auth_user_for_{name}", A.send(connect(**fields) + pub(b"open.x") + pub(b"x") + PING), A.expect(no_publish(b"x") + PONG),
          settings=GUEST)
 case("no_auth_user_without_connect",
