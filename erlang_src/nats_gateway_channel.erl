@@ -51,6 +51,7 @@
     | permission_denied
     | maximum_connections_exceeded
     | maximum_account_connections_exceeded
+    | maximum_subscriptions_exceeded
     | invalid_client_protocol
     | no_responders_requires_headers.
 
@@ -477,8 +478,17 @@ max_payload(#{max_payload_size := OfServer}, #channel{max_payload = OfLogin}) ->
 %% After another login, or with another no-local option.
 subscribe_again(Rest, Out, Channel) ->
     {Denied, NChannel = #channel{subscriptions = Subs}} = permit_again(Channel),
-    Keys = nats_gateway_subscriptions:keys(Subs),
-    subscribe_again(Keys, Rest, [Out | Denied], NChannel).
+    case nats_gateway_subscriptions:count(Subs) > max_subscriptions(NChannel) of
+        true ->
+            stop(maximum_subscriptions_exceeded, [Out | Denied], NChannel);
+        false ->
+            Keys = nats_gateway_subscriptions:keys(Subs),
+            subscribe_again(Keys, Rest, [Out | Denied], NChannel)
+    end.
+
+%% Atoms are greater than numbers.
+max_subscriptions(#channel{config = #{max_subscriptions := OfServer}, max_subscriptions = OfLogin}) ->
+    min(OfServer, OfLogin).
 
 %% Subscriptions that this login would not get.
 permit_again(Channel = #channel{permissions = none}) ->
@@ -668,16 +678,15 @@ no_responders(_, _) ->
 %% The order of the checks is nats-server's: permission, limit, sid in use, subject.
 subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
     {Permission, Channel} = permit_subscribe(Subject, QueueGroup, Old),
-    #channel{subscriptions = Subs, config = #{max_subscriptions := OfServer}} = Channel,
-    Max = min(OfServer, Channel#channel.max_subscriptions),
-    Count = nats_gateway_subscriptions:count(Subs),
+    #channel{subscriptions = Subs} = Channel,
+    IsFull = nats_gateway_subscriptions:count(Subs) >= max_subscriptions(Channel),
     InUse = nats_gateway_subscriptions:member(Sid, Subs),
     Denied = Permission =:= deny orelse is_reserved_filter(Subject),
     if
         Denied ->
             run(Rest, [Out | subscribe_denied(Subject, QueueGroup)], Channel);
-        Max =/= infinity, Count >= Max ->
-            run(Rest, [Out | <<"-ERR 'maximum subscriptions exceeded'\r\n">>], Channel);
+        IsFull ->
+            run(Rest, [Out | error_line(maximum_subscriptions_exceeded)], Channel);
         InUse ->
             run(Rest, acknowledge(Out, Channel), Channel);
         Filter =:= invalid; Share =:= invalid ->
@@ -843,10 +852,31 @@ event({close, Reason}, Out, Channel) ->
 %% Somebody else has subscribed this client. Its sid is one that no client library gives.
 add(Key = {Share, Filter}, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
     #channel{subscriptions = Subs} = Channel,
-    Subject = nats_gateway_nif:subject(Filter, Mountpoint),
+    Subject = subscribed_subject(Filter, Mountpoint),
     Sid = unused_sid(?LAST_SID, Subs),
     {_, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, Share, Key, Subs),
-    Channel#channel{subscriptions = NSubs}.
+    Channel#channel{
+        subscriptions = NSubs,
+        permissions =
+            case Channel#channel.permissions of
+                none -> none;
+                Permissions -> nats_gateway_permissions:subscribed(Permissions)
+            end
+    }.
+
+subscribed_subject(Filter, Mountpoint) ->
+    Size = byte_size(Mountpoint),
+    Unmounted =
+        case Filter of
+            <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
+            _ -> Filter
+        end,
+    Tokens = [subscribed_token(Level) || Level <- binary:split(Unmounted, <<"/">>, [global])],
+    iolist_to_binary(lists:join(<<".">>, Tokens)).
+
+subscribed_token(<<"+">>) -> <<"*">>;
+subscribed_token(<<"#">>) -> <<">">>;
+subscribed_token(Level) -> nats_gateway_nif:subject(Level, <<>>).
 
 unused_sid(Number, Subs) ->
     Sid = integer_to_binary(Number),
@@ -1003,6 +1033,7 @@ error_line(maximum_control_line_exceeded) -> <<"-ERR 'maximum control line excee
 error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceeded'\r\n">>;
 error_line(maximum_account_connections_exceeded) ->
     <<"-ERR 'maximum account active connections exceeded'\r\n">>;
+error_line(maximum_subscriptions_exceeded) -> <<"-ERR 'maximum subscriptions exceeded'\r\n">>;
 error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
 error_line(no_responders_requires_headers) ->
     <<"-ERR 'no responders requires headers support'\r\n">>;

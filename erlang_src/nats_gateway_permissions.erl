@@ -13,6 +13,7 @@
 -export([publish/3]).
 -export([targets/1]).
 -export([subscribe/3]).
+-export([subscribed/1]).
 -export([filters/1]).
 -export([deliver/2]).
 -export([tracks_replies/1]).
@@ -263,8 +264,15 @@ ends_in_full_wildcard(Subject) ->
         _ -> false
     end.
 
-must_filter(_, {{Literals, []}, _}) when map_size(Literals) =:= 0 -> false;
-must_filter(Subject, _) -> has_wildcard(Subject).
+must_filter(Subject, Deny) -> denies_any(Deny) andalso has_wildcard(Subject).
+
+denies_any({{Literals, Patterns}, _}) -> map_size(Literals) > 0 orelse Patterns =/= [].
+
+%% Somebody else has subscribed this client, which it needs no permission for; but what is denied
+%% is not delivered.
+-spec subscribed(permissions()) -> permissions().
+subscribed(P = #permissions{subscribe_deny = Deny}) ->
+    P#permissions{filters = filters(P) orelse denies_any(Deny)}.
 
 %% Whether deliveries have to be looked at by `deliver/2'.
 -spec filters(permissions()) -> boolean().

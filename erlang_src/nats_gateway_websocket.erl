@@ -645,6 +645,8 @@ status(maximum_connections_exceeded) ->
     {1008, <<"Maximum Connections Exceeded">>};
 status(maximum_account_connections_exceeded) ->
     {1008, <<"Maximum Account Connections Exceeded">>};
+status(maximum_subscriptions_exceeded) ->
+    {1008, <<"Maximum Account Connections Exceeded">>};
 status(maximum_control_line_exceeded) ->
     {1008, <<"Maximum Control Line Exceeded">>};
 status(slow_consumer) ->

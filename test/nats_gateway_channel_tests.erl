@@ -598,6 +598,38 @@ denied_deliveries_are_dropped_test() ->
     ?assertEqual(<<"MSG a.yes 1 1\r\ny\r\n">>, Out).
 
 %% Every form that a reply subject comes in from the broker.
+%% By EMQX's automatic subscriptions, or over REST.
+denied_deliveries_of_what_others_have_subscribed_are_dropped_test_() ->
+    [
+        ?_test(begin
+            Rules = #{subscribe => #{allow => [<<"a">>], deny => [<<"secret.>">>]}},
+            {_, Channel} = channel(users([user(<<"u">>, Rules)])),
+            {<<>>, Logged} = input(connect("u"), Channel),
+            {<<>>, Added} = events([{added, {undefined, Filter}}], Logged),
+            {Out, _} = events([{deliver, [delivery(Filter, Topic, <<"x">>)]}], Added),
+            ?assertEqual({Filter, Expected}, {Filter, Out})
+        end)
+     || {Filter, Topic, Expected} <- [
+            {<<"#">>, <<"b">>, <<"MSG b 2147483647 1\r\nx\r\n">>},
+            {<<"#">>, <<"secret/x">>, <<>>},
+            {<<"secret/x">>, <<"secret/x">>, <<>>}
+        ]
+    ].
+
+%% Subscriptions that somebody else has made are under subjects, too.
+another_login_may_not_have_what_others_have_subscribed_test() ->
+    Less = #{subscribe => #{allow => [<<"*">>, <<"m.a.*">>], deny => []}},
+    Settings = users([user(<<"u">>, #{}), user(<<"v">>, Less)]),
+    {_, Channel} = channel(Settings#{mountpoint => <<"m/">>}),
+    {<<>>, Logged} = input(connect("u"), Channel),
+    Filters = [<<"m/#">>, <<"m/+/x">>, <<"m/b">>, <<"m/m/a/+">>],
+    {<<>>, Added} = events([{added, {undefined, Filter}} || Filter <- Filters], Logged),
+    {_, Again} = input(connect("v"), Added),
+    ?assertEqual(
+        [<<"b">>, <<"m.a.*">>],
+        lists:sort([Subject || #{subject := Subject} <- nats_gateway_channel:subscriptions(Again)])
+    ).
+
 requests_may_be_answered_test_() ->
     [
         ?_test(begin

@@ -349,6 +349,11 @@ case("jwt_subscription_limit",
      A.send(by_jwt(of_account(subs=2))), A.send(sub(b"a", b"1") + sub(b"b", b"2") + sub(b"c", b"3") + sub(b"c", b"2") + PING),
      A.expect(MAXIMUM_SUBSCRIPTIONS * 2 + PONG),
      A.send(b"UNSUB 1\r\n" + sub(b"c", b"3") + PING), A.expect(PONG), settings=JWT)
+case("jwt_subscription_limit_of_a_second_connect",
+     A.send(by_jwt(PLAIN)), A.send(sub(b"a", b"1") + sub(b"b", b"2") + sub(b"c", b"3") + PING), A.expect(PONG),
+     A.send(by_jwt(of_account(subs=2))), A.expect(MAXIMUM_SUBSCRIPTIONS),
+     # nats-server closes 20 ms later
+     A.send(lambda info: time.sleep(0.2) or b""), A.closed(), settings=JWT)
 case("jwt_subscription_limit_of_the_account",
      A.send(by_jwt(user_jwt(SMALL, USER))), A.send(b"".join(sub(b"a", b"%d" % sid) for sid in range(4)) + PING),
      A.expect(MAXIMUM_SUBSCRIPTIONS + PONG), settings=JWT)
