@@ -265,8 +265,10 @@ def test_a_listener_without_authentication_has_no_logins(gateway: Gateway, name:
 
 
 @pytest.mark.plugin
-def test_the_page_of_the_plugin_gives_way(gateway: Gateway, page: Page):
-    page.change(internal_authn=["token"], token="of-the-page")
+def test_the_page_of_the_plugin_gives_way(gateway: Gateway, page: Page, tmp_path: Path):
+    file = tmp_path / "token"
+    file.write_text("of-the-page")
+    page.change(internal_authn=["token"], token=f"file://{file}")
     assert is_accepted(gateway, auth_token="of-the-page")
     gateway.settings(internal_authn=[TOKEN])
     assert is_accepted(gateway, auth_token=SECRET) and not is_accepted(gateway, auth_token="of-the-page")
