@@ -10,6 +10,7 @@ from clients.secured import Secured
 from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
 from wire.transports import server_certificate
 
+DEADLINE = 40.0
 EXCHANGES = ["messages", "queue_groups", "requests", "headers", "drain", "largest_payload"]
 
 
@@ -18,15 +19,13 @@ def test_exchange(jnats: Program, stack: Stack, subject: str, scenario: str):
     jnats.run(scenario, url=stack.url, subject=subject, maxPayload=MAX_PAYLOAD)
 
 
-@pytest.mark.parametrize("scenario", EXCHANGES)
-def test_over_tls(jnats: Program, secured: Secured, subject: str, scenario: str):
-    jnats.run(scenario, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
+def test_over_tls(jnats: Program, secured: Secured, subject: str):
+    jnats.run(",".join(EXCHANGES), DEADLINE, url=secured.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=secured.options)
 
 
-@pytest.mark.parametrize("scenario", EXCHANGES)
-def test_over_websocket(jnats: Program, websocket: Stack, subject: str, scenario: str):
+def test_over_websocket(jnats: Program, websocket: Stack, subject: str):
     tls = {"cafile": server_certificate().cafile} if websocket.scheme == "wss" else None
-    jnats.run(scenario, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
+    jnats.run(",".join(EXCHANGES), DEADLINE, url=websocket.url, subject=subject, maxPayload=MAX_PAYLOAD, tls=tls)
 
 
 def test_login(jnats: Program, login: Stack, subject: str):
