@@ -63,6 +63,8 @@
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
     | barrier
+    %% before the operation that comes first
+    | fence
     | {finish, stop_reason()}.
 
 %% What the channel itself says of a publish, before the host is asked.
@@ -94,6 +96,9 @@
         nats_gateway_subscriptions:subscriptions(),
     waiting = none :: waiting(),
     todo = [] :: [input()],
+    %% since the last barrier; and whether nothing has come since that could be on its way
+    published = false :: boolean(),
+    fenced = false :: boolean(),
     %% deliveries that must not overtake the +OK of the operation being waited for
     held = [] :: iodata(),
     received = 0 :: non_neg_integer(),
@@ -234,9 +239,9 @@ terminate(Reason, #channel{host = Host, host_state = HostState}) ->
 
 -spec handle_ops([input()], channel()) -> result().
 handle_ops(Ops, Channel = #channel{waiting = none, todo = []}) ->
-    run(Ops, [], Channel);
+    run(Ops, [], Channel#channel{fenced = false});
 handle_ops(Ops, Channel = #channel{todo = Todo}) ->
-    {ok, [], Channel#channel{todo = Todo ++ Ops}}.
+    {ok, [], Channel#channel{todo = Todo ++ Ops, fenced = false}}.
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
@@ -253,7 +258,7 @@ run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
-    case Host:barrier(HostState) of
+    case Host:barrier(own, HostState) of
         {ok, NHostState} ->
             pong(Rest, Out, Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
@@ -261,24 +266,57 @@ run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState})
     end;
 run([pong | Rest], Out, Channel) ->
     run(Rest, Out, Channel);
-run([{sub, _, _, _, _, _} = Sub | Rest], Out, Channel) ->
+run([Op | Rest] = Ops, Out, Channel) ->
+    case comes_after(Op, Channel) of
+        nothing -> change(Op, Rest, Out, Channel);
+        What -> fence(What, Ops, Out, Channel)
+    end.
+
+change({sub, _, _, _, _, _} = Sub, Rest, Out, Channel) ->
     subscribe(Sub, Rest, Out, Channel);
-run([{unsub, Sid, Max} | Rest], Out, Channel = #channel{subscriptions = Subs}) ->
+change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) ->
     {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
 
+%% A message goes to who had subscribed when it was published. The broker takes care of that for a
+%% key that it has to be asked for, or forget. What else changes who gets a message comes after those
+%% that are on their way: this client's own, or, where a sid is not to lose any, all of them.
+comes_after(_, #channel{fenced = true}) ->
+    nothing;
+comes_after({sub, _, Filter, _, Share, _}, #channel{subscriptions = Subs, published = Published}) ->
+    case nats_gateway_subscriptions:is_changing({Share, Filter}, Subs) of
+        known when Published -> own;
+        leaving -> own;
+        _ -> nothing
+    end;
+comes_after({unsub, Sid, Max}, #channel{subscriptions = Subs, published = Published}) ->
+    case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of
+        true -> all;
+        false when Max > 0, Published -> own;
+        false -> nothing
+    end.
+
+fence(What, Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:barrier(What, HostState) of
+        {ok, NHostState} -> run(Ops, Out, fenced(Channel#channel{host_state = NHostState}));
+        {wait, NHostState} -> wait(fence, Ops, Out, Channel#channel{host_state = NHostState})
+    end.
+
+%% What comes next in this segment needs no other fence.
+fenced(Channel) -> Channel#channel{fenced = true, published = false}.
+
 pong(Rest, Out, Channel = #channel{info_due = false}) ->
-    run(Rest, [Out | ?PONG], Channel);
+    run(Rest, [Out | ?PONG], Channel#channel{published = false});
 pong(Rest, Out, Channel) ->
     Info = server_info(#{}, Channel),
-    run(Rest, [Out, ?PONG | Info], Channel#channel{info_due = false}).
+    run(Rest, [Out, ?PONG | Info], Channel#channel{info_due = false, published = false}).
 
 %% What came before the end is processed, and what it causes is written, before the end.
 finish(Reason, Out, Channel = #channel{phase = new}) ->
     stop(Reason, Out, Channel);
 finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
-    case Host:barrier(HostState) of
+    case Host:barrier(own, HostState) of
         {ok, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
@@ -328,7 +366,10 @@ credentials(Fields) -> maps:with([user, pass, auth_token, jwt, nkey, sig], Field
 login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
     ok = Host:disconnect(login_again, HostState),
     ok = leave_account(Client),
-    login(again, Rest, Out, Channel#channel{host_state = undefined}).
+    login(again, Rest, Out, Channel#channel{
+        host_state = undefined,
+        subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions)
+    }).
 
 %% The gateway's own login comes before that of the broker, which is told of it.
 login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}) ->
@@ -501,7 +542,7 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
                     {Denied, NAcc};
                 {deny, NAcc = #channel{subscriptions = AccSubs}} ->
                     %% The broker has not been asked for it by this login.
-                    {_, NSubs} = nats_gateway_subscriptions:remove(Sid, AccSubs),
+                    NSubs = nats_gateway_subscriptions:remove(Sid, AccSubs),
                     {
                         [Denied | subscribe_denied(Subject, QueueGroup)],
                         NAcc#channel{subscriptions = NSubs}
@@ -564,12 +605,13 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
         host = Host, host_state = HostState, verbose = Verbose, no_responders = NoResponders
     } = Channel,
     Options = #{confirm => Verbose, no_responders => NoResponders},
+    Published = Channel#channel{published = true, fenced = false},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
-            NChannel = Channel#channel{host_state = NHostState},
+            NChannel = Published#channel{host_state = NHostState},
             run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
         {wait, NHostState} ->
-            NChannel = Channel#channel{host_state = NHostState},
+            NChannel = Published#channel{host_state = NHostState},
             wait({publish, Pubs, Verdicts}, Rest, Out, NChannel);
         {stop, Reason, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
@@ -823,6 +865,8 @@ event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}})
     resume([Out | Denied], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume(fun pong/3, Out, Channel);
+event(barrier, Out, Channel = #channel{waiting = fence}) ->
+    resume(Out, fenced(Channel));
 event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
     stop(Reason, Out, Channel);
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
@@ -836,6 +880,8 @@ event({publish_rejected, Subject, _, denied}, Out, Channel) ->
 event({subscribe_rejected, Key, denied}, Out, Channel) ->
     {Denied, NChannel} = reject(Key, Channel),
     {ok, [Out | Denied], NChannel};
+event({joined, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
+    {ok, Out, Channel#channel{subscriptions = nats_gateway_subscriptions:joined(Key, Subs)}};
 event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
     {ok, Out, Channel#channel{
         subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
@@ -899,7 +945,7 @@ deliver(Deliveries, Out, Channel = #channel{permissions = Permissions}) ->
 %% What a wildcard subscription gets of what the login denies.
 permitted([], Permitted, Permissions, _) ->
     {lists:reverse(Permitted), Permissions};
-permitted([Delivery = {_, Topic, _, _, _} | Deliveries], Permitted, Permissions, Mountpoint) ->
+permitted([Delivery = {_, Topic, _, _, _, _} | Deliveries], Permitted, Permissions, Mountpoint) ->
     Subject = nats_gateway_nif:subject(Topic, Mountpoint),
     case nats_gateway_permissions:deliver(Subject, Permissions) of
         {allow, NPermissions} ->
@@ -958,8 +1004,9 @@ hold(Encoded, Out, Channel = #channel{held = Held}) ->
 
 fan_out([], _, Frames, Count, Unused, Subs) ->
     {lists:reverse(Frames), Count, Unused, Subs};
-fan_out([{Key, Topic, Reply, Headers, Payload} | Deliveries], Take, Frames, Count, Unused, Subs) ->
-    case nats_gateway_subscriptions:deliver(Key, Topic, Subs) of
+fan_out([Delivery | Deliveries], Take, Frames, Count, Unused, Subs) ->
+    {Key, Topic, Reply, Headers, Payload, Id} = Delivery,
+    case nats_gateway_subscriptions:deliver(Key, Topic, Id, Subs) of
         {[], [], NSubs} ->
             fan_out(Deliveries, Take, Frames, Count, Unused, NSubs);
         {Sids, NUnused, NSubs} ->

@@ -40,9 +40,11 @@
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
 
-%% {Key, Topic, Reply, Headers, Payload}, topics mounted.
+%% {Key, Topic, Reply, Headers, Payload, Id}, topics mounted. Id: the same for all copies of a
+%% message that come for keys with a share name, if the broker tells which are.
 -type delivery() ::
-    {key(), binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), binary()}.
+    {key(), binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), binary(),
+        undefined | binary()}.
 
 -type rejection() :: denied | no_responders.
 
@@ -69,6 +71,8 @@
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), denied}
+    %% what matches a key with a share name comes for it from now on
+    | {joined, key()}
     %% nothing more comes for a key that was unsubscribed before
     | {unsubscribed, key()}
     %% somebody else has subscribed or unsubscribed this client
@@ -119,8 +123,9 @@ when
 -callback unsubscribe(key(), State) -> State when State :: term().
 
 %% Complete when the broker has seen all that was handed over before, and what it delivered to
-%% this connection because of that has come out of `handle_info/2'.
--callback barrier(State) -> {ok, State} | {wait, State} when State :: term().
+%% this connection because of that has come out of `handle_info/2'. `all': also whatever else it
+%% has delivered to this connection by now.
+-callback barrier(own | all, State) -> {ok, State} | {wait, State} when State :: term().
 
 %% Any message of the connection process that is not the client socket's.
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().

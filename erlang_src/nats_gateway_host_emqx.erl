@@ -16,7 +16,7 @@
 -export([publish/3]).
 -export([subscribe/3]).
 -export([unsubscribe/2]).
--export([barrier/1]).
+-export([barrier/2]).
 -export([handle_info/2]).
 -export([handle_messages/2]).
 -export([handle_call/2]).
@@ -59,6 +59,7 @@
     {emqx_logger, set_metadata_peername, 1},
     {emqx_message, from, 1},
     {emqx_message, get_headers, 1},
+    {emqx_message, id, 1},
     {emqx_message, make, 6},
     {emqx_message, payload, 1},
     {emqx_message, topic, 1},
@@ -606,6 +607,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
             ok = emqx_broker:subscribe(Mounted, subscription_id(Host), NOptions),
             run_hook('session.subscribed', ConnInfo, [ClientInfo, Mounted, NOptions], Context),
             ok = nats_gateway_emqx_compat:send_retained(Mounted, NOptions),
+            _ = Share =/= undefined andalso (self() ! {?MODULE, joined, Key}),
             {ok, subscribed(Key, Mounted, NOptions, NoLocal, Host)};
         _ ->
             {denied, Host}
@@ -682,8 +684,8 @@ unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewri
 
 %% EMQX has handled what it was given when it returns. What it has delivered to this process by
 %% then is in the mailbox: before a message that the process sends itself.
--spec barrier(host()) -> {ok, host()} | {wait, host()}.
-barrier(Host) ->
+-spec barrier(own | all, host()) -> {ok, host()} | {wait, host()}.
+barrier(_, Host) ->
     case process_info(self(), message_queue_len) of
         {message_queue_len, 0} ->
             {ok, Host};
@@ -702,6 +704,8 @@ handle_info({?MODULE, early}, Host) ->
     deliver([], Host);
 handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
+handle_info({?MODULE, joined, Key}, Host) ->
+    {[{joined, Key}], Host};
 handle_info({?MODULE, unsubscribed, Key}, Host) ->
     unsubscribed(Key, Host);
 handle_info(clean_authz_cache, Host) ->
@@ -782,7 +786,7 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
     case recipient(Filter, Message, Host) of
         none ->
             deliveries(Delivers, Hook, Host);
-        Key ->
+        Key = {Share, _} ->
             NMessage = delivered(Hook, Message),
             Headers = emqx_message:get_headers(NMessage),
             Delivery = {
@@ -790,10 +794,15 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
                 emqx_message:topic(NMessage),
                 reply(Headers),
                 headers(Headers),
-                payload(emqx_message:payload(NMessage))
+                payload(emqx_message:payload(NMessage)),
+                message_id(Share, Message)
             },
             [Delivery | deliveries(Delivers, Hook, Host)]
     end.
+
+%% Only copies for shared subscriptions are told apart.
+message_id(undefined, _) -> undefined;
+message_id(_, Message) -> emqx_message:id(Message).
 
 delivered(none, Message) -> Message;
 delivered(Hook, Message) -> Hook(Message).

@@ -23,7 +23,7 @@
 -export([publish/3]).
 -export([subscribe/3]).
 -export([unsubscribe/2]).
--export([barrier/1]).
+-export([barrier/2]).
 -export([handle_info/2]).
 -export([disconnect/2]).
 
@@ -583,12 +583,12 @@ forget(Key, Id, Host = #host{keys = Keys, ids = Ids}) ->
 
 %% The broker handles the packets of a connection in order, so all was seen when a PINGREQ that
 %% was sent last is answered.
--spec barrier(host()) -> {ok, host()} | {wait, host()}.
-barrier(Host = #host{phase = closed}) ->
+-spec barrier(own | all, host()) -> {ok, host()} | {wait, host()}.
+barrier(_, Host = #host{phase = closed}) ->
     {wait, Host};
-barrier(Host = #host{unflushed = false, requests = Requests}) when map_size(Requests) =:= 0 ->
+barrier(own, Host = #host{unflushed = false, requests = Requests}) when map_size(Requests) =:= 0 ->
     {ok, Host};
-barrier(Host) ->
+barrier(_, Host) ->
     case ping(Host#host{unflushed = false}) of
         {ok, NHost = #host{pings_sent = Pings}} ->
             {wait, NHost#host{waiting = {barrier, Pings}}};
@@ -839,7 +839,7 @@ deliver(Packet, Deliveries, Host = #host{ids = Ids}) ->
     case Identifiers of
         [Id] ->
             case Ids of
-                #{Id := Key} -> [{Key, Topic, Reply, Headers, Payload} | Deliveries];
+                #{Id := Key} -> [delivery(Key, Topic, Reply, Headers, Payload) | Deliveries];
                 #{} -> Deliveries
             end;
         [] ->
@@ -851,8 +851,11 @@ deliver(Packet, Deliveries, Host = #host{ids = Ids}) ->
 
 for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries) ->
     lists:foldl(
-        fun(Key, Acc) -> [{Key, Topic, Reply, Headers, Payload} | Acc] end, Deliveries, Keys
+        fun(Key, Acc) -> [delivery(Key, Topic, Reply, Headers, Payload) | Acc] end, Deliveries, Keys
     ).
+
+%% MQTT does not say which messages are copies of one.
+delivery(Key, Topic, Reply, Headers, Payload) -> {Key, Topic, Reply, Headers, Payload, undefined}.
 
 %% A broker without identifiers: a copy for all plain filters, or else for one group.
 matching(Topic, #host{keys = Keys}) ->
@@ -974,12 +977,16 @@ subscribed(Granted, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
             true -> forget(Key, Id, Host);
             false -> Host
         end,
+    NEvents = joined(Current andalso Granted, Key, Events),
     if
-        Confirm, Granted -> {[{subscribed, ok} | Events], NHost#host{waiting = none}};
-        Confirm -> {[{subscribed, denied} | Events], NHost#host{waiting = none}};
-        Current, not Granted -> {[{subscribe_rejected, Key, denied} | Events], NHost};
-        true -> {Events, NHost}
+        Confirm, Granted -> {[{subscribed, ok} | NEvents], NHost#host{waiting = none}};
+        Confirm -> {[{subscribed, denied} | NEvents], NHost#host{waiting = none}};
+        Current, not Granted -> {[{subscribe_rejected, Key, denied} | NEvents], NHost};
+        true -> {NEvents, NHost}
     end.
+
+joined(true, Key = {Share, _}, Events) when Share =/= undefined -> [{joined, Key} | Events];
+joined(_, _, Events) -> Events.
 
 %% -------------------------------------------------------------------------------------------
 %% After each chunk

@@ -10,9 +10,13 @@
 -export([add/5]).
 -export([remove/2]).
 -export([limit/3]).
+-export([is_changing/2]).
+-export([takes_from_others/3]).
+-export([joined/2]).
 -export([unsubscribed/2]).
+-export([begin_anew/1]).
 -export([reject/2]).
--export([deliver/3]).
+-export([deliver/4]).
 -export([plain_sid/2]).
 -export([keys/1]).
 -export([list/1]).
@@ -49,7 +53,7 @@
 }).
 
 -record(entry, {
-    %% empty only while the last sids are leaving
+    %% empty only until the broker has unsubscribed the key
     sids :: [sid()],
     %% unsubscribed by the client, but not yet by the broker: what it has sent already is still
     %% theirs, and to a queue group it has assigned it to them alone
@@ -59,11 +63,29 @@
     limited = false :: boolean()
 }).
 
+%% The keys of a queue group on this connection.
+-record(group, {
+    %% those that match one topic only, and the others
+    literals = #{} :: #{key() => []},
+    wildcards = #{} :: #{key() => []},
+    %% those that the broker does not know yet, or does not know any more perhaps
+    joining = #{} :: #{key() => []},
+    leaving = #{} :: #{key() => []},
+    %% messages that were taken of late: the latest, and those before
+    young = #{} :: #{message_id() => []},
+    old = #{} :: #{message_id() => []}
+}).
+
+%% The same for all copies of a message; not every broker tells.
+-type message_id() :: undefined | binary().
+
+%% Of each of the two generations. The copies of a message come one soon after the other.
+-define(MAX_TAKEN, 128).
+
 -record(subscriptions, {
     subs = #{} :: #{sid() => #sub{}},
     entries = #{} :: #{key() => #entry{}},
-    %% share name => its keys on this connection, ordered
-    groups = #{} :: #{binary() => [key(), ...]}
+    groups = #{} :: #{ShareName :: binary() => #group{}}
 }).
 
 -opaque subscriptions() :: #subscriptions{}.
@@ -108,53 +130,95 @@ sub(Subject, QueueGroup = undefined, Key, Delivered) ->
 sub(Subject, QueueGroup, Key, _) ->
     #sub{subject = Subject, queue_group = QueueGroup, key = Key, offset = 0}.
 
-%% Keys that no sid uses any more are returned: the broker is to be told.
--spec remove(sid(), subscriptions()) -> {[key()], subscriptions()}.
-remove(Sid, S = #subscriptions{subs = Subs}) ->
+%% Without waiting for the broker.
+-spec remove(sid(), subscriptions()) -> subscriptions().
+remove(Sid, S = #subscriptions{subs = Subs, entries = Entries}) ->
     case maps:take(Sid, Subs) of
-        error -> {[], S};
-        {Sub, NSubs} -> remove(Sid, Sub, S#subscriptions{subs = NSubs})
+        error ->
+            S;
+        {#sub{key = Key}, NSubs} ->
+            Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
+            NS = S#subscriptions{subs = NSubs},
+            case lists:delete(Sid, Sids) of
+                [] when Leaving =:= [] -> drop(Key, NS);
+                NSids -> NS#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}
+            end
     end.
 
-remove(Sid, #sub{key = Key}, S = #subscriptions{entries = Entries}) ->
+drop(Key, S = #subscriptions{entries = Entries, groups = Groups}) ->
+    S#subscriptions{entries = maps:remove(Key, Entries), groups = leave_group(Key, Groups)}.
+
+%% The sid is free at once. As the last of its key it still gets what comes before the broker has
+%% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
+leave(Sid, #sub{key = Key, max = Max}, S = #subscriptions{subs = Subs, entries = Entries}) ->
+    NS = S#subscriptions{subs = maps:remove(Sid, Subs)},
     Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
-    case lists:delete(Sid, Sids) of
-        [] when Leaving =:= [] ->
-            {[Key], S#subscriptions{
-                entries = maps:remove(Key, Entries),
-                groups = leave_group(Key, S#subscriptions.groups)
-            }};
-        [] ->
-            {[Key], S#subscriptions{entries = Entries#{Key := Entry#entry{sids = []}}}};
-        NSids ->
-            {[], S#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}}
+    case {lists:delete(Sid, Sids), Key} of
+        {NSids = [_ | _], _} ->
+            {[], NS#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}};
+        {[], {undefined, _}} when Max =/= infinity, Leaving =:= [] ->
+            {[Key], drop(Key, NS)};
+        {[], _} ->
+            NLeaving = [Sid || Max =:= infinity] ++ Leaving,
+            {[Key], NS#subscriptions{
+                entries = Entries#{Key := Entry#entry{sids = [], leaving = NLeaving}},
+                groups = is_leaving(Key, NS#subscriptions.groups)
+            }}
     end.
-
-%% UNSUB at once. The sid is free, but as the last of its key it still gets what comes before the
-%% broker has confirmed; not so with a max, which is never exceeded.
-leave(Sid, Sub = #sub{key = Key, max = infinity}, S = #subscriptions{entries = Entries}) ->
-    case Entries of
-        #{Key := Entry = #entry{sids = [Sid], leaving = Leaving}} ->
-            NEntry = Entry#entry{sids = [], leaving = [Sid | Leaving]},
-            {[Key], S#subscriptions{entries = Entries#{Key := NEntry}}};
-        #{} ->
-            remove(Sid, Sub, S)
-    end;
-leave(Sid, Sub, S) ->
-    remove(Sid, Sub, S).
 
 %% The broker has confirmed that nothing more comes for the key.
 -spec unsubscribed(key(), subscriptions()) -> subscriptions().
-unsubscribed(Key, S = #subscriptions{entries = Entries, groups = Groups}) ->
+unsubscribed(Key, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = []}} ->
-            S#subscriptions{
-                entries = maps:remove(Key, Entries), groups = leave_group(Key, Groups)
-            };
+            drop(Key, S);
         #{Key := Entry} ->
-            S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}};
+            stays(Key, S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}});
         #{} ->
             S
+    end.
+
+%% The broker is another one: nothing comes of what was under way.
+-spec begin_anew(subscriptions()) -> subscriptions().
+begin_anew(S = #subscriptions{entries = Entries}) ->
+    lists:foldl(fun(Key, Acc) -> joined(Key, unsubscribed(Key, Acc)) end, S, maps:keys(Entries)).
+
+%% The broker knows the key: what matches it comes for it, too.
+-spec joined(key(), subscriptions()) -> subscriptions().
+joined({undefined, _}, S) ->
+    S;
+joined(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group = #group{joining = Joining}} ->
+            S#subscriptions{groups = Groups#{Share := Group#group{joining = maps:remove(Key, Joining)}}};
+        #{} ->
+            S
+    end.
+
+stays({undefined, _}, S) ->
+    S;
+stays(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
+    #{Share := Group = #group{leaving = Leaving}} = Groups,
+    S#subscriptions{groups = Groups#{Share := Group#group{leaving = maps:remove(Key, Leaving)}}}.
+
+%% Whether the broker has still to confirm an unsubscription of the key, and the sids of it.
+-spec is_changing(key(), subscriptions()) -> known | leaving | false.
+is_changing(Key, #subscriptions{entries = Entries}) ->
+    case Entries of
+        #{Key := #entry{sids = [_ | _], leaving = []}} -> known;
+        #{Key := _} -> leaving;
+        #{} -> false
+    end.
+
+%% Whether an UNSUB ends at once what the sid gets, while what was sent before may be on its way to it.
+-spec takes_from_others(sid(), non_neg_integer(), subscriptions()) -> boolean().
+takes_from_others(Sid, Max, #subscriptions{subs = Subs, entries = Entries}) ->
+    case Subs of
+        #{Sid := Sub = #sub{key = Key, max = OldMax}} ->
+            Entry = #entry{sids = Sids} = maps:get(Key, Entries),
+            delivered(Sub, Entry) >= Max andalso (OldMax =/= infinity orelse Sids =/= [Sid]);
+        #{} ->
+            false
     end.
 
 %% UNSUB with a max, counted from the SUB; 0, or reached already, removes at once.
@@ -164,8 +228,10 @@ limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
         #{Sid := Sub = #sub{key = Key}} ->
             Entry = maps:get(Key, Entries),
             case delivered(Sub, Entry) >= Max of
+                true when Max =:= 0 ->
+                    leave(Sid, Sub, S);
                 true ->
-                    leave(Sid, Sub, S#subscriptions{subs = maps:remove(Sid, Subs)});
+                    leave(Sid, Sub#sub{max = Max}, S);
                 false ->
                     {[], S#subscriptions{
                         subs = Subs#{Sid := Sub#sub{max = Max}},
@@ -186,26 +252,15 @@ delivered(#sub{offset = Offset}, _) ->
 reject(Key, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = Sids}} ->
-            Rejected = [describe(Sid, S) || Sid <- Sids],
-            {_, NS} = remove_all(Sids, S),
-            {Rejected, NS};
+            {[describe(Sid, S) || Sid <- Sids], lists:foldl(fun remove/2, S, Sids)};
         #{} ->
             {[], S}
     end.
 
-remove_all(Sids, S) ->
-    lists:foldl(
-        fun(Sid, {Keys, Acc}) ->
-            {Unused, NAcc} = remove(Sid, Acc),
-            {Unused ++ Keys, NAcc}
-        end,
-        {[], S},
-        Sids
-    ).
-
-%% The sids that get this delivery of the broker, and the keys that became unused by it.
--spec deliver(key(), Topic :: binary(), subscriptions()) -> {[sid()], [key()], subscriptions()}.
-deliver(Key = {undefined, _}, Topic, S = #subscriptions{entries = Entries}) ->
+%% The sids that get this copy of a message from the broker, and the keys that became unused by it.
+-spec deliver(key(), Topic :: binary(), message_id(), subscriptions()) ->
+    {[sid()], [key()], subscriptions()}.
+deliver(Key = {undefined, _}, Topic, _, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = [], leaving = Leaving, beyond = Beyond}} ->
             case is_beyond(Topic, Beyond) of
@@ -223,34 +278,86 @@ deliver(Key = {undefined, _}, Topic, S = #subscriptions{entries = Entries}) ->
                         false ->
                             {Sids, [], NS};
                         true ->
-                            {Unused, NNS} = remove_all(full(Sids, NEntry, NS), NS),
+                            {Unused, NNS} = leave_all(full(Sids, NEntry, NS), NS),
                             {Sids, Unused, NNS}
                     end
             end;
         #{} ->
             {[], [], S}
     end;
-deliver(Key = {Share, _}, Topic, S = #subscriptions{groups = Groups}) ->
+deliver(Key = {Share, _}, Topic, Id, S = #subscriptions{groups = Groups, entries = Entries}) when
+    is_map_key(Key, Entries)
+->
     case Groups of
-        #{Share := [Key]} ->
+        #{Share := #group{literals = Literals, wildcards = Wildcards}} when
+            map_size(Literals) + map_size(Wildcards) =:= 1
+        ->
             to_member([Key], Topic, S);
-        #{Share := Keys} ->
-            %% For NATS all filters of a queue name are one group: a message that reaches this
-            %% connection once per filter goes to one member only. The copy of the first
-            %% matching filter counts, in the same order on every connection. So of the copies
-            %% that the broker spreads over the connections the one of the smallest filter is
-            %% always taken, and none is lost.
-            case [K || K = {_, Filter} <- Keys, nats_gateway_nif:topic_matches(Filter, Topic)] of
-                Matching = [Key | _] -> to_member(Matching, Topic, S);
-                _ -> {[], [], S}
-            end;
-        #{} ->
-            {[], [], S}
-    end.
+        #{Share := Group} ->
+            Matching = matching(Key, Topic, Group),
+            case is_taken(Key, Matching, Id, Group) of
+                true ->
+                    {[], [], S};
+                false ->
+                    NS = S#subscriptions{groups = Groups#{Share := take(Id, Group)}},
+                    to_member(Matching, Topic, NS)
+            end
+    end;
+deliver(_, _, _, S) ->
+    {[], [], S}.
+
+leave_all(Sids, S) ->
+    lists:foldl(
+        fun(Sid, {Keys, Acc = #subscriptions{subs = Subs}}) ->
+            {Unused, NAcc} = leave(Sid, maps:get(Sid, Subs), Acc),
+            {Unused ++ Keys, NAcc}
+        end,
+        {[], S},
+        Sids
+    ).
+
+%% The broker may know the key under other names, so that it matches in any case.
+matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildcards}) ->
+    Literal = {Share, Topic},
+    lists:usort(
+        [Key | [Literal || is_map_key(Literal, Literals)]] ++
+            [K || K = {_, Filter} <- maps:keys(Wildcards), nats_gateway_nif:topic_matches(Filter, Topic)]
+    ).
+
+%% For NATS all filters of a queue name are one group: a message that reaches this connection once
+%% per filter goes to one member only. The copy of the first matching filter counts, in the same
+%% order on every connection. So of the copies that the broker spreads over the connections the one
+%% of the smallest filter is always taken, and none is lost.
+%%
+%% While the broker gets to know another key, or forgets one, it is not known for which keys a
+%% message comes. Then the first copy counts, where the broker tells which are copies. Other
+%% brokers send what a key matches only after they have confirmed it, and until they confirm its end.
+is_taken(Key, [Key | _], _, #group{joining = Joining, leaving = Leaving}) when
+    map_size(Joining) =:= 0, map_size(Leaving) =:= 0
+->
+    false;
+is_taken(_, _, _, #group{joining = Joining, leaving = Leaving}) when
+    map_size(Joining) =:= 0, map_size(Leaving) =:= 0
+->
+    true;
+is_taken(Key, Matching, undefined, #group{joining = Joining}) ->
+    case [K || K <- Matching, not is_map_key(K, Joining)] of
+        [] -> false;
+        [First | _] -> First =/= Key
+    end;
+is_taken(_, _, Id, #group{young = Young, old = Old}) ->
+    is_map_key(Id, Young) orelse is_map_key(Id, Old).
+
+take(undefined, Group) ->
+    Group;
+take(Id, Group = #group{young = Young}) when map_size(Young) < ?MAX_TAKEN ->
+    Group#group{young = Young#{Id => []}};
+take(Id, Group = #group{young = Young}) ->
+    Group#group{young = #{Id => []}, old = Young}.
 
 %% One of the members takes its turn, and goes to the end of the line.
 to_member(Keys, Topic, S = #subscriptions{entries = Entries}) ->
-    case [K || K <- Keys, is_beyond(Topic, (maps:get(K, Entries))#entry.beyond)] of
+    case [K || K <- Keys, can_take(Topic, maps:get(K, Entries))] of
         [] ->
             {[], [], S};
         Candidates ->
@@ -261,16 +368,20 @@ to_member(Keys, Topic, S = #subscriptions{entries = Entries}) ->
             end
     end.
 
+can_take(_, #entry{sids = [], leaving = []}) -> false;
+can_take(Topic, #entry{beyond = Beyond}) -> is_beyond(Topic, Beyond).
+
 to_sid(Key, Entry = #entry{sids = [Sid | Others], delivered = N}, S) ->
     #subscriptions{subs = Subs, entries = Entries} = S,
     Sub = #sub{offset = Offset, max = Max} = maps:get(Sid, Subs),
+    NSub = Sub#sub{offset = Offset - 1},
     NS = S#subscriptions{
-        subs = Subs#{Sid := Sub#sub{offset = Offset - 1}},
+        subs = Subs#{Sid := NSub},
         entries = Entries#{Key := Entry#entry{sids = Others ++ [Sid], delivered = N + 1}}
     },
     case 1 - Offset >= Max of
         true ->
-            {Unused, NNS} = remove(Sid, NS),
+            {Unused, NNS} = leave(Sid, NSub, NS),
             {[Sid], Unused, NNS};
         false ->
             {[Sid], [], NS}
@@ -331,14 +442,41 @@ describe(Sid, #subscriptions{subs = Subs, entries = Entries}) ->
 join_group({undefined, _}, Groups) ->
     Groups;
 join_group(Key = {Share, _}, Groups) ->
-    maps:update_with(Share, fun(Keys) -> ordsets:add_element(Key, Keys) end, [Key], Groups).
+    case Groups of
+        #{Share := Group = #group{joining = Joining}} ->
+            Groups#{Share := with(Key, Group#group{joining = Joining#{Key => []}})};
+        #{} ->
+            Groups#{Share => with(Key, #group{})}
+    end.
+
+with(Key = {_, Filter}, Group = #group{literals = Literals, wildcards = Wildcards}) ->
+    case binary:match(Filter, [<<"+">>, <<"#">>]) of
+        nomatch -> Group#group{literals = Literals#{Key => []}};
+        _ -> Group#group{wildcards = Wildcards#{Key => []}}
+    end.
+
+is_leaving({undefined, _}, Groups) ->
+    Groups;
+is_leaving(Key = {Share, _}, Groups) ->
+    #{Share := Group = #group{leaving = Leaving}} = Groups,
+    Groups#{Share := Group#group{leaving = Leaving#{Key => []}}}.
 
 leave_group({undefined, _}, Groups) ->
     Groups;
 leave_group(Key = {Share, _}, Groups) ->
-    case ordsets:del_element(Key, maps:get(Share, Groups)) of
-        [] -> maps:remove(Share, Groups);
-        Keys -> Groups#{Share := Keys}
+    #{Share := Group} = Groups,
+    #group{literals = Literals, wildcards = Wildcards, joining = Joining, leaving = Leaving} = Group,
+    NGroup = Group#group{
+        literals = maps:remove(Key, Literals),
+        wildcards = maps:remove(Key, Wildcards),
+        joining = maps:remove(Key, Joining),
+        leaving = maps:remove(Key, Leaving)
+    },
+    case NGroup of
+        #group{literals = L, wildcards = W} when map_size(L) + map_size(W) =:= 0 ->
+            maps:remove(Share, Groups);
+        _ ->
+            Groups#{Share := NGroup}
     end.
 
 beyond({_, Filter}) ->

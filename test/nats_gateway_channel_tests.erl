@@ -82,7 +82,7 @@ flush() ->
     _ = calls(),
     ok.
 
-delivery(Filter, Topic, Payload) -> {{undefined, Filter}, Topic, undefined, undefined, Payload}.
+delivery(Filter, Topic, Payload) -> {{undefined, Filter}, Topic, undefined, undefined, Payload, undefined}.
 
 %% -------------------------------------------------------------------------------------------
 
@@ -280,12 +280,12 @@ fan_out_to_the_sids_of_a_subject_test() ->
         lists:sort(binary:split(Out, <<"\r\n">>, [global]))
     ),
     {<<"MSG a 3 1\r\ny\r\n">>, _} = events(
-        [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>}]}], C1
+        [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>, undefined}]}], C1
     ).
 
 headers_only_to_those_who_take_them_test() ->
     Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
-    Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>},
+    Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>, undefined},
     C0 = open(["CONNECT {\"verbose\":false,\"headers\":true}\r\n", "SUB a 1\r\n"]),
     {<<"HMSG a 1 r 18 19\r\nNATS/1.0\r\nA: b\r\n\r\nx\r\n">>, _} =
         events([{deliver, [Delivery]}], C0),
@@ -373,6 +373,50 @@ deliveries_go_on_until_the_broker_has_unsubscribed_test() ->
     {<<>>, _} = events([{unsubscribed, {undefined, <<"a">>}}, Deliver], C1).
 
 %% nats-protocol section 1: an unknown text closes three official clients for good.
+%% What was published before an operation is delivered as if that had not come yet.
+messages_come_before_later_operations_test_() ->
+    Copy = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
+    Msgs = fun(Sids) -> iolist_to_binary([["MSG a ", Sid, " 1\r\nx\r\n"] || Sid <- Sids]) end,
+    [
+        {Before ++ Then, fun() ->
+            C0 = set(barrier, wait, open([?CONNECT, Before])),
+            {<<>>, C1} = input([Then, "PING\r\n"], C0),
+            {Out, C2} = events([Copy, barrier], C1),
+            ?assertEqual(Msgs(Sids), Out),
+            %% the PING has a barrier of its own
+            {<<"PONG\r\n">>, C3} = events([barrier], C2),
+            {Later, _} = events([Copy], C3),
+            ?assertEqual(Msgs(LaterSids), Later)
+        end}
+     || {Before, Then, Sids, LaterSids} <- [
+            {"SUB a 1\r\nPUB a 1\r\nx\r\n", "SUB a 2\r\n", ["1"], ["2", "1"]},
+            {"SUB a 1\r\n", "PUB a 1\r\nx\r\nSUB a 2\r\n", ["1"], ["2", "1"]},
+            {"SUB a 1\r\nSUB a 2\r\nPUB a 1\r\nx\r\n", "UNSUB 2\r\n", ["2", "1"], ["1"]},
+            %% others may have published
+            {"SUB a 1\r\nSUB a 2\r\n", "UNSUB 2\r\n", ["2", "1"], ["1"]},
+            {"SUB a 1\r\nUNSUB 1 9\r\nPUB a 1\r\nx\r\n", "UNSUB 1\r\n", ["1"], []},
+            {"SUB a 1\r\nPUB a 1\r\nx\r\n", "UNSUB 1 1\r\n", ["1"], []},
+            {"SUB a 1\r\nPUB a 1\r\nx\r\n", "UNSUB 1\r\nSUB a 2\r\n", ["1"], ["2"]},
+            %% one for all that follow
+            {"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n", "UNSUB 2\r\nUNSUB 3\r\nSUB a 4\r\n", ["3", "2", "1"], ["4", "1"]}
+        ]
+    ].
+
+%% Nothing can be on its way that concerns them.
+operations_that_wait_for_nothing_test_() ->
+    [
+        {Text, fun() ->
+            C0 = set(barrier, wait, open(?CONNECT)),
+            {<<>>, _} = input(Text, C0),
+            ?assertNot(lists:member(barrier, calls()))
+        end}
+     || Text <- [
+            "SUB a 1\r\nSUB a 2\r\nSUB b 3\r\nSUB a q 4\r\n",
+            "PUB a 0\r\n\r\nSUB a 1\r\nUNSUB 1\r\n",
+            "SUB a 1\r\nUNSUB 1 5\r\nUNSUB 2\r\nUNSUB 3 5\r\n"
+        ]
+    ].
+
 the_host_closes_test_() ->
     [
         {atom_to_list(Reason), fun() ->
@@ -639,7 +683,7 @@ requests_may_be_answered_test_() ->
             },
             {_, Channel} = channel(users([user(<<"u">>, Rules)])),
             {<<>>, Subscribed} = input([connect("u"), "SUB svc 1\r\n"], Channel),
-            Delivery = {{undefined, <<"svc">>}, <<"svc">>, Reply, undefined, <<>>},
+            Delivery = {{undefined, <<"svc">>}, <<"svc">>, Reply, undefined, <<>>, undefined},
             {Msg, Asked} = events([{deliver, [Delivery]}], Subscribed),
             [<<"MSG">>, <<"svc">>, <<"1">>, Subject | _] = binary:split(Msg, <<" ">>, [global]),
             Answer = ["PUB ", Subject, " 0\r\n\r\n"],

@@ -6,7 +6,7 @@
 
 -behaviour(nats_gateway_host).
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/1, handle_info/2, disconnect/2]).
+-export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
@@ -39,7 +39,7 @@ unsubscribe(Key, Answers) ->
     tell({unsubscribe, Key}),
     Answers.
 
-barrier(Answers) ->
+barrier(_, Answers) ->
     tell(barrier),
     {maps:get(barrier, Answers, ok), Answers}.
 

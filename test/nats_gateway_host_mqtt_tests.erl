@@ -1147,6 +1147,47 @@ late_refusal_test() ->
     ),
     ok = over(Pid, Socket).
 
+%% What a shared filter matches comes for it from the SUBACK on.
+joined_test() ->
+    {Pid, Socket} = connected(<<>>),
+    Keys = [{<<"g">>, <<"a">>}, {<<"g">>, <<"b">>}, {undefined, <<"c">>}],
+    Ids = [
+        begin
+            ok = subscribe(Pid, Key),
+            <<16#82, _, Id:16, _/binary>> = packet(Socket),
+            Id
+        end
+     || Key <- Keys
+    ],
+    ok = gen_tcp:send(Socket, [
+        [<<16#90, 4, Id:16, 0, Reason>> || {Id, Reason} <- lists:zip(Ids, [0, 16#87, 0])],
+        <<16#30, 7, 0, 1, "a", 2, 11, 1, "1">>
+    ]),
+    ?assertMatch(
+        [{joined, {<<"g">>, <<"a">>}}, {subscribe_rejected, {<<"g">>, <<"b">>}, denied}, {deliver, [_]}],
+        await_all(Pid, [])
+    ),
+    ok = over(Pid, Socket).
+
+await_all(Pid, Acc) ->
+    case Acc ++ all_events(Pid) of
+        Events = [_, _, _ | _] ->
+            Events;
+        Events ->
+            timer:sleep(1),
+            await_all(Pid, Events)
+    end.
+
+%% What the broker may have sent by now is asked for, also where this client has sent nothing.
+a_barrier_for_all_asks_the_broker_test() ->
+    {Pid, Socket} = connected(<<>>),
+    now = call(Pid, fun barrier_call/1),
+    wait = call(Pid, fun(Host) -> ?HOST:barrier(all, Host) end),
+    <<16#C0, 0>> = packet(Socket),
+    ok = gen_tcp:send(Socket, <<16#D0, 0>>),
+    [barrier] = await(Pid, barrier),
+    ok = over(Pid, Socket).
+
 %% A barrier waits for the answers that are missing, too.
 barrier_test() ->
     {Pid, Socket} = connected(<<>>),
@@ -1388,7 +1429,21 @@ call(Pid, Request) ->
 
 stop(Pid) -> call(Pid, stop).
 
-events(Pid) -> call(Pid, events).
+%% Deliveries without what this host never says. That a shared subscription has begun is left out.
+events(Pid) -> [without_id(Event) || Event <- all_events(Pid), not is_joined(Event)].
+
+is_joined({joined, _}) -> true;
+is_joined(_) -> false.
+
+all_events(Pid) -> call(Pid, events).
+
+without_id({deliver, Deliveries}) ->
+    {deliver, [
+        {Key, Topic, Reply, Headers, Payload}
+     || {Key, Topic, Reply, Headers, Payload, undefined} <- Deliveries
+    ]};
+without_id(Event) ->
+    Event.
 
 %% All events up to one of that kind.
 await(Pid, Wanted) ->
@@ -1484,7 +1539,7 @@ unsubscribe_key(Pid, Key) ->
     call(Pid, fun(Host) -> {ok, ?HOST:unsubscribe(Key, Host)} end).
 
 barrier_call(Host) ->
-    case ?HOST:barrier(Host) of
+    case ?HOST:barrier(own, Host) of
         {ok, NHost} -> {now, NHost};
         {wait, NHost} -> {wait, NHost}
     end.

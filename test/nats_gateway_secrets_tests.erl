@@ -6,7 +6,7 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/1, handle_info/2, disconnect/2]).
+-export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
 -export([log/2]).
 
 -define(WAIT, 5000).
@@ -19,7 +19,7 @@ connect(Client) -> {ok, #{mountpoint => <<>>, clientid => <<"c">>}, Client}.
 publish(Pubs, _, Client) -> error({unexpected, Pubs, Client}).
 subscribe({_, Filter}, _, Client) -> lists:keyfind(Client, [Filter], Client).
 unsubscribe(_, Client) -> Client.
-barrier(Client) -> {ok, Client}.
+barrier(_, Client) -> {ok, Client}.
 handle_info({die, How}, Client) -> exit({How, Client});
 handle_info(_, _) -> ignore.
 disconnect(_, _) -> ok.

@@ -3,7 +3,8 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_subscriptions, [
-    new/0, add/5, remove/2, limit/3, unsubscribed/2, reject/2, deliver/3, plain_sid/2, keys/1, count/1, member/2
+    new/0, add/5, remove/2, limit/3, joined/2, unsubscribed/2, begin_anew/1, reject/2, deliver/4, plain_sid/2, keys/1,
+    count/1, member/2
 ]).
 
 -define(PLAIN(Filter), {undefined, Filter}).
@@ -12,9 +13,26 @@ plain(Sid, Filter, S) ->
     {_, NS} = add(Sid, Filter, undefined, ?PLAIN(Filter), S),
     NS.
 
-member_of(Group, Sid, Filter, S) ->
+member_of(Group, Sid, Filter, S) -> joined({Group, Filter}, joining(Group, Sid, Filter, S)).
+
+joining(Group, Sid, Filter, S) ->
     {_, NS} = add(Sid, Filter, Group, {Group, Filter}, S),
     NS.
+
+%% By a broker that does not tell which messages are copies of one.
+deliver(Key, Topic, S) -> deliver(Key, Topic, undefined, S).
+
+%% Copies in the order in which they come: who gets each, and the keys that are not used any more.
+copies(Copies, S) ->
+    {Taken, {Unused, NS}} = lists:mapfoldl(
+        fun({Key, Topic, Id}, {Keys, Acc}) ->
+            {Sids, More, NAcc} = deliver(Key, Topic, Id, Acc),
+            {Sids, {Keys ++ More, NAcc}}
+        end,
+        {[], S},
+        Copies
+    ),
+    {Taken, Unused, NS}.
 
 sids(Key, Topic, S) ->
     {Sids, _, _} = deliver(Key, Topic, S),
@@ -39,14 +57,15 @@ the_broker_is_asked_once_per_key_test() ->
     {new_key, S3} = add(<<"3">>, <<"a">>, <<"q">>, {<<"q">>, <<"a">>}, S2),
     ?assertEqual([<<"1">>, <<"2">>], sids(Key, <<"a">>, S3)),
     ?assertEqual([<<"3">>], sids({<<"q">>, <<"a">>}, <<"a">>, S3)),
-    {[], S4} = remove(<<"1">>, S3),
-    {[Key], S5} = remove(<<"2">>, S4),
-    {[{<<"q">>, <<"a">>}], S6} = remove(<<"3">>, S5),
-    ?assertEqual({0, []}, {count(S6), keys(S6)}).
+    {[], S4} = limit(<<"1">>, 1, S3),
+    {[], S5} = limit(<<"1">>, 0, S4),
+    {[Key], S6} = limit(<<"2">>, 0, S5),
+    {[{<<"q">>, <<"a">>}], S7} = limit(<<"3">>, 0, S6),
+    ?assertEqual({0, []}, {count(S7), keys(S7)}).
 
 removing_an_unknown_sid_changes_nothing_test() ->
     S = plain(<<"1">>, <<"a">>, new()),
-    ?assertEqual({[], S}, remove(<<"2">>, S)),
+    ?assertEqual(S, remove(<<"2">>, S)),
     ?assertEqual({[], S}, limit(<<"2">>, 1, S)).
 
 an_unknown_key_is_delivered_to_nobody_test() ->
@@ -115,6 +134,117 @@ one_copy_for_a_group_over_several_filters_test() ->
     %% another group is not touched
     S2 = member_of(<<"p">>, <<"3">>, <<"a/b">>, S),
     ?assertEqual([<<"3">>], sids({<<"p">>, <<"a/b">>}, <<"a/b">>, S2)).
+
+-define(NARROW, {<<"q">>, <<"a/b">>}).
+-define(WIDE, {<<"q">>, <<"a/+">>}).
+
+narrow() -> member_of(<<"q">>, <<"1">>, <<"a/b">>, new()).
+
+both() -> member_of(<<"q">>, <<"2">>, <<"a/+">>, narrow()).
+
+%% What the broker has sent before it knew the second filter comes for the first one only; the
+%% second one would be the one that counts.
+no_message_is_lost_while_a_filter_joins_test_() ->
+    S = joining(<<"q">>, <<"2">>, <<"a/+">>, narrow()),
+    Before = [{?NARROW, <<"a/b">>, Id} || Id <- [<<"m1">>, <<"m2">>]],
+    After = [{Key, <<"a/b">>, Id} || Id <- [<<"m3">>, <<"m4">>], Key <- [?NARROW, ?WIDE]],
+    Forget = fun(Copies) -> [{Key, Topic, undefined} || {Key, Topic, _} <- Copies] end,
+    [
+        {"copies are told apart", fun() ->
+            {Taken, [], S1} = copies(Before ++ After, S),
+            ?assertMatch([[_], [_], [_], [], [_], []], Taken),
+            %% none of its copies is taken again when all is settled
+            {More, [], _} = copies([{?WIDE, <<"a/b">>, <<"m5">>}, {?NARROW, <<"a/b">>, <<"m5">>}], joined(?WIDE, S1)),
+            ?assertMatch([[_], []], More)
+        end},
+        {"copies are not told apart", fun() ->
+            %% the broker has confirmed before it sends what is for both
+            {Taken, [], S1} = copies(Forget(Before), S),
+            ?assertMatch([[_], [_]], Taken),
+            {More, [], _} = copies(Forget(After), joined(?WIDE, S1)),
+            ?assertMatch([[], [_], [], [_]], More)
+        end},
+        {"what only the new filter matches", fun() ->
+            ?assertMatch({[[<<"2">>]], [], _}, copies([{?WIDE, <<"a/c">>, <<"m1">>}], S)),
+            ?assertMatch({[[<<"2">>]], [], _}, copies([{?WIDE, <<"a/c">>, undefined}], S))
+        end}
+    ].
+
+no_message_is_lost_while_a_filter_leaves_test_() ->
+    {[?WIDE], S} = limit(<<"2">>, 0, both()),
+    Both = fun(Id) -> [{Key, <<"a/b">>, Id} || Key <- [?NARROW, ?WIDE]] end,
+    [
+        {"copies are told apart", fun() ->
+            {Taken, [], S1} = copies(Both(<<"m1">>) ++ [{?NARROW, <<"a/b">>, <<"m2">>}], S),
+            ?assertMatch([[<<"1">>], [], [<<"1">>]], Taken),
+            {More, [], _} = copies([{?NARROW, <<"a/b">>, <<"m3">>}], unsubscribed(?WIDE, S1)),
+            ?assertEqual([[<<"1">>]], More)
+        end},
+        {"copies are not told apart", fun() ->
+            {Taken, [], S1} = copies(Both(undefined), S),
+            ?assertEqual([[], [<<"1">>]], Taken),
+            {More, [], _} = copies([{?NARROW, <<"a/b">>, undefined}], unsubscribed(?WIDE, S1)),
+            ?assertEqual([[<<"1">>]], More)
+        end},
+        {"what only the old filter matches", fun() ->
+            ?assertMatch({[[<<"2">>]], [], _}, copies([{?WIDE, <<"a/c">>, <<"m1">>}], S))
+        end}
+    ].
+
+%% The member that takes the first copy may reach its max by it: the second copy is for nobody.
+a_max_reached_by_one_of_two_copies_test_() ->
+    {[], S} = limit(<<"2">>, 1, both()),
+    [
+        ?_test(begin
+            {Taken, Unused, _} = copies([{Key, <<"a/b">>, Id} || Id <- Ids, Key <- Keys], S),
+            ?assertEqual({length(Ids), [?WIDE]}, {length(lists:append(Taken)), Unused}),
+            ?assertEqual([<<"1">>, <<"2">>], lists:usort(lists:append(Taken)))
+        end)
+     || Ids <- [[<<"m1">>, <<"m2">>, <<"m3">>], [undefined, undefined]],
+        Keys <- [[?NARROW, ?WIDE], [?WIDE, ?NARROW]]
+    ].
+
+%% A broker that is logged in to anew confirms nothing of before.
+nothing_of_before_counts_when_it_begins_anew_test() ->
+    {[?WIDE], S1} = limit(<<"2">>, 0, both()),
+    S2 = begin_anew(S1),
+    ?assertEqual([?NARROW], keys(S2)),
+    ?assertEqual([<<"1">>], sids(?NARROW, <<"a/b">>, S2)),
+    S3 = begin_anew(joining(<<"q">>, <<"3">>, <<"a/+">>, S2)),
+    ?assertEqual([], sids(?NARROW, <<"a/b">>, S3)),
+    {[Plain = ?PLAIN(<<"x">>)], S4} = limit(<<"4">>, 0, plain(<<"4">>, <<"x">>, S3)),
+    ?assertEqual([], sids(Plain, <<"x">>, begin_anew(S4))).
+
+%% What is remembered of messages is bounded.
+messages_are_forgotten_test() ->
+    Deliver = fun(N, Acc) ->
+        {[_], [], NAcc} = deliver(?WIDE, <<"a/b">>, <<N:128>>, Acc),
+        NAcc
+    end,
+    Few = lists:foldl(Deliver, both(), lists:seq(1, 256)),
+    Many = lists:foldl(Deliver, Few, lists:seq(257, 10000)),
+    ?assert(erts_debug:flat_size(Many) =< erts_debug:flat_size(Few) + 100).
+
+%% Not one look at each filter for each message.
+many_filters_of_one_group_test() ->
+    Filter = fun(N) -> <<"s/", (integer_to_binary(N))/binary>> end,
+    S = lists:foldl(
+        fun(N, Acc) -> member_of(<<"q">>, integer_to_binary(N), Filter(N), Acc) end, new(), lists:seq(1, 10000)
+    ),
+    {Reductions, ok} = reductions(fun() ->
+        [
+            ?assertEqual([integer_to_binary(N)], sids({<<"q">>, Filter(N)}, Filter(N), S))
+         || N <- lists:seq(1, 10000, 100)
+        ],
+        ok
+    end),
+    ?assert(Reductions < 100 * 1000).
+
+reductions(Fun) ->
+    {reductions, Before} = process_info(self(), reductions),
+    Result = Fun(),
+    {reductions, After} = process_info(self(), reductions),
+    {After - Before, Result}.
 
 %% design section 3.2
 the_parent_of_a_full_wildcard_is_dropped_test_() ->
