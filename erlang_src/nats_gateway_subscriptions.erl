@@ -293,8 +293,8 @@ deliver(Key = {Share, _}, Topic, Id, S = #subscriptions{groups = Groups, entries
             map_size(Literals) + map_size(Wildcards) =:= 1
         ->
             to_member([Key], Topic, S);
-        #{Share := Group} ->
-            Matching = matching(Key, Topic, Group),
+        #{Share := Group = #group{joining = Joining}} ->
+            Matching = [K || K <- matching(Key, Topic, Group), K =:= Key orelse not is_map_key(K, Joining)],
             case is_taken(Key, Matching, Id, Group) of
                 true ->
                     {[], [], S};
@@ -341,9 +341,10 @@ is_taken(_, _, _, #group{joining = Joining, leaving = Leaving}) when
 ->
     true;
 is_taken(Key, Matching, undefined, #group{joining = Joining}) ->
-    case [K || K <- Matching, not is_map_key(K, Joining)] of
+    case lists:delete(Key, Matching) of
         [] -> false;
-        [First | _] -> First =/= Key
+        [_ | _] when is_map_key(Key, Joining) -> true;
+        _ -> hd(Matching) =/= Key
     end;
 is_taken(_, _, Id, #group{young = Young, old = Old}) ->
     is_map_key(Id, Young) orelse is_map_key(Id, Old).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -190,6 +191,33 @@ def test_mqtt_and_nats_members_of_one_shared_group(gateway: Gateway, name: str):
         assert 0 < len(received) < count, "both have a share"
         received += [int(message.payload) for message in member.messages(count - len(received))]
         assert sorted(received) == list(range(count)), "each message goes to one member"
+
+
+@pytest.mark.plugin
+def test_a_queue_group_with_changing_filters_loses_nothing(gateway: Gateway, name: str):
+    """A member adds and removes an overlapping filter of its group while another client publishes."""
+    count = 4000
+    with gateway.nats() as member, gateway.nats() as publisher:
+        member.subscribe(f"{name}.b", sid="1", group="q")
+
+        def publish() -> None:
+            for number in range(count):
+                publisher.publish(f"{name}.b", b"%d" % number)
+            publisher.ping()
+
+        with ThreadPoolExecutor() as pool:
+            publishing = pool.submit(publish)
+            for sid in range(2, 42):
+                member.send(f"SUB {name}.* q {sid}\r\n")
+                time.sleep(0.002)
+                member.send(f"UNSUB {sid}\r\n")
+            publishing.result()
+        member.send(b"SUB end 99\r\n")
+        member.publish("end")
+        received = []
+        while (message := member.message()).subject != "end":
+            received.append(int(message.payload))
+        assert sorted(received) == list(range(count))
 
 
 def test_two_nats_queue_members_share(gateway: Gateway, name: str):

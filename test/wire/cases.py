@@ -679,6 +679,37 @@ case("unsub_max_wildcard", "4",
      A.send(QUIET + FENCE_SUB + sub(b"w.*", b"1") + b"UNSUB 1 2\r\n" + pub(b"w.a") + pub(b"w.b") + pub(b"w.c") + FENCE_PUB),
      A.expect(msg(b"w.a", b"1") + msg(b"w.b", b"1") + FENCE))
 
+# --- Operations after publishes, in one segment: who had subscribed by then gets the message
+
+alone("publish_then_sub_of_a_known_subject", "4",
+      QUIET + sub(b"a", b"1") + pub(b"a", b"x") + sub(b"a", b"2") + PING, msg(b"a", b"1", b"x") + PONG)
+case("publish_then_unsub_of_one_of_two_sids", "4",
+     A.send(QUIET + sub(b"a", b"1") + sub(b"a", b"2") + pub(b"a", b"x") + b"UNSUB 2\r\n" + PING),
+     A.any_order(msg(b"a", b"1", b"x"), msg(b"a", b"2", b"x")), A.expect(PONG))
+case("publish_by_another_then_unsub_of_one_of_two_sids", "4",
+     subscriber(B, sub(b"a.@@", b"1") + sub(b"a.@@", b"2")),
+     A.send(QUIET + pub(b"a.@@", b"x") + PING), A.expect(PONG),
+     B.send(b"UNSUB 2\r\n" + PING), B.any_order(msg(b"a.@@", b"1", b"x"), msg(b"a.@@", b"2", b"x")), B.expect(PONG))
+alone("publish_then_unsub_of_a_sid_with_a_max", "4",
+      QUIET + sub(b"a", b"1") + b"UNSUB 1 500\r\n" + pub(b"a", b"x") * 3 + b"UNSUB 1\r\n" + PING, msg(b"a", b"1", b"x") * 3 + PONG)
+alone("publish_then_unsub_with_a_max_that_is_reached", "4",
+      QUIET + sub(b"a", b"1") + pub(b"a", b"x") * 3 + b"UNSUB 1 2\r\n" + pub(b"a", b"y") + PING, msg(b"a", b"1", b"x") * 3 + PONG)
+alone("publish_then_unsub_and_sub_again", "4",
+      QUIET + sub(b"a", b"1") + pub(b"a", b"x") + b"UNSUB 1\r\n" + sub(b"a", b"2") + PING, msg(b"a", b"1", b"x") + PONG)
+alone("publish_then_another_filter_of_the_queue_group", "4",
+      QUIET + sub(b"j.@@.b", b"1", b"q") + pub(b"j.@@.b", b"x") * 5 + sub(b"j.@@.*", b"2", b"q") + PING,
+      msg(b"j.@@.b", b"1", b"x") * 5 + PONG)
+case("publish_then_unsub_of_a_filter_of_the_queue_group", "4",
+     A.send(QUIET + sub(b"j.@@.b", b"1", b"q") + sub(b"j.@@.*", b"2", b"q") + pub(b"j.@@.b", b"x") + b"UNSUB 2\r\n"
+            + pub(b"j.@@.b", b"y") + PING),
+     A.any_of(msg(b"j.@@.b", b"1", b"x"), msg(b"j.@@.b", b"2", b"x")), A.expect(msg(b"j.@@.b", b"1", b"y") + PONG))
+case("publish_to_a_queue_group_of_two_filters_with_a_max", "4",
+     A.send(QUIET + sub(b"j.@@.*", b"1", b"q") + b"UNSUB 1 1\r\n" + sub(b"j.@@.b", b"2", b"q") + pub(b"j.@@.b", b"x") + PING),
+     A.any_of(msg(b"j.@@.b", b"1", b"x") + PONG, msg(b"j.@@.b", b"2", b"x") + PONG))
+alone("second_connect_after_an_unsub_in_a_queue_group", "4",
+      QUIET + sub(b"j.@@.*", b"1", b"q") + sub(b"j.@@.b", b"2", b"q") + b'UNSUB 1\r\nCONNECT {"user":"b"}\r\n'
+      + pub(b"j.@@.b", b"x") * 2 + PING, msg(b"j.@@.b", b"2", b"x") * 2 + PONG)
+
 # --- Queue groups: one random member per message
 
 _TEN = tuple(b"%d" % number for number in range(10))
