@@ -28,8 +28,8 @@
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
-    %% whether ranch's sockets begin with a PROXY header, and how long it may take
-    proxy_protocol => false | pos_integer(),
+    %% the socket begins with a PROXY header, which may take so long
+    proxy_protocol => pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
@@ -179,12 +179,11 @@ init({Socket, Options}) ->
     {ok, #state{socket = Socket, options = Options}}.
 
 handle_continue({esockd, Port}, State) ->
-    accepted(nats_gateway_transport:from_esockd(Port), State);
-handle_continue({ranch, Ref}, State = #state{options = #{proxy_protocol := Proxy}}) ->
-    accepted(nats_gateway_transport:from_ranch(Ref, Proxy), State).
-
-accepted({ok, Socket}, State) -> greet(State#state{socket = Socket});
-accepted({error, _}, State) -> {stop, {shutdown, not_upgraded}, State}.
+    {ok, Socket} = nats_gateway_transport:from_esockd(Port),
+    greet(State#state{socket = Socket});
+handle_continue({ranch, Ref}, State) ->
+    {ok, Socket} = nats_gateway_transport:from_ranch(Ref),
+    greet(State#state{socket = Socket}).
 
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
@@ -226,28 +225,26 @@ handle_cast({message, Message}, State) ->
 handle_cast(_, State) ->
     {noreply, State}.
 
-greet(State = #state{socket = Socket, options = Options}) ->
-    case nats_gateway_transport:peername(Socket) of
-        {ok, Peername} ->
-            #{host := Host, config := Config} = Options,
-            establish(
-                nats_gateway_handshake:steps(
-                    maps:get(tls, Options, none), maps:get(websocket, Options, none)
-                ),
-                State#state{
-                    peername = Peername,
-                    reports =
-                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
-                    collects = nats_gateway_channel:collects(Host)
-                }
-            );
-        {error, _} ->
-            %% Gone before it was looked at, as a port scanner does.
-            {stop, {shutdown, client_closed}, State}
-    end.
+greet(State = #state{options = Options = #{host := Host, config := Config}}) ->
+    Steps = nats_gateway_handshake:steps(
+        maps:get(tls, Options, none), maps:get(websocket, Options, none)
+    ),
+    Proxy = [Step || Step <- [proxy, peername], is_map_key(proxy_protocol, Options)],
+    establish([peername | Proxy] ++ Steps, State#state{
+        reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
+        collects = nats_gateway_channel:collects(Host)
+    }).
 
 establish([], State) ->
     open(State);
+establish([peername | Steps], State = #state{socket = Socket}) ->
+    case nats_gateway_transport:peername(Socket) of
+        {ok, Peername} ->
+            establish(Steps, State#state{peername = Peername});
+        {error, _} ->
+            %% Gone before it was looked at, as a port scanner does.
+            {stop, {shutdown, client_closed}, State}
+    end;
 establish([info | Steps], State) ->
     case introduce(State) of
         {noreply, NState} -> establish(Steps, NState);
@@ -269,6 +266,7 @@ establish(_, State = #state{channel = undefined, options = #{refuse := Reason} =
 establish([Step | Steps], State = #state{socket = Socket, options = Options}) ->
     Settings =
         case Step of
+            proxy -> maps:get(proxy_protocol, Options);
             upgrade -> maps:get(websocket, Options);
             _ -> maps:get(tls, Options)
         end,
