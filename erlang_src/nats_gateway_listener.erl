@@ -19,12 +19,16 @@
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
-    connection := map()
+    connection := map(),
+    %% of its acceptors: when one has last told of a failure, in seconds of monotonic time
+    logged => atomics:atomics_ref()
 }.
 -export_type([listener/0]).
 
-%% Out of file descriptors: others may be closed soon.
+%% Out of file descriptors: others may be closed soon. All acceptors of a listener find it out, and
+%% again and again: one of them says so, and not before some time has passed.
 -define(EMFILE_PAUSE_MS, 100).
+-define(EMFILE_LOG_S, 10).
 
 %% Binds before it answers, so that a port in use is known at once.
 -spec start_link(listener()) ->
@@ -46,6 +50,8 @@ child(Id, Sup) ->
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
     Options = connection_options(Listener),
+    Logged = atomics:new(1, [{signed, true}]),
+    ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?EMFILE_LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             %% Who is being refused takes nobody's place.
@@ -66,7 +72,9 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                         id => {acceptor, N},
                         start =>
                             {?MODULE, start_acceptor, [
-                                ListenSocket, self(), Listener#{connection := Options}
+                                ListenSocket,
+                                self(),
+                                Listener#{connection := Options, logged => Logged}
                             ]},
                         shutdown => brutal_kill
                     }
@@ -114,9 +122,13 @@ accept(ListenSocket, Sups, Listener) ->
             {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
             ok = nats_gateway_connection:hand_over(Socket, Pid),
             accept(ListenSocket, Sups, Listener);
-        {error, Reason} when Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs ->
-            ?LOG_WARNING(#{msg => "accept_failed", reason => Reason}),
-            timer:sleep(?EMFILE_PAUSE_MS),
+        {error, Reason} when
+            Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs; Reason =:= system_limit
+        ->
+            log_failure(Reason, Listener),
+            receive
+            after ?EMFILE_PAUSE_MS -> ok
+            end,
             accept(ListenSocket, Sups, Listener);
         {error, closed} ->
             exit(shutdown);
@@ -124,6 +136,13 @@ accept(ListenSocket, Sups, Listener) ->
             %% The client gave up between SYN and accept.
             accept(ListenSocket, Sups, Listener)
     end.
+
+log_failure(Reason, #{name := Name, logged := Logged}) ->
+    Now = erlang:monotonic_time(second),
+    Last = atomics:get(Logged, 1),
+    Now - Last >= ?EMFILE_LOG_S andalso
+        atomics:compare_exchange(Logged, 1, Last, Now) =:= ok andalso
+        ?LOG_WARNING(#{msg => "accept_failed", listener => Name, reason => Reason}).
 
 admit({Connections, _}, #{max_connections := infinity, connection := Options}) ->
     {Connections, Options};
