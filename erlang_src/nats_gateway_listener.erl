@@ -25,10 +25,15 @@
 }.
 -export_type([listener/0]).
 
-%% Out of file descriptors: others may be closed soon. All acceptors of a listener find it out, and
-%% again and again: one of them says so, and not before some time has passed.
+%% Out of file descriptors: others may be closed soon.
 -define(EMFILE_PAUSE_MS, 100).
--define(EMFILE_LOG_S, 10).
+%% All acceptors of a listener find out why nobody can be taken, and again and again: one of them
+%% says so, and not before so much time has passed.
+-define(LOG_S, 10).
+
+%% Connections beyond the limit that are told so at the same time, each of which may take as long
+%% as its handshake. Those beyond are closed at once.
+-define(MAX_REFUSED, 100).
 
 %% Binds before it answers, so that a port in use is known at once.
 -spec start_link(listener()) ->
@@ -51,7 +56,7 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
     Options = connection_options(Listener),
     Logged = atomics:new(1, [{signed, true}]),
-    ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?EMFILE_LOG_S),
+    ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             %% Who is being refused takes nobody's place.
@@ -118,9 +123,14 @@ start_acceptor(ListenSocket, Sup, Listener) ->
 accept(ListenSocket, Sups, Listener) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
-            {Under, Options} = admit(Sups, Listener),
-            {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
-            ok = nats_gateway_connection:hand_over(Socket, Pid),
+            case admit(Sups, Listener) of
+                {Under, Options} ->
+                    {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
+                    ok = nats_gateway_connection:hand_over(Socket, Pid);
+                none ->
+                    log_failure(maximum_connections_exceeded, Listener),
+                    ok = nats_gateway_transport:abort(Socket)
+            end,
             accept(ListenSocket, Sups, Listener);
         {error, Reason} when
             Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs; Reason =:= system_limit
@@ -140,7 +150,7 @@ accept(ListenSocket, Sups, Listener) ->
 log_failure(Reason, #{name := Name, logged := Logged}) ->
     Now = erlang:monotonic_time(second),
     Last = atomics:get(Logged, 1),
-    Now - Last >= ?EMFILE_LOG_S andalso
+    Now - Last >= ?LOG_S andalso
         atomics:compare_exchange(Logged, 1, Last, Now) =:= ok andalso
         ?LOG_WARNING(#{msg => "accept_failed", listener => Name, reason => Reason}).
 
@@ -148,7 +158,14 @@ admit({Connections, _}, #{max_connections := infinity, connection := Options}) -
     {Connections, Options};
 admit({Connections, Refused}, #{max_connections := Max, connection := Options}) ->
     %% Looks at each of them, so only where there is a limit.
-    case proplists:get_value(active, supervisor:count_children(Connections)) of
-        Count when Count >= Max -> {Refused, Options#{refuse => maximum_connections_exceeded}};
-        _ -> {Connections, Options}
+    case active(Connections) >= Max of
+        false ->
+            {Connections, Options};
+        true ->
+            case active(Refused) >= ?MAX_REFUSED of
+                false -> {Refused, Options#{refuse => maximum_connections_exceeded}};
+                true -> none
+            end
     end.
+
+active(Sup) -> proplists:get_value(active, supervisor:count_children(Sup)).
