@@ -201,8 +201,8 @@ handle_call(Request, From, State = #state{channel = Channel}) ->
 
 handle_cast(socket_ready, State) ->
     greet(State);
-handle_cast({socket_lost, Reason}, State) ->
-    {stop, {shutdown, Reason}, State};
+handle_cast({socket_lost, _}, State) ->
+    gone(State);
 handle_cast({drain, _}, State = #state{channel = Channel, worker = Worker}) when
     Channel =:= undefined; is_pid(Worker)
 ->
@@ -243,7 +243,7 @@ establish([peername | Steps], State = #state{socket = Socket}) ->
             establish(Steps, State#state{peername = Peername});
         {error, _} ->
             %% Gone before it was looked at, as a port scanner does.
-            {stop, {shutdown, client_closed}, State}
+            gone(State)
     end;
 establish([info | Steps], State) ->
     case introduce(State) of
@@ -279,6 +279,11 @@ established({ok, Socket, More}, State = #state{steps = Steps}) ->
     establish(More ++ Steps, State#state{socket = Socket, worker = undefined, steps = []});
 established({error, Failure}, State) ->
     not_established(Failure, State#state{worker = undefined}).
+
+%% A socket that cannot be used any more, in whatever words it says so.
+gone(State = #state{channel = Channel}) ->
+    Channel =/= undefined orelse log_end({shutdown, client_closed}, State),
+    {stop, {shutdown, client_closed}, State}.
 
 not_established({Reason, Detail}, State) ->
     Failed = State#state{detail = Detail},
@@ -316,7 +321,7 @@ introduce(State = #state{socket = Socket, options = Options, peername = Peername
             },
             introduce(Host, Client, State);
         {error, _} ->
-            {stop, {shutdown, client_closed}, State}
+            gone(State)
     end.
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
@@ -353,8 +358,8 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
                 true -> {noreply, start_timer(authentication, Timeout, Started)};
                 false -> {noreply, Started}
             end;
-        {error, Reason} ->
-            {stop, {shutdown, Reason}, State}
+        {error, _} ->
+            gone(State)
     end.
 
 %% By its certificate.
@@ -410,6 +415,8 @@ handle_input(passive, State) ->
     reactivate(State#state{passive = true});
 handle_input(closed, State) ->
     decode(ended(eof, State));
+handle_input({error, tls_alert}, State) ->
+    {stop, {shutdown, tls_alert}, State};
 handle_input({error, Reason}, State) ->
     {stop, {shutdown, send_error(Reason)}, State}.
 
@@ -555,7 +562,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
         false ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {noreply, State#state{passive = false}};
-                {error, Reason} -> {stop, {shutdown, Reason}, State}
+                {error, _} -> gone(State)
             end
     end.
 
@@ -640,7 +647,10 @@ look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config
 
 %% A client that is not there any more, or that does not read.
 send_error(timeout) -> slow_consumer;
-send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
+send_error(Reason) when
+    Reason =:= closed; Reason =:= epipe; Reason =:= econnreset; Reason =:= einval; Reason =:= tls_alert
+->
+    client_closed;
 send_error(Reason) -> Reason.
 
 %% EMQX counts the reasons that are atoms, others it takes for crashes.

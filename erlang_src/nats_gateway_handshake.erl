@@ -98,7 +98,7 @@ wait_for_socket(Step, Socket, Settings, Connection) ->
             {ok, NSocket, Steps} ->
                 case nats_gateway_transport:controlling_process(NSocket, Connection) of
                     ok -> {ok, NSocket, Steps};
-                    {error, Reason} -> {error, failure(Reason)}
+                    {error, _} -> {error, failure(closed)}
                 end;
             {error, Failure} ->
                 nats_gateway_transport:linger_close(Socket),
