@@ -346,6 +346,33 @@ def test_openssl_s_client(servers: Servers, target: str, version: str):  # noqa:
     assert re.fullmatch(rb"INFO \{.*\} \r\nPONG\r\n-ERR 'Unknown Protocol Operation'\r\n", done.stdout), done
 
 
+@each_target
+def test_no_second_handshake(servers: Servers, target: str):  # noqa: F811
+    """TLS 1.2 lets a client ask for one."""
+    host, port = server(servers, target, "handshake_first")
+    client = subprocess.Popen(
+        ["openssl", "s_client", "-connect", f"{host}:{port}", "-tls1_2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        while not client.stdout.readline().startswith(b"INFO "):
+            pass
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        # What is written before it has done that would be a part of the command.
+        while not client.stdout.readline().startswith(b"RENEGOTIATING"):
+            pass
+        client.stdin.write(PING)
+        client.stdin.flush()
+        said = []
+        while PONG not in said and (line := client.stdout.readline()):
+            said.append(line)
+    finally:
+        client.kill()
+        client.wait()
+    assert re.search("no renegotiation|alert unexpected message", b"".join(said).decode()), said
+
+
 # --- Clients that leave ----------------------------------------------------------------------------------------------
 
 
