@@ -116,10 +116,22 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
     {ok, _} = application:ensure_all_started(nats_gateway),
+    load_modules(),
     %% Accounts take some memory, and every connection holds the settings.
     Shared = Config#{login := nats_gateway_login:share(maps:get(login, Config))},
     lists:foreach(fun(Listener) -> listen(Listener, Shared, Arguments) end, Listeners),
     log_to_stderr(Level).
+
+%% The runtime loads a module when it is first called, which takes a file descriptor: where there is
+%% none left, what runs for the first time would crash.
+load_modules() ->
+    Modules = lists:append([
+        Modules
+     || {Application, _, _} <- application:which_applications(),
+        {ok, Modules} <- [application:get_key(Application, modules)]
+    ]),
+    _ = code:ensure_modules_loaded(Modules),
+    ok.
 
 reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout}) ->
     Tls =:= none orelse readable(Tls),

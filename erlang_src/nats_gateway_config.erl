@@ -459,7 +459,9 @@ ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
             {log_level, none},
             {versions, Versions}
             | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
-        ].
+        ] ++
+        %% As nats-server: a client would make the gateway work for a few bytes, again and again.
+        [{client_renegotiation, false} || lists:member('tlsv1.2', Versions)].
 
 cipher_suites(Names, Path) ->
     lists:map(

@@ -28,8 +28,8 @@
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
-    %% whether ranch's sockets begin with a PROXY header, and how long it may take
-    proxy_protocol => false | pos_integer(),
+    %% the socket begins with a PROXY header, which may take so long
+    proxy_protocol => pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     %% where the options are kept, shared by all connections of a listener
     key => term()
@@ -179,12 +179,11 @@ init({Socket, Options}) ->
     {ok, #state{socket = Socket, options = Options}}.
 
 handle_continue({esockd, Port}, State) ->
-    accepted(nats_gateway_transport:from_esockd(Port), State);
-handle_continue({ranch, Ref}, State = #state{options = #{proxy_protocol := Proxy}}) ->
-    accepted(nats_gateway_transport:from_ranch(Ref, Proxy), State).
-
-accepted({ok, Socket}, State) -> greet(State#state{socket = Socket});
-accepted({error, _}, State) -> {stop, {shutdown, not_upgraded}, State}.
+    {ok, Socket} = nats_gateway_transport:from_esockd(Port),
+    greet(State#state{socket = Socket});
+handle_continue({ranch, Ref}, State) ->
+    {ok, Socket} = nats_gateway_transport:from_ranch(Ref),
+    greet(State#state{socket = Socket}).
 
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
@@ -202,8 +201,8 @@ handle_call(Request, From, State = #state{channel = Channel}) ->
 
 handle_cast(socket_ready, State) ->
     greet(State);
-handle_cast({socket_lost, Reason}, State) ->
-    {stop, {shutdown, Reason}, State};
+handle_cast({socket_lost, _}, State) ->
+    gone(State);
 handle_cast({drain, _}, State = #state{channel = Channel, worker = Worker}) when
     Channel =:= undefined; is_pid(Worker)
 ->
@@ -226,28 +225,26 @@ handle_cast({message, Message}, State) ->
 handle_cast(_, State) ->
     {noreply, State}.
 
-greet(State = #state{socket = Socket, options = Options}) ->
-    case nats_gateway_transport:peername(Socket) of
-        {ok, Peername} ->
-            #{host := Host, config := Config} = Options,
-            establish(
-                nats_gateway_handshake:steps(
-                    maps:get(tls, Options, none), maps:get(websocket, Options, none)
-                ),
-                State#state{
-                    peername = Peername,
-                    reports =
-                        maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
-                    collects = nats_gateway_channel:collects(Host)
-                }
-            );
-        {error, _} ->
-            %% Gone before it was looked at, as a port scanner does.
-            {stop, {shutdown, client_closed}, State}
-    end.
+greet(State = #state{options = Options = #{host := Host, config := Config}}) ->
+    Steps = nats_gateway_handshake:steps(
+        maps:get(tls, Options, none), maps:get(websocket, Options, none)
+    ),
+    Proxy = [Step || Step <- [proxy, peername], is_map_key(proxy_protocol, Options)],
+    establish([peername | Proxy] ++ Steps, State#state{
+        reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
+        collects = nats_gateway_channel:collects(Host)
+    }).
 
 establish([], State) ->
     open(State);
+establish([peername | Steps], State = #state{socket = Socket}) ->
+    case nats_gateway_transport:peername(Socket) of
+        {ok, Peername} ->
+            establish(Steps, State#state{peername = Peername});
+        {error, _} ->
+            %% Gone before it was looked at, as a port scanner does.
+            gone(State)
+    end;
 establish([info | Steps], State) ->
     case introduce(State) of
         {noreply, NState} -> establish(Steps, NState);
@@ -269,6 +266,7 @@ establish(_, State = #state{channel = undefined, options = #{refuse := Reason} =
 establish([Step | Steps], State = #state{socket = Socket, options = Options}) ->
     Settings =
         case Step of
+            proxy -> maps:get(proxy_protocol, Options);
             upgrade -> maps:get(websocket, Options);
             _ -> maps:get(tls, Options)
         end,
@@ -281,6 +279,11 @@ established({ok, Socket, More}, State = #state{steps = Steps}) ->
     establish(More ++ Steps, State#state{socket = Socket, worker = undefined, steps = []});
 established({error, Failure}, State) ->
     not_established(Failure, State#state{worker = undefined}).
+
+%% A socket that cannot be used any more, in whatever words it says so.
+gone(State = #state{channel = Channel}) ->
+    Channel =/= undefined orelse log_end({shutdown, client_closed}, State),
+    {stop, {shutdown, client_closed}, State}.
 
 not_established({Reason, Detail}, State) ->
     Failed = State#state{detail = Detail},
@@ -318,7 +321,7 @@ introduce(State = #state{socket = Socket, options = Options, peername = Peername
             },
             introduce(Host, Client, State);
         {error, _} ->
-            {stop, {shutdown, client_closed}, State}
+            gone(State)
     end.
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
@@ -355,8 +358,8 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
                 true -> {noreply, start_timer(authentication, Timeout, Started)};
                 false -> {noreply, Started}
             end;
-        {error, Reason} ->
-            {stop, {shutdown, Reason}, State}
+        {error, _} ->
+            gone(State)
     end.
 
 %% By its certificate.
@@ -412,6 +415,8 @@ handle_input(passive, State) ->
     reactivate(State#state{passive = true});
 handle_input(closed, State) ->
     decode(ended(eof, State));
+handle_input({error, tls_alert}, State) ->
+    {stop, {shutdown, tls_alert}, State};
 handle_input({error, Reason}, State) ->
     {stop, {shutdown, send_error(Reason)}, State}.
 
@@ -557,7 +562,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
         false ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {noreply, State#state{passive = false}};
-                {error, Reason} -> {stop, {shutdown, Reason}, State}
+                {error, _} -> gone(State)
             end
     end.
 
@@ -642,7 +647,10 @@ look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config
 
 %% A client that is not there any more, or that does not read.
 send_error(timeout) -> slow_consumer;
-send_error(Reason) when Reason =:= closed; Reason =:= epipe; Reason =:= econnreset -> client_closed;
+send_error(Reason) when
+    Reason =:= closed; Reason =:= epipe; Reason =:= econnreset; Reason =:= einval; Reason =:= tls_alert
+->
+    client_closed;
 send_error(Reason) -> Reason.
 
 %% EMQX counts the reasons that are atoms, others it takes for crashes.

@@ -163,17 +163,16 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
         config => Config#{enable_authn => EnableAuthn}
     },
+    Proxied =
+        case Conf of
+            #{proxy_protocol := true} ->
+                Options#{proxy_protocol => maps:get(proxy_protocol_timeout, Conf, 3000)};
+            #{} ->
+                Options
+        end,
     case Type =:= ws orelse Type =:= wss of
-        true ->
-            Options#{
-                websocket => websocket(Conf, Plugin),
-                %% esockd does the same for the others
-                proxy_protocol =>
-                    maps:get(proxy_protocol, Conf, false) andalso
-                    maps:get(proxy_protocol_timeout, Conf, 3000)
-            };
-        false ->
-            Options
+        true -> Proxied#{websocket => websocket(Conf, Plugin)};
+        false -> Proxied
     end.
 
 %% What EMQX's page has of it, and ours. A list of subprotocols is what may be answered, never what
@@ -249,7 +248,7 @@ listener_id({Type, Name}) ->
 text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Text) -> Text.
 
-%% `access_rules' is left to the caller: EMQX compiles it.
+%% `access_rules' is left to the caller: EMQX compiles it. The PROXY header is the connection's.
 -spec esockd_options(listener()) -> [{atom(), term()}].
 esockd_options(#{conf := Conf}) ->
     [
@@ -257,8 +256,6 @@ esockd_options(#{conf := Conf}) ->
         {max_connections, maps:get(max_connections, Conf, 1024)},
         {limiter, nats_gateway_emqx_limiter:options(maps:get(max_conn_rate, Conf, infinity))},
         {shutdown, ?SHUTDOWN_MS},
-        {proxy_protocol, maps:get(proxy_protocol, Conf, false)},
-        {proxy_protocol_timeout, maps:get(proxy_protocol_timeout, Conf, 3000)},
         {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 

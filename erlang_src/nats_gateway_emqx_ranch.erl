@@ -14,7 +14,7 @@
 %% The transport, as far as ranch 1 and 2 ask for it
 -export([name/0, secure/0, messages/0]).
 -export([listen/1, accept/2, sockname/1, peername/1, controlling_process/2, close/1]).
--export([handshake/2, handshake/3, recv_proxy_header/2, cleanup/1]).
+-export([handshake/2, handshake/3, cleanup/1]).
 
 -ignore_xref([
     {esockd_access, compile, 1},
@@ -25,8 +25,7 @@
     {ranch, set_transport_options, 2},
     {ranch, start_listener, 5},
     {ranch, stop_listener, 1},
-    {ranch, suspend_listener, 1},
-    {ranch_tcp, recv_proxy_header, 2}
+    {ranch, suspend_listener, 1}
 ]).
 
 -export_type([options/0]).
@@ -189,7 +188,5 @@ close(Socket) -> gen_tcp:close(Socket).
 handshake(Socket, _Timeout) -> {ok, Socket}.
 
 handshake(Socket, _Options, _Timeout) -> {ok, Socket}.
-
-recv_proxy_header(Socket, Timeout) -> ranch_tcp:recv_proxy_header(Socket, Timeout).
 
 cleanup(_Options) -> ok.

@@ -1,8 +1,8 @@
 %% What comes between accept and the first operation: a list of steps.
 %%
-%% `info' and `{websocket, _}' are steps of the connection itself. The others wait for the client,
-%% each in a process of its own that owns the socket meanwhile: the connection answers to everybody
-%% else, and takes the step's process with it when it ends.
+%% `info', `peername' and `{websocket, _}' are steps of the connection itself. The others wait for
+%% the client, each in a process of its own that owns the socket meanwhile: the connection answers
+%% to everybody else, and takes the step's process with it when it ends.
 -module(nats_gateway_handshake).
 
 -export([steps/2]).
@@ -13,6 +13,10 @@
 
 -type step() ::
     info
+    %% who the client is, as far as the socket can tell
+    | peername
+    %% the PROXY header
+    | proxy
     %% TLS
     | secure
     %% whether the first byte comes in time
@@ -28,6 +32,8 @@
 -type failure() :: {
     client_closed
     | handshake_timeout
+    | no_proxy_header
+    | bad_proxy_header
     | not_tls
     | tls_handshake_failed
     | websocket_refused
@@ -57,7 +63,10 @@ info_first(#{allow_non_tls := false}) -> [info, secure].
 -spec start(Step, nats_gateway_transport:socket(), Settings) ->
     {ok, pid()} | {error, failure()}
 when
-    Step :: step(), Settings :: nats_gateway_tls:plan() | nats_gateway_websocket:settings().
+    Step :: step(),
+    Settings ::
+        %% of `proxy': how long it may take
+        pos_integer() | nats_gateway_tls:plan() | nats_gateway_websocket:settings().
 start(Step, Socket, Settings) ->
     Connection = self(),
     Pid = spawn_link(fun() -> wait_for_socket(Step, Socket, Settings, Connection) end),
@@ -89,7 +98,7 @@ wait_for_socket(Step, Socket, Settings, Connection) ->
             {ok, NSocket, Steps} ->
                 case nats_gateway_transport:controlling_process(NSocket, Connection) of
                     ok -> {ok, NSocket, Steps};
-                    {error, Reason} -> {error, failure(Reason)}
+                    {error, _} -> {error, failure(closed)}
                 end;
             {error, Failure} ->
                 nats_gateway_transport:linger_close(Socket),
@@ -98,6 +107,12 @@ wait_for_socket(Step, Socket, Settings, Connection) ->
     true = unlink(Connection),
     Connection ! {self(), Result}.
 
+perform(proxy, Socket, Timeout) ->
+    case nats_gateway_transport:from_proxy(Socket, Timeout) of
+        {ok, Proxied} -> {ok, Proxied, []};
+        {error, timeout} -> {error, {no_proxy_header, <<"within its time">>}};
+        {error, Reason} -> {error, failure(Reason)}
+    end;
 perform(await_first, Socket, Plan = #{handshake_first_wait := Wait}) ->
     case nats_gateway_transport:peek(Socket, Wait) of
         {ok, _} -> {ok, Socket, [secure, info]};

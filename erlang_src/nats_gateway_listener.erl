@@ -19,12 +19,21 @@
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
-    connection := map()
+    connection := map(),
+    %% of its acceptors: when one has last told of a failure, in seconds of monotonic time
+    logged => atomics:atomics_ref()
 }.
 -export_type([listener/0]).
 
 %% Out of file descriptors: others may be closed soon.
 -define(EMFILE_PAUSE_MS, 100).
+%% All acceptors of a listener find out why nobody can be taken, and again and again: one of them
+%% says so, and not before so much time has passed.
+-define(LOG_S, 10).
+
+%% Connections beyond the limit that are told so at the same time, each of which may take as long
+%% as its handshake. Those beyond are closed at once.
+-define(MAX_REFUSED, 100).
 
 %% Binds before it answers, so that a port in use is known at once.
 -spec start_link(listener()) ->
@@ -46,6 +55,8 @@ child(Id, Sup) ->
 init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
     ok = publish(Listener),
     Options = connection_options(Listener),
+    Logged = atomics:new(1, [{signed, true}]),
+    ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
             %% Who is being refused takes nobody's place.
@@ -66,7 +77,9 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                         id => {acceptor, N},
                         start =>
                             {?MODULE, start_acceptor, [
-                                ListenSocket, self(), Listener#{connection := Options}
+                                ListenSocket,
+                                self(),
+                                Listener#{connection := Options, logged => Logged}
                             ]},
                         shutdown => brutal_kill
                     }
@@ -110,13 +123,22 @@ start_acceptor(ListenSocket, Sup, Listener) ->
 accept(ListenSocket, Sups, Listener) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
-            {Under, Options} = admit(Sups, Listener),
-            {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
-            ok = nats_gateway_connection:hand_over(Socket, Pid),
+            case admit(Sups, Listener) of
+                {Under, Options} ->
+                    {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
+                    ok = nats_gateway_connection:hand_over(Socket, Pid);
+                none ->
+                    log_failure(maximum_connections_exceeded, Listener),
+                    ok = nats_gateway_transport:abort(Socket)
+            end,
             accept(ListenSocket, Sups, Listener);
-        {error, Reason} when Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs ->
-            ?LOG_WARNING(#{msg => "accept_failed", reason => Reason}),
-            timer:sleep(?EMFILE_PAUSE_MS),
+        {error, Reason} when
+            Reason =:= emfile; Reason =:= enfile; Reason =:= enobufs; Reason =:= system_limit
+        ->
+            log_failure(Reason, Listener),
+            receive
+            after ?EMFILE_PAUSE_MS -> ok
+            end,
             accept(ListenSocket, Sups, Listener);
         {error, closed} ->
             exit(shutdown);
@@ -125,11 +147,25 @@ accept(ListenSocket, Sups, Listener) ->
             accept(ListenSocket, Sups, Listener)
     end.
 
+log_failure(Reason, #{name := Name, logged := Logged}) ->
+    Now = erlang:monotonic_time(second),
+    Last = atomics:get(Logged, 1),
+    Now - Last >= ?LOG_S andalso
+        atomics:compare_exchange(Logged, 1, Last, Now) =:= ok andalso
+        ?LOG_WARNING(#{msg => "accept_failed", listener => Name, reason => Reason}).
+
 admit({Connections, _}, #{max_connections := infinity, connection := Options}) ->
     {Connections, Options};
 admit({Connections, Refused}, #{max_connections := Max, connection := Options}) ->
     %% Looks at each of them, so only where there is a limit.
-    case proplists:get_value(active, supervisor:count_children(Connections)) of
-        Count when Count >= Max -> {Refused, Options#{refuse => maximum_connections_exceeded}};
-        _ -> {Connections, Options}
+    case active(Connections) >= Max of
+        false ->
+            {Connections, Options};
+        true ->
+            case active(Refused) >= ?MAX_REFUSED of
+                false -> {Refused, Options#{refuse => maximum_connections_exceeded}};
+                true -> none
+            end
     end.
+
+active(Sup) -> proplists:get_value(active, supervisor:count_children(Sup)).

@@ -6,7 +6,8 @@
 -export([accept/1]).
 -export([connect/4]).
 -export([from_esockd/1]).
--export([from_ranch/2]).
+-export([from_ranch/1]).
+-export([from_proxy/2]).
 -export([controlling_process/2]).
 -export([peek/2]).
 -export([secure/3]).
@@ -27,26 +28,17 @@
 -export([close/1]).
 -export([abort/1]).
 
--ignore_xref([{esockd_transport, wait, 1}, {esockd_transport, peername, 1}]).
--ignore_xref([{esockd_transport, sockname, 1}, {esockd_transport, peercert, 1}]).
--ignore_xref([{ranch, handshake, 1}, {ranch, recv_proxy_header, 2}]).
+-ignore_xref([{esockd_transport, wait, 1}, {ranch, handshake, 1}]).
 
 -export_type([listen_socket/0, socket/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
-    %% behind a proxy: the bytes come over the port, the client's address is known to esockd, or
-    %% was told to ranch
-    | {proxied, gen_tcp:socket(), Wrapper :: tuple() | proxy()}
+    %% behind a proxy: the bytes come over the port, who the client is the proxy has told
+    | {proxied, gen_tcp:socket(), nats_gateway_proxy:client()}
     %% over the one it was before
     | {ssl, ssl:sslsocket(), Under :: socket()}.
-
--type proxy() :: #{
-    peername := {inet:ip_address(), inet:port_number()},
-    sockname := {inet:ip_address(), inet:port_number()},
-    peercert := nossl | nats_gateway_certificate:peercert()
-}.
 
 %% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
 -define(READ_BUFFER, 65536).
@@ -137,44 +129,47 @@ connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
 family_of_peer(Address) when tuple_size(Address) =:= 8 -> [inet6];
 family_of_peer(_) -> [].
 
-%% A socket that EMQX's acceptor made: its message is waited for, then what it says is to be done
-%% first (reading the PROXY header).
--spec from_esockd(gen_tcp:socket()) -> {ok, socket()} | {error, term()}.
+%% A socket that EMQX's acceptor made, when its message has come.
+-spec from_esockd(gen_tcp:socket()) -> {ok, socket()}.
 from_esockd(Port) ->
-    case esockd_transport:wait(Port) of
-        {ok, Port} -> {ok, {tcp, Port}};
-        {ok, Wrapper} -> {ok, {proxied, Port, Wrapper}};
-        {error, Reason} -> {error, Reason}
+    {ok, Port} = esockd_transport:wait(Port),
+    {ok, {tcp, Port}}.
+
+%% The same of ranch.
+-spec from_ranch(atom()) -> {ok, socket()}.
+from_ranch(Ref) ->
+    {ok, Port} = ranch:handshake(Ref),
+    {ok, {tcp, Port}}.
+
+%% The PROXY header that a socket begins with is read; what has come behind it stays there. For a
+%% socket that is not active.
+-spec from_proxy(socket(), timeout()) ->
+    {ok, socket()}
+    | {error, timeout | closed | inet:posix() | no_proxy_header | bad_proxy_header}.
+from_proxy({tcp, Port}, Timeout) ->
+    from_proxy(Port, <<>>, erlang:monotonic_time(millisecond) + Timeout).
+
+from_proxy(Port, Bytes, Deadline) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    case gen_tcp:recv(Port, 0, Left) of
+        {ok, More} ->
+            All = <<Bytes/binary, More/binary>>,
+            case nats_gateway_proxy:parse(All) of
+                more -> from_proxy(Port, All, Deadline);
+                {ok, Client, Rest} -> proxied(Client, Port, unrecv(Port, Rest));
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
     end.
 
-%% The same of ranch, which leaves the PROXY header to us. Proxy: how long it may take.
--spec from_ranch(atom(), Proxy :: false | pos_integer()) -> {ok, socket()} | {error, term()}.
-from_ranch(Ref, false) ->
-    {ok, Port} = ranch:handshake(Ref),
-    {ok, {tcp, Port}};
-from_ranch(Ref, Timeout) ->
-    Header = ranch:recv_proxy_header(Ref, Timeout),
-    {ok, Port} = ranch:handshake(Ref),
-    case Header of
-        {ok, #{src_address := Source, src_port := SourcePort} = Info} ->
-            #{dest_address := Destination, dest_port := DestinationPort} = Info,
-            {ok,
-                {proxied, Port, #{
-                    peername => {Source, SourcePort},
-                    sockname => {Destination, DestinationPort},
-                    peercert => proxied_certificate(Info)
-                }}};
-        {ok, _} ->
-            %% The proxy itself, to see whether we are well.
-            {ok, {tcp, Port}};
-        Error ->
-            ok = gen_tcp:close(Port),
-            {error, element(2, Error)}
-    end.
+proxied(nobody, Port, ok) -> {ok, {tcp, Port}};
+proxied(Client, Port, ok) -> {ok, {proxied, Port, Client}};
+proxied(_, _, {error, Reason}) -> {error, Reason}.
 
-%% As esockd tells of it.
-proxied_certificate(#{ssl := #{cn := Name}}) -> [{pp2_ssl_cn, Name}];
-proxied_certificate(_) -> nossl.
+%% The driver would take nothing at all for the end.
+unrecv(_, <<>>) -> ok;
+unrecv(Port, Bytes) -> gen_tcp:unrecv(Port, Bytes).
 
 -spec controlling_process(socket(), pid()) -> ok | {error, term()}.
 controlling_process({ssl, Ssl, _}, Pid) -> ssl:controlling_process(Ssl, Pid);
@@ -237,11 +232,6 @@ peercert({ssl, Ssl, _}) ->
     end;
 peercert({proxied, _, #{peercert := Peercert}}) ->
     Peercert;
-peercert({proxied, _, Wrapper}) ->
-    case esockd_transport:peercert(Wrapper) of
-        [] -> nossl;
-        Fields -> Fields
-    end;
 peercert({tcp, _}) ->
     nossl.
 
@@ -301,13 +291,11 @@ tls_reason(_) -> tls_error.
 -spec peername(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 peername({tcp, Socket}) -> inet:peername(Socket);
 peername({proxied, _, #{peername := Peername}}) -> {ok, Peername};
-peername({proxied, _, Wrapper}) -> esockd_transport:peername(Wrapper);
 peername({ssl, _, Under}) -> peername(Under).
 
 -spec sockname(socket()) -> {ok, {inet:ip_address(), inet:port_number()}} | {error, term()}.
 sockname({tcp, Socket}) -> inet:sockname(Socket);
 sockname({proxied, _, #{sockname := Sockname}}) -> {ok, Sockname};
-sockname({proxied, _, Wrapper}) -> esockd_transport:sockname(Wrapper);
 sockname({ssl, _, Under}) -> sockname(Under).
 
 %% What went over the network, with TLS's own share.

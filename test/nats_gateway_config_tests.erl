@@ -351,6 +351,9 @@ tls_settings_test_() ->
             {versions, ['tlsv1.3', 'tlsv1.2'], #{}, #{
                 <<"versions">> => [<<"tlsv1.2">>, <<"tlsv1.3">>, <<"tlsv1.2">>]
             }},
+            {client_renegotiation, false, #{}, #{}},
+            %% OTP takes it for TLS 1.2 only.
+            {client_renegotiation, undefined, #{}, #{<<"versions">> => [<<"tlsv1.3">>]}},
             {fail_if_no_peer_cert, true, #{}, #{
                 <<"verify">> => <<"verify_peer">>,
                 <<"cacertfile">> => <<"ca.pem">>,

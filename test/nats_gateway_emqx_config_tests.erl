@@ -194,7 +194,8 @@ esockd_options_test() ->
     ?assertEqual(3, Get(acceptors)),
     ?assertEqual(9, Get(max_connections)),
     ?assertEqual(#{module => nats_gateway_emqx_limiter, rate => 10}, Get(limiter)),
-    ?assertEqual(true, Get(proxy_protocol)),
+    %% The connection reads its header.
+    ?assertEqual(undefined, Get(proxy_protocol)),
     ?assert(is_integer(Get(shutdown))),
     Tcp = Get(tcp_options),
     ?assertEqual(65536, proplists:get_value(buffer, Tcp)),
@@ -258,7 +259,7 @@ websocket(Changes) ->
 
 websocket_options_test() ->
     ?assertMatch(
-        #{listener := 'nats:ws:default', transport := ws, proxy_protocol := false},
+        #{listener := 'nats:ws:default', transport := ws},
         ws_options(#{}, plugin())
     ),
     ?assertEqual(
@@ -304,9 +305,15 @@ websocket_of_the_plugin_s_page_test() ->
     ?assertMatch(#{same_origin := true, jwt_cookie := <<"jwt">>}, Settings),
     ?assertNot(is_map_key(websocket_jwt_cookie, Config)).
 
-websocket_behind_a_proxy_test() ->
+behind_a_proxy_test() ->
     Conf = (ws_conf(#{}))#{proxy_protocol => true, proxy_protocol_timeout => 1500},
-    ?assertMatch(#{proxy_protocol := 1500}, ws_options(wss, Conf, plugin())).
+    ?assertMatch(#{proxy_protocol := 1500}, ws_options(wss, Conf, plugin())),
+    Tcp = fun(Changes) ->
+        Listener = listener(maps:merge(conf(), Changes)),
+        options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults())
+    end,
+    ?assertMatch(#{proxy_protocol := 3000}, Tcp(#{proxy_protocol => true})),
+    ?assertNot(is_map_key(proxy_protocol, Tcp(#{proxy_protocol => false}))).
 
 wrong_origins_are_named_test() ->
     Gateway = fun(Changes) -> (gateway())#{listeners := #{ws => #{a => ws_conf(Changes)}}} end,

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -272,3 +273,67 @@ def test_help_lists_the_options():
     done = gateway("--help")
     assert done.returncode == 0
     assert all(option in done.stdout for option in ("-c FILE", "--upstream", "--listen", "--check"))
+
+
+DESCRIPTORS = 60
+
+
+@contextmanager
+def limited_gateway(tmp_path: Path, broker: int):
+    """A gateway that may have few files and sockets open, in front of this broker; its port and its log."""
+    port = free_port()
+    log = tmp_path / "gateway.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [GATEWAY, "--upstream", f"mqtt://{HOST}:{broker}", "--listen", f"{HOST}:{port}"],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)),
+        )
+        try:
+            until = time.monotonic() + READY
+            while "listening on" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+            yield port, log
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ping(client: socket.socket) -> None:
+    client.sendall(b"PING\r\n")
+    received = b""
+    while not received.endswith(b"PONG\r\n"):
+        assert (more := client.recv(4096)), f"the end after {received!r}"
+        received += more
+
+
+def served(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), 5) as client:
+            ping(client)
+            return True
+    except (OSError, AssertionError):
+        return False
+
+
+def test_out_of_descriptors(tmp_path: Path, mosquitto: int):
+    """Who is there is served, who comes waits; nothing crashes, and the log says it from time to time."""
+    with limited_gateway(tmp_path, mosquitto) as (port, log):
+        with socket.create_connection((HOST, port), 5) as old:
+            ping(old)
+            idle = [socket.create_connection((HOST, port), 5) for _ in range(DESCRIPTORS + 20)]
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                ping(old)
+                time.sleep(0.05)
+            for client in idle:
+                client.close()
+            until = time.monotonic() + STOPPED
+            while not served(port):
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.1)
+            ping(old)
+        said = log.read_text()
+    assert not re.search("crash|supervisor|undef|badmatch| error ", said, re.IGNORECASE), said
+    assert 1 <= said.count("accept_failed") <= 2, said

@@ -130,7 +130,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"default_heartbeat_interval": value, "heartbeat_wait_timeout": value}
             case "max_payload":
                 top["max_payload_size"] = value
-            case "max_control_line" | "max_subscriptions" | "max_pending" | "server_name" | "send_timeout":
+            case "max_control_line" | "max_subscriptions" | "max_pending" | "server_name" | "send_timeout" | "log_level":
                 top[name] = value
             case "max_connections":
                 listener[name] = value

@@ -7,9 +7,11 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import pytest
 from certificates import Authority, Certificate, client_context
 
 from .servers import AUTO_WAIT_MS, HOST, TARGETS, Servers, require, servers  # noqa: F401 (a fixture)
-from .transports import TCP, TLS, TLS_FIRST, Address, Transport, authority, server_certificate
+from .transports import TCP, TLS, TLS_FIRST, Address, Transport, authority, server_certificate, trusting
 from .wire import Connection, WireFailure
 
 PING, PONG = b"PING\r\n", b"PONG\r\n"
@@ -344,6 +346,33 @@ def test_openssl_s_client(servers: Servers, target: str, version: str):  # noqa:
     assert re.fullmatch(rb"INFO \{.*\} \r\nPONG\r\n-ERR 'Unknown Protocol Operation'\r\n", done.stdout), done
 
 
+@each_target
+def test_no_second_handshake(servers: Servers, target: str):  # noqa: F811
+    """TLS 1.2 lets a client ask for one."""
+    host, port = server(servers, target, "handshake_first")
+    client = subprocess.Popen(
+        ["openssl", "s_client", "-connect", f"{host}:{port}", "-tls1_2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        while not client.stdout.readline().startswith(b"INFO "):
+            pass
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        # What is written before it has done that would be a part of the command.
+        while not client.stdout.readline().startswith(b"RENEGOTIATING"):
+            pass
+        client.stdin.write(PING)
+        client.stdin.flush()
+        said = []
+        while PONG not in said and (line := client.stdout.readline()):
+            said.append(line)
+    finally:
+        client.kill()
+        client.wait()
+    assert re.search("no renegotiation|alert unexpected message", b"".join(said).decode()), said
+
+
 # --- Clients that leave ----------------------------------------------------------------------------------------------
 
 
@@ -358,6 +387,33 @@ def test_clients_that_leave_right_after_the_handshake(servers: Servers, mode: st
     with connected_when_there_is_room(address, way) as one, connected_when_there_is_room(address, way) as other:
         proven(one)
         proven(other)
+
+
+@pytest.mark.parametrize("mode", ["tcp", "upgrade", "handshake_first", "auto"])
+def test_clients_that_leave_are_clients_that_leave(servers: Servers, mode: str):  # noqa: F811
+    """Wherever it is found out, and in whatever words: one line each, at level info."""
+    top = {"log_level": "info"}
+    address = servers.address("gateway", top) if mode == "tcp" else server(servers, "gateway", mode, top=top)
+    # Who has looked whether the server is there.
+    wait_for(lambda: "connection_closed" in servers.log(address))
+    begin = len(servers.log(address))
+
+    def come_and_go(_: int) -> None:
+        with socket.create_connection(address, 5) as plain:
+            if mode == "upgrade":
+                plain.recv(4096)
+            secured = plain if mode == "tcp" else trusting().wrap_socket(plain, server_hostname=address[0])
+            # A reset: what was sent to it is thrown away.
+            secured.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            secured.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        # Fewer than a second's worth for the log of OTP.
+        list(pool.map(come_and_go, range(200)))
+    wait_for(lambda: servers.log(address)[begin:].count("connection_closed") >= 200)
+    lines = servers.log(address)[begin:].splitlines()
+    wrong = [line for line in lines if not re.search(r" info connection_closed .* reason=client_closed", line)]
+    assert wrong == [] and len(lines) == 200, (len(lines), wrong)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -398,6 +399,40 @@ def test_too_many_connections(servers: Servers, target: str):  # noqa: F811
             error, last = list(answers(second))
             assert error == Frame(BINARY, b"-ERR 'maximum connections exceeded'\r\n")
             assert last == closed(POLICY, "Maximum Connections Exceeded")
+
+
+def test_far_too_many_connections(servers: Servers):  # noqa: F811
+    """Who is refused waits for its turn to be told so. There are not more than some of them; the others are closed."""
+    with the_first(servers, "gateway", max_connections=1) as first:
+        address = first.socket.getpeername()
+        with ExitStack() as stack:
+            silent = [stack.enter_context(WebSocket.connect(address)) for _ in range(150)]
+            time.sleep(0.5)
+            over = [client for client in silent if is_over(client)]
+            assert 30 <= len(over) <= 50
+            first.send(frame(b"PING\r\n"))
+            assert first.read() == PONG_FRAME
+        until = time.monotonic() + 5
+        while not is_told(servers):
+            assert time.monotonic() < until
+
+
+def is_over(client: WebSocket) -> bool:
+    client.socket.settimeout(0.001)
+    try:
+        return client.socket.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def is_told(servers: Servers) -> bool:  # noqa: F811
+    try:
+        with opened(servers, "gateway", max_connections=1) as refused:
+            return Frame(BINARY, b"-ERR 'maximum connections exceeded'\r\n") in answers(refused)
+    except (Unexpected, OSError):
+        return False
 
 
 def the_first(servers: Servers, target: str, **settings: object) -> WebSocket:  # noqa: F811

@@ -1,0 +1,150 @@
+%% The header of the PROXY protocol, with which a proxy tells of its client.
+%%
+%% esockd and ranch have readers of their own. What is written here takes a header of either version
+%% the same on every listener: in however many pieces it comes, without what comes behind it, and
+%% without a crash whatever it is.
+-module(nats_gateway_proxy).
+
+-export([parse/1]).
+
+-export_type([client/0]).
+
+-type address() :: {inet:ip_address(), inet:port_number()}.
+-type client() :: #{
+    peername := address(),
+    sockname := address(),
+    peercert := nossl | nats_gateway_certificate:peercert()
+}.
+
+-define(SIGNATURE, "\r\n\r\n\0\r\nQUIT\n").
+-define(LONGEST_LINE, 107).
+
+%% Commands, and families with their transport.
+-define(LOCAL, 0).
+-define(PROXY, 1).
+-define(UNSPECIFIED, 16#00).
+-define(TCP4, 16#11).
+-define(TCP6, 16#21).
+-define(UNIX, 16#31).
+
+%% Of what a proxy tells: TLS, and in it the common name of the client's certificate.
+-define(TYPE_SSL, 16#20).
+-define(TYPE_SSL_CN, 16#22).
+
+%% `nobody': the proxy itself, to see whether we are well, or somebody without an IP address.
+-spec parse(binary()) ->
+    more
+    | {ok, client() | nobody, Rest :: binary()}
+    | {error, no_proxy_header | bad_proxy_header}.
+parse(<<?SIGNATURE, 2:4, Command:4, Family, Size:16, Body:Size/binary, Rest/binary>>) ->
+    told(binary(Command, Family, Body), Rest);
+parse(<<?SIGNATURE, Version:4, _:4, _/binary>>) when Version =/= 2 ->
+    {error, bad_proxy_header};
+parse(<<?SIGNATURE, _/binary>>) ->
+    more;
+parse(<<"PROXY ", _/binary>> = Bytes) ->
+    case binary:match(binary:part(Bytes, 0, min(byte_size(Bytes), ?LONGEST_LINE)), <<"\r\n">>) of
+        {At, 2} ->
+            <<Line:At/binary, "\r\n", Rest/binary>> = Bytes,
+            told(line(binary:split(Line, <<" ">>, [global])), Rest);
+        nomatch when byte_size(Bytes) < ?LONGEST_LINE ->
+            more;
+        nomatch ->
+            {error, bad_proxy_header}
+    end;
+parse(Bytes) ->
+    Begins = fun(Header) ->
+        binary:longest_common_prefix([Bytes, Header]) =:= byte_size(Bytes)
+    end,
+    case lists:any(Begins, [<<"PROXY ">>, <<?SIGNATURE>>]) of
+        true -> more;
+        false -> {error, no_proxy_header}
+    end.
+
+told(error, _) -> {error, bad_proxy_header};
+told(Client, Rest) -> {ok, Client, Rest}.
+
+line([_, <<"UNKNOWN">> | _]) ->
+    nobody;
+line([_, <<"TCP4">> | Ends]) ->
+    ends(Ends, fun inet:parse_ipv4strict_address/1);
+line([_, <<"TCP6">> | Ends]) ->
+    ends(Ends, fun inet:parse_ipv6strict_address/1);
+line(_) ->
+    error.
+
+ends([Source, Destination, SourcePort, DestinationPort], Parse) ->
+    Addresses = [Parse(binary_to_list(Address)) || Address <- [Source, Destination]],
+    Ports = lists:map(fun port/1, [SourcePort, DestinationPort]),
+    case {Addresses, Ports} of
+        {[{ok, From}, {ok, To}], [FromPort, ToPort]} when
+            is_integer(FromPort), is_integer(ToPort)
+        ->
+            client({From, FromPort}, {To, ToPort}, nossl);
+        _ ->
+            error
+    end;
+ends(_, _) ->
+    error.
+
+port(Text) ->
+    try binary_to_integer(Text) of
+        Port when Port >= 0, Port =< 65535 -> Port;
+        _ -> error
+    catch
+        error:badarg -> error
+    end.
+
+binary(?LOCAL, _, _) ->
+    nobody;
+binary(?PROXY, Family, _) when Family =:= ?UNSPECIFIED; Family =:= ?UNIX ->
+    nobody;
+binary(?PROXY, ?TCP4, <<From:4/binary, To:4/binary, FromPort:16, ToPort:16, Fields/binary>>) ->
+    Address = fun(Bytes) -> list_to_tuple([N || <<N:8>> <= Bytes]) end,
+    client({Address(From), FromPort}, {Address(To), ToPort}, certificate(Fields));
+binary(?PROXY, ?TCP6, <<From:16/binary, To:16/binary, FromPort:16, ToPort:16, Fields/binary>>) ->
+    Address = fun(Bytes) -> list_to_tuple([N || <<N:16>> <= Bytes]) end,
+    client({Address(From), FromPort}, {Address(To), ToPort}, certificate(Fields));
+binary(_, _, _) ->
+    error.
+
+client(_, _, error) ->
+    error;
+client(Source, Destination, Certificate) ->
+    #{peername => Source, sockname => Destination, peercert => Certificate}.
+
+%% As esockd tells of it.
+certificate(Bytes) ->
+    case field(?TYPE_SSL, Bytes) of
+        {ok, <<_Client, _Verified:32, Fields/binary>>} ->
+            case field(?TYPE_SSL_CN, Fields) of
+                {ok, Name} -> [{pp2_ssl_cn, binary:copy(Name)}];
+                none -> nossl;
+                error -> error
+            end;
+        {ok, _} ->
+            error;
+        none ->
+            nossl;
+        error ->
+            error
+    end.
+
+%% The first of its type. Those behind it are looked at, too: all or none is believed.
+field(Type, Bytes) ->
+    case fields(Bytes, []) of
+        error ->
+            error;
+        Fields ->
+            case lists:keyfind(Type, 1, Fields) of
+                {_, Value} -> {ok, Value};
+                false -> none
+            end
+    end.
+
+fields(<<Type, Size:16, Value:Size/binary, Rest/binary>>, Fields) ->
+    fields(Rest, [{Type, Value} | Fields]);
+fields(<<>>, Fields) ->
+    lists:reverse(Fields);
+fields(_, _) ->
+    error.
