@@ -59,6 +59,8 @@
     passive = false :: boolean(),
     %% how the input ended, the client's FIN mostly; what it sent before is still answered
     ended = false :: false | nats_gateway_channel:input(),
+    %% nobody takes what is sent any more; what the client sent before still counts
+    mute = false :: boolean(),
     %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
     %% then, and the octets that had left it when it was last found stuck, how often in a row
     unchecked = 0 :: non_neg_integer(),
@@ -90,7 +92,8 @@
     | drained
     | writing
     | collect
-    | busy.
+    | busy
+    | mute.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
@@ -110,6 +113,9 @@
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
 -define(CHECK_BYTES, 65536).
+%% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
+%% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
+-define(MUTE_MS, 5000).
 %% What a message in the mailbox counts besides its bytes.
 -define(MESSAGE_OVERHEAD, 256).
 %% Times that a client is found stuck within its send timeout.
@@ -246,6 +252,8 @@ greet(State = #state{socket = Socket, options = Options}) ->
             {stop, {shutdown, client_closed}, State}
     end.
 
+establish(_, State = #state{mute = true}) ->
+    {stop, {shutdown, client_closed}, State};
 establish([], State) ->
     open(State);
 establish([info | Steps], State) ->
@@ -557,6 +565,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
         false ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {noreply, State#state{passive = false}};
+                {error, _} when State#state.mute -> reactivate(ended(eof, State));
                 {error, Reason} -> {stop, {shutdown, Reason}, State}
             end
     end.
@@ -578,6 +587,8 @@ result({stop, Reason, Out, Channel}, State) ->
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
+send(_, State = #state{mute = true}) ->
+    {ok, State};
 send(Out, State = #state{websocket = Websocket}) ->
     case iolist_size(Out) of
         0 ->
@@ -589,6 +600,8 @@ send(Out, State = #state{websocket = Websocket}) ->
             transmit(Frame, Size, State#state{websocket = NWebsocket})
     end.
 
+transmit(_, _, State = #state{mute = true}) ->
+    {ok, State};
 transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
     case nats_gateway_transport:send(Socket, Bytes) of
         ok when Unchecked + Size < ?CHECK_BYTES ->
@@ -596,8 +609,15 @@ transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
         ok ->
             check(State#state{unchecked = Unchecked + Size});
         {error, Reason} ->
-            {error, Reason, State}
+            case send_error(Reason) of
+                client_closed -> {ok, mute(State)};
+                _ -> {error, Reason, State}
+            end
     end.
+
+%% Over TLS nothing can be sent after the client's FIN, when much of what it sent may have come and
+%% not been looked at yet: the end of the input ends the connection, as without TLS.
+mute(State) -> start_timer(mute, ?MUTE_MS, State#state{mute = true, heard = false}).
 
 %% nats-server's bound of what may wait for a client. What is in the mailbox will become such
 %% bytes: it is taken to be like what was sent since the last look.
@@ -618,13 +638,15 @@ check(State = #state{socket = Socket, channel = Channel, options = #{config := C
                 true ->
                     {ok, NState}
             end;
-        {error, Reason} ->
-            {error, Reason, State}
+        {error, _} ->
+            {ok, mute(State)}
     end.
 
 look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
 
 %% nats-server's write deadline.
+look(State = #state{mute = true}) ->
+    {noreply, State};
 look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
     #{send_timeout := SendTimeout} = Config,
     case nats_gateway_transport:pending(Socket) of
@@ -636,8 +658,8 @@ look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config
             {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
         {ok, _, Gone} ->
             {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
-        {error, Reason} ->
-            {stop, {shutdown, send_error(Reason)}, State}
+        {error, _} ->
+            {noreply, mute(State)}
     end.
 
 %% A client that is not there any more, or that does not read.
@@ -680,6 +702,11 @@ timeout(busy, State) ->
     {noreply, State#state{busy = false}, hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
+timeout(mute, State = #state{heard = Heard, channel = Channel}) ->
+    case Heard orelse nats_gateway_channel:busy(Channel) of
+        true -> {noreply, start_timer(mute, ?MUTE_MS, State#state{heard = false})};
+        false -> {stop, {shutdown, client_closed}, State}
+    end;
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};
 timeout(writing, State) ->

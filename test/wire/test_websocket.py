@@ -482,6 +482,28 @@ def test_a_client_that_goes_without_a_word(servers: Servers, target: str):  # no
         assert client.read() == PONG_FRAME
 
 
+def test_what_a_client_sent_before_its_fin_counts(servers: Servers, target: str):  # noqa: F811
+    """Over TLS, without an alert of its own: nobody takes the answers after it."""
+    publishes = b'CONNECT {"verbose":true}\r\n' + b"PUB fin 200\r\n%b\r\n" % (b"x" * 200) * 5000
+    expected = b"MSG fin 1 200\r\n%b\r\n" % (b"x" * 200) * 5000
+    address = servers.address(target, WSS.settings)
+    with WebSocket.connect(address, trusting()) as reader, WebSocket.connect(address, trusting()) as leaver:
+        for client in (reader, leaver):
+            client.upgrade()
+            assert client.read().payload.startswith(b"INFO ")
+        reader.send(frame(CONNECT + b"SUB fin 1\r\nPING\r\n"))
+        assert reader.read() == PONG_FRAME
+        # A ping has an answer, too, before anything that it holds is looked at.
+        pieces = [publishes[at : at + 50000] for at in range(0, len(publishes), 50000)]
+        leaver.send(b"".join(frame(b"", PING) + frame(piece) for piece in pieces))
+        # Of an SSLSocket it ends TCP alone.
+        leaver.socket.shutdown(socket.SHUT_WR)
+        received = b""
+        while len(received) < len(expected):
+            received += reader.read().payload
+        assert received == expected
+
+
 # --- Logins ----------------------------------------------------------------------------------------------------------
 
 COOKIE = {"websocket": {"jwt_cookie": "session"}} | JWT
