@@ -469,33 +469,42 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
 feed(Bytes, Ws = #websocket{rest = <<>>}) ->
-    decode(Bytes, [], Ws);
+    decode(Bytes, [], [], Ws);
 feed(Bytes, Ws = #websocket{rest = Rest, need = Need}) ->
     Joined = <<Rest/binary, Bytes/binary>>,
     case byte_size(Joined) < Need of
         true -> {[], Ws#websocket{rest = Joined}};
-        false -> decode(Joined, [], Ws)
+        false -> decode(Joined, [], [], Ws)
     end.
 
-decode(Bytes, Out, Ws = #websocket{decode = Settings, position = Position, parts = Parts}) ->
-    {More, Pings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
-    NOut = append(Out, [[header(pong, byte_size(Ping)), Ping] || Ping <- Pings]),
-    NWs = Ws#websocket{parts = append(Parts, More), rest = <<>>},
+%% Parts and pings: of the calls that this chunk has taken so far, newest first.
+decode(Bytes, Parts, Pings, Ws = #websocket{decode = Settings, position = Position}) ->
+    {MoreParts, MorePings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
+    NParts = [MoreParts | Parts],
+    NPings = [MorePings | Pings],
     case Next of
         {more, Rest, 0, NPosition} ->
-            decode(Rest, NOut, NWs#websocket{position = NPosition});
+            decode(Rest, NParts, NPings, Ws#websocket{position = NPosition});
         {more, Rest, Need, NPosition} ->
-            {NOut, NWs#websocket{rest = Rest, need = Need, position = NPosition}};
+            NWs = Ws#websocket{rest = Rest, need = Need, position = NPosition},
+            decoded(NParts, NPings, NWs);
         {close, Payload} ->
-            {NOut, NWs#websocket{ended = closed_by_client(Payload)}};
+            decoded(NParts, NPings, ended(closed_by_client(Payload), Ws));
         {error, 1009, Text} ->
-            {NOut, NWs#websocket{ended = {websocket_frame_too_large, 1009, Text}}};
+            decoded(NParts, NPings, ended({websocket_frame_too_large, 1009, Text}, Ws));
         {error, Code, Text} ->
-            {NOut, NWs#websocket{ended = {websocket_protocol_error, Code, Text}}}
+            decoded(NParts, NPings, ended({websocket_protocol_error, Code, Text}, Ws))
     end.
 
-append([], More) -> More;
-append(List, More) -> List ++ More.
+ended(Ended, Ws) -> Ws#websocket{rest = <<>>, ended = Ended}.
+
+decoded(Parts, Pings, Ws = #websocket{parts = Before}) ->
+    {
+        [[header(pong, byte_size(Ping)), Ping] || Ping <- in_order(Pings)],
+        Ws#websocket{parts = in_order(Parts ++ [Before])}
+    }.
+
+in_order(NewestFirst) -> lists:append(lists:reverse(NewestFirst)).
 
 %% Echoed, where it is a close frame that may be sent.
 closed_by_client(<<>>) ->

@@ -405,6 +405,50 @@ large_chunk_test() ->
     Pings = binary:copy(<<"PING\r\n">>, 50000),
     ?assertMatch({Pings, <<>>, open, _}, feed([Many], open())).
 
+%% A call of the decoder ends by what it has done, not by bytes alone: 256 KiB of empty pings would
+%% be four milliseconds of work.
+calls_are_short_test_() ->
+    Calls = fun(Frame) ->
+        Size = byte_size(Frame),
+        Chunk = binary:copy(Frame, 262144 div Size),
+        Left = calls(Chunk, {0, 0, none, false}),
+        %% whole frames, none of them lost
+        ?assertEqual(0, lists:last(Left)),
+        Before = [byte_size(Chunk) | lists:droplast(Left)],
+        [(From - To) div Size || {From, To} <- lists:zip(Before, Left)]
+    end,
+    [
+        ?_assert(lists:max(Calls(Frame)) < Most)
+     || {Most, Frame} <- [
+            {3000, client(?PING, <<>>)},
+            {3000, client(?PING, <<"12345678">>)},
+            {3000, client(?BINARY, 1, 1, <<>>)},
+            {3000, client(?BINARY, 1, 1, <<0>>)},
+            {12000, client(?BINARY, <<>>)}
+        ]
+    ].
+
+%% What each call leaves.
+calls(Bytes, Position) ->
+    {_, _, {more, Rest, Need, NPosition}} =
+        nats_gateway_nif:websocket_decode(Bytes, {1000, true}, Position),
+    case Need of
+        0 -> [byte_size(Rest) | calls(Rest, NPosition)];
+        _ -> [byte_size(Rest)]
+    end.
+
+%% They come in order, however many calls there are.
+many_small_frames_test() ->
+    Numbers = [integer_to_binary(N) || N <- lists:seq(10000, 40000)],
+    Chunk = iolist_to_binary([[client(?PING, N), client(?BINARY, N)] || N <- Numbers]),
+    Pongs = iolist_to_binary([[<<16#8A, 5>>, N] || N <- Numbers]),
+    Stream = iolist_to_binary(Numbers),
+    ?assertMatch({Stream, Pongs, open, _}, feed([Chunk], open())),
+    Fewer = lists:sublist(Numbers, 10000),
+    Deflated = iolist_to_binary([client(?BINARY, 1, 1, message(N)) || N <- Fewer]),
+    Inflated = iolist_to_binary(Fewer),
+    ?assertMatch({Inflated, <<>>, open, _}, feed([Deflated], open(deflate, infinity))).
+
 ends_test_() ->
     Ping = client(?BINARY, <<"PING\r\n">>),
     Close = fun(Payload) -> client(?CLOSE, Payload) end,
