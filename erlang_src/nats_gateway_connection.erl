@@ -93,7 +93,8 @@
     | writing
     | collect
     | busy
-    | mute.
+    | mute
+    | streams.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
@@ -105,6 +106,9 @@
 -define(BUSY_HEAP_WORDS, 32768).
 -define(BUSY_CHUNK, 32768).
 -define(BUSY_MS, 5000).
+
+%% Compressing takes 320 KB of zlib's memory, which are given back as well.
+-define(STREAMS_MS, 5000).
 
 %% For how long messages are collected, and how many at most.
 -define(COLLECT_MS, 1).
@@ -508,9 +512,9 @@ fetch(State = #state{websocket = none}) ->
 fetch(State = #state{websocket = Websocket}) ->
     case nats_gateway_websocket:take(Websocket) of
         {data, Data, NWebsocket} ->
-            decode(add(Data, State#state{websocket = NWebsocket}));
+            decode(add(Data, streams(State#state{websocket = NWebsocket})));
         {empty, NWebsocket} ->
-            reactivate(State#state{websocket = NWebsocket});
+            reactivate(streams(State#state{websocket = NWebsocket}));
         {ended, client_closed, Close, NWebsocket} ->
             reactivate(ended(eof, State#state{websocket = NWebsocket, farewell = Close}));
         {ended, Reason, Close, NWebsocket} ->
@@ -597,7 +601,7 @@ send(Out, State = #state{websocket = Websocket}) ->
             transmit(Out, Size, State);
         Size ->
             {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Size, Websocket),
-            transmit(Frame, Size, State#state{websocket = NWebsocket})
+            transmit(Frame, Size, streams(State#state{websocket = NWebsocket}))
     end.
 
 transmit(_, _, State = #state{mute = true}) ->
@@ -689,13 +693,15 @@ timeout(heartbeat_wait, State = #state{heard = true, options = #{config := Confi
     {noreply, start_timer(heartbeat, Interval, State#state{heard = false})};
 timeout(idle, State = #state{channel = Channel}) ->
     case nats_gateway_channel:handle_timeout(idle, Channel) of
-        {ok, [], NChannel} -> {noreply, rest(State#state{channel = NChannel}), hibernate};
+        {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
-    {noreply, rest(State#state{channel = NChannel}), hibernate};
+    {noreply, State#state{channel = NChannel}, hibernate};
+timeout(streams, State = #state{websocket = Websocket}) ->
+    {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
 timeout(busy, State) ->
     {min_heap_size, Words} = erlang:system_info(min_heap_size),
     _ = process_flag(min_heap_size, Words),
@@ -722,10 +728,16 @@ timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
-rest(State = #state{websocket = none}) ->
-    State;
-rest(State = #state{websocket = Websocket}) ->
-    State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}.
+%% A message that is under way keeps what it needs: the next that comes of it is seen here.
+streams(State = #state{websocket = Websocket, timers = Timers}) when
+    not is_map_key(streams, Timers)
+->
+    case nats_gateway_websocket:has_streams(Websocket) of
+        true -> start_timer(streams, ?STREAMS_MS, State);
+        false -> State
+    end;
+streams(State) ->
+    State.
 
 login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
     case nats_gateway_channel:deadline(Channel) of

@@ -11,6 +11,7 @@
 -export([take/1]).
 -export([frame/3]).
 -export([close_frame/1]).
+-export([has_streams/1]).
 -export([at_rest/1]).
 -export([origin/1]).
 
@@ -614,6 +615,11 @@ begin_deflate(Ws = #websocket{deflater = undefined, deflate = Deflate}) ->
 begin_deflate(Ws = #websocket{deflater = Z}) ->
     ok = zlib:deflateReset(Z),
     Ws.
+
+%% Whether there is something for `at_rest/1' to give back.
+-spec has_streams(websocket()) -> boolean().
+has_streams(#websocket{inflater = undefined, deflater = undefined}) -> false;
+has_streams(#websocket{}) -> true.
 
 %% Memory that is only needed while there is traffic.
 -spec at_rest(websocket()) -> websocket().

@@ -29,14 +29,16 @@ disconnect(_, _) -> ok.
 %% -------------------------------------------------------------------------------------------
 
 %% The process, the port that it owns, and the client's.
-connected(Options) ->
+connected(Options) -> connected(Options, #{}).
+
+connected(Options, Settings) ->
     {ok, Listen} = nats_gateway_transport:listen({{127, 0, 0, 1}, 0}, #{}),
     {tcp, ListenSocket} = Listen,
     {ok, ListenPort} = inet:port(ListenSocket),
     {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, ListenPort, [binary, {active, false}]),
     {ok, Socket = {tcp, Port}} = nats_gateway_transport:accept(Listen),
     ok = gen_tcp:close(ListenSocket),
-    Config = (nats_gateway_config:defaults())#{test => self()},
+    Config = maps:merge(nats_gateway_config:defaults(), Settings#{test => self()}),
     {ok, Pid} = nats_gateway_connection:start_link(
         Socket, maps:merge(#{host => ?MODULE, config => Config, listener => test}, Options)
     ),
@@ -92,3 +94,47 @@ a_client_that_is_gone_ends_anyway_test_() ->
         {_, _, Monitor} = gone(),
         ?assertEqual({shutdown, client_closed}, ended(Monitor))
     end}.
+
+%% -------------------------------------------------------------------------------------------
+%% The memory of compression
+
+%% Again and again, for a host that wants no reports, and long after the time for a CONNECT.
+streams_are_closed_when_there_is_no_traffic_test_() ->
+    {timeout, 60, fun() ->
+        Settings = #{compress => true, max_frame_size => infinity, handshake_timeout => ?WAIT},
+        {Pid, _, Client} = connected(#{websocket => Settings}, #{idle_timeout => 500}),
+        1 = erlang:trace(Pid, true, [call]),
+        _ = [erlang:trace_pattern({zlib, F, '_'}, true, []) || F <- [open, close]],
+        ok = gen_tcp:send(Client, [
+            <<"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n">>,
+            <<"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n">>,
+            <<"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n">>
+        ]),
+        %% INFO is compressed.
+        ?assertEqual([open], zlib(1)),
+        ok = gen_tcp:send(Client, deflated(<<"CONNECT {\"verbose\":false}\r\n">>)),
+        ?assertEqual([open, close, close], zlib(3)),
+        ok = gen_tcp:send(Client, deflated(<<"PUB a 1\r\n1\r\n">>)),
+        ?assertEqual([<<"1">>], published()),
+        ?assertEqual([open, close], zlib(2)),
+        _ = [erlang:trace_pattern({zlib, F, '_'}, false, []) || F <- [open, close]],
+        Monitor = monitor(process, Pid),
+        ok = gen_tcp:close(Client),
+        ?assertEqual({shutdown, client_closed}, ended(Monitor))
+    end}.
+
+zlib(0) ->
+    [];
+zlib(Count) ->
+    receive
+        {trace, _, call, {zlib, Function, _}} -> [Function | zlib(Count - 1)]
+    after ?WAIT -> [nothing]
+    end.
+
+deflated(Data) ->
+    Z = zlib:open(),
+    ok = zlib:deflateInit(Z, default, deflated, -15, 8, default),
+    Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
+    ok = zlib:close(Z),
+    Size = byte_size(Flushed) - 4,
+    [<<16#C2, 1:1, Size:7, 0:32>>, binary:part(Flushed, 0, Size)].
