@@ -593,15 +593,16 @@ send(_, State = #state{socket = undefined}) ->
     {ok, State};
 send(_, State = #state{mute = true}) ->
     {ok, State};
-send(Out, State = #state{websocket = Websocket}) ->
+send(Out, State = #state{websocket = Websocket, channel = Channel}) ->
     case iolist_size(Out) of
         0 ->
             {ok, State};
         Size when Websocket =:= none ->
             transmit(Out, Size, State);
         Size ->
-            {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Size, Websocket),
-            transmit(Frame, Size, streams(State#state{websocket = NWebsocket}))
+            {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Channel),
+            {Frames, NWebsocket} = nats_gateway_websocket:frames(Out, Size, MaxPayload, Websocket),
+            transmit(Frames, Size, streams(State#state{websocket = NWebsocket}))
     end.
 
 transmit(_, _, State = #state{mute = true}) ->

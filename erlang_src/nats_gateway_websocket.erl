@@ -9,7 +9,7 @@
 -export([open/2]).
 -export([feed/2]).
 -export([take/1]).
--export([frame/3]).
+-export([frames/4]).
 -export([close_frame/1]).
 -export([has_streams/1]).
 -export([at_rest/1]).
@@ -86,7 +86,9 @@
     %% bytes of the compressed message that is under way; `idle' when there is none
     inflated = idle :: idle | non_neg_integer(),
     inflater :: undefined | zlib:zstream(),
-    deflater :: undefined | zlib:zstream()
+    deflater :: undefined | zlib:zstream(),
+    %% INFO was sent
+    introduced = false :: boolean()
 }).
 
 -opaque websocket() :: #websocket{}.
@@ -105,6 +107,10 @@
 -define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
 %% As nats-server: what is shorter is not compressed.
 -define(COMPRESS_ABOVE, 64).
+%% Bytes in a frame to the client: nats.go hangs up at one of more than 8 times INFO's max_payload,
+%% and others have limits of their own, from this on.
+-define(PAYLOADS_PER_FRAME, 8).
+-define(MAX_FRAME, 1048576).
 %% Of any compressed message; what is allowed of max_payload_size is nats-server's rule.
 -define(MIN_MAX_MESSAGE, 1048576).
 -define(PAYLOADS_PER_MESSAGE, 8).
@@ -593,17 +599,51 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% One binary frame with these bytes, which are so many.
--spec frame(iodata(), Size :: pos_integer(), websocket()) -> {iodata(), websocket()}.
+%% These bytes, which are so many, in binary frames, each a message of its own: mostly one. MaxPayload
+%% is what INFO says. The first ones are INFO: clients take all that is in one frame with it for it.
+-spec frames(iodata(), Size :: pos_integer(), MaxPayload :: non_neg_integer(), websocket()) ->
+    {iodata(), websocket()}.
+frames(Data, Size, _, Ws = #websocket{introduced = false}) ->
+    frame(Data, Size, Ws#websocket{introduced = true});
+frames(Data, Size, MaxPayload, Ws) ->
+    case max_frame(MaxPayload) of
+        Max when Size =< Max -> frame(Data, Size, Ws);
+        Max -> cut(erlang:iolist_to_iovec(Data), Size, Max, [], Ws)
+    end.
+
+%% To nats.go, 0 is no limit.
+max_frame(0) -> ?MAX_FRAME;
+max_frame(MaxPayload) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
+
+cut(Parts, Size, Max, Frames, Ws) when Size =< Max ->
+    {Frame, NWs} = frame(Parts, Size, Ws),
+    {lists:reverse(Frames, [Frame]), NWs};
+cut(Parts, Size, Max, Frames, Ws) ->
+    {Front, Back} = front(Parts, Max, []),
+    {Frame, NWs} = frame(Front, Max, Ws),
+    cut(Back, Size - Max, Max, [Frame | Frames], NWs).
+
+%% So many bytes, and the rest.
+front([Part | Parts], Left, Front) when byte_size(Part) < Left ->
+    front(Parts, Left - byte_size(Part), [Part | Front]);
+front([Part | Parts], Left, Front) ->
+    <<Last:Left/binary, More/binary>> = Part,
+    {lists:reverse(Front, [Last]), [More | Parts]}.
+
 frame(Data, Size, Ws = #websocket{deflate = Deflate}) when
     Deflate =:= none; Size =< ?COMPRESS_ABOVE
 ->
     {[header(binary, Size) | Data], Ws};
-frame(Data, _, Ws) ->
+frame(Data, Size, Ws) ->
     NWs = #websocket{deflater = Z} = begin_deflate(Ws),
     Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
-    Size = byte_size(Flushed) - 4,
-    {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}.
+    case byte_size(Flushed) - 4 of
+        Deflated when Deflated < Size ->
+            {[header(deflated, Deflated) | binary:part(Flushed, 0, Deflated)], NWs};
+        _ ->
+            %% Random bytes are longer than before.
+            {[header(binary, Size) | Data], NWs}
+    end.
 
 header(Frame, Size) -> nats_gateway_nif:websocket_header(Frame, Size).
 

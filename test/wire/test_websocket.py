@@ -7,6 +7,7 @@ more: both expectations are written down then.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 import zlib
@@ -605,6 +606,31 @@ def test_deflate(servers: Servers, target: str):  # noqa: F811
             assert (inflated(received) if received.deflated else received.payload) == message
         client.send(frame(b"PING\r\n"))
         assert client.read() == PONG_FRAME
+
+
+@pytest.mark.parametrize("offer", [None, OFFER], ids=["plain", "deflate"])
+def test_no_frame_is_longer_than_clients_take(servers: Servers, offer: bytes | None):  # noqa: F811
+    """nats.go hangs up at one of more than 8 times INFO's max_payload, where nats-server sends it."""
+    settings = {"websocket": DEFLATE, "max_payload": 1000}
+    # They do not get shorter by compression.
+    payloads = [os.urandom(1000) for _ in range(3000)]
+    expected = b"".join(b"MSG many 1 1000\r\n%b\r\n" % payload for payload in payloads)
+    with opened(servers, "gateway", **settings) as publisher:
+        with WebSocket.connect(servers.address("gateway", settings)) as client:
+            client.upgrade(offer)
+            client.read()
+            client.send(frame(CONNECT + b"SUB many 1\r\nPING\r\n"))
+            assert client.read() == PONG_FRAME
+            publishes = b"".join(b"PUB many 1000\r\n%b\r\n" % payload for payload in payloads)
+            publisher.send(frame(CONNECT + publishes))
+            received, longest = b"", 0
+            while len(received) < len(expected):
+                one = client.read()
+                longest = max(longest, len(one.payload))
+                received += inflated(one) if one.deflated else one.payload
+            assert received == expected
+            # They are filled, too.
+            assert 7000 < longest <= 8000
 
 
 def test_deflate_cut_everywhere(servers: Servers, target: str):  # noqa: F811
