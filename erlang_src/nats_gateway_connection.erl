@@ -59,6 +59,8 @@
     passive = false :: boolean(),
     %% how the input ended, the client's FIN mostly; what it sent before is still answered
     ended = false :: false | nats_gateway_channel:input(),
+    %% nobody takes what is sent any more; what the client sent before still counts
+    mute = false :: boolean(),
     %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
     %% then, and the octets that had left it when it was last found stuck, how often in a row
     unchecked = 0 :: non_neg_integer(),
@@ -90,7 +92,9 @@
     | drained
     | writing
     | collect
-    | busy.
+    | busy
+    | mute
+    | streams.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
@@ -103,6 +107,9 @@
 -define(BUSY_CHUNK, 32768).
 -define(BUSY_MS, 5000).
 
+%% Compressing takes 320 KB of zlib's memory, which are given back as well.
+-define(STREAMS_MS, 5000).
+
 %% For how long messages are collected, and how many at most.
 -define(COLLECT_MS, 1).
 -define(COLLECT_COUNT, 1000).
@@ -110,6 +117,9 @@
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
 -define(CHECK_BYTES, 65536).
+%% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
+%% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
+-define(MUTE_MS, 5000).
 %% What a message in the mailbox counts besides its bytes.
 -define(MESSAGE_OVERHEAD, 256).
 %% Times that a client is found stuck within its send timeout.
@@ -235,6 +245,8 @@ greet(State = #state{options = Options = #{host := Host, config := Config}}) ->
         collects = nats_gateway_channel:collects(Host)
     }).
 
+establish(_, State = #state{mute = true}) ->
+    {stop, {shutdown, client_closed}, State};
 establish([], State) ->
     open(State);
 establish([peername | Steps], State = #state{socket = Socket}) ->
@@ -505,9 +517,9 @@ fetch(State = #state{websocket = none}) ->
 fetch(State = #state{websocket = Websocket}) ->
     case nats_gateway_websocket:take(Websocket) of
         {data, Data, NWebsocket} ->
-            decode(add(Data, State#state{websocket = NWebsocket}));
+            decode(add(Data, streams(State#state{websocket = NWebsocket})));
         {empty, NWebsocket} ->
-            reactivate(State#state{websocket = NWebsocket});
+            reactivate(streams(State#state{websocket = NWebsocket}));
         {ended, client_closed, Close, NWebsocket} ->
             reactivate(ended(eof, State#state{websocket = NWebsocket, farewell = Close}));
         {ended, Reason, Close, NWebsocket} ->
@@ -562,6 +574,7 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
         false ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {noreply, State#state{passive = false}};
+                {error, _} when State#state.mute -> reactivate(ended(eof, State));
                 {error, _} -> gone(State)
             end
     end.
@@ -583,17 +596,22 @@ result({stop, Reason, Out, Channel}, State) ->
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
-send(Out, State = #state{websocket = Websocket}) ->
+send(_, State = #state{mute = true}) ->
+    {ok, State};
+send(Out, State = #state{websocket = Websocket, channel = Channel}) ->
     case iolist_size(Out) of
         0 ->
             {ok, State};
         Size when Websocket =:= none ->
             transmit(Out, Size, State);
         Size ->
-            {Frame, NWebsocket} = nats_gateway_websocket:frame(Out, Size, Websocket),
-            transmit(Frame, Size, State#state{websocket = NWebsocket})
+            {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Channel),
+            {Frames, NWebsocket} = nats_gateway_websocket:frames(Out, Size, MaxPayload, Websocket),
+            transmit(Frames, Size, streams(State#state{websocket = NWebsocket}))
     end.
 
+transmit(_, _, State = #state{mute = true}) ->
+    {ok, State};
 transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
     case nats_gateway_transport:send(Socket, Bytes) of
         ok when Unchecked + Size < ?CHECK_BYTES ->
@@ -601,8 +619,15 @@ transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
         ok ->
             check(State#state{unchecked = Unchecked + Size});
         {error, Reason} ->
-            {error, Reason, State}
+            case send_error(Reason) of
+                client_closed -> {ok, mute(State)};
+                _ -> {error, Reason, State}
+            end
     end.
+
+%% Over TLS nothing can be sent after the client's FIN, when much of what it sent may have come and
+%% not been looked at yet: the end of the input ends the connection, as without TLS.
+mute(State) -> start_timer(mute, ?MUTE_MS, State#state{mute = true, heard = false}).
 
 %% nats-server's bound of what may wait for a client. What is in the mailbox will become such
 %% bytes: it is taken to be like what was sent since the last look.
@@ -623,13 +648,15 @@ check(State = #state{socket = Socket, channel = Channel, options = #{config := C
                 true ->
                     {ok, NState}
             end;
-        {error, Reason} ->
-            {error, Reason, State}
+        {error, _} ->
+            {ok, mute(State)}
     end.
 
 look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
 
 %% nats-server's write deadline.
+look(State = #state{mute = true}) ->
+    {noreply, State};
 look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
     #{send_timeout := SendTimeout} = Config,
     case nats_gateway_transport:pending(Socket) of
@@ -641,8 +668,8 @@ look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config
             {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
         {ok, _, Gone} ->
             {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
-        {error, Reason} ->
-            {stop, {shutdown, send_error(Reason)}, State}
+        {error, _} ->
+            {noreply, mute(State)}
     end.
 
 %% A client that is not there any more, or that does not read.
@@ -675,19 +702,26 @@ timeout(heartbeat_wait, State = #state{heard = true, options = #{config := Confi
     {noreply, start_timer(heartbeat, Interval, State#state{heard = false})};
 timeout(idle, State = #state{channel = Channel}) ->
     case nats_gateway_channel:handle_timeout(idle, Channel) of
-        {ok, [], NChannel} -> {noreply, rest(State#state{channel = NChannel}), hibernate};
+        {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel}) ->
     %% Some seconds after something happened: the memory it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
-    {noreply, rest(State#state{channel = NChannel}), hibernate};
+    {noreply, State#state{channel = NChannel}, hibernate};
+timeout(streams, State = #state{websocket = Websocket}) ->
+    {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
 timeout(busy, State) ->
     {min_heap_size, Words} = erlang:system_info(min_heap_size),
     _ = process_flag(min_heap_size, Words),
     {noreply, State#state{busy = false}, hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
+timeout(mute, State = #state{heard = Heard, channel = Channel}) ->
+    case Heard orelse nats_gateway_channel:busy(Channel) of
+        true -> {noreply, start_timer(mute, ?MUTE_MS, State#state{heard = false})};
+        false -> {stop, {shutdown, client_closed}, State}
+    end;
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};
 timeout(writing, State) ->
@@ -703,10 +737,16 @@ timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
-rest(State = #state{websocket = none}) ->
-    State;
-rest(State = #state{websocket = Websocket}) ->
-    State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}.
+%% A message that is under way keeps what it needs: the next that comes of it is seen here.
+streams(State = #state{websocket = Websocket, timers = Timers}) when
+    not is_map_key(streams, Timers)
+->
+    case nats_gateway_websocket:has_streams(Websocket) of
+        true -> start_timer(streams, ?STREAMS_MS, State);
+        false -> State
+    end;
+streams(State) ->
+    State.
 
 login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
     case nats_gateway_channel:deadline(Channel) of

@@ -9,8 +9,9 @@
 -export([open/2]).
 -export([feed/2]).
 -export([take/1]).
--export([frame/3]).
+-export([frames/4]).
 -export([close_frame/1]).
+-export([has_streams/1]).
 -export([at_rest/1]).
 -export([origin/1]).
 
@@ -85,7 +86,9 @@
     %% bytes of the compressed message that is under way; `idle' when there is none
     inflated = idle :: idle | non_neg_integer(),
     inflater :: undefined | zlib:zstream(),
-    deflater :: undefined | zlib:zstream()
+    deflater :: undefined | zlib:zstream(),
+    %% INFO was sent
+    introduced = false :: boolean()
 }).
 
 -opaque websocket() :: #websocket{}.
@@ -104,6 +107,10 @@
 -define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
 %% As nats-server: what is shorter is not compressed.
 -define(COMPRESS_ABOVE, 64).
+%% Bytes in a frame to the client: nats.go hangs up at one of more than 8 times INFO's max_payload,
+%% and others have limits of their own, from this on.
+-define(PAYLOADS_PER_FRAME, 8).
+-define(MAX_FRAME, 1048576).
 %% Of any compressed message; what is allowed of max_payload_size is nats-server's rule.
 -define(MIN_MAX_MESSAGE, 1048576).
 -define(PAYLOADS_PER_MESSAGE, 8).
@@ -469,33 +476,42 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
 feed(Bytes, Ws = #websocket{rest = <<>>}) ->
-    decode(Bytes, [], Ws);
+    decode(Bytes, [], [], Ws);
 feed(Bytes, Ws = #websocket{rest = Rest, need = Need}) ->
     Joined = <<Rest/binary, Bytes/binary>>,
     case byte_size(Joined) < Need of
         true -> {[], Ws#websocket{rest = Joined}};
-        false -> decode(Joined, [], Ws)
+        false -> decode(Joined, [], [], Ws)
     end.
 
-decode(Bytes, Out, Ws = #websocket{decode = Settings, position = Position, parts = Parts}) ->
-    {More, Pings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
-    NOut = append(Out, [[header(pong, byte_size(Ping)), Ping] || Ping <- Pings]),
-    NWs = Ws#websocket{parts = append(Parts, More), rest = <<>>},
+%% Parts and pings: of the calls that this chunk has taken so far, newest first.
+decode(Bytes, Parts, Pings, Ws = #websocket{decode = Settings, position = Position}) ->
+    {MoreParts, MorePings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
+    NParts = [MoreParts | Parts],
+    NPings = [MorePings | Pings],
     case Next of
         {more, Rest, 0, NPosition} ->
-            decode(Rest, NOut, NWs#websocket{position = NPosition});
+            decode(Rest, NParts, NPings, Ws#websocket{position = NPosition});
         {more, Rest, Need, NPosition} ->
-            {NOut, NWs#websocket{rest = Rest, need = Need, position = NPosition}};
+            NWs = Ws#websocket{rest = Rest, need = Need, position = NPosition},
+            decoded(NParts, NPings, NWs);
         {close, Payload} ->
-            {NOut, NWs#websocket{ended = closed_by_client(Payload)}};
+            decoded(NParts, NPings, ended(closed_by_client(Payload), Ws));
         {error, 1009, Text} ->
-            {NOut, NWs#websocket{ended = {websocket_frame_too_large, 1009, Text}}};
+            decoded(NParts, NPings, ended({websocket_frame_too_large, 1009, Text}, Ws));
         {error, Code, Text} ->
-            {NOut, NWs#websocket{ended = {websocket_protocol_error, Code, Text}}}
+            decoded(NParts, NPings, ended({websocket_protocol_error, Code, Text}, Ws))
     end.
 
-append([], More) -> More;
-append(List, More) -> List ++ More.
+ended(Ended, Ws) -> Ws#websocket{rest = <<>>, ended = Ended}.
+
+decoded(Parts, Pings, Ws = #websocket{parts = Before}) ->
+    {
+        [[header(pong, byte_size(Ping)), Ping] || Ping <- in_order(Pings)],
+        Ws#websocket{parts = in_order(Parts ++ [Before])}
+    }.
+
+in_order(NewestFirst) -> lists:append(lists:reverse(NewestFirst)).
 
 %% Echoed, where it is a close frame that may be sent.
 closed_by_client(<<>>) ->
@@ -583,17 +599,51 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% One binary frame with these bytes, which are so many.
--spec frame(iodata(), Size :: pos_integer(), websocket()) -> {iodata(), websocket()}.
+%% These bytes, which are so many, in binary frames, each a message of its own: mostly one. MaxPayload
+%% is what INFO says. The first ones are INFO: clients take all that is in one frame with it for it.
+-spec frames(iodata(), Size :: pos_integer(), MaxPayload :: non_neg_integer(), websocket()) ->
+    {iodata(), websocket()}.
+frames(Data, Size, _, Ws = #websocket{introduced = false}) ->
+    frame(Data, Size, Ws#websocket{introduced = true});
+frames(Data, Size, MaxPayload, Ws) ->
+    case max_frame(MaxPayload) of
+        Max when Size =< Max -> frame(Data, Size, Ws);
+        Max -> cut(erlang:iolist_to_iovec(Data), Size, Max, [], Ws)
+    end.
+
+%% To nats.go, 0 is no limit.
+max_frame(0) -> ?MAX_FRAME;
+max_frame(MaxPayload) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
+
+cut(Parts, Size, Max, Frames, Ws) when Size =< Max ->
+    {Frame, NWs} = frame(Parts, Size, Ws),
+    {lists:reverse(Frames, [Frame]), NWs};
+cut(Parts, Size, Max, Frames, Ws) ->
+    {Front, Back} = front(Parts, Max, []),
+    {Frame, NWs} = frame(Front, Max, Ws),
+    cut(Back, Size - Max, Max, [Frame | Frames], NWs).
+
+%% So many bytes, and the rest.
+front([Part | Parts], Left, Front) when byte_size(Part) < Left ->
+    front(Parts, Left - byte_size(Part), [Part | Front]);
+front([Part | Parts], Left, Front) ->
+    <<Last:Left/binary, More/binary>> = Part,
+    {lists:reverse(Front, [Last]), [More | Parts]}.
+
 frame(Data, Size, Ws = #websocket{deflate = Deflate}) when
     Deflate =:= none; Size =< ?COMPRESS_ABOVE
 ->
     {[header(binary, Size) | Data], Ws};
-frame(Data, _, Ws) ->
+frame(Data, Size, Ws) ->
     NWs = #websocket{deflater = Z} = begin_deflate(Ws),
     Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
-    Size = byte_size(Flushed) - 4,
-    {[header(deflated, Size) | binary:part(Flushed, 0, Size)], NWs}.
+    case byte_size(Flushed) - 4 of
+        Deflated when Deflated < Size ->
+            {[header(deflated, Deflated) | binary:part(Flushed, 0, Deflated)], NWs};
+        _ ->
+            %% Random bytes are longer than before.
+            {[header(binary, Size) | Data], NWs}
+    end.
 
 header(Frame, Size) -> nats_gateway_nif:websocket_header(Frame, Size).
 
@@ -605,6 +655,11 @@ begin_deflate(Ws = #websocket{deflater = undefined, deflate = Deflate}) ->
 begin_deflate(Ws = #websocket{deflater = Z}) ->
     ok = zlib:deflateReset(Z),
     Ws.
+
+%% Whether there is something for `at_rest/1' to give back.
+-spec has_streams(websocket()) -> boolean().
+has_streams(#websocket{inflater = undefined, deflater = undefined}) -> false;
+has_streams(#websocket{}) -> true.
 
 %% Memory that is only needed while there is traffic.
 -spec at_rest(websocket()) -> websocket().

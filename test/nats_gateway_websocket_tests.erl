@@ -405,6 +405,50 @@ large_chunk_test() ->
     Pings = binary:copy(<<"PING\r\n">>, 50000),
     ?assertMatch({Pings, <<>>, open, _}, feed([Many], open())).
 
+%% A call of the decoder ends by what it has done, not by bytes alone: 256 KiB of empty pings would
+%% be four milliseconds of work.
+calls_are_short_test_() ->
+    Calls = fun(Frame) ->
+        Size = byte_size(Frame),
+        Chunk = binary:copy(Frame, 262144 div Size),
+        Left = calls(Chunk, {0, 0, none, false}),
+        %% whole frames, none of them lost
+        ?assertEqual(0, lists:last(Left)),
+        Before = [byte_size(Chunk) | lists:droplast(Left)],
+        [(From - To) div Size || {From, To} <- lists:zip(Before, Left)]
+    end,
+    [
+        ?_assert(lists:max(Calls(Frame)) < Most)
+     || {Most, Frame} <- [
+            {3000, client(?PING, <<>>)},
+            {3000, client(?PING, <<"12345678">>)},
+            {3000, client(?BINARY, 1, 1, <<>>)},
+            {3000, client(?BINARY, 1, 1, <<0>>)},
+            {12000, client(?BINARY, <<>>)}
+        ]
+    ].
+
+%% What each call leaves.
+calls(Bytes, Position) ->
+    {_, _, {more, Rest, Need, NPosition}} =
+        nats_gateway_nif:websocket_decode(Bytes, {1000, true}, Position),
+    case Need of
+        0 -> [byte_size(Rest) | calls(Rest, NPosition)];
+        _ -> [byte_size(Rest)]
+    end.
+
+%% They come in order, however many calls there are.
+many_small_frames_test() ->
+    Numbers = [integer_to_binary(N) || N <- lists:seq(10000, 40000)],
+    Chunk = iolist_to_binary([[client(?PING, N), client(?BINARY, N)] || N <- Numbers]),
+    Pongs = iolist_to_binary([[<<16#8A, 5>>, N] || N <- Numbers]),
+    Stream = iolist_to_binary(Numbers),
+    ?assertMatch({Stream, Pongs, open, _}, feed([Chunk], open())),
+    Fewer = lists:sublist(Numbers, 10000),
+    Deflated = iolist_to_binary([client(?BINARY, 1, 1, message(N)) || N <- Fewer]),
+    Inflated = iolist_to_binary(Fewer),
+    ?assertMatch({Inflated, <<>>, open, _}, feed([Deflated], open(deflate, infinity))).
+
 ends_test_() ->
     Ping = client(?BINARY, <<"PING\r\n">>),
     Close = fun(Payload) -> client(?CLOSE, Payload) end,
@@ -448,12 +492,17 @@ nothing_after_the_end_test() ->
     ?assertMatch({[], Ws}, ?WS:feed(client(?BINARY, <<"x">>), Ws)),
     ?assertMatch({ended, client_closed, _, _}, ?WS:take(Ws)).
 
+%% After INFO.
+introduced(Ws) ->
+    {_, NWs} = ?WS:frames(<<"INFO">>, 4, 1048576, Ws),
+    NWs.
+
 frame_test() ->
-    Ws = open(),
+    Ws = introduced(open()),
     lists:foreach(
         fun({Size, Header}) ->
             Data = rand:bytes(Size),
-            {Frame, Ws} = ?WS:frame([[], Data], Size, Ws),
+            {Frame, Ws} = ?WS:frames([[], Data], Size, 1048576, Ws),
             ?assertEqual(<<Header/binary, Data/binary>>, iolist_to_binary(Frame))
         end,
         [
@@ -464,6 +513,59 @@ frame_test() ->
             {65536, <<16#82, 127, 65536:64>>}
         ]
     ).
+
+%% Where they are cut means nothing, and no frame is longer than nats.go takes it.
+largest_frames_test_() ->
+    [
+        {timeout, 30, fun() ->
+            Ws = introduced(Open),
+            Data = [[Part(), $a], [Part() | Part()]],
+            Size = iolist_size(Data),
+            {Out, _} = ?WS:frames(Data, Size, MaxPayload, Ws),
+            Frames = frames(iolist_to_binary(Out)),
+            Sizes = [byte_size(Payload) || {_, Payload} <- Frames],
+            ?assertEqual(iolist_to_binary(Data), iolist_to_binary([plain(F) || F <- Frames])),
+            ?assert(lists:max(Sizes) =< Max),
+            %% no more of them than needed
+            ?assertEqual((Size + Max - 1) div Max, length(Frames))
+        end}
+     || {MaxPayload, Max} <- [
+            {1, 8}, {1000, 8000}, {131072, 1048576}, {131073, 1048576}, {8388608, 1048576}, {0, 1048576}
+        ],
+        Length <- [0, 1, 23999, 24000, 24001, 900000],
+        Length < 100000 orelse MaxPayload > 1,
+        Part <- [
+            fun() -> rand:bytes(Length) end,
+            fun() -> [rand:bytes(Length div 2), binary:copy(<<"x">>, Length - Length div 2)] end
+        ],
+        Open <- [open(), open(deflate, infinity)]
+    ].
+
+%% Clients take the first frame for INFO.
+info_is_one_frame_test() ->
+    Info = binary:copy(<<"x">>, 5000),
+    {Frame, Ws} = ?WS:frames(Info, 5000, 1, open()),
+    ?assertEqual(<<16#82, 126, 5000:16, Info/binary>>, iolist_to_binary(Frame)),
+    {Frames, _} = ?WS:frames(Info, 5000, 1, Ws),
+    ?assertEqual(625, length(frames(iolist_to_binary(Frames)))).
+
+frames(<<>>) ->
+    [];
+frames(<<First, 126, Size:16, Payload:Size/binary, Rest/binary>>) ->
+    [{First, Payload} | frames(Rest)];
+frames(<<First, 127, Size:64, Payload:Size/binary, Rest/binary>>) ->
+    [{First, Payload} | frames(Rest)];
+frames(<<First, Size, Payload:Size/binary, Rest/binary>>) ->
+    [{First, Payload} | frames(Rest)].
+
+plain({16#82, Payload}) ->
+    Payload;
+plain({16#C2, Payload}) ->
+    Z = zlib:open(),
+    ok = zlib:inflateInit(Z, -15),
+    Inflated = zlib:inflate(Z, [Payload, <<0, 0, 16#FF, 16#FF>>]),
+    zlib:close(Z),
+    Inflated.
 
 close_frame_test() ->
     ?assertEqual(
@@ -555,31 +657,23 @@ bad_compression_test() ->
     ).
 
 deflated_frames_test() ->
-    Ws = open(deflate, infinity),
+    Ws = introduced(open(deflate, infinity)),
     Short = rand:bytes(64),
-    {ShortFrame, Ws} = ?WS:frame(Short, 64, Ws),
+    {ShortFrame, Ws} = ?WS:frames(Short, 64, 1048576, Ws),
     ?assertEqual(<<16#82, 64, Short/binary>>, iolist_to_binary(ShortFrame)),
     %% Each is inflated alone: nothing is taken over from the one before.
     lists:foldl(
         fun(Size, Before) ->
             Data = binary:copy(<<"MSG a 1 5\r\nhello\r\n">>, Size),
-            {Frame, After} = ?WS:frame([Data], byte_size(Data), Before),
-            {16#C2, Message} = payload(iolist_to_binary(Frame)),
-            Z = zlib:open(),
-            ok = zlib:inflateInit(Z, -15),
-            Inflated = iolist_to_binary(zlib:inflate(Z, [Message, <<0, 0, 16#FF, 16#FF>>])),
-            zlib:close(Z),
-            ?assertEqual(Data, Inflated),
+            {Frame, After} = ?WS:frames([Data], byte_size(Data), 1048576, Before),
+            [{16#C2, Message} = Deflated] = frames(iolist_to_binary(Frame)),
+            ?assertEqual(Data, iolist_to_binary(plain(Deflated))),
             ?assert(byte_size(Message) < byte_size(Data)),
             ?WS:at_rest(After)
         end,
         Ws,
         [4, 100, 10000]
     ).
-
-payload(<<First, 126, Size:16, Payload:Size/binary>>) -> {First, Payload};
-payload(<<First, 127, Size:64, Payload:Size/binary>>) -> {First, Payload};
-payload(<<First, Size, Payload:Size/binary>>) -> {First, Payload}.
 
 %% The streams may be given back in the middle of a message.
 at_rest_test() ->

@@ -434,6 +434,23 @@ def connected_when_there_is_room(address: Address, transport: Transport) -> Iter
         connection.close()
 
 
+@each_target
+@pytest.mark.parametrize("mode", ["upgrade", "handshake_first"])
+def test_what_a_client_sent_before_its_fin_counts(servers: Servers, target: str, mode: str):  # noqa: F811
+    """A FIN without an alert of TLS before it, after which nobody takes the answers; and nothing of the client stays."""
+    address = server(servers, target, mode, top={"max_connections": 2})
+    way = WAYS["first" if mode == "handshake_first" else "upgrade"]
+    with connected_when_there_is_room(address, way) as reader:
+        reader.send(CONNECT + b"SUB fin 1\r\n" + PING)
+        reader.expect_bytes(PONG)
+        for _ in range(2):
+            with connected_when_there_is_room(address, way) as leaver:
+                leaver.send(b'CONNECT {"verbose":true}\r\n' + b"PUB fin 200\r\n%b\r\nPING\r\n" % (b"x" * 200) * 5000)
+                # Of an SSLSocket it ends TCP alone.
+                leaver.socket.shutdown(socket.SHUT_WR)
+                reader.expect_bytes(b"MSG fin 1 200\r\n%b\r\n" % (b"x" * 200) * 5000)
+
+
 # --- Certificates that change ----------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ more: both expectations are written down then.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 import zlib
@@ -517,6 +518,28 @@ def test_a_client_that_goes_without_a_word(servers: Servers, target: str):  # no
         assert client.read() == PONG_FRAME
 
 
+def test_what_a_client_sent_before_its_fin_counts(servers: Servers, target: str):  # noqa: F811
+    """Over TLS, without an alert of its own: nobody takes the answers after it."""
+    publishes = b'CONNECT {"verbose":true}\r\n' + b"PUB fin 200\r\n%b\r\n" % (b"x" * 200) * 5000
+    expected = b"MSG fin 1 200\r\n%b\r\n" % (b"x" * 200) * 5000
+    address = servers.address(target, WSS.settings)
+    with WebSocket.connect(address, trusting()) as reader, WebSocket.connect(address, trusting()) as leaver:
+        for client in (reader, leaver):
+            client.upgrade()
+            assert client.read().payload.startswith(b"INFO ")
+        reader.send(frame(CONNECT + b"SUB fin 1\r\nPING\r\n"))
+        assert reader.read() == PONG_FRAME
+        # A ping has an answer, too, before anything that it holds is looked at.
+        pieces = [publishes[at : at + 50000] for at in range(0, len(publishes), 50000)]
+        leaver.send(b"".join(frame(b"", PING) + frame(piece) for piece in pieces))
+        # Of an SSLSocket it ends TCP alone.
+        leaver.socket.shutdown(socket.SHUT_WR)
+        received = b""
+        while len(received) < len(expected):
+            received += reader.read().payload
+        assert received == expected
+
+
 # --- Logins ----------------------------------------------------------------------------------------------------------
 
 COOKIE = {"websocket": {"jwt_cookie": "session"}} | JWT
@@ -618,6 +641,31 @@ def test_deflate(servers: Servers, target: str):  # noqa: F811
             assert (inflated(received) if received.deflated else received.payload) == message
         client.send(frame(b"PING\r\n"))
         assert client.read() == PONG_FRAME
+
+
+@pytest.mark.parametrize("offer", [None, OFFER], ids=["plain", "deflate"])
+def test_no_frame_is_longer_than_clients_take(servers: Servers, offer: bytes | None):  # noqa: F811
+    """nats.go hangs up at one of more than 8 times INFO's max_payload, where nats-server sends it."""
+    settings = {"websocket": DEFLATE, "max_payload": 1000}
+    # They do not get shorter by compression.
+    payloads = [os.urandom(1000) for _ in range(3000)]
+    expected = b"".join(b"MSG many 1 1000\r\n%b\r\n" % payload for payload in payloads)
+    with opened(servers, "gateway", **settings) as publisher:
+        with WebSocket.connect(servers.address("gateway", settings)) as client:
+            client.upgrade(offer)
+            client.read()
+            client.send(frame(CONNECT + b"SUB many 1\r\nPING\r\n"))
+            assert client.read() == PONG_FRAME
+            publishes = b"".join(b"PUB many 1000\r\n%b\r\n" % payload for payload in payloads)
+            publisher.send(frame(CONNECT + publishes))
+            received, longest = b"", 0
+            while len(received) < len(expected):
+                one = client.read()
+                longest = max(longest, len(one.payload))
+                received += inflated(one) if one.deflated else one.payload
+            assert received == expected
+            # They are filled, too.
+            assert 7000 < longest <= 8000
 
 
 def test_deflate_cut_everywhere(servers: Servers, target: str):  # noqa: F811

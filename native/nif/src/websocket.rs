@@ -10,11 +10,15 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{atoms, binary};
 
-/// Bytes that one call looks at: a quarter of a millisecond.
-const MAX_BYTES: usize = 256 * 1024;
+/// Work of one call, in bytes that are looked at: a quarter of a millisecond.
+const MAX_WORK: usize = 256 * 1024;
 
 /// What a frame costs besides its bytes, in bytes.
 const WORK_PER_FRAME: usize = 16;
+
+/// What a ping and a piece of a compressed message cost in addition, in bytes: each becomes a term
+/// of its own.
+const WORK_PER_TERM: usize = 80;
 
 #[rustler::nif]
 fn websocket_decode<'a>(
@@ -34,18 +38,30 @@ fn websocket_decode<'a>(
         last_frame: position.3,
     };
     let input = bytes.as_slice();
-    let (mut rest, beyond) = input.split_at_checked(MAX_BYTES).unwrap_or((input, &[]));
+    let (mut rest, beyond) = input.split_at_checked(MAX_WORK).unwrap_or((input, &[]));
     let mut parts = Parts::new(env);
     let mut pings = Vec::new();
-    let mut frames = 0_usize;
+    let mut work = 0_usize;
     let next = loop {
+        let left = rest.len().saturating_add(beyond.len());
+        if work >= MAX_WORK && left > 0 {
+            break go_on(env, &bytes, left, position)?;
+        }
         match decode(rest, &mut position, &settings) {
             Ok(Step::Frame { frame, used }) => {
                 rest = rest.get(used..).unwrap_or_default();
-                frames = frames.saturating_add(1);
+                work = work.saturating_add(WORK_PER_FRAME).saturating_add(used);
                 match frame {
-                    Frame::Data(data) => parts.push(&data),
-                    Frame::Ping(payload) => pings.push(clear(env, &[payload], payload.len())),
+                    Frame::Data(data) => {
+                        if data.deflated {
+                            work = work.saturating_add(WORK_PER_TERM);
+                        }
+                        parts.push(&data);
+                    }
+                    Frame::Ping(payload) => {
+                        work = work.saturating_add(WORK_PER_TERM);
+                        pings.push(clear(env, &[payload], payload.len()));
+                    }
                     Frame::Pong => {}
                     Frame::Close(payload) => {
                         let payload = clear(env, &[payload], payload.len());
@@ -54,15 +70,18 @@ fn websocket_decode<'a>(
                 }
             }
             Ok(Step::Need(need)) => {
-                // Of a whole chunk so little is left that it is copied.
-                let (rest, need) = if beyond.is_empty() {
-                    (binary(env, rest), need)
+                break if beyond.is_empty() {
+                    // Of a whole chunk so little is left that it is copied.
+                    (
+                        atoms::more(),
+                        binary(env, rest),
+                        need,
+                        encode(env, position),
+                    )
+                        .encode(env)
                 } else {
-                    let left = rest.len().saturating_add(beyond.len());
-                    let start = input.len().saturating_sub(left);
-                    (bytes.make_subbinary(start, left)?.into(), 0)
+                    go_on(env, &bytes, left, position)?
                 };
-                break (atoms::more(), rest, need, encode(env, position)).encode(env);
             }
             Err(error) => {
                 let text = binary(env, error.to_string().as_bytes());
@@ -70,12 +89,20 @@ fn websocket_decode<'a>(
             }
         }
     };
-    let looked_at = input.len().min(MAX_BYTES);
-    consume(
-        env,
-        looked_at.saturating_add(frames.saturating_mul(WORK_PER_FRAME)),
-    );
+    consume(env, work);
     Ok((parts.finish(), pings, next).encode(env))
+}
+
+/// What to call again with at once: the last `left` bytes.
+fn go_on<'a>(
+    env: Env<'a>,
+    bytes: &Binary<'a>,
+    left: usize,
+    position: Position,
+) -> NifResult<Term<'a>> {
+    let start = bytes.len().saturating_sub(left);
+    let rest = bytes.make_subbinary(start, left)?;
+    Ok((atoms::more(), rest, 0, encode(env, position)).encode(env))
 }
 
 fn message(atom: Atom) -> NifResult<Message> {

@@ -143,7 +143,7 @@ const SUBJECT_PIECES: &[&str] = &[
     "日本語",
 ];
 
-fn has_no_empty_token(subject: &String) -> bool {
+fn has_no_empty_token(subject: &str) -> bool {
     !subject.split('.').any(str::is_empty)
 }
 
@@ -152,7 +152,7 @@ fn any_subject() -> impl Strategy<Value = String> {
         .prop_map(|subject| {
             subject.replace(|c: char| c.is_whitespace() || c.is_ascii_control(), "")
         })
-        .prop_filter("no empty tokens", has_no_empty_token)
+        .prop_filter("no empty tokens", |subject| has_no_empty_token(subject))
 }
 
 /// With what passes to topics as it is, and comes back encoded.
@@ -165,7 +165,7 @@ fn any_spelling() -> impl Strategy<Value = String> {
         1..12,
     )
     .prop_map(|pieces| pieces.concat())
-    .prop_filter("no empty tokens", has_no_empty_token)
+    .prop_filter("no empty tokens", |subject| has_no_empty_token(subject))
 }
 
 /// Blanks between arguments.
