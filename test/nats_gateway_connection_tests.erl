@@ -6,7 +6,7 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/1, handle_info/2, disconnect/2]).
+-export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
 
 -define(WAIT, 10000).
 
@@ -22,7 +22,7 @@ publish(Pubs, _, Test) ->
 
 subscribe(_, _, Test) -> {ok, Test}.
 unsubscribe(_, Test) -> Test.
-barrier(Test) -> {ok, Test}.
+barrier(_, Test) -> {ok, Test}.
 handle_info(_, _) -> ignore.
 disconnect(_, _) -> ok.
 
