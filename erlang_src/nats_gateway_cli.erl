@@ -187,7 +187,6 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) -
     #{authentication_timeout := Timeout} = Listener,
     Connection = #{
         host => nats_gateway_host_mqtt,
-        %% Every connection has a copy.
         config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
         listener => Name
     },

@@ -125,12 +125,13 @@
 %% Times that a client is found stuck within its send timeout.
 -define(LOOKS, 4).
 
--spec start_link(nats_gateway_transport:socket(), options()) -> {ok, pid()}.
-start_link(Socket, Options) ->
-    nats_gateway_guard:start_link(?MODULE, {Socket, Options}).
+%% The options are found under a key, so that they are in no heap, however many connections there
+%% are, and in no report.
+-spec start_link(nats_gateway_transport:socket(), Key :: term()) -> {ok, pid()}.
+start_link(Socket, Key) ->
+    nats_gateway_guard:start_link(?MODULE, {Socket, Key}).
 
-%% As EMQX's acceptors start a connection. The options are found under a key, so that they are in
-%% no heap, however many connections there are.
+%% As EMQX's acceptors start a connection.
 -spec start_link
     (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
     (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
@@ -180,13 +181,16 @@ cast(Pid, Message) -> gen_server:cast(Pid, {message, Message}).
 %% -------------------------------------------------------------------------------------------
 
 init({Acceptor = {Kind, _}, Key}) when Kind =:= esockd; Kind =:= ranch ->
-    _ = process_flag(trap_exit, true),
-    Options = persistent_term:get(Key),
-    {ok, #state{options = Options#{key => Key}}, {continue, Acceptor}};
-init({Socket, Options}) ->
+    {ok, started(Key), {continue, Acceptor}};
+init({Socket, Key}) ->
+    State = started(Key),
+    {ok, State#state{socket = Socket}}.
+
+started(Key) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
-    {ok, #state{socket = Socket, options = Options}}.
+    Options = persistent_term:get(Key),
+    #state{options = Options#{key => Key}}.
 
 handle_continue({esockd, Port}, State) ->
     {ok, Socket} = nats_gateway_transport:from_esockd(Port),

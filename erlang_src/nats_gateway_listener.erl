@@ -3,8 +3,9 @@
 
 -behaviour(supervisor).
 
+-export([publish/1]).
 -export([start_link/1]).
--export([start_acceptor/3]).
+-export([start_acceptor/4]).
 -export([connections/1]).
 -export([init/1]).
 
@@ -19,9 +20,7 @@
     bind := {inet:ip_address(), inet:port_number()},
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
-    connection := map(),
-    %% of its acceptors: when one has last told of a failure, in seconds of monotonic time
-    logged => atomics:atomics_ref()
+    connection := map()
 }.
 -export_type([listener/0]).
 
@@ -35,11 +34,22 @@
 %% as its handshake. Those beyond are closed at once.
 -define(MAX_REFUSED, 100).
 
+%% For `start_link/1'. Supervisors show the arguments of what they start in their reports: these are
+%% no place for passwords of keys or of the broker. And so no connection has a copy.
+-spec publish(listener()) -> ok.
+publish(Listener = #{name := Name}) ->
+    Options = connection_options(Listener),
+    ok = persistent_term:put(key(Name, listener), Listener),
+    ok = persistent_term:put(key(Name, connections), Options),
+    persistent_term:put(key(Name, refused), Options#{refuse => maximum_connections_exceeded}).
+
+key(Name, What) -> {?MODULE, Name, What}.
+
 %% Binds before it answers, so that a port in use is known at once.
--spec start_link(listener()) ->
+-spec start_link(Name :: binary()) ->
     {ok, pid()}
     | {error, {shutdown, {listen, inet:posix()} | {tls, nats_gateway_tls:problem()}}}.
-start_link(Listener) -> supervisor:start_link(?MODULE, {listener, Listener}).
+start_link(Name) -> supervisor:start_link(?MODULE, {listener, Name}).
 
 %% The connection processes of a listener.
 -spec connections(pid()) -> [pid()].
@@ -52,9 +62,9 @@ child(Id, Sup) ->
 
 %% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
 %% when it is started again.
-init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
-    ok = publish(Listener),
-    Options = connection_options(Listener),
+init({listener, Name}) ->
+    Listener = #{bind := Bind, acceptors := Acceptors} = persistent_term:get(key(Name, listener)),
+    ok = publish_certificate(Listener),
     Logged = atomics:new(1, [{signed, true}]),
     ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
@@ -75,12 +85,7 @@ init({listener, Listener = #{bind := Bind, acceptors := Acceptors}}) ->
                 | [
                     #{
                         id => {acceptor, N},
-                        start =>
-                            {?MODULE, start_acceptor, [
-                                ListenSocket,
-                                self(),
-                                Listener#{connection := Options, logged => Logged}
-                            ]},
+                        start => {?MODULE, start_acceptor, [ListenSocket, self(), Name, Logged]},
                         shutdown => brutal_kill
                     }
                  || N <- lists:seq(1, Acceptors)
@@ -105,27 +110,32 @@ connection_options(Listener = #{type := Type, connection := Connection}) ->
         #{} -> Options#{transport => Type}
     end.
 
-publish(#{tls := Tls}) ->
+publish_certificate(#{tls := Tls}) ->
     case nats_gateway_tls:publish(Tls) of
         ok -> ok;
         {error, Problem} -> exit({shutdown, {tls, Problem}})
     end;
-publish(#{}) ->
+publish_certificate(#{}) ->
     ok.
 
--spec start_acceptor(nats_gateway_transport:listen_socket(), pid(), listener()) -> {ok, pid()}.
-start_acceptor(ListenSocket, Sup, Listener) ->
+%% Logged: when one of the acceptors has last told of a failure, in seconds of monotonic time.
+-spec start_acceptor(
+    nats_gateway_transport:listen_socket(), pid(), Name :: binary(), atomics:atomics_ref()
+) -> {ok, pid()}.
+start_acceptor(ListenSocket, Sup, Name, Logged) ->
+    #{max_connections := Max} = persistent_term:get(key(Name, listener)),
     {ok,
         proc_lib:spawn_link(fun() ->
-            accept(ListenSocket, {child(connections, Sup), child(refused, Sup)}, Listener)
+            Sups = {child(connections, Sup), child(refused, Sup)},
+            accept(ListenSocket, Sups, #{name => Name, max_connections => Max, logged => Logged})
         end)}.
 
-accept(ListenSocket, Sups, Listener) ->
+accept(ListenSocket, Sups, Listener = #{name := Name}) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
             case admit(Sups, Listener) of
-                {Under, Options} ->
-                    {ok, Pid} = supervisor:start_child(Under, [Socket, Options]),
+                {Kind, Under} ->
+                    {ok, Pid} = supervisor:start_child(Under, [Socket, key(Name, Kind)]),
                     ok = nats_gateway_connection:hand_over(Socket, Pid);
                 none ->
                     log_failure(maximum_connections_exceeded, Listener),
@@ -154,16 +164,16 @@ log_failure(Reason, #{name := Name, logged := Logged}) ->
         atomics:compare_exchange(Logged, 1, Last, Now) =:= ok andalso
         ?LOG_WARNING(#{msg => "accept_failed", listener => Name, reason => Reason}).
 
-admit({Connections, _}, #{max_connections := infinity, connection := Options}) ->
-    {Connections, Options};
-admit({Connections, Refused}, #{max_connections := Max, connection := Options}) ->
+admit({Connections, _}, #{max_connections := infinity}) ->
+    {connections, Connections};
+admit({Connections, Refused}, #{max_connections := Max}) ->
     %% Looks at each of them, so only where there is a limit.
     case active(Connections) >= Max of
         false ->
-            {Connections, Options};
+            {connections, Connections};
         true ->
             case active(Refused) >= ?MAX_REFUSED of
-                false -> {Refused, Options#{refuse => maximum_connections_exceeded}};
+                false -> {refused, Refused};
                 true -> none
             end
     end.

@@ -15,9 +15,10 @@ start_link(Children) -> supervisor:start_link({local, ?MODULE}, ?MODULE, Childre
 -spec start_listener(nats_gateway_listener:listener()) ->
     ok | {error, inet:posix() | {tls, nats_gateway_tls:problem()} | term()}.
 start_listener(Listener = #{name := Name}) ->
+    ok = nats_gateway_listener:publish(Listener),
     Child = #{
         id => Name,
-        start => {nats_gateway_listener, start_link, [Listener]},
+        start => {nats_gateway_listener, start_link, [Name]},
         type => supervisor,
         shutdown => infinity
     },

@@ -39,9 +39,10 @@ connected(Options, Settings) ->
     {ok, Socket = {tcp, Port}} = nats_gateway_transport:accept(Listen),
     ok = gen_tcp:close(ListenSocket),
     Config = maps:merge(nats_gateway_config:defaults(), Settings#{test => self()}),
-    {ok, Pid} = nats_gateway_connection:start_link(
-        Socket, maps:merge(#{host => ?MODULE, config => Config, listener => test}, Options)
+    ok = persistent_term:put(
+        ?MODULE, maps:merge(#{host => ?MODULE, config => Config, listener => test}, Options)
     ),
+    {ok, Pid} = nats_gateway_connection:start_link(Socket, ?MODULE),
     true = unlink(Pid),
     ok = nats_gateway_connection:hand_over(Socket, Pid),
     {Pid, Port, Client}.

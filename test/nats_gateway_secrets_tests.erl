@@ -11,6 +11,10 @@
 
 -define(WAIT, 5000).
 
+-define(PASSWORD, <<"pa55-w0rd-0f-ann">>).
+-define(TOKEN, <<"t0k3n-0f-all">>).
+-define(BROKER_PASSWORD, <<"pa55-f0r-the-br0ker">>).
+
 %% -------------------------------------------------------------------------------------------
 %% A host that knows all and crashes with it
 
@@ -30,15 +34,35 @@ log(Event, #{config := Test}) ->
     Test ! {logged, unicode:characters_to_binary(io_lib:format("~0p", [Event]))}.
 
 secrets_test_() ->
-    {setup, fun start/0, fun stop/1, fun(#{port := Port}) ->
+    {setup, fun start/0, fun stop/1, fun(#{port := Port, listener := Listener}) ->
         [
             {Name ++ " " ++ atom_to_list(Way), fun() -> crash(Way, Connect, Secrets, Port) end}
          || {Name, Connect, Secrets} <- logins(), Way <- [publish, subscribe, message, refused]
-        ]
+        ] ++ [{"listener", fun() -> listener_crash(Listener) end}]
     end}.
 
--define(PASSWORD, <<"pa55-w0rd-0f-ann">>).
--define(TOKEN, <<"t0k3n-0f-all">>).
+%% Passwords for the broker are in the settings. A listener is started, and one of its acceptors crashes.
+listener_crash(Listener) ->
+    Before = processes(),
+    Logged = logged(fun() ->
+        ok = nats_gateway_sup:start_listener(Listener#{
+            name => <<"tcp:other">>, bind => {{127, 0, 0, 1}, free_port()}
+        }),
+        {_, Sup} = lists:keyfind(<<"tcp:other">>, 1, nats_gateway_sup:listeners()),
+        {_, Acceptor, _, _} = lists:keyfind({acceptor, 1}, 1, supervisor:which_children(Sup)),
+        ?assertNot(lists:member(Acceptor, Before)),
+        exit(Acceptor, boom),
+        ok = started_anew(Sup, Acceptor)
+    end),
+    ?assertNotEqual(nomatch, binary:match(Logged, <<"boom">>)),
+    ?assertNotEqual(nomatch, binary:match(Logged, <<"progress">>)),
+    ?assertEqual(nomatch, binary:match(Logged, ?BROKER_PASSWORD)).
+
+started_anew(Sup, Old) ->
+    case lists:keyfind({acceptor, 1}, 1, supervisor:which_children(Sup)) of
+        {_, New, _, _} when is_pid(New), New =/= Old -> ok;
+        _ -> started_anew(Sup, Old)
+    end.
 
 start() ->
     {ok, _} = application:ensure_all_started(nats_gateway),
@@ -46,6 +70,7 @@ start() ->
     ok = persistent_term:put(?MODULE, {Account, User}),
     {ok, Config} = nats_gateway_config:parse(#{
         <<"auth_token">> => ?TOKEN,
+        <<"clientinfo_override">> => #{<<"password">> => ?BROKER_PASSWORD},
         <<"users">> => [#{<<"user">> => <<"ann">>, <<"password">> => ?PASSWORD}],
         <<"internal_authn">> => [
             #{<<"type">> => <<"nkey">>, <<"nkeys">> => [nats_gateway_credentials:key(User)]},
@@ -75,7 +100,7 @@ start() ->
     ok = nats_gateway_sup:start_listener(Listener),
     #{bind := {_, Port}} = Listener,
     #{level := Level} = logger:get_primary_config(),
-    #{port => Port, level => Level}.
+    #{port => Port, level => Level, listener => Listener}.
 
 stop(_) ->
     _ = persistent_term:erase(?MODULE),
