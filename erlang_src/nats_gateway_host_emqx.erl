@@ -957,9 +957,10 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     Name = reason(Reason),
     case Name of
         login_again ->
-            %% The process stays, and its subscriptions would.
+            %% The process stays, and its subscriptions would. So would EMQX's own cache, which
+            %% does not know that its decisions were for another user.
             _ = emqx_broker:subscriber_down(self()),
-            ok;
+            ok = emqx_authz_cache:empty_authz_cache();
         _ ->
             _ = emqx_flapping:detect(ClientInfo),
             ok
