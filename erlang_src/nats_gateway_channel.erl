@@ -23,7 +23,7 @@
 -export([configure/2]).
 -export([handle_timeout/2]).
 -export([lame_duck/1]).
--export([terminate/2]).
+-export([terminate/3]).
 -export([info/1]).
 -export([stats/1]).
 -export([sent/1]).
@@ -224,10 +224,18 @@ configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
         false -> {ok, [], NChannel}
     end.
 
--spec terminate(term(), channel()) -> ok.
-terminate(_, #channel{host_state = undefined}) -> ok;
-terminate(Reason, #channel{host = Host, host_state = HostState}) ->
-    Host:disconnect(Reason, HostState).
+%% Messages are those for `handle_messages/2' that come too late.
+-spec terminate(term(), Messages :: [term()], channel()) -> ok.
+terminate(_, _, #channel{host_state = undefined}) ->
+    ok;
+terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
+    Host:disconnect(
+        Reason,
+        case Messages =/= [] andalso erlang:function_exported(Host, undelivered, 2) of
+            true -> Host:undelivered(Messages, HostState);
+            false -> HostState
+        end
+    ).
 
 %% -------------------------------------------------------------------------------------------
 %% Input of the client

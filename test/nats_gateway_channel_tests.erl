@@ -385,6 +385,13 @@ the_host_closes_test_() ->
         ]
     ].
 
+what_the_host_was_not_given_is_its_own_at_the_end_test() ->
+    Channel = open(?CONNECT),
+    ok = nats_gateway_channel:terminate(kicked, [first, second], Channel),
+    ?assertEqual([{undelivered, [first, second]}, {disconnect, kicked}], calls()),
+    ok = nats_gateway_channel:terminate(kicked, [], Channel),
+    ?assertEqual([{disconnect, kicked}], calls()).
+
 timeouts_test() ->
     {_, New} = channel(),
     ?assertMatch({ok, <<"PING\r\n">>, _}, handle_timeout(heartbeat, New)),
