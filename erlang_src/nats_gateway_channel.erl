@@ -48,6 +48,7 @@
     | account_authentication_expired
     | idle_timeout
     | session_changed
+    | settings_changed
     | permission_denied
     | maximum_connections_exceeded
     | maximum_account_connections_exceeded
@@ -123,16 +124,11 @@ prepare(Host, Client) ->
 init(Host, Client = #{config := Config}) ->
     #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
     Nonce = nats_gateway_login:nonce(Login),
-    Phase =
-        case auth_required(Config) of
-            true -> connect_only;
-            false -> open
-        end,
     Channel = #channel{
         host = Host,
         client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
-        settings = {MaxControlLine, MaxPayload, Phase, false, <<>>}
+        settings = {MaxControlLine, MaxPayload, phase(Config), false, <<>>}
     },
     Extra =
         case Nonce of
@@ -140,6 +136,13 @@ init(Host, Client = #{config := Config}) ->
             _ -> #{nonce => Nonce}
         end,
     {server_info(Extra, Channel), Channel}.
+
+%% Of the decoder, before the login.
+phase(Config) ->
+    case auth_required(Config) of
+        true -> connect_only;
+        false -> open
+    end.
 
 %% What the client's certificate tells of it: the name takes the place of CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
@@ -209,14 +212,34 @@ lame_duck(Channel = #channel{phase = connected, protocol = 1}) ->
 lame_duck(_) ->
     [].
 
-%% Other settings for a client that stays. Who is told at any time is told of another limit.
+%% Other settings for a client that is there already; its next login is one under these.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
-configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
+configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, client = Client}) ->
+    #{login := Login, max_payload_size := MaxPayload, max_control_line := MaxControlLine} = Config,
+    Demands = auth_required(Config) andalso not auth_required(Old),
+    Signed = maps:get(nonce, Client) =/= undefined,
+    case Demands orelse (not Signed andalso nats_gateway_login:nonce(Login) =/= undefined) of
+        true ->
+            %% It was told of no login, or of nothing to sign. Upon this it reads another INFO.
+            stop(settings_changed, [], Channel);
+        false ->
+            {_, _, _, Headers, Mountpoint} = Channel#channel.settings,
+            {ok, [], Channel#channel{
+                config = Config,
+                client = Client#{config := Config},
+                settings = {MaxControlLine, MaxPayload, phase(Config), Headers, Mountpoint},
+                info_due =
+                    Channel#channel.info_due orelse MaxPayload =/= maps:get(max_payload_size, Old)
+            }}
+    end;
+configure(Config, Channel = #channel{phase = Phase, protocol = Protocol, client = Client}) ->
+    %% Who is told at any time is told of another limit.
     #{max_control_line := MaxControlLine} = Config,
     MaxPayload = max_payload(Config, Channel),
     {_, OldMaxPayload, Before, Headers, Mountpoint} = Channel#channel.settings,
     NChannel = Channel#channel{
         config = Config,
+        client = Client#{config := Config},
         settings = {MaxControlLine, MaxPayload, Before, Headers, Mountpoint}
     },
     case MaxPayload =/= OldMaxPayload andalso Phase =:= connected andalso Protocol =:= 1 of
@@ -459,9 +482,9 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         no_responders = NoResponders,
         protocol = Protocol,
         info_due =
-            Channel#channel.info_due orelse
-                (Phase =:= new andalso Protocol =:= 1 andalso
-                    MaxPayload =/= maps:get(max_payload_size, Config))
+            Protocol =:= 1 andalso
+                (Channel#channel.info_due orelse
+                    (Phase =:= new andalso MaxPayload =/= maps:get(max_payload_size, Config)))
     },
     if
         Protocol =/= 0, Protocol =/= 1 ->
