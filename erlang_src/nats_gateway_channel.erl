@@ -99,6 +99,7 @@
     held = [] :: iodata(),
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
+    %% to no topic, or in no control line
     unroutable = 0 :: non_neg_integer()
 }).
 
@@ -942,13 +943,16 @@ permitted([Delivery = {_, Topic, _, _, _} | Deliveries], Permitted, Permissions,
 mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs, sent = Sent} =
-        Channel,
+    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs} = Channel,
+    #channel{sent = Sent, unroutable = Unroutable} = Channel,
     {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
+    {Encoded, TooLong} = encode(Frames, Mountpoint),
     NChannel = requested(
-        Frames, unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count})
+        Frames,
+        unsubscribe(Unused, Channel#channel{
+            subscriptions = NSubs, sent = Sent + Count - TooLong, unroutable = Unroutable + TooLong
+        })
     ),
-    Encoded = encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
@@ -980,8 +984,11 @@ requested(Frames, Channel = #channel{permissions = Permissions}) ->
 
 encode(Frames, Mountpoint) ->
     case nats_gateway_nif:encode(Frames, Mountpoint) of
-        {Data, []} -> Data;
-        {Data, Rest} -> [Data | encode(Rest, Mountpoint)]
+        {Data, TooLong, []} ->
+            {Data, TooLong};
+        {Data, TooLong, Rest} ->
+            {More, NTooLong} = encode(Rest, Mountpoint),
+            {[Data | More], TooLong + NTooLong}
     end.
 
 hold(Encoded, Out, Channel = #channel{held = Held}) ->

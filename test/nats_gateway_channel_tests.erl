@@ -283,6 +283,16 @@ fan_out_to_the_sids_of_a_subject_test() ->
         [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>}]}], C1
     ).
 
+a_message_that_no_control_line_can_hold_is_counted_test() ->
+    Channel = open([?CONNECT, "SUB > 1\r\n"]),
+    Long = binary:copy(<<"x">>, 4096),
+    Deliveries = [delivery(<<"#">>, Topic, <<"hi">>) || Topic <- [<<"a">>, Long, <<"b">>]],
+    {Out, NChannel} = events([{deliver, Deliveries}], Channel),
+    ?assertEqual(<<"MSG a 1 2\r\nhi\r\nMSG b 1 2\r\nhi\r\n">>, Out),
+    ?assertMatch(
+        #{messages_sent := 2, messages_unroutable := 1}, nats_gateway_channel:stats(NChannel)
+    ).
+
 headers_only_to_those_who_take_them_test() ->
     Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
     Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>},
