@@ -23,7 +23,7 @@
 -export([configure/2]).
 -export([handle_timeout/2]).
 -export([lame_duck/1]).
--export([terminate/2]).
+-export([terminate/3]).
 -export([info/1]).
 -export([stats/1]).
 -export([sent/1]).
@@ -48,6 +48,7 @@
     | account_authentication_expired
     | idle_timeout
     | session_changed
+    | settings_changed
     | permission_denied
     | maximum_connections_exceeded
     | maximum_account_connections_exceeded
@@ -103,6 +104,7 @@
     held = [] :: iodata(),
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
+    %% to no topic, or in no control line
     unroutable = 0 :: non_neg_integer()
 }).
 
@@ -128,16 +130,11 @@ prepare(Host, Client) ->
 init(Host, Client = #{config := Config}) ->
     #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
     Nonce = nats_gateway_login:nonce(Login),
-    Phase =
-        case auth_required(Config) of
-            true -> connect_only;
-            false -> open
-        end,
     Channel = #channel{
         host = Host,
         client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
-        settings = {MaxControlLine, MaxPayload, Phase, false, <<>>}
+        settings = {MaxControlLine, MaxPayload, phase(Config), false, <<>>}
     },
     Extra =
         case Nonce of
@@ -145,6 +142,13 @@ init(Host, Client = #{config := Config}) ->
             _ -> #{nonce => Nonce}
         end,
     {server_info(Extra, Channel), Channel}.
+
+%% Of the decoder, before the login.
+phase(Config) ->
+    case auth_required(Config) of
+        true -> connect_only;
+        false -> open
+    end.
 
 %% What the client's certificate tells of it: the name takes the place of CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
@@ -214,14 +218,34 @@ lame_duck(Channel = #channel{phase = connected, protocol = 1}) ->
 lame_duck(_) ->
     [].
 
-%% Other settings for a client that stays. Who is told at any time is told of another limit.
+%% Other settings for a client that is there already; its next login is one under these.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
-configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
+configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, client = Client}) ->
+    #{login := Login, max_payload_size := MaxPayload, max_control_line := MaxControlLine} = Config,
+    Demands = auth_required(Config) andalso not auth_required(Old),
+    Signed = maps:get(nonce, Client) =/= undefined,
+    case Demands orelse (not Signed andalso nats_gateway_login:nonce(Login) =/= undefined) of
+        true ->
+            %% It was told of no login, or of nothing to sign. Upon this it reads another INFO.
+            stop(settings_changed, [], Channel);
+        false ->
+            {_, _, _, Headers, Mountpoint} = Channel#channel.settings,
+            {ok, [], Channel#channel{
+                config = Config,
+                client = Client#{config := Config},
+                settings = {MaxControlLine, MaxPayload, phase(Config), Headers, Mountpoint},
+                info_due =
+                    Channel#channel.info_due orelse MaxPayload =/= maps:get(max_payload_size, Old)
+            }}
+    end;
+configure(Config, Channel = #channel{phase = Phase, protocol = Protocol, client = Client}) ->
+    %% Who is told at any time is told of another limit.
     #{max_control_line := MaxControlLine} = Config,
     MaxPayload = max_payload(Config, Channel),
     {_, OldMaxPayload, Before, Headers, Mountpoint} = Channel#channel.settings,
     NChannel = Channel#channel{
         config = Config,
+        client = Client#{config := Config},
         settings = {MaxControlLine, MaxPayload, Before, Headers, Mountpoint}
     },
     case MaxPayload =/= OldMaxPayload andalso Phase =:= connected andalso Protocol =:= 1 of
@@ -229,10 +253,18 @@ configure(Config, Channel = #channel{phase = Phase, protocol = Protocol}) ->
         false -> {ok, [], NChannel}
     end.
 
--spec terminate(term(), channel()) -> ok.
-terminate(_, #channel{host_state = undefined}) -> ok;
-terminate(Reason, #channel{host = Host, host_state = HostState}) ->
-    Host:disconnect(Reason, HostState).
+%% Messages are those for `handle_messages/2' that come too late.
+-spec terminate(term(), Messages :: [term()], channel()) -> ok.
+terminate(_, _, #channel{host_state = undefined}) ->
+    ok;
+terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
+    Host:disconnect(
+        Reason,
+        case Messages =/= [] andalso erlang:function_exported(Host, undelivered, 2) of
+            true -> Host:undelivered(Messages, HostState);
+            false -> HostState
+        end
+    ).
 
 %% -------------------------------------------------------------------------------------------
 %% Input of the client
@@ -492,9 +524,9 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         no_responders = NoResponders,
         protocol = Protocol,
         info_due =
-            Channel#channel.info_due orelse
-                (Phase =:= new andalso Protocol =:= 1 andalso
-                    MaxPayload =/= maps:get(max_payload_size, Config))
+            Protocol =:= 1 andalso
+                (Channel#channel.info_due orelse
+                    (Phase =:= new andalso MaxPayload =/= maps:get(max_payload_size, Config)))
     },
     if
         Protocol =/= 0, Protocol =/= 1 ->
@@ -957,13 +989,16 @@ permitted([Delivery = {_, Topic, _, _, _, _} | Deliveries], Permitted, Permissio
 mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs, sent = Sent} =
-        Channel,
+    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs} = Channel,
+    #channel{sent = Sent, unroutable = Unroutable} = Channel,
     {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
+    {Encoded, TooLong} = encode(Frames, Mountpoint),
     NChannel = requested(
-        Frames, unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count})
+        Frames,
+        unsubscribe(Unused, Channel#channel{
+            subscriptions = NSubs, sent = Sent + Count - TooLong, unroutable = Unroutable + TooLong
+        })
     ),
-    Encoded = encode(Frames, Mountpoint),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
@@ -995,8 +1030,11 @@ requested(Frames, Channel = #channel{permissions = Permissions}) ->
 
 encode(Frames, Mountpoint) ->
     case nats_gateway_nif:encode(Frames, Mountpoint) of
-        {Data, []} -> Data;
-        {Data, Rest} -> [Data | encode(Rest, Mountpoint)]
+        {Data, TooLong, []} ->
+            {Data, TooLong};
+        {Data, TooLong, Rest} ->
+            {More, NTooLong} = encode(Rest, Mountpoint),
+            {[Data | More], TooLong + NTooLong}
     end.
 
 hold(Encoded, Out, Channel = #channel{held = Held}) ->

@@ -828,15 +828,15 @@ send_lame_duck(State = #state{channel = Channel}) ->
 %% The host is told before the socket is closed, which may take a while.
 leave(_, State = #state{channel = undefined}) ->
     State;
-leave(Reason, State = #state{channel = Channel, reports = Reports}) ->
+leave(Reason, State = #state{channel = Channel, reports = Reports, collected = Collected}) ->
     log_end(Reason, State),
     Last =
         case Reports of
             true -> nats_gateway_channel:report(octets(State), Channel);
             false -> Channel
         end,
-    ok = nats_gateway_channel:terminate(Reason, Last),
-    State#state{channel = undefined}.
+    ok = nats_gateway_channel:terminate(Reason, lists:reverse(Collected), Last),
+    State#state{channel = undefined, collected = []}.
 
 %% The one place that words why a connection ended.
 log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->

@@ -17,6 +17,7 @@
 -export([authz_cache/0]).
 -export([authz_drained_at/0]).
 -export([give_to_another_member/3]).
+-export([await_left/2]).
 -export([send_retained/2]).
 
 -ignore_xref([
@@ -34,6 +35,7 @@
     {emqx_retainer, match_messages, 3},
     {emqx_security_profile, policy, 1},
     {emqx_shared_sub, dispatch, 4},
+    {emqx_shared_sub, unsubscribe, 3},
     {emqx, get_config, 2}
 ]).
 
@@ -223,6 +225,16 @@ give_to_another_member(Group, Filter, Message) ->
     Delivery = {delivery, self(), Message},
     _ = emqx_shared_sub:dispatch(Group, Filter, Delivery, #{self() => no_local}),
     ok.
+
+%% Until this process is in none of the groups that it has left as one that is gone. EMQX handles
+%% that in the order it was asked, and answers to this. Where it does not, it is as good as left.
+-spec await_left(Group :: binary(), Filter :: binary()) -> ok.
+await_left(Group, Filter) ->
+    try
+        emqx_shared_sub:unsubscribe(Group, Filter, self())
+    catch
+        exit:_ -> ok
+    end.
 
 %% -------------------------------------------------------------------------------------------
 %% Retained messages

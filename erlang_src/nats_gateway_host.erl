@@ -135,6 +135,9 @@ when
 
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
 
+%% Before `disconnect/2': what the connection still had for `handle_messages/2'.
+-callback undelivered([Message :: term()], State) -> State when State :: term().
+
 %% A call to the connection process, by whoever manages the clients of this host.
 -callback handle_call(Request :: term(), State) -> {Reply :: term(), [event()], State} when
     State :: term().
@@ -142,4 +145,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([prepare/1, handle_messages/2, handle_call/2, report/2]).
+-optional_callbacks([prepare/1, handle_messages/2, undelivered/2, handle_call/2, report/2]).

@@ -21,6 +21,7 @@
 -export([handle_messages/2]).
 -export([handle_call/2]).
 -export([report/2]).
+-export([undelivered/2]).
 -export([disconnect/2]).
 
 -export([context/1]).
@@ -959,17 +960,25 @@ process_stats([{message_queue_len, Length}, {heap_size, Size}, {reductions, Redu
 %% -------------------------------------------------------------------------------------------
 %% The end
 
+-spec undelivered([term()], host()) -> host().
+undelivered(Messages, Host = #host{early = Early}) ->
+    Host#host{early = lists:reverse([M || M <- Messages, is_deliver(M)], Early)}.
+
+%% The process stays, after `login_again' for the next login, else until the client has closed its
+%% side of the connection: its subscriptions would stay, too.
 -spec disconnect(term(), host()) -> ok.
 disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, context = Context}) ->
+    _ = emqx_broker:subscriber_down(self()),
     #host{conninfo = ConnInfo} = Host,
     NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
     Name = reason(Reason),
     case Name of
         login_again ->
-            %% The process stays, and its subscriptions would.
-            _ = emqx_broker:subscriber_down(self()),
-            ok;
+            %% So would EMQX's own cache, which does not know that its decisions were for another
+            %% user.
+            ok = emqx_authz_cache:empty_authz_cache();
         _ ->
+            ok = give_away(Host),
             _ = emqx_flapping:detect(ClientInfo),
             ok
     end,
@@ -977,6 +986,32 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).
+
+%% Nothing is sent to this client any more: what its groups have given to it goes to other members.
+give_away(Host = #host{early = Early}) ->
+    ok = await_left(Host),
+    {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+    lists:foreach(
+        fun({deliver, Filter, Message}) ->
+            case emqx_message:get_headers(Message) of
+                #{redispatch_to := {Group, _}} ->
+                    nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message);
+                #{} ->
+                    ok
+            end
+        end,
+        lists:reverse(Early, drain(Waiting))
+    ).
+
+%% EMQX leaves the groups of who is gone a moment later, and would choose this member until then.
+await_left(#host{subs = Subs}) ->
+    case [Topic || #sub{topic = Topic} <- maps:values(Subs), is_tuple(Topic)] of
+        [] ->
+            ok;
+        [Topic | _] ->
+            {Group, Filter} = key_of(Topic),
+            nats_gateway_emqx_compat:await_left(Group, Filter)
+    end.
 
 %% One word for the rule engine.
 reason({shutdown, {error, Reason}}) -> reason(Reason);

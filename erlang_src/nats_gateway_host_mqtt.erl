@@ -535,10 +535,14 @@ is_available({undefined, <<"$share/", _/binary>>}, _) ->
     false;
 is_available({Share, _}, #host{shared = false}) when Share =/= undefined ->
     false;
-is_available({_, Filter}, #host{wildcards = false}) ->
-    binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch;
-is_available(_, _) ->
-    true.
+is_available(Key = {_, Filter}, Host = #host{wildcards = false}) ->
+    binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch andalso filter_fits(Key, Host);
+is_available(Key, Host) ->
+    filter_fits(Key, Host).
+
+%% The packet that it is in has at most 16 bytes more, with the longest identifier.
+filter_fits(_, #host{max_sent = infinity}) -> true;
+filter_fits(Key, #host{max_sent = Max}) -> byte_size(filter(Key)) + 16 =< Max.
 
 filter({undefined, Filter}) -> Filter;
 filter({Share, Filter}) -> <<"$share/", Share/binary, $/, Filter/binary>>.

@@ -283,6 +283,16 @@ fan_out_to_the_sids_of_a_subject_test() ->
         [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>, undefined}]}], C1
     ).
 
+a_message_that_no_control_line_can_hold_is_counted_test() ->
+    Channel = open([?CONNECT, "SUB > 1\r\n"]),
+    Long = binary:copy(<<"x">>, 4096),
+    Deliveries = [delivery(<<"#">>, Topic, <<"hi">>) || Topic <- [<<"a">>, Long, <<"b">>]],
+    {Out, NChannel} = events([{deliver, Deliveries}], Channel),
+    ?assertEqual(<<"MSG a 1 2\r\nhi\r\nMSG b 1 2\r\nhi\r\n">>, Out),
+    ?assertMatch(
+        #{messages_sent := 2, messages_unroutable := 1}, nats_gateway_channel:stats(NChannel)
+    ).
+
 headers_only_to_those_who_take_them_test() ->
     Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
     Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>, undefined},
@@ -428,6 +438,13 @@ the_host_closes_test_() ->
             {user_authentication_expired, <<"-ERR 'User Authentication Expired'\r\n">>}
         ]
     ].
+
+what_the_host_was_not_given_is_its_own_at_the_end_test() ->
+    Channel = open(?CONNECT),
+    ok = nats_gateway_channel:terminate(kicked, [first, second], Channel),
+    ?assertEqual([{undelivered, [first, second]}, {disconnect, kicked}], calls()),
+    ok = nats_gateway_channel:terminate(kicked, [], Channel),
+    ?assertEqual([{disconnect, kicked}], calls()).
 
 timeouts_test() ->
     {_, New} = channel(),
@@ -732,6 +749,62 @@ configure_keeps_the_limit_of_the_login_test() ->
     ),
     ?assertNotEqual(nomatch, binary:match(iolist_to_binary(Info), <<"\"max_payload\":5">>)),
     ?assertMatch({_, 5, _, _, _}, nats_gateway_channel:settings(Changed)).
+
+%% -------------------------------------------------------------------------------------------
+%% Settings that change while a client is there
+
+configure(Settings, Channel) ->
+    nats_gateway_channel:configure(maps:merge(nats_gateway_config:defaults(), Settings), Channel).
+
+%% What its INFO has not told of a login it can't do. It is not told so, but reconnects.
+who_was_told_of_no_login_is_closed_test_() ->
+    [
+        ?_assertMatch({stop, settings_changed, [[], []], _}, configure(Settings, Channel))
+     || {_, Channel} <- [channel()], Settings <- [users([user(<<"u">>, #{})]), #{auth_required => true}]
+    ].
+
+who_was_told_nothing_to_sign_is_closed_test() ->
+    Key = nats_gateway_credentials:public(user),
+    {_, Channel} = channel(users([user(<<"u">>, #{})])),
+    ?assertMatch(
+        {stop, settings_changed, _, _},
+        configure(#{login => login([{nkey, [Key]}]), auth_required => true}, Channel)
+    ).
+
+%% A password that was taken away is worth nothing to who has not logged in yet.
+the_first_login_is_one_under_the_present_settings_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{})])),
+    {ok, [], Changed} = configure(users([user(<<"v">>, #{})]), Channel),
+    ?assertMatch({stop, authorization_violation, _}, input(connect("u"), Changed)),
+    {<<>>, _} = input(connect("v"), Changed).
+
+a_later_login_is_one_under_the_present_settings_test() ->
+    {_, Channel} = channel(users([user(<<"u">>, #{}), user(<<"w">>, #{})])),
+    {<<>>, Logged} = input([connect("u"), "SUB a 1\r\n"], Channel),
+    {ok, [], Changed} = configure(users([user(<<"v">>, #{})]), Logged),
+    ?assertMatch({stop, authorization_violation, _}, input(connect("w"), Changed)),
+    {<<>>, Again} = input(connect("v"), Changed),
+    {ok, [], Less} = configure((users([user(<<"w">>, #{})]))#{mountpoint => <<"m/">>}, Again),
+    ?assertMatch({stop, session_changed, _}, input(connect("w"), Less)).
+
+where_no_login_is_demanded_any_more_none_is_needed_test() ->
+    {_, Channel} = channel(#{auth_required => true}),
+    {ok, [], Changed} = configure(#{mountpoint => <<"m/">>}, Channel),
+    {<<"+OK\r\n">>, _} = input("SUB a 1\r\n", Changed),
+    ?assertMatch([{connect, _}, {subscribe, _, _}], calls()).
+
+who_was_told_of_another_limit_hears_of_the_present_one_test_() ->
+    [
+        ?_test(begin
+            {_, Channel} = channel(),
+            {ok, [], Changed} = configure(#{max_payload_size => 5}, Channel),
+            {Out, _} = input([Connect, "PING\r\nPING\r\n"], Changed),
+            ?assertEqual(Told, binary:match(Out, <<"\"max_payload\":5">>) =/= nomatch)
+        end)
+     || {Connect, Told} <- [
+            {"CONNECT {\"verbose\":false,\"protocol\":1}\r\n", true}, {?CONNECT, false}
+        ]
+    ].
 
 %% Subscriptions that the second login may not have end, before the host is asked for the others.
 another_login_loses_what_it_may_not_have_test() ->

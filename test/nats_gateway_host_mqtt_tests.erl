@@ -1125,6 +1125,27 @@ maximum_packet_size_test() ->
     })),
     ok = over(Pid, Socket).
 
+%% A larger packet would end the connection.
+maximum_packet_size_of_a_subscription_test_() ->
+    [
+        ?_test(maximum_packet_size_of_a_subscription(Properties))
+     %% with wildcards, and without
+     || Properties <- [<<39, 100:32>>, <<39, 100:32, 40, 0>>]
+    ].
+
+maximum_packet_size_of_a_subscription(Properties) ->
+    {Pid, Socket} = connected(Properties),
+    Filter = fun(Size) -> binary:copy(<<"x">>, Size) end,
+    denied = subscribe(Pid, {undefined, Filter(85)}),
+    denied = subscribe(Pid, {<<"g">>, Filter(85 - byte_size(<<"$share/g/">>))}),
+    Fits = Filter(84),
+    ok = subscribe(Pid, {undefined, Fits}),
+    <<16#82, _, _:16, 2, 11, 1, 0, 84, Fits:84/binary, _>> = packet(Socket),
+    Shared = <<"$share/g/", (Filter(75))/binary>>,
+    ok = subscribe(Pid, {<<"g">>, Filter(75)}),
+    <<16#82, _, _:16, 2, 11, 2, 0, 84, Shared:84/binary, _>> = packet(Socket),
+    ok = over(Pid, Socket).
+
 %% The answer to a subscription that is not wanted any more changes nothing.
 late_refusal_test() ->
     {Pid, Socket} = connected(<<>>),

@@ -37,7 +37,7 @@ encode(Deliveries, Mountpoint) ->
 encode_all([], _, Data, Calls) when Calls > 0 ->
     {iolist_to_binary(lists:reverse(Data)), Calls};
 encode_all(Deliveries, Mountpoint, Data, Calls) ->
-    {More, Rest} = ?NIF:encode(Deliveries, Mountpoint),
+    {More, 0, Rest} = ?NIF:encode(Deliveries, Mountpoint),
     encode_all(Rest, Mountpoint, [More | Data], Calls + 1).
 
 %% decode/2
@@ -335,10 +335,33 @@ encode_headers_test() ->
     ).
 
 %% Large payloads are the given terms, at their places.
+%% What comes after the operation and its blank.
+encode_control_line_test_() ->
+    Frame = fun(Topic, Reply) ->
+        {Data, TooLong, []} = ?NIF:encode([{Topic, [<<"1">>], Reply, undefined, <<"hi">>}], <<>>),
+        {iolist_to_binary(Data), TooLong}
+    end,
+    Of = fun(Size) -> binary:copy(<<"x">>, Size) end,
+    [
+        ?_assertEqual({<<"MSG ", (Of(4092))/binary, " 1 2\r\nhi\r\n">>, 0}, Frame(Of(4092), undefined)),
+        ?_assertEqual({<<>>, 1}, Frame(Of(4093), undefined)),
+        ?_assertEqual(
+            {<<"MSG t 1 ", (Of(4090))/binary, " 2\r\nhi\r\n">>, 0},
+            Frame(<<"t">>, {topic, Of(4090), undefined})
+        ),
+        ?_assertEqual({<<"MSG t 1 2\r\nhi\r\n">>, 0}, Frame(<<"t">>, {topic, Of(4091), undefined})),
+        ?_assertEqual({<<"MSG t 1 2\r\nhi\r\n">>, 0}, Frame(<<"t">>, {subject, Of(60000)}))
+    ].
+
+%% What is left out is work, too.
+encode_bounded_calls_for_nothing_test() ->
+    Long = {binary:copy(<<"\t">>, 65535), [<<"1">>], {subject, binary:copy(<<"\t">>, 65535)}, undefined, <<>>},
+    {<<>>, 1, [Long]} = ?NIF:encode([Long, Long], <<>>).
+
 encode_references_large_payloads_test() ->
     Payloads = [binary:copy(<<N>>, Size) || {N, Size} <- [{$a, 4095}, {$b, 4096}, {$c, 100000}]],
     Deliveries = [{<<"t">>, [<<"1">>, <<"2">>], undefined, undefined, P} || P <- Payloads],
-    {Data, _} = ?NIF:encode(Deliveries, <<>>),
+    {Data, 0, _} = ?NIF:encode(Deliveries, <<>>),
     [_, Large, Larger] = Payloads,
     Referenced = [Part || Part <- Data, lists:member(Part, Payloads)],
     ?assertEqual([Large, Large, Larger, Larger], Referenced),

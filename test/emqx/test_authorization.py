@@ -126,6 +126,24 @@ def test_the_cache_holds_until_it_is_drained(database: Gateway, name: str):
         assert client.message().payload == b"allowed again"
 
 
+def test_another_login_is_decided_anew(gateway: Gateway, name: str):
+    """What one user was allowed or denied is not remembered for the next one of the connection."""
+    rules = (f'{{deny, {{username, "b"}}, all, ["{name}/b"]}}', f'{{deny, {{username, "a"}}, all, ["{name}/a"]}}')
+    with file_rules(gateway, *rules), gateway.mqtt() as mqtt, gateway.nats(user="a") as client:
+        mqtt.subscribe(f"{name}/#")
+        client.publish(f"{name}.b", b"of a")
+        client.subscribe(f"{name}.b").send("UNSUB 1\r\n")
+        publish_denied(client, f"{name}.a")
+        subscribe_denied(client, f"{name}.a")
+        assert mqtt.message().payload == b"of a"
+        client.connect(user="b")
+        publish_denied(client, f"{name}.b")
+        subscribe_denied(client, f"{name}.b")
+        client.subscribe(f"{name}.a").publish(f"{name}.a", b"of b")
+        assert client.message().payload == b"of b"
+        assert mqtt.message().payload == b"of b", "a denied message was delivered"
+
+
 def test_without_the_cache_a_rule_holds_at_once(database: Gateway, name: str):
     path = "/authorization/sources/built_in_database/rules/users"
     database.undo("DELETE", f"{path}/{name}")

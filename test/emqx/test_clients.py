@@ -17,6 +17,7 @@ from emqx.node import Node, wait_until
 from emqx.rest import quoted
 
 GONE = 1000
+SHARED = 50
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,44 @@ def test_kick(gateway: Gateway, name: str):
         gateway.forgotten(name)
         assert gateway.rest.call("DELETE", f"/gateways/nats/clients/{name}").status in (204, 404)
         other.ping()
+
+
+def test_a_kicked_client_gets_nothing_any_more(gateway: Gateway, name: str):
+    """Though its socket is open until it has read that it is closed."""
+    with gateway.nats(name=name) as kicked, gateway.nats() as other, gateway.nats() as publisher:
+        gateway.known(name)
+        kicked.subscribe(f"{name}.alone").subscribe(f"{name}.shared", sid="2", group="workers")
+        other.subscribe(f"{name}.shared", group="workers")
+        publisher.subscribe(f"{name}.inbox")
+        gateway.kick(name)
+        publisher.publish(f"{name}.alone", b"x", reply=f"{name}.inbox")
+        assert publisher.message().headers == b"NATS/1.0 503\r\n\r\n"
+        for number in range(SHARED):
+            publisher.publish(f"{name}.shared", b"%d" % number)
+        assert [int(other.message().payload) for _ in range(SHARED)] == list(range(SHARED))
+        other.silent()
+        kicked.closed()
+
+
+@pytest.mark.plugin
+def test_what_waits_for_a_client_that_ends_goes_to_another_member(gateway: Gateway, node: Node, name: str):
+    """Of its queue groups: messages that it has not been sent."""
+    with gateway.nats(name=name) as ended, gateway.nats() as other, gateway.nats() as publisher:
+        gateway.known(name)
+        ended.subscribe(f"{name}.shared", group="workers").subscribe(f"{name}.plain", sid="2")
+        other.subscribe(f"{name}.shared", group="workers")
+        process = f'[P || {{_, P}} <- ets:lookup(emqx_gateway_nats_channel, <<"{name}">>)]'
+        assert node.eval(f"[sys:suspend(P) || P <- {process}]") == "[ok]"
+        for number in range(SHARED):
+            publisher.publish(f"{name}.shared", b"%d" % number)
+            publisher.publish(f"{name}.plain", b"x")
+        publisher.ping()
+        waiting = node.eval(f"lists:sum([element(2, process_info(P, message_queue_len)) || P <- {process}])")
+        assert int(waiting) > SHARED, "the broker gave all of the group to the other member"
+        assert node.eval(f"[sys:terminate(P, {{shutdown, kicked}}) || P <- {process}]") == "[ok]"
+        assert sorted(int(other.message().payload) for _ in range(SHARED)) == list(range(SHARED))
+        other.silent()
+        ended.closed()
 
 
 def test_an_unknown_client(gateway: Gateway, name: str):

@@ -21,6 +21,8 @@ OPERATOR, ACCOUNT, USER, OTHER = Key("operator"), Key("account"), Key("user"), K
 TOKEN = "w0rd"
 # cost 4
 HASH = "$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y"
+OTHER_TOKEN = "0ther"
+OTHER_HASH = "$2b$04$y1BZGvLu7HygwRy6DZHRk.2DFiJn750NN5J/tCu9tcip3O5ZuWhyi"
 BY_TOKEN = {"internal_authn": ["token"], "token": HASH}
 BY_NKEY = {"internal_authn": ["nkey"], "nkeys": [USER.public]}
 BY_JWT = {
@@ -223,6 +225,28 @@ def test_the_account_is_there_for_mountpoints(gateway: Gateway, page: Page, name
         client.publish(name, b"ours")
         assert client.message().payload == b"ours"
         assert mqtt.message().topic == f"main/{name}"
+
+
+def test_who_is_connected_logs_in_under_the_present_settings(gateway: Gateway, page: Page, name: str):
+    """Whenever they were saved: before the first CONNECT of a connection, or before another one."""
+    early = gateway.raw()
+    page.change(**BY_TOKEN)
+    # told of no login
+    early.closed()
+    idle, live = gateway.raw(), accepted(gateway, auth_token=TOKEN)
+    page.change(**BY_TOKEN | {"token": OTHER_HASH})
+    idle.login(auth_token=TOKEN)
+    idle.rejected(VIOLATION)
+    live.login(auth_token="x")
+    live.rejected(VIOLATION)
+    # told of nothing to sign
+    idle, live = gateway.raw(), accepted(gateway, auth_token=OTHER_TOKEN)
+    page.change(**BY_NKEY)
+    idle.closed()
+    live.subscribe(name).publish(name, b"still there")
+    assert live.message().payload == b"still there"
+    live.login(auth_token=TOKEN)
+    live.rejected(VIOLATION)
 
 
 def test_what_the_page_refuses(gateway: Gateway, page: Page):

@@ -79,6 +79,20 @@ def test_mountpoint_separates_clients(gateway: Gateway, name: str, group: str | 
         anne.silent()
 
 
+@pytest.mark.plugin
+def test_a_mountpoint_is_that_of_the_login(gateway: Gateway, name: str):
+    """Not of the time when the connection came. Somebody who is there stays where they are."""
+    with gateway.raw() as idle, gateway.nats() as live, gateway.mqtt() as mqtt:
+        mqtt.subscribe(f"+/{name}").subscribe(name)
+        gateway.settings(mountpoint="changed/")
+        idle.connect().publish(name, b"x")
+        assert mqtt.message().topic == f"changed/{name}"
+        live.publish(name, b"x")
+        assert mqtt.message().topic == name
+        live.login(user="another")
+        live.closed()
+
+
 @pytest.mark.parametrize("placeholder", ["username", "clientid"])
 def test_mountpoint_placeholders(gateway: Gateway, name: str, placeholder: str):
     gateway.settings(mountpoint=f"m/${{{placeholder}}}/", **NAMED)

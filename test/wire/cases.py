@@ -319,14 +319,18 @@ for limit, settings in ((64, _SHORT_LINES), (DEFAULT_MAX_CONTROL_LINE, {})):
     alone(f"control_line_{limit}_sub_at_limit", "1", _quiet + b"SUB " + _subject + b" 1\r\n", settings=settings)
     fatal(f"control_line_{limit}_sub_over_limit", "1",
           _quiet + b"SUB " + _subject + b" 12\r\n", MAXIMUM_CONTROL_LINE, settings=settings)
-    alone(f"control_line_{limit}_pub_at_limit", "1", _quiet + sub(_subject, b"1") + b"PUB " + _subject + b" 1\r\nx\r\n",
-          msg(_subject, b"1", b"x"), settings=settings)
+    # The line that delivers this is longer by its sid, see DIFFERENCES.
+    if limit < DEFAULT_MAX_CONTROL_LINE:
+        alone(f"control_line_{limit}_pub_at_limit", "1", _quiet + sub(_subject, b"1") + b"PUB " + _subject + b" 1\r\nx\r\n",
+              msg(_subject, b"1", b"x"), settings=settings)
     fatal(f"control_line_{limit}_pub_over_limit", "1",
           _quiet + b"PUB " + _subject + b" 01\r\nx\r\n", MAXIMUM_CONTROL_LINE, settings=settings)
     fatal(f"control_line_{limit}_over_limit_without_line_end", "1", _quiet + b"SUB " + b"s" * (limit + 1), MAXIMUM_CONTROL_LINE,
           settings=settings)
     case(f"control_line_{limit}_at_limit_split_before_line_end", "1",
          A.send(_quiet + b"SUB " + _subject + b" 1\r\n", (len(_quiet) + 4 + limit,)), settings=settings)
+_LONG = b"s" * (DEFAULT_MAX_CONTROL_LINE - 4)
+alone("control_line_4096_of_a_delivery_at_limit", "1", QUIET + sub(_LONG, b"1") + pub(_LONG, b"x"), msg(_LONG, b"1", b"x"))
 alone("control_line_64_connect_at_limit", "1", b"CONNECT " + _CONNECT_64 + b"\r\n", settings=_SHORT_LINES)
 fatal("control_line_64_connect_over_limit", "1",
       b"CONNECT " + _CONNECT_64 + b" \r\n", MAXIMUM_CONTROL_LINE, settings=_SHORT_LINES)
@@ -1215,6 +1219,29 @@ def sizes(name: str, publish: bytes, echoed: bytes, canonical: bytes) -> Differe
     )
 
 
+def long_line(name: str, publish: bytes, delivered: bytes, instead: bytes) -> Difference:
+    request = A.send(QUIET + sub(b"l.@@.>", b"1") + sub(b"l.@@", b"2") + publish + pub(b"l.@@", b"next"))
+    following = msg(b"l.@@", b"2", b"next")
+    return Difference(
+        f"delivery_line_over_4096_{name}", "1",
+        "a client with room for no more would be disconnected by whoever publishes to a long topic",
+        nats_server=(request, A.expect(delivered + following)),
+        gateway=(request, A.expect(instead + following)),
+    )
+
+
+def _long_subject() -> Difference:
+    subject = b"l.@@." + b"s" * 4082
+    return long_line("subject", pub(subject, b"x" * 10), msg(subject, b"1", b"x" * 10), b"")
+
+
+def _long_reply() -> Difference:
+    reply = b"r" * 4080
+    return long_line(
+        "reply", pub(b"l.@@.a", b"x", reply), msg(b"l.@@.a", b"1", b"x", reply), msg(b"l.@@.a", b"1", b"x")
+    )
+
+
 def _queue_member_with_max() -> Difference:
     leaving = sub(b"j.@@", b"1", b"q") + b"UNSUB 1 1\r\n"
     return Difference(
@@ -1296,6 +1323,8 @@ DIFFERENCES = (
     nobody_but("own_subscription_without_echo", "the broker counts a No Local subscription as one that takes the message",
                b'CONNECT {"verbose":false,"echo":false,"headers":true,"no_responders":true}\r\n', b"svc.@@"),
     nobody_but("parent_of_greater", "the broker counts svc/#, which matches svc", NO_RESPONDERS, b"svc.@@.>"),
+    _long_subject(),
+    _long_reply(),
     _queue_member_with_max(),
     _queue_over_filters_across_connections(),
     _queue_without_echo(),

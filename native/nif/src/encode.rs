@@ -1,6 +1,6 @@
 //! `encode/2`: deliveries to frames.
 
-use nats_protocol::encode::{Frames, Message, write_raw_subject};
+use nats_protocol::encode::{Frames, MAX_CONTROL_LINE, Message, write_raw_subject};
 use nats_protocol::{headers, subject};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
@@ -23,6 +23,7 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
     let mut batch = Batch {
         frames: Frames::with_capacity(guess.min(MAX_WORK)),
         count: 0,
+        unwritten: 0,
         mountpoint: mountpoint.as_slice(),
         scratch: Scratch::default(),
     };
@@ -35,9 +36,10 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         };
     }
     consume(env, batch.work());
+    let too_long = batch.frames.too_long();
     let (buffer, references) = batch.frames.parts();
     if references.is_empty() {
-        return Ok((binary(env, buffer), rest).encode(env));
+        return Ok((binary(env, buffer), too_long, rest).encode(env));
     }
     let flat: Binary<'a> = NewBinary::from_slice(env, buffer).into();
     let mut data = Term::list_new_empty(env);
@@ -50,13 +52,15 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         end = start;
     }
     let first: Term<'a> = flat.make_subbinary(0, end)?.into();
-    Ok((data.list_prepend(first), rest).encode(env))
+    Ok((data.list_prepend(first), too_long, rest).encode(env))
 }
 
 /// What a call has written so far.
 struct Batch<'a, 'm> {
     frames: Frames<Term<'a>>,
     count: usize,
+    /// Bytes that were converted for frames that were too long to be written.
+    unwritten: usize,
     mountpoint: &'m [u8],
     scratch: Scratch,
 }
@@ -67,6 +71,7 @@ impl<'a> Batch<'a, '_> {
         buffer
             .len()
             .saturating_add(self.count.saturating_mul(WORK_PER_FRAME))
+            .saturating_add(self.unwritten)
     }
 
     /// The frames of a delivery; if that is too much work, a delivery for the other sids.
@@ -97,6 +102,7 @@ impl<'a> Batch<'a, '_> {
             self.count = self.count.saturating_add(1);
             sids = others;
         }
+        self.unwritten = self.unwritten.saturating_add(self.scratch.unwritten());
         Ok(None)
     }
 }
@@ -134,6 +140,15 @@ impl Scratch {
             self.write_headers(headers)?;
         }
         Ok(())
+    }
+
+    /// What was converted, if it may be too long to be written.
+    fn unwritten(&self) -> usize {
+        let names = self.subject.len().saturating_add(self.reply.len());
+        if names < MAX_CONTROL_LINE {
+            return 0;
+        }
+        names.saturating_add(self.headers.len())
     }
 
     /// Headers that were a binary are at hand.

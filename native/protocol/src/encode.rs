@@ -14,6 +14,13 @@ const CRLF: &[u8] = b"\r\n";
 /// Below it, one copy is cheaper than two more elements of the vector that the socket writes.
 pub const REFERENCE_THRESHOLD: usize = 4096;
 
+/// Most bytes of the arguments of a frame, without what precedes and follows them, as nats-server
+/// counts those of an operation. jnats has room for so many and closes the connection at one more.
+pub const MAX_CONTROL_LINE: usize = 4096;
+
+/// Room for the sizes and the blanks of a control line, whatever they are.
+const SIZES: usize = 2 * 20 + 4;
+
 /// A message as all its receivers get it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message<'a> {
@@ -27,6 +34,34 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
 }
 
+impl<'a> Message<'a> {
+    /// The reply subject that the control line has room for; nothing if even one without it is too
+    /// long.
+    fn fitting_reply(&self, sid: &[u8]) -> Option<&'a [u8]> {
+        let names = self.subject.len().saturating_add(sid.len());
+        if names.saturating_add(self.reply.len()).saturating_add(SIZES) <= MAX_CONTROL_LINE {
+            return Some(self.reply);
+        }
+        let payload = digits(self.headers.len().saturating_add(self.payload.len()));
+        let headers = if self.headers.is_empty() {
+            0
+        } else {
+            digits(self.headers.len()).saturating_add(1)
+        };
+        let line = names
+            .saturating_add(headers)
+            .saturating_add(payload)
+            .saturating_add(2);
+        if line > MAX_CONTROL_LINE {
+            return None;
+        }
+        if line.saturating_add(self.reply.len()).saturating_add(1) > MAX_CONTROL_LINE {
+            return Some(&[]);
+        }
+        Some(self.reply)
+    }
+}
+
 /// A batch of frames: small ones in one buffer, large payloads by reference. `R` is what the
 /// caller references a payload by.
 #[derive(Debug)]
@@ -34,6 +69,7 @@ pub struct Frames<R> {
     buffer: BytesMut,
     references: Vec<(usize, R)>,
     referenced: usize,
+    too_long: usize,
 }
 
 impl<R> Frames<R> {
@@ -44,17 +80,25 @@ impl<R> Frames<R> {
             buffer: BytesMut::with_capacity(bytes),
             references: Vec::new(),
             referenced: 0,
+            too_long: 0,
         }
     }
 
     /// Appends the frame of one message for one subscription. `reference` stands for the payload
     /// if that has [`REFERENCE_THRESHOLD`] bytes or more.
+    ///
+    /// If the control line is too long it goes without its reply subject; if it still is, there
+    /// is no frame, see [`Frames::too_long`].
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
+        let Some(reply) = message.fitting_reply(sid) else {
+            self.too_long = self.too_long.saturating_add(1);
+            return;
+        };
         let Message {
             subject,
-            reply,
             headers,
             payload,
+            ..
         } = *message;
         let out = &mut self.buffer;
         out.put_slice(if headers.is_empty() {
@@ -93,6 +137,13 @@ impl<R> Frames<R> {
         (&self.buffer, &self.references)
     }
 
+    /// How many frames there are not, because their control line would be longer than
+    /// [`MAX_CONTROL_LINE`].
+    #[must_use]
+    pub fn too_long(&self) -> usize {
+        self.too_long
+    }
+
     /// Size of all frames in bytes, referenced payloads included.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -117,6 +168,12 @@ pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
             }
         };
     }
+}
+
+/// How many there are in a number.
+fn digits(number: usize) -> usize {
+    let more = number.checked_ilog10().unwrap_or_default();
+    usize::try_from(more).unwrap_or_default().saturating_add(1)
 }
 
 fn write_number(number: usize, out: &mut BytesMut) {

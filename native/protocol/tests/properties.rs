@@ -3,7 +3,9 @@
 mod common;
 
 use common::{drain, feed, read_frames, read_headers, show};
-use nats_protocol::encode::{Frames, Message, REFERENCE_THRESHOLD, write_raw_subject};
+use nats_protocol::encode::{
+    Frames, MAX_CONTROL_LINE, Message, REFERENCE_THRESHOLD, write_raw_subject,
+};
 use nats_protocol::headers::{Properties, build};
 use nats_protocol::subject::{
     correlation, is_valid_publish_subject, plain_topic, quote, share_name, subject_matches,
@@ -558,6 +560,44 @@ proptest! {
         prop_assert_eq!(whole.len(), frames.size());
         let read: Vec<Vec<u8>> = read_frames(&whole).into_iter().map(|f| f.payload).collect();
         prop_assert_eq!(read, payloads);
+    }
+
+    /// No client gets a longer line than it has room for. A reply subject is left out for that.
+    #[test]
+    fn control_lines_are_bounded(
+        subject in prop_oneof![4070..4100_usize, 1..5000_usize],
+        reply in prop_oneof![Just(0), 0..30_usize, 0..5000_usize],
+        headers in prop_oneof![Just(0), 12..2000_usize],
+        payload in prop_oneof![0..12_usize, 0..2000_usize],
+        sid in "[1-9][0-9]{0,9}",
+    ) {
+        let (subject, reply) = (vec![b's'; subject], vec![b'r'; reply]);
+        let (headers, payload) = (vec![b'h'; headers], vec![b'p'; payload]);
+        let line = |reply: &[u8]| {
+            let sizes = [headers.len(), headers.len() + payload.len()].map(|n| n.to_string());
+            let sizes = if headers.is_empty() { &sizes[1..] } else { &sizes[..] };
+            let mut fields = vec![String::from_utf8_lossy(&subject).into_owned(), sid.clone()];
+            if !reply.is_empty() {
+                fields.push(String::from_utf8_lossy(reply).into_owned());
+            }
+            fields.extend_from_slice(sizes);
+            fields.join(" ").len()
+        };
+        let message =
+            Message { subject: &subject, reply: &reply, headers: &headers, payload: &payload };
+        let mut frames = Frames::with_capacity(0);
+        frames.push(&message, sid.as_bytes(), ());
+        let read = read_frames(frames.parts().0);
+        if line(b"") > MAX_CONTROL_LINE {
+            prop_assert!(read.is_empty());
+            prop_assert_eq!(frames.too_long(), 1);
+        } else {
+            let fits = line(&reply) <= MAX_CONTROL_LINE && !reply.is_empty();
+            prop_assert_eq!(read.len(), 1);
+            prop_assert_eq!(&read[0].reply, &fits.then(|| reply.clone()));
+            prop_assert_eq!(&read[0].payload, &payload);
+            prop_assert_eq!(frames.too_long(), 0);
+        }
     }
 
     /// What a block's properties are is what MQTT can hold, and `exact` tells the truth.
