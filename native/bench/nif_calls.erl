@@ -51,8 +51,8 @@ decode(Bytes) ->
 
 encode(Deliveries) ->
     case timed(fun() -> ?NIF:encode(Deliveries, <<"a/">>) end) of
-        {Took, {_, []}} -> [Took];
-        {Took, {_, Rest}} -> [Took | encode(Rest)]
+        {Took, {_, 0, []}} -> [Took];
+        {Took, {_, 0, Rest}} -> [Took | encode(Rest)]
     end.
 
 calls(Work) ->
@@ -63,7 +63,8 @@ calls(Work) ->
         ]
     ),
     receive
-        {'DOWN', Monitor, process, Pid, {took, Nanoseconds}} -> Nanoseconds
+        {'DOWN', Monitor, process, Pid, {took, Nanoseconds}} -> Nanoseconds;
+        {'DOWN', Monitor, process, Pid, Reason} -> error(Reason)
     end.
 
 timed(Call) ->
