@@ -100,6 +100,8 @@
     %% since the last barrier; and whether nothing has come since that could be on its way
     published = false :: boolean(),
     fenced = false :: boolean(),
+    %% the last one that was subscribed, if nothing was published since
+    latest :: undefined | nats_gateway_subscriptions:sid(),
     %% deliveries that must not overtake the +OK of the operation being waited for
     held = [] :: iodata(),
     received = 0 :: non_neg_integer(),
@@ -322,10 +324,10 @@ comes_after({sub, _, Filter, _, Share, _}, #channel{subscriptions = Subs, publis
         leaving -> own;
         _ -> nothing
     end;
-comes_after({unsub, Sid, Max}, #channel{subscriptions = Subs, published = Published}) ->
+comes_after({unsub, Sid, Max}, Channel = #channel{subscriptions = Subs, published = Published}) ->
     case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of
         true -> all;
-        false when Max > 0, Published -> own;
+        false when Max > 0, Published, Sid =/= Channel#channel.latest -> own;
         false -> nothing
     end.
 
@@ -637,7 +639,7 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
         host = Host, host_state = HostState, verbose = Verbose, no_responders = NoResponders
     } = Channel,
     Options = #{confirm => Verbose, no_responders => NoResponders},
-    Published = Channel#channel{published = true, fenced = false},
+    Published = Channel#channel{published = true, fenced = false, latest = undefined},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
@@ -769,10 +771,11 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
                 {known_key, NSubs} ->
-                    NChannel = Channel#channel{subscriptions = NSubs},
+                    NChannel = Channel#channel{subscriptions = NSubs, latest = Sid},
                     run(Rest, acknowledge(Out, NChannel), NChannel);
                 {new_key, NSubs} ->
-                    subscribe_key(Key, Rest, Out, Channel#channel{subscriptions = NSubs})
+                    NChannel = Channel#channel{subscriptions = NSubs, latest = Sid},
+                    subscribe_key(Key, Rest, Out, NChannel)
             end
     end.
 

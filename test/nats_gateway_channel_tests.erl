@@ -423,7 +423,9 @@ operations_that_wait_for_nothing_test_() ->
      || Text <- [
             "SUB a 1\r\nSUB a 2\r\nSUB b 3\r\nSUB a q 4\r\n",
             "PUB a 0\r\n\r\nSUB a 1\r\nUNSUB 1\r\n",
-            "SUB a 1\r\nUNSUB 1 5\r\nUNSUB 2\r\nUNSUB 3 5\r\n"
+            "SUB a 1\r\nUNSUB 1 5\r\nUNSUB 2\r\nUNSUB 3 5\r\n",
+            %% a request of some clients
+            "PUB a 0\r\n\r\nSUB r 1\r\nUNSUB 1 1\r\nPUB b r 0\r\n\r\nSUB s 2\r\nUNSUB 2 1\r\n"
         ]
     ].
 
