@@ -288,19 +288,20 @@ deliver(Key = {undefined, _}, Topic, _, S = #subscriptions{entries = Entries}) -
 deliver(Key = {Share, _}, Topic, Id, S = #subscriptions{groups = Groups, entries = Entries}) when
     is_map_key(Key, Entries)
 ->
-    case Groups of
-        #{Share := #group{literals = Literals, wildcards = Wildcards}} when
-            map_size(Literals) + map_size(Wildcards) =:= 1
-        ->
+    #{Share := Group = #group{literals = Literals, wildcards = Wildcards}} = Groups,
+    case was_taken(Id, Group) of
+        true ->
+            {[], [], S};
+        false when map_size(Literals) + map_size(Wildcards) =:= 1 ->
             to_member([Key], Topic, S);
-        #{Share := Group = #group{joining = Joining}} ->
-            Matching = [K || K <- matching(Key, Topic, Group), K =:= Key orelse not is_map_key(K, Joining)],
-            case is_taken(Key, Matching, Id, Group) of
+        false ->
+            Matching = matching(Key, Topic, Group),
+            case counts(Key, Matching, Id, Group) of
                 true ->
-                    {[], [], S};
-                false ->
                     NS = S#subscriptions{groups = Groups#{Share := take(Id, Group)}},
-                    to_member(Matching, Topic, NS)
+                    to_member(Matching, Topic, NS);
+                false ->
+                    {[], [], S}
             end
     end;
 deliver(_, _, _, S) ->
@@ -316,13 +317,14 @@ leave_all(Sids, S) ->
         Sids
     ).
 
-%% The broker may know the key under other names, so that it matches in any case.
-matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildcards}) ->
+%% The keys that the topic is for, in order. The broker may know this one under another name, so that
+%% it matches in any case; it does not know yet of those that join.
+matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildcards, joining = Joining}) ->
     Literal = {Share, Topic},
-    lists:usort(
-        [Key | [Literal || is_map_key(Literal, Literals)]] ++
-            [K || K = {_, Filter} <- maps:keys(Wildcards), nats_gateway_nif:topic_matches(Filter, Topic)]
-    ).
+    Others =
+        [Literal || is_map_key(Literal, Literals)] ++
+            [K || K = {_, Filter} <- maps:keys(Wildcards), nats_gateway_nif:topic_matches(Filter, Topic)],
+    lists:usort([Key | [K || K <- Others, not is_map_key(K, Joining)]]).
 
 %% For NATS all filters of a queue name are one group: a message that reaches this connection once
 %% per filter goes to one member only. The copy of the first matching filter counts, in the same
@@ -332,22 +334,17 @@ matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildca
 %% While the broker gets to know another key, or forgets one, it is not known for which keys a
 %% message comes. Then the first copy counts, where the broker tells which are copies. Other
 %% brokers send what a key matches only after they have confirmed it, and until they confirm its end.
-is_taken(Key, [Key | _], _, #group{joining = Joining, leaving = Leaving}) when
+counts(Key, Matching, _, #group{joining = Joining, leaving = Leaving}) when
     map_size(Joining) =:= 0, map_size(Leaving) =:= 0
 ->
-    false;
-is_taken(_, _, _, #group{joining = Joining, leaving = Leaving}) when
-    map_size(Joining) =:= 0, map_size(Leaving) =:= 0
-->
-    true;
-is_taken(Key, Matching, undefined, #group{joining = Joining}) ->
-    case lists:delete(Key, Matching) of
-        [] -> false;
-        [_ | _] when is_map_key(Key, Joining) -> true;
-        _ -> hd(Matching) =/= Key
-    end;
-is_taken(_, _, Id, #group{young = Young, old = Old}) ->
-    is_map_key(Id, Young) orelse is_map_key(Id, Old).
+    hd(Matching) =:= Key;
+counts(Key, Matching, undefined, #group{joining = Joining}) ->
+    Matching =:= [Key] orelse (not is_map_key(Key, Joining) andalso hd(Matching) =:= Key);
+counts(_, _, _, _) ->
+    true.
+
+was_taken(undefined, _) -> false;
+was_taken(Id, #group{young = Young, old = Old}) -> is_map_key(Id, Young) orelse is_map_key(Id, Old).
 
 take(undefined, Group) ->
     Group;
