@@ -319,10 +319,11 @@ change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) -
 comes_after(_, #channel{fenced = true}) ->
     nothing;
 comes_after({sub, _, Filter, _, Share, _}, #channel{subscriptions = Subs, published = Published}) ->
-    case nats_gateway_subscriptions:is_changing({Share, Filter}, Subs) of
+    case nats_gateway_subscriptions:key_state({Share, Filter}, Subs) of
         known when Published -> own;
+        known -> nothing;
         leaving -> own;
-        _ -> nothing
+        unknown -> nothing
     end;
 comes_after({unsub, Sid, Max}, Channel = #channel{subscriptions = Subs, published = Published}) ->
     case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of

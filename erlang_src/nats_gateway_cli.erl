@@ -117,9 +117,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     ok = logger:set_primary_config(level, error),
     {ok, _} = application:ensure_all_started(nats_gateway),
     load_modules(),
-    %% Accounts take some memory, and every connection holds the settings.
-    Shared = Config#{login := nats_gateway_login:share(maps:get(login, Config))},
-    lists:foreach(fun(Listener) -> listen(Listener, Shared, Arguments) end, Listeners),
+    lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),
     log_to_stderr(Level).
 
 %% The runtime loads a module when it is first called, which takes a file descriptor: where there is

@@ -12,7 +12,6 @@
 -export([none/0]).
 -export([nobody/0]).
 -export([fall_through/2]).
--export([share/1]).
 -export([auth_required/2]).
 -export([nonce/1]).
 -export([authenticate/3]).
@@ -60,7 +59,7 @@
     falls_through :: boolean()
 }).
 
--opaque login() :: none | #login{} | {shared, term()}.
+-opaque login() :: none | #login{}.
 
 %% Certified: the user name is that of the client's certificate. As in nats-server, a user that has
 %% a password still needs it.
@@ -161,27 +160,15 @@ nobody() -> #login{methods = [], no_auth_user = undefined, falls_through = false
 fall_through(FallsThrough, Login = #login{}) -> Login#login{falls_through = FallsThrough};
 fall_through(_, none) -> none.
 
-%% A login that many processes hold without a copy of their own. It is never given back.
--spec share(login()) -> login().
-share(none) ->
-    none;
-share(Login) ->
-    Key = {?MODULE, erlang:phash2(Login)},
-    ok = persistent_term:put(Key, Login),
-    {shared, Key}.
-
 %% Whether clients have to be told to log in, and nothing is taken from them before.
 -spec auth_required(login(), OfBroker :: boolean()) -> boolean().
 auth_required(none, OfBroker) -> OfBroker;
-auth_required({shared, Key}, OfBroker) -> auth_required(persistent_term:get(Key), OfBroker);
 auth_required(#login{no_auth_user = NoAuthUser}, _) -> NoAuthUser =:= undefined.
 
 %% For the INFO of one connection, where a method wants it signed.
 -spec nonce(login()) -> undefined | binary().
 nonce(none) ->
     undefined;
-nonce({shared, Key}) ->
-    nonce(persistent_term:get(Key));
 nonce(#login{methods = Methods}) ->
     case lists:any(fun is_signing/1, Methods) of
         true -> url_safe(base64:encode(crypto:strong_rand_bytes(?NONCE_BYTES)));
@@ -277,8 +264,6 @@ when
     Facts :: facts().
 authenticate(none, _, _) ->
     ignore;
-authenticate({shared, Key}, Connect, Facts) ->
-    authenticate(persistent_term:get(Key), Connect, Facts);
 authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More}, Connect, Facts) ->
     Given = maps:filter(
         fun(_, Value) -> Value =/= <<>> end,

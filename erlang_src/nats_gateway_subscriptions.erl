@@ -10,7 +10,7 @@
 -export([add/5]).
 -export([remove/2]).
 -export([limit/3]).
--export([is_changing/2]).
+-export([key_state/2]).
 -export([takes_from_others/3]).
 -export([joined/2]).
 -export([unsubscribed/2]).
@@ -201,13 +201,13 @@ stays(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
     #{Share := Group = #group{leaving = Leaving}} = Groups,
     S#subscriptions{groups = Groups#{Share := Group#group{leaving = maps:remove(Key, Leaving)}}}.
 
-%% Whether the broker has still to confirm an unsubscription of the key, and the sids of it.
--spec is_changing(key(), subscriptions()) -> known | leaving | false.
-is_changing(Key, #subscriptions{entries = Entries}) ->
+%% `leaving': the broker has still to confirm an unsubscription of the key.
+-spec key_state(key(), subscriptions()) -> known | leaving | unknown.
+key_state(Key, #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = [_ | _], leaving = []}} -> known;
         #{Key := _} -> leaving;
-        #{} -> false
+        #{} -> unknown
     end.
 
 %% Whether an UNSUB ends at once what the sid gets, while what was sent before may be on its way to it.

@@ -286,13 +286,3 @@ fall_through_test_() ->
             {27, [Users, Token], false, maps:merge(ByUser#{pass := <<"x">>}, ByToken), wrong_password}
         ]
     ].
-
-%% With it many processes share what is large.
-a_shared_login_is_the_same_test() ->
-    Login = login([token(<<"t">>), {nkey, [key(pair(user))]}]),
-    Shared = nats_gateway_login:share(Login),
-    ?assert(erts_debug:flat_size(Shared) < 10),
-    ?assertEqual({token, <<"token">>}, ask(#{auth_token => <<"t">>}, Shared)),
-    ?assert(nats_gateway_login:auth_required(Shared, false)),
-    ?assert(is_binary(nats_gateway_login:nonce(Shared))),
-    ?assertEqual(nats_gateway_login:none(), nats_gateway_login:share(nats_gateway_login:none())).

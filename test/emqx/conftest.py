@@ -132,6 +132,14 @@ def page(gateway: Gateway, plugin: str) -> Iterator[Page]:
 
 
 @pytest.fixture
+def noticing(gateway: Gateway) -> Iterator[None]:
+    """EMQX's usual level is warning."""
+    gateway.node.ctl("log", "set-level", "notice")
+    yield
+    gateway.node.ctl("log", "set-level", "warning")
+
+
+@pytest.fixture
 def name() -> str:
     """A name that no other test uses: as a subject's first token, a client id, a listener."""
     return unique()

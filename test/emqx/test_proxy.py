@@ -6,7 +6,6 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -96,13 +95,6 @@ WRONG = [
     binary(PLACES + b"\1"),
     b"",
 ]
-
-
-@pytest.fixture
-def noticing(gateway: Gateway) -> Iterator[None]:
-    gateway.node.ctl("log", "set-level", "notice")
-    yield
-    gateway.node.ctl("log", "set-level", "warning")
 
 
 @pytest.mark.usefixtures("noticing")

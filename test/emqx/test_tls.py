@@ -7,7 +7,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -336,14 +335,6 @@ def test_a_removed_listener(gateway: Gateway, name: str, server: Certificate, tr
 
 
 # --- Noise -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def noticing(gateway: Gateway) -> Iterator[None]:
-    """EMQX's usual level is warning."""
-    gateway.node.ctl("log", "set-level", "notice")
-    yield
-    gateway.node.ctl("log", "set-level", "warning")
 
 
 @pytest.mark.usefixtures("noticing")
