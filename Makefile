@@ -55,7 +55,7 @@ test-wire: build
 test-clients: build
 	.tools/venv/bin/pytest test/clients
 
-# Against a real node: EMQX_HOME, else /opt/emqx-*; skipped where there is none.
+# Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
 test-emqx: package
 	.tools/venv/bin/pytest test/emqx
 

@@ -37,7 +37,7 @@ from bench.scenarios import (
     STANDALONE_SCENARIOS,
     Scenario,
 )
-from emqx.node import emqx_home
+from emqx.node import emqx_homes
 from wire.servers import REPOSITORY
 
 OUT = REPOSITORY / "_build" / "bench"
@@ -103,11 +103,11 @@ class Bench:
         }
 
     def run(self) -> None:
-        home = emqx_home()
-        if home is None:
+        homes = emqx_homes()
+        if not homes:
             self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
         else:
-            self._part("emqx", lambda: self._emqx(home))
+            self._part("emqx", lambda: self._emqx(homes[0]))
         if self._only is None:
             self._part("standalone", self._standalone)
             self._part("microbenchmarks", self._microbenchmarks)

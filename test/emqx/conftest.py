@@ -17,14 +17,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emqx.gateway import Gateway, unique  # noqa: E402
-from emqx.node import HOST, Node, emqx_home, free_port, name_vsn, wait_until  # noqa: E402
+from emqx.node import HOST, Node, emqx_homes, free_port, name_vsn, wait_until  # noqa: E402
 from emqx.page import Page  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 TEST_DEADLINE = 60.0
 BUILT_IN = os.environ.get("EMQX_GATEWAY") == "builtin"
-NO_EMQX = "no EMQX node: set EMQX_HOME to an installed EMQX 5.10 or newer (or put one at /opt/emqx-*)"
+NO_EMQX = "there is no EMQX: set EMQX_HOME to an unpacked EMQX 5.10 or newer (or put one at /opt/emqx-*)"
+HOMES = emqx_homes()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,20 +46,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    return f"EMQX: {emqx_home() or 'none'}"
+    return f"EMQX: {', '.join(map(str, HOMES)) or 'none'}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if emqx_home() is None:
-        terminalreporter.write_line(f"test/emqx: skipped, {NO_EMQX}")
+    if not HOMES:
+        terminalreporter.write_line(f"test/emqx: nothing was tested in EMQX, {NO_EMQX}", yellow=True, bold=True)
 
 
-@pytest.fixture(scope="session")
-def home() -> Path:
-    found = emqx_home()
-    if found is None:
+@pytest.fixture(scope="session", params=HOMES or [None], ids=lambda home: home.name if home else "no-emqx")
+def home(request: pytest.FixtureRequest) -> Path:
+    """Every test is run with each: all with one, then all with the next."""
+    if request.param is None:
         pytest.skip(NO_EMQX)
-    return found
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -29,11 +30,16 @@ POLL = 0.05
 DIST_PORT, RPC_PORT = 4370, 5370
 
 
-def emqx_home() -> Path | None:
-    """EMQX_HOME, else the newest EMQX in /opt."""
+# Of unpacked releases, and of the official image.
+PLACES = ("/opt/emqx-*", "/opt/emqx")
+
+
+def emqx_homes() -> list[Path]:
+    """EMQX_HOME alone, else every EMQX in /opt, the newest first."""
     named = os.environ.get("EMQX_HOME")
-    places = [named] if named else newest_first(glob.glob("/opt/emqx-*"))
-    return next((Path(place) for place in places if os.access(f"{place}/bin/emqx", os.X_OK)), None)
+    found = [place for pattern in PLACES for place in glob.glob(pattern)]
+    places = [named] if named else newest_first(found)
+    return [Path(place) for place in places if os.access(f"{place}/bin/emqx", os.X_OK)]
 
 
 def newest_first(places: list[str]) -> list[str]:
@@ -90,12 +96,41 @@ def wait_until(condition: Callable[[], Any], what: str, deadline: float = 10.0) 
     return value
 
 
+def link_release(home: Path, root: Path, etc: Path) -> Path:
+    """Makes `root` the release of `home` with `etc` as its settings; answers where the settings of `home` are.
+
+    releases/emqx_vars of a release sets EMQX_ETC_DIR whatever the environment says, and bin/emqx takes the vars from
+    where it really is: those two are copied, and the rest is links.
+    """
+    home = home.resolve()
+    shutil.copytree(home / "bin", root / "bin")
+    (root / "releases").mkdir()
+    for entry in (*home.iterdir(), *(home / "releases").iterdir()):
+        place = root / entry.relative_to(home)
+        # The directories that a node writes in are elsewhere, too.
+        if not place.exists() and entry.name not in ("emqx_vars", "data", "etc", "log", "plugins", "relup"):
+            place.symlink_to(entry)
+    names = (home / "releases" / "emqx_vars").read_text()
+    changed = {"EMQX_ETC_DIR": etc, "RUNNER_BIN_DIR": root / "bin", "RUNNER_USER": "", "ROOTDIR": root}
+    lines = [f"export {name}={shlex.quote(str(value))}\n" for name, value in changed.items()]
+    (root / "releases" / "emqx_vars").write_text(names + "\n" + "".join(lines))
+    return released_settings(home)
+
+
+def released_settings(home: Path) -> Path:
+    """Where its packager has put them: beside the release, or in /etc."""
+    script = '. "$RUNNER_ROOT_DIR/releases/emqx_vars" && printf %s "$EMQX_ETC_DIR"'
+    environment = {"RUNNER_ROOT_DIR": str(home), "BASE_RUNNER_ROOT_DIR": str(home)}
+    return Path(subprocess.run(["sh", "-c", script], env=environment, check=True, capture_output=True, text=True).stdout)
+
+
 class Node:
     def __init__(self, home: Path, settings: str = "", cookie: str | None = None, **environment: str):
         """settings: HOCON that REST calls may override, as in base.hocon; environment: what they may not."""
         self._home = home
         self._extra = environment
-        self._directory = Path(tempfile.mkdtemp(prefix="nats-gateway-emqx-"))
+        # EMQX compares the paths of processes with resolved ones.
+        self._directory = Path(tempfile.mkdtemp(prefix="nats-gateway-emqx-")).resolve()
         self.name = f"natsgateway{_node_number()}@{HOST}"
         self.cookie = cookie or secrets.token_hex(8)
         self.mqtt = (HOST, free_port())
@@ -103,6 +138,8 @@ class Node:
         self.plugins = self._directory / "plugins"
         self.data = self._directory / "data"
         self.rest = Rest(f"{self.url}/api/v5")
+        self._root = self._directory / "release"
+        self._emqx = str(self._root / "bin" / "emqx")
         self._process: subprocess.Popen | None = None
         self._write(settings)
 
@@ -110,13 +147,14 @@ class Node:
         etc = self._directory / "etc"
         for directory in (etc, self.plugins, self.data, self._directory / "log"):
             directory.mkdir()
+        released = link_release(self._home, self._root, etc)
         for name in ("vm.args", "ssl_dist.conf"):
-            shutil.copy(self._home / "etc" / name, etc)
+            shutil.copy(released / name, etc)
         with (etc / "vm.args").open("a") as arguments:
             # Idle schedulers cost no CPU; the distribution listens on loopback only.
             arguments.write("\n+sbwt none\n+sbwtdcpu none\n+sbwtdio none\n")
             arguments.write("-kernel inet_dist_use_interface {127,0,0,1}\n")
-        (etc / "certs").symlink_to(self._home / "etc" / "certs")
+        (etc / "certs").symlink_to(released / "certs")
         (etc / "acl.conf").write_text("{allow, all}.\n")
         (etc / "emqx.conf").write_text(
             f"""
@@ -143,7 +181,6 @@ sysmon.os.mem_check_interval = disabled
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMQX_")}
         return inherited | self._extra | {
-            "EMQX_ETC_DIR": str(self._directory / "etc"),
             "EMQX_LOG_DIR": str(self._directory / "log"),
             "EMQX_NODE__NAME": self.name,
             "EMQX_NODE__COOKIE": self.cookie,
@@ -158,7 +195,7 @@ sysmon.os.mem_check_interval = disabled
     def launch(self) -> None:
         with (self._directory / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._home / "bin" / "emqx"), "foreground"],
+                [self._emqx, "foreground"],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -190,7 +227,7 @@ sysmon.os.mem_check_interval = disabled
             return
         try:
             subprocess.run(
-                [str(self._home / "bin" / "emqx"), "stop"],
+                [self._emqx, "stop"],
                 env=self._environment() | {"EMQX_WAIT_FOR_STOP": str(int(STOP_DEADLINE))},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -255,7 +292,7 @@ sysmon.os.mem_check_interval = disabled
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [str(self._home / "bin" / "emqx"), *arguments],
+            [self._emqx, *arguments],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
