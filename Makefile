@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
 .PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-emqx \
-        lint bench clean
+        test-hostile lint bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -10,6 +10,7 @@ help:
 	@echo "            NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
 	@echo "            EMQX_HOME=/path/to/emqx: in that EMQX, as a plugin"
 	@echo "make test   install what is missing, build, run every test"
+	@echo "make test-hostile  what hostile clients cost, in both hosts; HOSTILE=long: the full sizes, a quarter of an hour"
 	@echo "make build  build only"
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour"
@@ -36,7 +37,7 @@ package: build
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx test-hostile
 
 test-rust:
 	cargo test --locked -p nats-protocol -p nats_gateway_bench
@@ -58,6 +59,10 @@ test-clients: build
 # Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
 test-emqx: package
 	.tools/venv/bin/pytest test/emqx
+
+# HOSTILE=long: the full sizes.
+test-hostile: package
+	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
 
 lint:
 	@# Not every Rust comes with them.

@@ -1,0 +1,24 @@
+"""Tests of issue 9 whose fix is not there yet, by the item: they are skipped unless HOSTILE_AWAITED is set."""
+
+ITEMS: dict[str, tuple[str, ...]] = {
+    "1": ("test_memory.py::test_many_subscriptions_on_one_subject", "test_memory.py::test_what_others_publish"),
+    "2": (
+        "test_cpu.py::test_cost_of_one_operation",
+        "test_cpu.py::test_toggled_echo",
+    ),
+    "3": ("test_memory.py::test_small_parts_of_large_chunks",),
+    "4": ("test_broker.py::test_both_directions",),
+    "5": ("test_login.py::test_silent_clients",),
+    "6": ("test_login.py::test_guessers",),
+    "7": ("test_broker.py::test_a_strange_name",),
+    "12": ("test_memory.py::test_a_slow_reader",),
+    "13": ("test_broker.py::test_a_user_property",),
+    "14": ("test_broker.py::test_a_header_block", "test_broker.py::test_an_outage"),
+    "15": ("test_websocket.py::", "test_login.py::test_refused_logins"),
+    "16": ("test_cpu.py::test_pipelined", "test_cpu.py::test_who_has_left"),
+}
+
+
+def item_of(node_id: str) -> str | None:
+    name = node_id.rpartition("/")[2]
+    return next((item for item, tests in ITEMS.items() if name.startswith(tests)), None)

@@ -1,0 +1,134 @@
+"""Who has not logged in costs little and locks nobody out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from hostile.clients import DEADLINE, Client, Raw
+from hostile.conftest import Hosts, size
+from hostile.hosts import Host, Standalone
+from hostile.measure import wait_until
+
+TOKEN = "good"
+# Of cost 10, as htpasswd makes them.
+HASH = "$2b$10$abcdefghijklmnopqrstuugtFn60tvZgY5pE0P5EhuBMNhtsy82cy"
+# The default of authentication_timeout.
+TIME_FOR_LOGIN = 2.0
+GUESSERS = 60
+
+
+def hashed_token(host_name: str) -> dict[str, object]:
+    if host_name == "standalone":
+        return {"auth_token": HASH}
+    return {"internal_authn": ["token"], "token": HASH}
+
+
+@contextmanager
+def guessing(host: Host, source: str) -> Iterator[list[int]]:
+    """Counts the guesses so far."""
+    stop = threading.Event()
+    counts = [0]
+
+    def guess() -> None:
+        while not stop.is_set():
+            with suppress(OSError), socket.create_connection(host.address(), DEADLINE, (source, 0)) as sock:
+                sock.recv(4096)
+                sock.sendall(b'CONNECT {"auth_token":"wrong"}\r\n')
+                sock.recv(4096)
+                counts[0] += 1
+
+    threads = [threading.Thread(target=guess, daemon=True) for _ in range(GUESSERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield counts
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["same_address", "other_address"])
+def test_guessers_lock_nobody_out(
+    hosts: Hosts, request: pytest.FixtureRequest, note: Callable[[object], None], source: str
+):
+    host = hosts(**hashed_token(request.node.callspec.params["hosts"]))
+    with Client(host.address(), auth_token=TOKEN) as connected, guessing(host, source) as guesses:
+        wait_until(lambda: guesses[0] >= 5, "guesses", 30.0)
+        times = []
+        for _ in range(size(3, 10)):
+            began = time.monotonic()
+            Client(host.address(), auth_token=TOKEN).close()
+            times.append(time.monotonic() - began)
+        began = time.monotonic()
+        connected.ping()
+        round_trip = time.monotonic() - began
+    note(f"logins took {max(times):.2f} s at most, {guesses[0]} guesses, a client's PING {round_trip * 1e3:.1f} ms")
+    assert max(times) < TIME_FOR_LOGIN
+
+
+# --- Standalone: connections of the broker ----------------------------------------------------------------------------
+
+
+def connections_to(port: int) -> int:
+    """Established ones whose server's end has this port."""
+    established, end = "01", f":{port:04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(1 for line in lines if line.split()[1].endswith(end) and line.split()[3] == established)
+
+
+@pytest.fixture
+def standalone(tmp_path: Path) -> Iterator[Callable[..., Standalone]]:
+    with ExitStack() as stack:
+
+        def start(access: str = "", **settings: object) -> Standalone:
+            host = Standalone(tmp_path, settings, access=access)
+            stack.callback(host.stop)
+            host.start()
+            return host
+
+        yield start
+
+
+@pytest.mark.parametrize("settings", [{"auth_token": TOKEN}, {}], ids=["own_login", "login_of_the_broker"])
+def test_silent_clients_take_no_connections_of_the_broker(standalone, note: Callable[[object], None], settings: dict):
+    host = standalone(**settings)
+    count = size(100, 300)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(Raw(host.address())) for _ in range(count)]
+        for one in silent:
+            assert one.socket.recv(4096).startswith(b"INFO ")
+        held = connections_to(host.mqtt[1])
+    note(f"{held} connections to the broker for {count} silent clients")
+    assert held <= 2
+
+
+def test_silent_clients_lock_nobody_out(standalone):
+    """A broker takes a number of connections; whoever says nothing must not use them up."""
+    host = standalone("allow_anonymous true\nmax_connections 30\n", auth_token=TOKEN)
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(Raw(host.address())).socket.recv(4096)
+        for _ in range(20):
+            Client(host.address(), auth_token=TOKEN).close()
+
+
+def test_refused_logins_do_not_fill_the_log(standalone, note: Callable[[object], None]):
+    host = standalone(auth_token=TOKEN)
+    count = size(1000, 10_000)
+    before = len(host.log())
+    for _ in range(count):
+        with Raw(host.address()) as client:
+            client.send(b'CONNECT {"auth_token":"wrong"}\r\n')
+            while client.socket.recv(4096):
+                pass
+    written = len(host.log()) - before
+    note(f"{written} bytes in the log for {count} refused logins")
+    assert 0 < written < 10 * count

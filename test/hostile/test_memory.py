@@ -1,0 +1,144 @@
+"""What one client makes the gateway hold is bounded, whatever it subscribes to and however little it reads."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+
+import pytest
+
+from hostile.clients import TRANSPORTS, Client, pub, subs
+from hostile.conftest import Hosts, Watch, size
+from hostile.measure import MB, wait_until
+
+# The default of max_pending.
+MAX_PENDING = 64 * MB
+
+
+def payload(length: int) -> bytes:
+    """Text that deflate makes shorter, but not much."""
+    return base64.b64encode(os.urandom(length))[:length]
+
+
+# Subscriptions on one subject, messages and their length.
+FAN_OUTS = {
+    # below the length that is referred to instead of copied
+    "small": (size(20_000, 20_000), 16, 4000),
+    "many_small": (1000, size(100, 500), 4000),
+    "large": (size(1000, 20_000), 1, MB),
+}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("kind", FAN_OUTS)
+def test_many_subscriptions_on_one_subject(hosts: Hosts, watch: Watch, kind: str, transport: str):
+    sids, messages, length = FAN_OUTS[kind]
+    host = hosts(max_subscriptions=0)
+    published = pub("f", payload(length)) * messages
+    with watch(host) as seen:
+        with Client(host.address(transport), transport) as client:
+            client.send(subs("f", sids))
+            client.ping()
+            client.send_if_taken(published)
+            client.cut_off()
+    seen.stays_below(2 * MAX_PENDING)
+    seen.neighbour_is_well()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_others_publish(hosts: Hosts, watch: Watch, transport: str):
+    host = hosts(max_subscriptions=0)
+    with watch(host) as seen:
+        with Client(host.address(transport), transport) as client, Client(host.address()) as publisher:
+            client.send(subs("f", size(2000, 20_000)))
+            client.ping()
+            publisher.send(pub("f", payload(MB)))
+            publisher.ping()
+            client.cut_off()
+    seen.stays_below(2 * MAX_PENDING)
+    seen.neighbour_is_well()
+
+
+def test_who_never_reads(hosts: Hosts, watch: Watch):
+    """Each is closed when what waits for it is more than max_pending."""
+    clients, pending = size(5, 20), 8 * MB
+    host = hosts(max_pending="8MB")
+    with watch(host) as seen:
+        opened = [Client(host.address()) for _ in range(clients)]
+        for client in opened:
+            client.send(subs("f", 1))
+            client.ping()
+        with Client(host.address()) as publisher:
+            for _ in range(50):
+                publisher.send(pub("f", payload(MB)))
+                publisher.ping()
+        for client in opened:
+            client.cut_off()
+            client.close()
+    seen.stays_below(clients * 2 * pending)
+    seen.neighbour_is_well()
+
+
+def test_small_parts_of_large_chunks(hosts: Hosts, watch: Watch):
+    """Of what came in one chunk only what is kept is held: a long subject does not hold the payload before it."""
+    count, length = size(100, 300), 1100
+    message = pub("nobody", payload(MB))
+    host = hosts(max_subscriptions=0)
+    with watch(host) as seen, Client(host.address()) as client:
+        for number in range(count):
+            client.send(message + f"SUB {number:05}.{'x' * (length - 6)} {number}\r\n".encode())
+            client.ping()
+        # A part may hold 64 times its size. The rest is what the VM keeps in reserve after 1 MB payloads.
+        allowed = seen.idle + 64 * count * length + 32 * MB
+        wait_until(lambda: host.usage.rss() < allowed, f"no more than {allowed / MB:.0f} MB held", 20.0)
+        seen.notes["held"] = f"{(host.usage.rss() - seen.idle) / MB:.0f} MB"
+
+
+class Paced(threading.Thread):
+    """Reads so many bytes a second and answers PINGs, until all has come or the connection ends."""
+
+    def __init__(self, client: Client, rate: int, count: int):
+        super().__init__(daemon=True)
+        self._client, self._rate, self._count = client, rate, count
+        self.received = 0
+
+    def run(self) -> None:
+        began, tail = time.monotonic(), b""
+        while self.received < self._count:
+            try:
+                data = self._client.socket.recv(50_000)
+            except OSError:
+                return
+            if not data:
+                return
+            tail = tail[-7:] + data
+            if b"\nPING\r\n" in tail:
+                self._client.send(b"PONG\r\n")
+                tail = b""
+            self.received += len(data)
+            time.sleep(max(0.0, self.received / self._rate - (time.monotonic() - began)))
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_a_slow_reader_that_goes_on_reading_gets_everything(hosts: Hosts, watch: Watch, transport: str):
+    """Heartbeats are due all the time, and their answers come as late as the reader gets to them."""
+    messages, rate = size(8, 20), MB
+    host = hosts(default_heartbeat_interval="1s", heartbeat_wait_timeout="1s")
+    expected = messages * len(b"MSG big 1 1048576\r\n" + b"x" * MB + b"\r\n")
+    with watch(host) as seen:
+        with Client(host.address(transport), transport, receive_buffer=65536) as slow, Client(host.address()) as other:
+            slow.send(b"SUB big 1\r\n")
+            slow.ping()
+            reader = Paced(slow, rate, expected)
+            for _ in range(messages):
+                other.send(pub("big", b"x" * MB))
+                other.ping()
+            reader.start()
+            reader.join(10 * messages)
+            # PINGs are among what has come; so much less than one message is missing at most.
+            assert reader.received >= expected, f"{reader.received} of {expected} bytes"
+            seen.notes["received"] = f"{reader.received / MB:.0f} MB"
+    seen.stays_below(2 * MAX_PENDING)
+    seen.neighbour_is_well()
