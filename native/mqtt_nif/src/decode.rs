@@ -1,18 +1,10 @@
 //! Bytes of the broker to packet terms.
-//!
-//! Framing is done here, because the builder of `mqtt-protocol-core` copies every packet into a
-//! buffer of its own; the packets themselves are parsed by the crate.
 
 use crate::atoms;
 use crate::encode::is_topic_name;
-use mqtt_protocol_core::mqtt::Arc;
-use mqtt_protocol_core::mqtt::packet::v5_0::{
-    Connack, Disconnect, Pingresp, Puback, Publish, Suback, Unsuback,
-};
-use mqtt_protocol_core::mqtt::packet::{
-    DecodeResult, FixedHeader, PacketType, Property, VariableByteInteger,
-};
-use mqtt_protocol_core::mqtt::result_code::MqttError;
+use mqtt_packets::{Fault, Frame, MIN_PACKET, Packet, Step};
+use mqtt_protocol_core::mqtt::packet::Property;
+use mqtt_protocol_core::mqtt::packet::v5_0::Publish;
 use rustler::types::tuple::make_tuple;
 use rustler::{Binary, Encoder, Env, NewBinary, Term};
 
@@ -62,32 +54,30 @@ fn decode<'a>(
     let mut at = 0;
     let mut copied = 0;
     let need = loop {
-        let rest = &input[at..];
-        if rest.is_empty() {
-            // The smallest packet.
-            break 2;
+        if at == input.len() {
+            break MIN_PACKET;
         }
         if packets.len() == MAX_PACKETS || copied >= MAX_BYTES {
             break 0;
         }
-        let frame = match frame(rest, max_packet_size) {
-            Ok(Framed::Packet(frame)) => frame,
-            Ok(Framed::Need(total)) => break total,
+        let frame = match mqtt_packets::frame(&input[at..], max_packet_size) {
+            Ok(Step::Frame(frame)) => frame,
+            Ok(Step::Need(total)) => break total,
             Err(fault) => return failed(env, fault, packets),
         };
-        if frame.head > max_head {
+        if frame.head.len() > max_head {
             if packets.is_empty() {
                 return atoms::long().encode(env);
             }
             break 0;
         }
-        match packet(at, &frame, &mut payloads) {
+        at += frame.size;
+        match packet(&frame, at, &mut payloads) {
             Ok(packet) => packets.push(packet),
             Err(fault) => return failed(env, fault, packets),
         }
-        let payload = frame.size - frame.start - frame.head;
-        copied += frame.head + if payload < REFERENCE_FROM { payload } else { 0 };
-        at += frame.size;
+        let payload = frame.payload.len();
+        copied += frame.head.len() + if payload < REFERENCE_FROM { payload } else { 0 };
     };
     let percent = (copied + packets.len() * PACKET_COST) * 50 / MAX_BYTES;
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
@@ -98,152 +88,69 @@ fn decode<'a>(
 }
 
 fn failed<'a>(env: Env<'a>, fault: Fault, packets: Vec<Term<'a>>) -> Term<'a> {
+    let fault = match fault {
+        Fault::Malformed => atoms::malformed_packet(),
+        Fault::TooLarge => atoms::packet_too_large(),
+        Fault::Unexpected => atoms::unexpected_packet(),
+    };
     (atoms::error(), fault, packets).encode(env)
 }
 
-/// What ends a connection.
-#[derive(Clone, Copy)]
-enum Fault {
-    Malformed,
-    TooLarge,
-    Unexpected,
-}
-
-impl Encoder for Fault {
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        match self {
-            Fault::Malformed => atoms::malformed_packet(),
-            Fault::TooLarge => atoms::packet_too_large(),
-            Fault::Unexpected => atoms::unexpected_packet(),
-        }
-        .encode(env)
-    }
-}
-
-/// Where a packet lies in the bytes it begins.
-struct Frame {
-    /// Length of the fixed header.
-    start: usize,
-    /// Length of what must be parsed after it: everything but the payload of a PUBLISH.
-    head: usize,
-    /// Length of the whole packet.
-    size: usize,
-}
-
-enum Framed {
-    Packet(Frame),
-    /// Not complete: what the whole must have, as far as is known.
-    Need(usize),
-}
-
-fn frame(bytes: &[u8], max_packet_size: usize) -> Result<Framed, Fault> {
-    let (length, used) = match VariableByteInteger::decode_stream(&bytes[1..]) {
-        DecodeResult::Ok(length, used) => (length.to_u32() as usize, used),
-        DecodeResult::Incomplete => return Ok(Framed::Need(bytes.len() + 1)),
-        DecodeResult::Err(_) => return Err(Fault::Malformed),
-    };
-    let start = 1 + used;
-    let size = start + length;
-    if size > max_packet_size {
-        return Err(Fault::TooLarge);
-    }
-    let Some(body) = bytes.get(start..size) else {
-        return Ok(Framed::Need(size));
-    };
-    let head = if bytes[0] >> 4 == PacketType::Publish.as_u8() {
-        publish_head(bytes[0], body).ok_or(Fault::Malformed)?
-    } else {
-        length
-    };
-    Ok(Framed::Packet(Frame { start, head, size }))
-}
-
-/// The crate takes a PUBLISH only with its payload, in an `Arc` of its own. It is given the part
-/// before the payload, whose length follows from topic, packet id and property length.
-fn publish_head(first: u8, body: &[u8]) -> Option<usize> {
-    let topic = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?]));
-    let packet_id = if first & 0b0110 == 0 { 0 } else { 2 };
-    let at = 2 + topic + packet_id;
-    match VariableByteInteger::decode_stream(body.get(at..)?) {
-        DecodeResult::Ok(length, used) => {
-            let head = at + used + length.to_u32() as usize;
-            (head <= body.len()).then_some(head)
-        }
-        _ => None,
-    }
-}
-
-fn packet<'a>(at: usize, frame: &Frame, payloads: &mut Payloads<'a>) -> Result<Term<'a>, Fault> {
+/// The term of a packet that ends before `end`.
+fn packet<'a>(
+    frame: &Frame<'_>,
+    end: usize,
+    payloads: &mut Payloads<'a>,
+) -> Result<Term<'a>, Fault> {
     let env = payloads.env;
-    let input = payloads.chunk.as_slice();
-    let start = at + frame.start;
-    let first = input[at];
-    let body = &input[start..start + frame.head];
-    if first >> 4 == PacketType::Publish.as_u8() {
-        let payload = payloads.part(start + frame.head, at + frame.size)?;
-        return publish(env, first & 0x0f, body, payload);
-    }
-    // The reserved bits of the first byte are part of the value.
-    match FixedHeader::try_from(first).map_err(|_| Fault::Malformed)? {
-        FixedHeader::Puback => {
-            let puback = exact(body, Puback::parse)?;
-            let reason = puback.reason_code().map_or(0, |code| code as u8);
-            Ok((atoms::puback(), puback.packet_id(), reason).encode(env))
+    Ok(match frame.packet()? {
+        Packet::Publish(message) => {
+            let payload = payloads.part(end - frame.payload.len(), end)?;
+            publish(env, &message, payload)
         }
-        FixedHeader::Pingresp => {
-            exact(body, Pingresp::parse)?;
-            Ok(atoms::pingresp().encode(env))
+        Packet::Unreadable { packet_id } => {
+            (atoms::unreadable(), id_term(env, packet_id)).encode(env)
         }
-        FixedHeader::Suback => {
-            let suback = exact(body, Suback::parse)?;
-            let reasons: Vec<u8> = suback.reason_codes().iter().map(|c| *c as u8).collect();
-            Ok((atoms::suback(), suback.packet_id(), integers(&reasons)).encode(env))
+        Packet::Puback { packet_id, reason } => (atoms::puback(), packet_id, reason).encode(env),
+        Packet::Suback { packet_id, reasons } => {
+            (atoms::suback(), packet_id, integers(&reasons)).encode(env)
         }
-        FixedHeader::Unsuback => {
-            let unsuback = exact(body, Unsuback::parse)?;
-            let reasons: Vec<u8> = unsuback.reason_codes().iter().map(|c| *c as u8).collect();
-            Ok((atoms::unsuback(), unsuback.packet_id(), integers(&reasons)).encode(env))
+        Packet::Unsuback { packet_id, reasons } => {
+            (atoms::unsuback(), packet_id, integers(&reasons)).encode(env)
         }
-        FixedHeader::Connack => {
-            let connack = exact(body, Connack::parse)?;
+        Packet::Connack(connack) => {
             let reason = connack.reason_code() as u8;
             let properties = properties(env, connack.props())?;
-            Ok((
+            (
                 atoms::connack(),
                 connack.session_present(),
                 reason,
                 properties,
             )
-                .encode(env))
+                .encode(env)
         }
-        FixedHeader::Disconnect => {
-            let disconnect = exact(body, Disconnect::parse)?;
+        Packet::Pingresp => atoms::pingresp().encode(env),
+        Packet::Disconnect(disconnect) => {
             let reason = disconnect.reason_code().map_or(0, |code| code as u8);
             let properties = match disconnect.props() {
                 Some(properties_of) => properties(env, properties_of)?,
                 None => Term::map_new(env),
             };
-            Ok((atoms::disconnect(), reason, properties).encode(env))
+            (atoms::disconnect(), reason, properties).encode(env)
         }
-        // PUBREC, PUBREL and PUBCOMP belong to QoS 2 and AUTH to enhanced authentication, of
-        // which a client of this codec starts neither; the rest is a client's to send.
-        _ => Err(Fault::Unexpected),
+    })
+}
+
+fn id_term(env: Env<'_>, packet_id: Option<u16>) -> Term<'_> {
+    match packet_id {
+        Some(id) => id.encode(env),
+        None => atoms::undefined().encode(env),
     }
 }
 
 /// Lists of bytes are lists of integers here, never binaries.
 fn integers(bytes: &[u8]) -> Vec<u32> {
     bytes.iter().map(|byte| u32::from(*byte)).collect()
-}
-
-fn exact<T>(
-    body: &[u8],
-    parse: impl FnOnce(&[u8]) -> Result<(T, usize), MqttError>,
-) -> Result<T, Fault> {
-    match parse(body) {
-        Ok((packet, used)) if used == body.len() => Ok(packet),
-        _ => Err(Fault::Malformed),
-    }
 }
 
 /// Payloads of one chunk as terms.
@@ -283,14 +190,7 @@ fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     NewBinary::from_slice(env, bytes).into()
 }
 
-fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Result<Term<'a>, Fault> {
-    let Ok((publish, _)) = Publish::parse(flags, Arc::from(head)) else {
-        return unreadable(env, flags, head);
-    };
-    // No topic alias is ever offered to the broker, so the name must be there.
-    if publish.topic_name().is_empty() || publish.packet_id() == Some(0) {
-        return Err(Fault::Malformed);
-    }
+fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
     let undefined = atoms::undefined().encode(env);
     let mut response_topic = undefined;
     let mut correlation_data = undefined;
@@ -314,11 +214,7 @@ fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Resul
             _ => {}
         }
     }
-    let packet_id = match publish.packet_id() {
-        Some(id) => id.encode(env),
-        None => undefined,
-    };
-    Ok(make_tuple(
+    make_tuple(
         env,
         &[
             atoms::publish().encode(env),
@@ -326,37 +222,14 @@ fn publish<'a>(env: Env<'a>, flags: u8, head: &[u8], payload: Term<'a>) -> Resul
             payload,
             (publish.qos() as u8).encode(env),
             publish.retain().encode(env),
-            packet_id,
+            id_term(env, publish.packet_id()),
             response_topic,
             correlation_data,
             content_type,
             user_properties.encode(env),
             subscription_ids.encode(env),
         ],
-    ))
-}
-
-/// Some brokers pass on what a client wrote without a look at it, text that is not UTF-8 above
-/// all. That must not end the connection of everyone who is subscribed: where the packet ends is
-/// known, so it alone is lost.
-fn unreadable<'a>(env: Env<'a>, flags: u8, head: &[u8]) -> Result<Term<'a>, Fault> {
-    let packet_id = match (flags >> 1) & 0b11 {
-        0 => atoms::undefined().encode(env),
-        1 | 2 => {
-            let topic = head
-                .first_chunk()
-                .map_or(0, |length| u16::from_be_bytes(*length));
-            let id = head
-                .get(2 + usize::from(topic)..)
-                .and_then(|rest| rest.first_chunk());
-            match id.map(|id| u16::from_be_bytes(*id)) {
-                Some(id) if id > 0 => id.encode(env),
-                _ => return Err(Fault::Malformed),
-            }
-        }
-        _ => return Err(Fault::Malformed),
-    };
-    Ok((atoms::unreadable(), packet_id).encode(env))
+    )
 }
 
 /// What a host needs to know of CONNACK and DISCONNECT.

@@ -1,0 +1,259 @@
+//! The packets that an MQTT 5 broker sends to its client.
+//!
+//! Framing is done here, because the builder of `mqtt-protocol-core` copies every packet into a
+//! buffer of its own; the packets themselves are parsed by that crate. Nothing here does I/O or
+//! keeps state, and no input makes it panic.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use mqtt_protocol_core::mqtt::Arc;
+use mqtt_protocol_core::mqtt::packet::v5_0::{
+    Connack, Disconnect, Pingresp, Puback, Publish, Suback, Unsuback,
+};
+use mqtt_protocol_core::mqtt::packet::{DecodeResult, FixedHeader, VariableByteInteger};
+use mqtt_protocol_core::mqtt::result_code::MqttError;
+
+/// Bytes of the smallest packet.
+pub const MIN_PACKET: usize = 2;
+
+/// What the front of the bytes holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// A complete packet.
+    Frame(Frame<'a>),
+    /// The beginning of a packet. There must be at least this many bytes in all before another
+    /// attempt can yield more.
+    Need(usize),
+}
+
+/// A complete packet, not parsed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    first: u8,
+    /// What must be parsed: everything after the fixed header but the payload of a PUBLISH.
+    pub head: &'a [u8],
+    /// The payload of a PUBLISH.
+    pub payload: &'a [u8],
+    /// Size of the whole packet in bytes. It ends with the payload.
+    pub size: usize,
+}
+
+/// A packet of a broker. Packet identifiers are never 0.
+#[derive(Debug)]
+pub enum Packet {
+    /// A message, all but its payload.
+    Publish(Box<Publish>),
+    /// A PUBLISH that cannot be parsed, though it is clear where it ends.
+    Unreadable {
+        /// Of a quality of service above 0: what a broker waits for an answer to.
+        packet_id: Option<u16>,
+    },
+    /// The answer to a PUBLISH.
+    Puback {
+        /// Which.
+        packet_id: u16,
+        /// Reason code.
+        reason: u8,
+    },
+    /// The answer to a SUBSCRIBE.
+    Suback {
+        /// Which.
+        packet_id: u16,
+        /// A reason code for each filter, in order.
+        reasons: Vec<u8>,
+    },
+    /// The answer to an UNSUBSCRIBE.
+    Unsuback {
+        /// Which.
+        packet_id: u16,
+        /// A reason code for each filter, in order.
+        reasons: Vec<u8>,
+    },
+    /// The answer to CONNECT.
+    Connack(Connack),
+    /// The answer to a PINGREQ.
+    Pingresp,
+    /// The broker closes the connection.
+    Disconnect(Disconnect),
+}
+
+/// What ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Not MQTT 5.
+    Malformed,
+    /// A packet larger than the limit.
+    TooLarge,
+    /// A packet that no broker has a reason to send.
+    Unexpected,
+}
+
+/// Finds the first packet of `input`.
+///
+/// # Errors
+///
+/// A packet beyond `max_packet_size` as soon as its length is there; a PUBLISH whose payload has
+/// no beginning when it is complete.
+#[inline]
+pub fn frame(input: &[u8], max_packet_size: usize) -> Result<Step<'_>, Fault> {
+    let Some((&first, after)) = input.split_first() else {
+        return Ok(Step::Need(MIN_PACKET));
+    };
+    let (length, length_size) = match VariableByteInteger::decode_stream(after) {
+        DecodeResult::Ok(length, used) => (to_usize(length), used),
+        DecodeResult::Incomplete => return Ok(Step::Need(input.len().saturating_add(1))),
+        DecodeResult::Err(_) => return Err(Fault::Malformed),
+    };
+    let size = length.saturating_add(length_size).saturating_add(1);
+    if size > max_packet_size {
+        return Err(Fault::TooLarge);
+    }
+    let Some(body) = after.get(length_size..size.saturating_sub(1)) else {
+        return Ok(Step::Need(size));
+    };
+    let head = if is_publish(first) {
+        publish_head(first, body).ok_or(Fault::Malformed)?
+    } else {
+        body.len()
+    };
+    let (head, payload) = body.split_at_checked(head).ok_or(Fault::Malformed)?;
+    Ok(Step::Frame(Frame {
+        first,
+        head,
+        payload,
+        size,
+    }))
+}
+
+impl Frame<'_> {
+    /// Parses it.
+    ///
+    /// # Errors
+    ///
+    /// A packet that is not one of MQTT 5, or not one of a broker's.
+    #[inline]
+    pub fn packet(&self) -> Result<Packet, Fault> {
+        if is_publish(self.first) {
+            publish(self.first & 0x0F, self.head)
+        } else {
+            answer(self.first, self.head)
+        }
+    }
+}
+
+const fn is_publish(first: u8) -> bool {
+    first >> 4 == 3
+}
+
+fn to_usize(length: VariableByteInteger) -> usize {
+    usize::try_from(length.to_u32()).unwrap_or(usize::MAX)
+}
+
+/// The crate takes a PUBLISH only with its payload, in an `Arc` of its own. It is given the part
+/// before the payload, whose length follows from topic, packet identifier and property length.
+fn publish_head(first: u8, body: &[u8]) -> Option<usize> {
+    let topic = usize::from(u16::from_be_bytes(*body.first_chunk()?));
+    let packet_id = if quality(first) == 0 { 0 } else { 2 };
+    let at = topic.saturating_add(packet_id).saturating_add(2);
+    match VariableByteInteger::decode_stream(body.get(at..)?) {
+        DecodeResult::Ok(length, used) => {
+            Some(at.saturating_add(used).saturating_add(to_usize(length)))
+        }
+        _ => None,
+    }
+}
+
+/// Quality of service.
+const fn quality(flags: u8) -> u8 {
+    (flags >> 1) & 0b11
+}
+
+#[inline]
+fn publish(flags: u8, head: &[u8]) -> Result<Packet, Fault> {
+    let Ok((publish, _)) = Publish::parse(flags, Arc::from(head)) else {
+        return unreadable(flags, head);
+    };
+    // No topic alias is ever offered to the broker, so the name must be there.
+    if publish.topic_name().is_empty() || publish.packet_id() == Some(0) {
+        return Err(Fault::Malformed);
+    }
+    Ok(Packet::Publish(Box::new(publish)))
+}
+
+/// Some brokers pass on what a client wrote without a look at it, text that is not UTF-8 above
+/// all. That must not end the connection of everyone who is subscribed: where the packet ends is
+/// known, so it alone is lost.
+fn unreadable(flags: u8, head: &[u8]) -> Result<Packet, Fault> {
+    let packet_id = match quality(flags) {
+        0 => None,
+        1 | 2 => Some(publish_id(head).ok_or(Fault::Malformed)?),
+        _ => return Err(Fault::Malformed),
+    };
+    Ok(Packet::Unreadable { packet_id })
+}
+
+/// The packet identifier, which follows the topic.
+fn publish_id(head: &[u8]) -> Option<u16> {
+    let (&topic, rest) = head.split_first_chunk()?;
+    let id = rest.get(usize::from(u16::from_be_bytes(topic))..)?;
+    Some(u16::from_be_bytes(*id.first_chunk()?)).filter(|&id| id > 0)
+}
+
+fn answer(first: u8, body: &[u8]) -> Result<Packet, Fault> {
+    // The reserved bits of the first byte are part of the value.
+    Ok(
+        match FixedHeader::try_from(first).map_err(|_| Fault::Malformed)? {
+            FixedHeader::Puback => {
+                let puback = exact(body, Puback::parse)?;
+                Packet::Puback {
+                    packet_id: puback.packet_id(),
+                    reason: puback.reason_code().map_or(0, |code| code as u8),
+                }
+            }
+            FixedHeader::Pingresp => {
+                exact(body, Pingresp::parse)?;
+                Packet::Pingresp
+            }
+            FixedHeader::Suback => {
+                let suback = exact(body, Suback::parse)?;
+                Packet::Suback {
+                    packet_id: suback.packet_id(),
+                    reasons: suback.reason_codes().iter().map(|&c| c as u8).collect(),
+                }
+            }
+            FixedHeader::Unsuback => {
+                let unsuback = exact(body, Unsuback::parse)?;
+                Packet::Unsuback {
+                    packet_id: unsuback.packet_id(),
+                    reasons: unsuback.reason_codes().iter().map(|&c| c as u8).collect(),
+                }
+            }
+            FixedHeader::Connack => Packet::Connack(exact(body, Connack::parse)?),
+            FixedHeader::Disconnect => Packet::Disconnect(exact(body, Disconnect::parse)?),
+            // PUBREC, PUBREL and PUBCOMP belong to QoS 2 and AUTH to enhanced authentication, of
+            // which a client of this codec starts neither; the rest is a client's to send.
+            _ => return Err(Fault::Unexpected),
+        },
+    )
+}
+
+fn exact<T>(
+    body: &[u8],
+    parse: impl FnOnce(&[u8]) -> Result<(T, usize), MqttError>,
+) -> Result<T, Fault> {
+    match parse(body) {
+        Ok((packet, used)) if used == body.len() => Ok(packet),
+        _ => Err(Fault::Malformed),
+    }
+}
