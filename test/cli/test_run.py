@@ -13,6 +13,7 @@ import socket
 import subprocess
 import termios
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -298,6 +299,38 @@ def limited_gateway(tmp_path: Path, broker: int):
         finally:
             process.kill()
             process.wait()
+
+
+def shortest(start: Callable[[], None], times: int = 7) -> float:
+    """Seconds. The shortest is the one that other work on this machine disturbed least."""
+
+    def once() -> float:
+        began = time.monotonic()
+        start()
+        return time.monotonic() - began
+
+    return min(once() for _ in range(times))
+
+
+def test_a_start_takes_about_twice_as_long_as_that_of_a_bare_erlang(mosquitto: int):
+    def start_gateway() -> None:
+        process = subprocess.Popen(
+            [GATEWAY, "--upstream", f"mqtt://{HOST}:{mosquitto}", "--listen", f"{HOST}:{free_port()}"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        try:
+            assert b"listening on" in process.stdout.readline()
+        finally:
+            process.kill()
+            process.communicate()
+
+    def start_erlang() -> None:
+        subprocess.run(["erl", "-noinput", "-boot", "start_clean", "-s", "erlang", "halt"], check=True)
+
+    bare = shortest(start_erlang)
+    started = shortest(start_gateway)
+    print(f"{started:.3f} s, a bare Erlang {bare:.3f} s")
+    assert started < 3 * bare
 
 
 def ping(client: socket.socket) -> None:
