@@ -1,5 +1,5 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-emqx \
+.PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx \
         test-hostile lint bench clean
 
 CARGO_FLAGS := --release --locked
@@ -37,7 +37,7 @@ package: build
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-emqx test-hostile
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx test-hostile
 
 test-rust:
 	cargo test --locked -p nats-protocol -p nats_gateway_bench
@@ -55,6 +55,9 @@ test-wire: build
 
 test-clients: build
 	.tools/venv/bin/pytest test/clients
+
+test-brokers: build
+	.tools/venv/bin/pytest test/brokers
 
 # Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
 test-emqx: package

@@ -28,7 +28,7 @@ start(_, _) ->
             end;
         false ->
             ok = load_nif(),
-            nats_gateway_sup:start_link([])
+            nats_gateway_sup:start_link([nats_gateway_upstream:child_spec()])
     end.
 
 %% The plugin loader loads the modules of a plugin, not those of EMQX: they are there or not.

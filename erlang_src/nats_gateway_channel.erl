@@ -491,8 +491,7 @@ deadline(#{expires := Ms}, infinity, Client) when not is_map_key(login, Client) 
 deadline(_, OfLogin, _) ->
     OfLogin.
 
-connect_host(Kind, Rest, Out, #channel{host = Host, client = Client} = Old) ->
-    Channel = Old#channel{client = maps:remove(prepared, Client)},
+connect_host(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) ->
     case Host:connect(Client) of
         {ok, Session, HostState} ->
             logged_in(Kind, Session, Rest, Out, Channel#channel{host_state = HostState});

@@ -29,8 +29,6 @@
     %% who the client is, where a login of the gateway's own has accepted it: the broker's own
     %% is not to be asked
     login => identity(),
-    %% the host's own, from `prepare/1' to the first `connect/1'
-    prepared => term(),
     config := nats_gateway_config:config()
 }.
 
@@ -90,8 +88,8 @@
 }.
 -export_type([session/0]).
 
-%% At accept, before INFO: whether the broker is there at all. What was opened for `connect/1' to
-%% use goes into `prepared'.
+%% At accept, before INFO: whether the broker is there at all. Who has not logged in is to cost the
+%% broker nothing.
 -callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
 
 %% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the

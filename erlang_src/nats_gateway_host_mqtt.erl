@@ -54,6 +54,7 @@
 
 -record(host, {
     socket :: undefined | nats_gateway_transport:socket(),
+    upstream :: nats_gateway_upstream:upstream(),
     phase = login :: login | open | closed,
     session :: nats_gateway_host:session(),
     %% of this gateway, since its start
@@ -105,7 +106,6 @@
     "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*)?)?\\r\\n(?:[!-9;-~]+:[^\\r\\n]*\\r\\n)*\\r\\n$"
 >>).
 
--define(SEND_TIMEOUT, 10000).
 %% How long a closing connection may take to hand over what is under way.
 -define(LINGER, 5000).
 
@@ -134,13 +134,12 @@
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% A client that is let in only to be closed may wait long before it tries again.
 -spec prepare(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, upstream_lost}.
-prepare(Client = #{config := #{upstream := Upstream = #{connect_timeout := Timeout}}}) ->
-    case open(Upstream, Timeout) of
-        {ok, Socket} -> {ok, Client#{prepared => Socket}};
-        {error, upstream_lost} -> {error, upstream_lost}
+prepare(Client = #{config := #{upstream := Upstream}}) ->
+    case nats_gateway_upstream:available(Upstream) of
+        true -> {ok, Client};
+        false -> {error, upstream_lost}
     end.
 
 -spec connect(nats_gateway_host:client()) ->
@@ -154,6 +153,7 @@ connect(Client = #{config := Config}) ->
             %% much (percent-encoded, and once more readable).
             MaxReceived = min(4 * MaxPayload + 262144, ?MAX_ID),
             Host = #host{
+                upstream = Upstream,
                 session = Session,
                 secret = maps:get(secret, Config),
                 keepalive = KeepAlive,
@@ -163,7 +163,7 @@ connect(Client = #{config := Config}) ->
             #{clientid := ClientId} = Session,
             Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, MaxReceived},
             Deadline = erlang:monotonic_time(millisecond) + Timeout,
-            case introduce(Client, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
+            case introduce(Upstream, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
                 {ok, Socket} ->
                     Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
                     {wait, start_timer(Left, Host#host{socket = Socket})};
@@ -174,14 +174,8 @@ connect(Client = #{config := Config}) ->
             {error, authorization_violation}
     end.
 
-%% A broker may have closed what was opened before INFO, if the client took its time.
-introduce(#{prepared := Socket} = Client, Timeout, Connect) ->
-    case send_connect(Socket, Connect) of
-        {ok, Socket} -> {ok, Socket};
-        {error, _} -> introduce(maps:remove(prepared, Client), Timeout, Connect)
-    end;
-introduce(#{config := #{upstream := Upstream}}, Timeout, Connect) ->
-    case open(Upstream, Timeout) of
+introduce(Upstream, Timeout, Connect) ->
+    case nats_gateway_upstream:open(Upstream, Timeout) of
         {ok, Socket} -> send_connect(Socket, Connect);
         {error, Reason} -> {error, Reason}
     end.
@@ -195,18 +189,6 @@ send_connect(Socket, Connect) ->
             end;
         Error ->
             abort(Socket, Error)
-    end.
-
-open(#{host := Address, port := Port, tls := Tls}, Timeout) ->
-    Options = #{send_timeout => ?SEND_TIMEOUT},
-    case nats_gateway_transport:connect({Address, Port}, Tls, Options, Timeout) of
-        {ok, Socket} ->
-            {ok, Socket};
-        {error, Reason} ->
-            ?LOG_WARNING(#{
-                msg => upstream_connect_failed, upstream => {Address, Port}, reason => Reason
-            }),
-            {error, upstream_lost}
     end.
 
 retain_handling(#{retained_on_subscribe := true}) -> 0;
@@ -680,6 +662,7 @@ send(Bytes, Host = #host{socket = Socket}) ->
 
 -spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = login}) ->
+    ok = not_accepted(no_answer, #{reason => no_answer}, Host),
     lost(Host);
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}) ->
     tick(Host);
@@ -701,9 +684,9 @@ handle_info(Message, Host = #host{socket = Socket}) ->
                 {error, _} -> lost(Host)
             end;
         closed ->
-            lost(Host);
+            hung_up(Host);
         {error, _} ->
-            lost(Host);
+            hung_up(Host);
         other ->
             ignore
     end.
@@ -785,12 +768,13 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             {[], NEvents, Acks, NHost}
     end;
 packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
+    ok = nats_gateway_upstream:accepted(Host#host.upstream),
     NHost = #host{session = Session} = connected(Properties, Host),
     packets(Packets, [], [{connected, Session} | Events], Acks, NHost);
 packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
     Refusal = refused(Reason),
     Refusal =:= authorization_violation orelse
-        ?LOG_WARNING(#{msg => upstream_refused, reason_code => Reason, properties => Properties}),
+        not_accepted(Reason, #{reason_code => Reason, properties => Properties}, Host),
     {NEvents, NHost} = ended(Refusal, Events, Host),
     {[], NEvents, Acks, NHost};
 packets([_ | _], [], Events, Acks, Host) ->
@@ -1063,9 +1047,17 @@ disconnect(_, #host{phase = closed}) ->
 disconnect(_, #host{socket = Socket}) ->
     retire(Socket, 0).
 
-lost(Host) ->
-    {[Event], NHost} = ended(upstream_lost, [], Host),
-    {[Event], NHost}.
+%% By the broker, without a DISCONNECT.
+hung_up(Host = #host{phase = login}) ->
+    ok = not_accepted(closed, #{reason => closed}, Host),
+    lost(Host);
+hung_up(Host) ->
+    lost(Host).
+
+lost(Host) -> ended(upstream_lost, [], Host).
+
+not_accepted(Why, Details, #host{upstream = Upstream}) ->
+    nats_gateway_upstream:refused(Why, Details, Upstream).
 
 ended(Reason, Events, Host = #host{phase = login}) ->
     {[{refused, Reason} | Events], close(Host)};
@@ -1073,21 +1065,21 @@ ended(Reason, Events, Host = #host{phase = open}) ->
     {[{close, Reason} | Events], close(Host)}.
 
 %% The broker breaks the protocol.
-fault(Reason, Events, Host = #host{socket = Socket, phase = Phase}) ->
+fault(Reason, Events, Host = #host{socket = Socket, phase = login}) ->
+    ok = not_accepted(Reason, #{reason => Reason}, Host),
+    ok = retire(Socket, reason_code(Reason)),
+    {[{refused, upstream_lost} | Events], closed(Host)};
+fault(Reason, Events, Host = #host{socket = Socket, phase = open}) ->
     ?LOG_WARNING(#{msg => upstream_protocol_error, reason => Reason}),
     ok = retire(Socket, reason_code(Reason)),
-    Event =
-        case Phase of
-            login -> {refused, upstream_lost};
-            open -> {close, upstream_lost}
-        end,
-    {[Event | Events], closed(Host)}.
+    {[{close, upstream_lost} | Events], closed(Host)}.
 
 reason_code(malformed_packet) -> ?MALFORMED_PACKET;
 reason_code(packet_too_large) -> ?PACKET_TOO_LARGE;
 reason_code(_) -> ?PROTOCOL_ERROR.
 
-close(Host = #host{socket = Socket}) ->
+close(Host = #host{socket = Socket, upstream = Upstream}) ->
+    ok = nats_gateway_upstream:lost(Upstream),
     abort(Socket, closed(Host)).
 
 closed(Host) ->

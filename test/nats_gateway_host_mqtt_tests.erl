@@ -45,8 +45,6 @@ mosquitto_test_() ->
         ],
         [
             fun login/1,
-            fun prepared/1,
-            fun prepared_but_closed_by_the_broker/1,
             fun host_name/1,
             fun publish_plain/1,
             fun publish_confirmed/1,
@@ -88,35 +86,6 @@ login(Port) ->
     ?assertMatch(<<"nats-", _:18/binary>>, ClientId),
     {ok, #{clientid := Other}} = login_as(client(Port)),
     ?assertNotEqual(ClientId, Other).
-
-prepared(Port) ->
-    {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
-    {wait, Host} = ?HOST:connect(Client),
-    ?assertMatch({ok, _}, nats_gateway_transport:peername(Socket)),
-    ok = ?HOST:disconnect(normal, logged_in(Host)).
-
-%% The client took its time to say CONNECT.
-prepared_but_closed_by_the_broker(Port) ->
-    {ok, Client = #{prepared := Socket}} = ?HOST:prepare(client(Port)),
-    ok = nats_gateway_transport:close(Socket),
-    {wait, Host} = ?HOST:connect(Client),
-    ok = ?HOST:disconnect(normal, logged_in(Host)).
-
-%% In this process.
-logged_in(Host) ->
-    receive
-        Message ->
-            case ?HOST:handle_info(Message, Host) of
-                {[{connected, _}], NHost} -> NHost;
-                {[], NHost} -> logged_in(NHost)
-            end
-    after ?WAIT -> error(no_login)
-    end.
-
-without_a_broker_nobody_is_greeted_test() ->
-    Port = free_port(),
-    ?assertEqual({error, upstream_lost}, ?HOST:prepare(client(Port))),
-    ?assertEqual({error, upstream_lost}, ?HOST:connect(client(Port))).
 
 host_name(Port) ->
     Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60},
@@ -714,6 +683,26 @@ credentials_of_the_gateway(Port) ->
 
 %% -------------------------------------------------------------------------------------------
 %% With a scripted broker
+
+%% Whether the broker is there is one question for all who come, and those who have not logged in have no
+%% connection to it.
+who_is_there_costs_the_broker_one_connection_test() ->
+    {ok, Server} = nats_gateway_upstream:start_link(),
+    {Listen, Port} = listen(),
+    Clients = [spawn_monitor(fun() -> {ok, _} = ?HOST:prepare(client(Port)) end) || _ <- lists:seq(1, 300)],
+    [receive {'DOWN', Ref, process, _, Reason} -> ?assertEqual(normal, Reason) end || {_, Ref} <- Clients],
+    {ok, Probe} = gen_tcp:accept(Listen, ?WAIT),
+    ?assertEqual({error, closed}, gen_tcp:recv(Probe, 0, ?WAIT)),
+    ?assertEqual({error, timeout}, gen_tcp:accept(Listen, 0)),
+    ok = gen_tcp:close(Listen),
+    ok = gen_server:stop(Server).
+
+without_a_broker_nobody_is_greeted_test() ->
+    {ok, Server} = nats_gateway_upstream:start_link(),
+    Port = free_port(),
+    ?assertEqual({error, upstream_lost}, ?HOST:prepare(client(Port))),
+    ?assertEqual({error, upstream_lost}, ?HOST:connect(client(Port))),
+    ok = gen_server:stop(Server).
 
 no_upstream_test() ->
     Client = client(free_port()),

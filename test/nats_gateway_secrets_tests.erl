@@ -186,6 +186,7 @@ connection(Socket) ->
     [Pid] = [
         Pid
      || Pid <- processes(),
+        Pid =/= whereis(nats_gateway_upstream),
         {dictionary, Dictionary} <- [process_info(Pid, dictionary)],
         {nats_gateway_guard, init, 1} =:= proplists:get_value('$initial_call', Dictionary),
         #{client := #{peername := Peername}} <- [nats_gateway_connection:info(Pid)],

@@ -1,0 +1,200 @@
+%% What is known of the broker, shared by all connections to it: whether it is there, and what the
+%% log has told of it already.
+%%
+%% A client that is let in only to be closed may wait long before it tries again (nats.js: 20 s), so
+%% the broker is looked for before INFO. One connection, which is closed again, answers all clients
+%% that come at that time: who has not logged in has none of the broker's connections. What logins
+%% find out answers as well, so that a busy gateway does not look for the broker at all.
+-module(nats_gateway_upstream).
+
+-behaviour(gen_server).
+
+-export([child_spec/0]).
+-export([start_link/0]).
+-export([available/1]).
+-export([open/2]).
+-export([accepted/1]).
+-export([refused/3]).
+-export([lost/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-export_type([upstream/0]).
+
+%% Of `nats_gateway_config:config()'.
+-type upstream() :: #{
+    host := string() | inet:ip_address(),
+    port := inet:port_number(),
+    tls := none | [ssl:tls_client_option()],
+    connect_timeout := pos_integer(),
+    atom() => term()
+}.
+
+%% Why a connection did not become a login: the reason code of CONNACK, or that there was none.
+-type refusal() :: byte() | no_answer | closed | malformed_packet | packet_too_large
+    | unexpected_packet | protocol_error | not_mqtt_5.
+-export_type([refusal/0]).
+
+-type address() :: {string() | inet:ip_address(), inet:port_number()}.
+
+-record(broker, {
+    %% when it was last found to be there, or not to be: milliseconds of monotonic time
+    checked = never :: never | integer(),
+    reachable = true :: boolean(),
+    %% who waits for the probe that is under way
+    probe :: undefined | reference(),
+    waiting = [] :: [gen_server:from()],
+    %% what the log has told, and is not over; since when
+    troubles = #{} :: #{unreachable | refusal() => integer()},
+    %% when the log has last told of a refusal
+    told = #{} :: #{refusal() => integer()}
+}).
+
+%% For how long an answer holds. A broker that has come back is to be found soon.
+-define(REACHABLE_MS, 1000).
+-define(UNREACHABLE_MS, 100).
+
+%% Between two lines about the same refusal, however often logins succeed in between.
+-define(TELL_AGAIN_MS, 10000).
+
+-define(SEND_TIMEOUT, 10000).
+
+-spec child_spec() -> supervisor:child_spec().
+child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}}.
+
+%% Settings of the upstream may hold the password of a key.
+-spec start_link() -> {ok, pid()} | {error, term()}.
+start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
+
+%% Whether the broker can be reached. Takes up to the connect timeout.
+-spec available(upstream()) -> boolean().
+available(Upstream) -> gen_server:call(?MODULE, {available, Upstream}, infinity).
+
+%% A connection to the broker, for the calling process.
+-spec open(upstream(), timeout()) ->
+    {ok, nats_gateway_transport:socket()} | {error, unreachable}.
+open(Upstream, Timeout) ->
+    case connect(Upstream, Timeout) of
+        {ok, Socket} ->
+            report(reached, Upstream),
+            {ok, Socket};
+        {error, Reason} ->
+            report({unreachable, Reason}, Upstream),
+            {error, unreachable}
+    end.
+
+connect(#{host := Host, port := Port, tls := Tls}, Timeout) ->
+    nats_gateway_transport:connect({Host, Port}, Tls, #{send_timeout => ?SEND_TIMEOUT}, Timeout).
+
+%% The broker has accepted a login.
+-spec accepted(upstream()) -> ok.
+accepted(Upstream) -> report(accepted, Upstream).
+
+%% The broker does not accept logins, which is no fault of the client. Details are for the log.
+-spec refused(refusal(), Details :: #{atom() => term()}, upstream()) -> ok.
+refused(Refusal, Details, Upstream) -> report({refused, Refusal, Details}, Upstream).
+
+%% The broker has ended a connection: it may be gone.
+-spec lost(upstream()) -> ok.
+lost(Upstream) -> report(lost, Upstream).
+
+report(What, Upstream) -> gen_server:cast(?MODULE, {report, What, address(Upstream)}).
+
+-spec address(upstream()) -> address().
+address(#{host := Host, port := Port}) -> {Host, Port}.
+
+%% -------------------------------------------------------------------------------------------
+
+init([]) -> {ok, #{}}.
+
+handle_call({available, Upstream}, From, Brokers) ->
+    Address = address(Upstream),
+    Broker = broker(Address, Brokers),
+    case is_known(Broker, now_ms()) of
+        true ->
+            {reply, Broker#broker.reachable, Brokers};
+        false ->
+            #broker{waiting = Waiting} = Probed = probe(Upstream, Broker),
+            {noreply, Brokers#{Address => Probed#broker{waiting = [From | Waiting]}}}
+    end.
+
+handle_cast({report, What, Address}, Brokers) ->
+    {noreply, Brokers#{Address => reported(What, Address, broker(Address, Brokers))}}.
+
+handle_info({'DOWN', Probe, process, _, Result}, Brokers) ->
+    [{Address, Broker}] = [
+        Entry
+     || Entry = {_, #broker{probe = P}} <- maps:to_list(Brokers), P =:= Probe
+    ],
+    NBroker = #broker{reachable = Reachable} = reported(probed(Result), Address, Broker),
+    [gen_server:reply(From, Reachable) || From <- Broker#broker.waiting],
+    {noreply, Brokers#{Address := NBroker#broker{probe = undefined, waiting = []}}};
+handle_info(_, Brokers) ->
+    {noreply, Brokers}.
+
+terminate(_, _) -> ok.
+
+format_status(Status) -> Status.
+
+broker(Address, Brokers) -> maps:get(Address, Brokers, #broker{}).
+
+is_known(#broker{checked = never}, _) -> false;
+is_known(#broker{checked = At, reachable = true}, Now) -> Now - At < ?REACHABLE_MS;
+is_known(#broker{checked = At, reachable = false}, Now) -> Now - At < ?UNREACHABLE_MS.
+
+probe(Upstream = #{connect_timeout := Timeout}, Broker = #broker{probe = undefined}) ->
+    {_, Probe} = spawn_monitor(fun() -> exit({probed, look_for(Upstream, Timeout)}) end),
+    Broker#broker{probe = Probe};
+probe(_, Broker) ->
+    Broker.
+
+look_for(Upstream, Timeout) ->
+    case connect(Upstream, Timeout) of
+        {ok, Socket} -> nats_gateway_transport:close(Socket);
+        {error, Reason} -> {error, Reason}
+    end.
+
+probed({probed, ok}) -> reached;
+probed({probed, {error, Reason}}) -> {unreachable, Reason};
+probed(_) -> {unreachable, crashed}.
+
+reported(lost, _, Broker) ->
+    Broker#broker{checked = never};
+reported(reached, Address, Broker) ->
+    over([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
+reported({unreachable, Reason}, Address, Broker) ->
+    NBroker = Broker#broker{checked = now_ms(), reachable = false},
+    trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
+reported(accepted, Address, Broker = #broker{troubles = Troubles}) ->
+    over(maps:keys(Troubles), Address, Broker#broker{checked = now_ms(), reachable = true});
+reported({refused, Refusal, Details}, Address, Broker = #broker{told = Told}) ->
+    Now = now_ms(),
+    case Told of
+        #{Refusal := At} when Now - At < ?TELL_AGAIN_MS ->
+            Broker;
+        #{} ->
+            NBroker = Broker#broker{told = Told#{Refusal => Now}},
+            trouble(Refusal, upstream_refused, Details, Address, NBroker)
+    end.
+
+%% One line for the beginning of a trouble, and one for its end.
+trouble(Trouble, _, _, _, Broker = #broker{troubles = Troubles}) when
+    is_map_key(Trouble, Troubles)
+->
+    Broker;
+trouble(Trouble, Message, Details, Address, Broker = #broker{troubles = Troubles}) ->
+    ?LOG_WARNING(Details#{msg => Message, upstream => Address}),
+    Broker#broker{troubles = Troubles#{Trouble => now_ms()}}.
+
+over(Names, Address, Broker = #broker{troubles = Troubles}) ->
+    case maps:with(Names, Troubles) of
+        Over when map_size(Over) =:= 0 ->
+            Broker;
+        Over ->
+            Seconds = (now_ms() - lists:min(maps:values(Over))) div 1000,
+            ?LOG_NOTICE(#{msg => upstream_is_back, upstream => Address, after_seconds => Seconds}),
+            Broker#broker{troubles = maps:without(Names, Troubles)}
+    end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
