@@ -544,7 +544,7 @@ properties(Constant, Correlation, ReplyTo, ReplyTopic, Block) ->
             Headers#{properties := Replies};
         _ ->
             {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
-            Properties = content_type(ContentType, user_properties(Pairs, Replies)),
+            Properties = with_content_type(ContentType, user_properties(Pairs, Replies)),
             case Exact of
                 true -> Headers#{properties := Properties};
                 false -> Headers#{properties := Properties, ?HEADER_BLOCK => Block}
@@ -570,8 +570,8 @@ reply_properties(Correlation, ReplyTo, _, Headers) ->
 user_properties([], Properties) -> Properties;
 user_properties(Pairs, Properties) -> Properties#{'User-Property' => Pairs}.
 
-content_type(undefined, Properties) -> Properties;
-content_type(ContentType, Properties) -> Properties#{'Content-Type' => ContentType}.
+with_content_type(undefined, Properties) -> Properties;
+with_content_type(ContentType, Properties) -> Properties#{'Content-Type' => ContentType}.
 
 %% -------------------------------------------------------------------------------------------
 %% Subscribe
@@ -808,8 +808,15 @@ message_id(_, Message) -> emqx_message:id(Message).
 delivered(none, Message) -> Message;
 delivered(Hook, Message) -> Hook(Message).
 
-payload(Payload) when is_binary(Payload) -> Payload;
-payload(Payload) -> iolist_to_binary(Payload).
+%% What is no payload is left to `nats_gateway_nif:encode/2', which leaves out that message alone.
+payload(Payload) when is_binary(Payload) ->
+    Payload;
+payload(Payload) ->
+    try
+        iolist_to_binary(Payload)
+    catch
+        error:badarg -> Payload
+    end.
 
 %% Our key, unless the subscription is gone by now, or wants no message of its own client.
 recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid = ClientId}) ->
@@ -842,24 +849,55 @@ key(Filter, Message, #host{rewritten = Rewritten}) ->
     end.
 
 -spec reply(Headers :: map()) -> nats_gateway_nif:reply().
-reply(#{properties := #{'Response-Topic' := Topic} = Properties}) ->
-    {topic, Topic, maps:get('Correlation-Data', Properties, undefined)};
+reply(#{properties := #{'Response-Topic' := Topic} = Properties}) when is_binary(Topic) ->
+    {topic, Topic, scalar(maps:get('Correlation-Data', Properties, undefined))};
 reply(#{?REPLY_TO := Subject}) when is_binary(Subject), Subject =/= <<>> ->
     {subject, Subject};
 reply(_) ->
     undefined.
 
 -spec headers(Headers :: map()) -> nats_gateway_nif:headers().
-headers(#{?HEADER_BLOCK := Block}) ->
+headers(#{?HEADER_BLOCK := Block}) when is_binary(Block) ->
     Block;
 headers(#{properties := Properties = #{'User-Property' := Pairs}}) ->
-    {properties, Pairs, maps:get('Content-Type', Properties, undefined)};
-headers(#{properties := #{'Content-Type' := ContentType}}) ->
-    {properties, [], ContentType};
+    {properties, pairs(Pairs), content_type(Properties)};
+headers(#{properties := Properties = #{'Content-Type' := _}}) ->
+    {properties, [], content_type(Properties)};
 headers(#{?NATS_HEADERS := Headers}) when is_map(Headers), map_size(Headers) > 0 ->
-    {properties, [{text(Name), text(Value)} || {Name, Value} <- maps:to_list(Headers)], undefined};
+    {properties, pairs(Headers), undefined};
 headers(_) ->
     undefined.
+
+content_type(Properties) -> scalar(maps:get('Content-Type', Properties, undefined)).
+
+%% Only those of MQTT clients are texts for sure: rules and EMQX's REST API may put anything there.
+pairs(Pairs) when is_map(Pairs) -> texts(maps:to_list(Pairs));
+pairs(Pairs) ->
+    case are_texts(Pairs) of
+        true -> Pairs;
+        false -> texts(Pairs)
+    end.
+
+are_texts([{Name, Value} | Pairs]) when is_binary(Name), is_binary(Value) -> are_texts(Pairs);
+are_texts(Pairs) -> Pairs =:= [].
+
+texts([{Name, Value} | Pairs]) ->
+    case {scalar(Name), scalar(Value)} of
+        {NName, NValue} when is_binary(NName), is_binary(NValue) ->
+            [{NName, NValue} | texts(Pairs)];
+        _ ->
+            texts(Pairs)
+    end;
+texts([_ | Pairs]) ->
+    texts(Pairs);
+texts(_) ->
+    [].
+
+scalar(Text) when is_binary(Text) -> Text;
+scalar(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
+scalar(Float) when is_float(Float) -> float_to_binary(Float, [short]);
+scalar(Atom) when is_atom(Atom), Atom =/= undefined -> atom_to_binary(Atom);
+scalar(_) -> undefined.
 
 %% -------------------------------------------------------------------------------------------
 %% Management

@@ -206,12 +206,14 @@ priv_dir() ->
     | {error, error_reason(), [op()]}.
 decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, the number of those that there are not, and the deliveries that are left for
+%% MSG and HMSG frames, the number of those that were left out, and the deliveries that are left for
 %% another call, because this one has done a bounded amount of work. Mountpoint is removed from
 %% topics. The arguments of a frame have at most 4096 bytes, which is all that some clients take: a
 %% message whose reply subject does not fit goes without, one whose subject does not fit is left out.
+%% So is one whose topic, reply, headers or payload are not of the given types: messages come from
+%% everybody, and one must not be in the way of the others. Wrong sids are an error `badarg'.
 -spec encode([delivery()], Mountpoint :: binary()) ->
-    {iodata(), TooLong :: non_neg_integer(), [delivery()]}.
+    {iodata(), LeftOut :: non_neg_integer(), [delivery()]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.

@@ -198,6 +198,61 @@ headers_test_() ->
         )
     ].
 
+%% Who publishes over REST or from a rule may give anything as a property.
+properties_that_are_no_text_test_() ->
+    Of = fun(Pairs) -> headers(#{properties => #{'User-Property' => Pairs}}) end,
+    [
+        ?_assertEqual({properties, [{<<"k">>, Text}], undefined}, Of([{<<"k">>, Value}]))
+     || {Value, Text} <- [
+            {<<"text">>, <<"text">>},
+            {1, <<"1">>},
+            {-7, <<"-7">>},
+            {1.5, <<"1.5">>},
+            {true, <<"true">>},
+            {null, <<"null">>},
+            {word, <<"word">>}
+        ]
+    ] ++
+        [
+            ?_assertEqual(
+                {properties, [{<<"a">>, <<"b">>}, {<<"c">>, <<"d">>}], undefined},
+                Of([{<<"a">>, <<"b">>}, Pair, {<<"c">>, <<"d">>}])
+            )
+         || Pair <- [
+                {<<"k">>, #{<<"nested">> => 1}},
+                {<<"k">>, [1, 2]},
+                {<<"k">>, {tuple}},
+                {<<"k">>, undefined},
+                {#{}, <<"v">>},
+                pair,
+                {<<"k">>, <<"v">>, more}
+            ]
+        ] ++
+        [
+            ?_assertEqual({properties, [{<<"1">>, <<"2">>}], undefined}, Of([{1, 2}])),
+            ?_assertEqual({properties, [{<<"a">>, <<"1">>}], undefined}, Of(#{<<"a">> => 1})),
+            ?_assertEqual({properties, [], undefined}, Of(none)),
+            ?_assertEqual({properties, [{<<"a">>, <<"b">>}], undefined}, Of([{<<"a">>, <<"b">>} | x])),
+            ?_assertEqual(
+                {properties, [], <<"1">>}, headers(#{properties => #{'Content-Type' => 1}})
+            ),
+            ?_assertEqual(
+                {properties, [], undefined}, headers(#{properties => #{'Content-Type' => [1]}})
+            ),
+            ?_assertEqual(undefined, headers(#{properties => none})),
+            ?_assertEqual(undefined, headers(#{nats_gateway_header_block => 1})),
+            ?_assertEqual(undefined, reply(#{properties => #{'Response-Topic' => 1}})),
+            ?_assertEqual(undefined, reply(#{properties => none})),
+            ?_assertEqual(
+                {topic, <<"r">>, <<"1">>},
+                reply(#{properties => #{'Response-Topic' => <<"r">>, 'Correlation-Data' => 1}})
+            ),
+            ?_assertEqual(
+                {topic, <<"r">>, undefined},
+                reply(#{properties => #{'Response-Topic' => <<"r">>, 'Correlation-Data' => #{}}})
+            )
+        ].
+
 messages_of_the_built_in_gateway_test() ->
     Headers = #{reply_to => <<"r.s">>, nats_headers => #{<<"k">> => <<"v">>}},
     ?assertEqual({subject, <<"r.s">>}, reply(Headers)),

@@ -418,20 +418,65 @@ encode_badarg_test_() ->
             {Good, <<>>},
             {[Good | Good], <<>>},
             {[Good], undefined},
-            {[setelement(1, Good, "a")], <<>>},
             {[setelement(2, Good, <<"1">>)], <<>>},
             {[setelement(2, Good, [1])], <<>>},
             {[setelement(2, Good, [<<"1">> | <<"2">>])], <<>>},
-            {[setelement(3, Good, <<"r">>)], <<>>},
-            {[setelement(3, Good, {topic, <<"r">>})], <<>>},
-            {[setelement(3, Good, {subject, <<"r">>, undefined})], <<>>},
-            {[setelement(4, Good, [])], <<>>},
-            {[setelement(4, Good, {properties, [{<<"a">>, b}], undefined})], <<>>},
-            {[setelement(4, Good, {properties, [{<<"a">>, <<"b">>} | x], undefined})], <<>>},
-            {[setelement(4, Good, {headers, [], undefined})], <<>>},
-            {[setelement(5, Good, ["iodata"])], <<>>}
+            {[erlang:append_element(Good, more)], <<>>}
         ]
     ].
+
+%% One such message costs nobody another one.
+encode_leaves_out_what_cannot_be_written_test_() ->
+    Good = {<<"a">>, [<<"1">>, <<"2">>], undefined, undefined, <<"x">>},
+    Frames = encode([Good]),
+    [
+        ?_assertEqual({Expected, 2}, encode_all([Good || true <- [Before]] ++ [Bad] ++ After))
+     || {Element, Wrong} <- [
+            {1, "a"},
+            {1, undefined},
+            {3, <<"r">>},
+            {3, {topic, <<"r">>}},
+            {3, {topic, 1, undefined}},
+            {3, {topic, <<"r">>, 1}},
+            {3, {subject, <<"r">>, undefined}},
+            {4, []},
+            {4, 1},
+            {4, {properties, [{<<"a">>, b}], undefined}},
+            {4, {properties, [{1, <<"b">>}], undefined}},
+            {4, {properties, [{<<"a">>, <<"b">>}, pair], undefined}},
+            {4, {properties, [{<<"a">>, <<"b">>} | x], undefined}},
+            {4, {properties, #{<<"a">> => <<"b">>}, undefined}},
+            {4, {properties, [], 1}},
+            {4, {headers, [], undefined}},
+            {5, ["iodata"]},
+            {5, #{}}
+        ],
+        Bad <- [setelement(Element, Good, Wrong)],
+        {Before, After, Expected} <- [
+            {false, [], <<>>},
+            {true, [], Frames},
+            {false, [Good], Frames},
+            {true, [Good, Good], <<Frames/binary, Frames/binary, Frames/binary>>}
+        ]
+    ].
+
+%% The work of a call is bounded for them, too.
+encode_many_that_cannot_be_written_test() ->
+    Bad = {<<"a">>, [<<"1">>], undefined, undefined, nothing},
+    ?assertEqual({<<>>, 100000}, encode_all(lists:duplicate(100000, Bad))),
+    {<<>>, LeftOut, Rest} = ?NIF:encode(lists:duplicate(100000, Bad), <<>>),
+    ?assert(LeftOut > 0),
+    ?assertEqual(100000, LeftOut + length(Rest)),
+    ?assertNotEqual([], Rest).
+
+encode_all(Deliveries) -> encode_all(?NIF:encode(Deliveries, <<>>), <<>>, 0).
+
+encode_all({Data, LeftOut, Rest}, Frames, Sum) ->
+    NFrames = iolist_to_binary([Frames, Data]),
+    case Rest of
+        [] -> {NFrames, Sum + LeftOut};
+        _ -> encode_all(?NIF:encode(Rest, <<>>), NFrames, Sum + LeftOut)
+    end.
 
 %% What is published comes back as it was sent.
 round_trip_test() ->

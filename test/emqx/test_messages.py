@@ -13,6 +13,7 @@ from emqx.gateway import NAMED, Gateway, unique
 from emqx.mqtt import user_properties
 from emqx.nats import Nats, NatsFailure, headers
 from emqx.node import Node, wait_until
+from emqx.page import Page
 
 NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
 
@@ -31,6 +32,68 @@ def test_both_directions(gateway: Gateway, name: str):
         nats.publish(f"{name}.c.d", b"from NATS")
         arrived = mqtt.message()
         assert (arrived.topic, arrived.payload) == (f"{name}/c/d", b"from NATS")
+
+
+# What is no text in it comes as text, or not at all.
+ODD = {"text": "t", "integer": 7, "fraction": 1.5, "yes": True, "nested": {"a": [1]}, "last": "l"}
+ODD_HEADERS = headers(("text", "t"), ("integer", "7"), ("fraction", "1.5"), ("yes", "true"), ("last", "l"))
+
+
+def publish_odd(gateway: Gateway, topic: str, **more: object) -> None:
+    properties = {"properties": {"user_properties": ODD}}
+    gateway.rest.post("/publish", {"topic": topic, "payload": "odd"} | properties | more)
+
+
+def same_headers(block: bytes, expected: bytes) -> bool:
+    """A JSON object has no order."""
+    return sorted(block.split(b"\r\n")) == sorted(expected.split(b"\r\n"))
+
+
+@pytest.mark.plugin
+def test_user_properties_that_are_no_text(gateway: Gateway, name: str):
+    with gateway.nats() as one, gateway.nats() as other:
+        for client in (one, other):
+            client.subscribe(f"{name}.>")
+            client.ping()
+        gateway.rest.post("/publish", {"topic": f"{name}/before", "payload": "x"})
+        publish_odd(gateway, f"{name}/odd")
+        gateway.rest.post("/publish", {"topic": f"{name}/after", "payload": "x"})
+        for client in (one, other):
+            before, odd, after = (client.message() for _ in range(3))
+            assert (before.payload, odd.payload, after.payload) == (b"x", b"odd", b"x")
+            assert same_headers(odd.headers, ODD_HEADERS)
+            client.ping()
+
+
+@pytest.mark.plugin
+def test_user_properties_of_a_rule_that_are_no_text(gateway: Gateway, name: str):
+    sql = f"SELECT payload, map_put('n', 1, map_put('t', 'x', map_new())) as user_properties FROM \"{name}/in\""
+    action = {"topic": f"{name}/out", "qos": 0, "payload": "odd", "user_properties": "${user_properties}"}
+    rule = {"name": name, "sql": sql, "actions": [{"function": "republish", "args": action}]}
+    made = gateway.rest.post("/rules", rule)
+    gateway.undo("DELETE", f"/rules/{made['id']}")
+    with gateway.nats() as client:
+        client.subscribe(f"{name}.out")
+        client.publish(f"{name}.in", b"x")
+        odd = client.message()
+        assert odd.payload == b"odd" and same_headers(odd.headers, headers(("n", "1"), ("t", "x")))
+        client.ping()
+
+
+@pytest.mark.plugin
+def test_retained_user_properties_that_are_no_text(gateway: Gateway, page: Page, name: str):
+    """Or every connection that subscribes would end."""
+    page.change(retained_on_subscribe=True)
+    publish_odd(gateway, name, retain=True)
+    try:
+        for _ in range(2):
+            with gateway.nats() as client:
+                client.send(f"SUB {name} 1\r\n")
+                odd = client.message()
+                assert odd.payload == b"odd" and same_headers(odd.headers, ODD_HEADERS)
+                client.ping()
+    finally:
+        gateway.rest.post("/publish", {"topic": name, "payload": "", "retain": True})
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 1048576])

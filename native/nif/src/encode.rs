@@ -23,6 +23,7 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
     let mut batch = Batch {
         frames: Frames::with_capacity(guess.min(MAX_WORK)),
         count: 0,
+        malformed: 0,
         unwritten: 0,
         mountpoint: mountpoint.as_slice(),
         scratch: Scratch::default(),
@@ -36,10 +37,10 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         };
     }
     consume(env, batch.work());
-    let too_long = batch.frames.too_long();
+    let left_out = batch.frames.too_long().saturating_add(batch.malformed);
     let (buffer, references) = batch.frames.parts();
     if references.is_empty() {
-        return Ok((binary(env, buffer), too_long, rest).encode(env));
+        return Ok((binary(env, buffer), left_out, rest).encode(env));
     }
     let flat: Binary<'a> = NewBinary::from_slice(env, buffer).into();
     let mut data = Term::list_new_empty(env);
@@ -52,13 +53,15 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         end = start;
     }
     let first: Term<'a> = flat.make_subbinary(0, end)?.into();
-    Ok((data.list_prepend(first), too_long, rest).encode(env))
+    Ok((data.list_prepend(first), left_out, rest).encode(env))
 }
 
 /// What a call has written so far.
 struct Batch<'a, 'm> {
     frames: Frames<Term<'a>>,
     count: usize,
+    /// Frames that there are not, because a message is not what it must be.
+    malformed: usize,
     /// Bytes that were converted for frames that were too long to be written.
     unwritten: usize,
     mountpoint: &'m [u8],
@@ -74,16 +77,26 @@ impl<'a> Batch<'a, '_> {
             .saturating_add(self.unwritten)
     }
 
-    /// The frames of a delivery; if that is too much work, a delivery for the other sids.
+    /// The frames of a delivery; if that is too much work, a delivery for the other sids. A message
+    /// comes from anybody: one that cannot be written is left out. Sids are the caller's own.
     fn push(&mut self, env: Env<'a>, delivery: Term<'a>) -> NifResult<Option<Term<'a>>> {
         let (topic, sids, reply, headers, payload): (
-            Binary<'a>,
             Term<'a>,
             Term<'a>,
             Term<'a>,
-            Binary<'a>,
+            Term<'a>,
+            Term<'a>,
         ) = delivery.decode()?;
-        self.scratch.fill(&topic, reply, headers, self.mountpoint)?;
+        let (Ok(topic), Ok(payload)) = (Binary::from_term(topic), Binary::from_term(payload))
+        else {
+            return self.leave_out(sids);
+        };
+        if (self.scratch)
+            .fill(&topic, reply, headers, self.mountpoint)
+            .is_err()
+        {
+            return self.leave_out(sids);
+        }
         let headers_of_message = if headers.is_binary() {
             Binary::from_term(headers)?.as_slice()
         } else {
@@ -103,6 +116,13 @@ impl<'a> Batch<'a, '_> {
             sids = others;
         }
         self.unwritten = self.unwritten.saturating_add(self.scratch.unwritten());
+        Ok(None)
+    }
+
+    fn leave_out(&mut self, sids: Term<'a>) -> NifResult<Option<Term<'a>>> {
+        let count = sids.list_length()?;
+        self.malformed = self.malformed.saturating_add(count);
+        self.count = self.count.saturating_add(count);
         Ok(None)
     }
 }
