@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,26 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emqx.conftest import (  # noqa: E402, F401
+    HOMES,
     NO_EMQX,
     _gateway,
     gateway,
-    home,
     nats_port,
     node,
     package,
     page,
     plugin,
 )
-from emqx.node import emqx_home  # noqa: E402
 from hostile.awaited import item_of  # noqa: E402
 from hostile.hosts import Emqx, Host, Standalone  # noqa: E402
-from hostile.measure import Seen, watching  # noqa: E402
+from hostile.measure import Address, Seen, watching  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 LONG = os.environ.get("HOSTILE") == "long"
 TEST_DEADLINE = 900.0 if LONG else 120.0
-HOSTS = ("standalone", "emqx")
+# Where the gateway runs: the standalone program, or one of these EMQXs.
+PROGRAM = "standalone"
+EMQXS = HOMES or [None]
 
 _figures: list[str] = []
 
@@ -66,8 +67,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for line in _figures:
             terminalreporter.write_line(line)
-    if emqx_home() is None:
-        terminalreporter.write_line(f"test/hostile: the tests inside EMQX are skipped, {NO_EMQX}")
+    if not HOMES:
+        terminalreporter.write_line(f"test/hostile: nothing was tested in EMQX, {NO_EMQX}", yellow=True, bold=True)
 
 
 @pytest.fixture
@@ -79,13 +80,36 @@ def note(request: pytest.FixtureRequest) -> Callable[[object], None]:
 Hosts = Callable[..., Host]
 
 
-@pytest.fixture(params=HOSTS)
-def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
+def _name(place: str | Path | None) -> str:
+    return place if place == PROGRAM else place.name if place else "no-emqx"
+
+
+@pytest.fixture(scope="session", params=[PROGRAM, *EMQXS], ids=_name)
+def place(request: pytest.FixtureRequest) -> str | Path:
+    """Every test is run with each: all with one, then all with the next."""
+    if request.param is None:
+        pytest.skip(NO_EMQX)
+    return request.param
+
+
+# For a test that means something in one of the hosts only.
+STANDALONE = pytest.mark.parametrize("place", [PROGRAM], indirect=True, ids=_name)
+EMQX = pytest.mark.parametrize("place", EMQXS, indirect=True, ids=_name)
+
+
+@pytest.fixture(scope="session")
+def home(place: str | Path) -> Path:
+    """Of the node that test/emqx starts."""
+    return place
+
+
+@pytest.fixture
+def hosts(place: str | Path, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
     """Starts the host with settings, by the names that they have there."""
     started: list[Host] = []
 
     def start(**settings: Any) -> Host:
-        if request.param == "standalone":
+        if place == PROGRAM:
             host = Standalone(tmp_path, settings)
         else:
             host = Emqx(request.getfixturevalue("gateway"), request.getfixturevalue("page"))
@@ -94,11 +118,23 @@ def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
         host.start()
         return host
 
-    if request.param == "emqx" and emqx_home() is None:
-        pytest.skip(NO_EMQX)
     yield start
     for host in started:
         host.stop()
+
+
+@pytest.fixture
+def in_front_of(tmp_path: Path) -> Iterator[Callable[[Address], Standalone]]:
+    """The standalone program with a broker that is there."""
+    with ExitStack() as stack:
+
+        def start(mqtt: Address) -> Standalone:
+            host = Standalone(tmp_path, {}, mqtt)
+            stack.callback(host.stop)
+            host.start()
+            return host
+
+        yield start
 
 
 Watch = Callable[[Host], Any]

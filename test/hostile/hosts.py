@@ -79,8 +79,8 @@ class Emqx:
     """The node that all tests share, with listeners and settings of a test's own."""
 
     name = "emqx"
-    # The memory of the node before the first test: what it keeps in reserve after one is no start for the next.
-    idle: int | None = None
+    # Memory of each node before its first test: what it keeps in reserve after one is no start for the next.
+    _idle: dict[str, int] = {}
 
     def __init__(self, gateway: Gateway, page: Page):
         self._gateway = gateway
@@ -99,8 +99,7 @@ class Emqx:
             self._gateway.settings(**more)
 
     def start(self) -> None:
-        if Emqx.idle is None:
-            Emqx.idle = self.usage.rss()
+        self.idle = Emqx._idle.setdefault(self._gateway.node.name, self.usage.rss())
 
     def stop(self) -> None:
         if "neighbour" in self.__dict__:

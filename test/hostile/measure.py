@@ -28,6 +28,7 @@ PAUSE = 0.002
 QUIET_SAMPLES = 200
 # Below these a machine that is busy with something else decides.
 P50_FLOOR, P99_FLOOR = 0.002, 0.010
+IDLE_TIME = 0.5
 # How many times its quiet value a neighbour's round trip may take.
 NEIGHBOUR_FACTOR = 5
 
@@ -74,6 +75,16 @@ class Usage:
     def cpu(self) -> float:
         """Seconds of all its threads, finer than the clock ticks of utime and stime."""
         return sum(int(one.read_text().split()[0]) for one in self._proc.glob("task/*/schedstat")) / 1e9
+
+    def spent_in(self, duration: float) -> float:
+        """CPU seconds within so many seconds."""
+        before = self.cpu()
+        time.sleep(duration)
+        return self.cpu() - before
+
+    def is_idle(self) -> bool:
+        """Less than half a core has work for half a second."""
+        return self.spent_in(IDLE_TIME) < IDLE_TIME / 2
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from clients.broker import ScriptedBroker
 from emqx.mqtt import Mqtt
+from emqx.node import Node
 from hostile.clients import DEADLINE, Client, Raw, pub
-from hostile.conftest import Hosts, Watch, size
+from hostile.conftest import EMQX, STANDALONE, Hosts, Watch, size
 from hostile.hosts import Standalone
 from hostile.measure import MB, wait_until
 from wire.servers import Address, speaks_nats
-
-@pytest.fixture
-def in_front_of(tmp_path: Path) -> Iterator[Callable[..., Standalone]]:
-    with ExitStack() as stack:
-
-        def start(mqtt: tuple[str, int]) -> Standalone:
-            host = Standalone(tmp_path, {}, mqtt)
-            stack.callback(host.stop)
-            host.start()
-            return host
-
-        yield start
-
 
 # --- Names -----------------------------------------------------------------------------------------------------------
 
@@ -75,9 +62,10 @@ def test_a_strange_name_never_costs_the_connection(hosts: Hosts, verbose: str):
     assert [name for name, operation in NAMES.items() if not survives(address, operation, verbose)] == []
 
 
+@EMQX
 @pytest.mark.parametrize("verbose", ["false", "true"], ids=["", "verbose"])
-def test_a_strange_name_with_emqx_as_the_broker(in_front_of, request: pytest.FixtureRequest, verbose: str):
-    address = in_front_of(request.getfixturevalue("node").mqtt).address()
+def test_a_strange_name_with_emqx_as_the_broker(in_front_of, node: Node, verbose: str):
+    address = in_front_of(node.mqtt).address()
     assert [name for name, operation in NAMES.items() if not survives(address, operation, verbose)] == []
 
 
@@ -85,11 +73,10 @@ def test_a_strange_name_with_emqx_as_the_broker(in_front_of, request: pytest.Fix
 
 
 @pytest.mark.parametrize("value", [1, 1.5, True, None, {"a": 1}, ["a"]], ids=str)
-@pytest.mark.parametrize("hosts", ["emqx"], indirect=True)
-def test_a_user_property_that_is_no_text(hosts: Hosts, request: pytest.FixtureRequest, value: object):
+@EMQX
+def test_a_user_property_that_is_no_text(hosts: Hosts, node: Node, value: object):
     """EMQX's REST API and rule engine publish such."""
     host = hosts()
-    node = request.getfixturevalue("node")
     with Client(host.address()) as client:
         client.send(b"SUB poison.> 1\r\n")
         client.ping()
@@ -103,7 +90,7 @@ def test_a_user_property_that_is_no_text(hosts: Hosts, request: pytest.FixtureRe
         client.ping()
 
 
-@pytest.mark.parametrize("hosts", ["standalone"], indirect=True)
+@STANDALONE
 def test_a_header_block_of_very_many_lines(hosts: Hosts, watch: Watch):
     """Any MQTT client can write the property in which a gateway writes header blocks."""
     host = hosts()
@@ -152,14 +139,15 @@ def test_both_directions_with_a_broker_that_writes_before_it_reads_on(in_front_o
         both_ways(in_front_of(broker.address), size(2000, 4000))
 
 
-def test_both_directions_with_emqx_as_the_broker(in_front_of, request: pytest.FixtureRequest):
-    both_ways(in_front_of(request.getfixturevalue("node").mqtt), size(2000, 4000))
+@EMQX
+def test_both_directions_with_emqx_as_the_broker(in_front_of, node: Node):
+    both_ways(in_front_of(node.mqtt), size(2000, 4000))
 
 
 # --- Outages ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hosts", ["standalone"], indirect=True)
+@STANDALONE
 def test_an_outage_of_the_broker_is_one_line_in_the_log(hosts: Hosts, note: Callable[[object], None]):
     """Clients come again all the time meanwhile."""
     host = hosts()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hostile.clients import DEADLINE, Client, Raw
-from hostile.conftest import Hosts, size
+from hostile.conftest import PROGRAM, Hosts, size
 from hostile.hosts import Host, Standalone
 from hostile.measure import wait_until
 
@@ -24,8 +24,8 @@ TIME_FOR_LOGIN = 2.0
 GUESSERS = 60
 
 
-def hashed_token(host_name: str) -> dict[str, object]:
-    if host_name == "standalone":
+def hashed_token(place: object) -> dict[str, object]:
+    if place == PROGRAM:
         return {"auth_token": HASH}
     return {"internal_authn": ["token"], "token": HASH}
 
@@ -56,10 +56,8 @@ def guessing(host: Host, source: str) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["same_address", "other_address"])
-def test_guessers_lock_nobody_out(
-    hosts: Hosts, request: pytest.FixtureRequest, note: Callable[[object], None], source: str
-):
-    host = hosts(**hashed_token(request.node.callspec.params["hosts"]))
+def test_guessers_lock_nobody_out(hosts: Hosts, place: object, note: Callable[[object], None], source: str):
+    host = hosts(**hashed_token(place))
     with Client(host.address(), auth_token=TOKEN) as connected, guessing(host, source) as guesses:
         wait_until(lambda: guesses[0] >= 5, "guesses", 30.0)
         times = []

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hostile.clients import TRANSPORTS, Client, pub, subs
+from hostile.clients import DEADLINE, TRANSPORTS, Client, pub, subs
 from hostile.conftest import Hosts, Watch, size
 from hostile.measure import MB, wait_until
 
@@ -78,6 +78,67 @@ def test_who_never_reads(hosts: Hosts, watch: Watch):
             client.cut_off()
             client.close()
     seen.stays_below(clients * 2 * pending)
+    seen.neighbour_is_well()
+
+
+ANSWERED = {
+    "pings": (b"PING\r\n" * 10_000, {}),
+    "oks": (pub("nobody", b"x") * 5000, {"verbose": True}),
+    "errors": (b"SUB a..b 1\r\n" * 5000, {}),
+    "no_responders": (pub("nobody", b"x", "r") * 5000, {}),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERED)
+def test_answers_that_nobody_reads(hosts: Hosts, watch: Watch, kind: str):
+    data, fields = ANSWERED[kind]
+    host = hosts(max_pending="8MB", send_timeout="3s")
+    with watch(host) as seen, Client(host.address(), receive_buffer=4096) as client:
+        client.send(b"SUB r 1\r\n")
+        client.ping()
+        client.connect(**fields)
+        # As long as it is listened to, but no longer than it takes for max_pending.
+        for _ in range(2000):
+            if client.is_cut_off():
+                break
+            client.send_if_taken(data)
+        client.cut_off()
+    seen.stays_below(32 * MB)
+    seen.neighbour_is_well()
+
+
+class Drained(threading.Thread):
+    """Reads as fast as it can until the connection ends."""
+
+    def __init__(self, client: Client):
+        super().__init__(daemon=True)
+        self._socket = client.socket
+        self.received = 0
+        self.start()
+
+    def run(self) -> None:
+        buffer = bytearray(MB)
+        try:
+            while count := self._socket.recv_into(buffer):
+                self.received += count
+        except OSError:
+            pass
+
+
+def test_a_flood_for_one_with_many_subscriptions(hosts: Hosts, watch: Watch):
+    """It reads, but each message is more work for it than for the publisher."""
+    host = hosts(max_subscriptions=0)
+    with watch(host) as seen:
+        with Client(host.address()) as client, Client(host.address()) as publisher:
+            client.send(subs("flood", 1000))
+            client.ping()
+            reader = Drained(client)
+            for _ in range(size(40, 200)):
+                publisher.send(pub("flood", b"tiny") * 5000)
+            publisher.ping()
+            wait_until(lambda: host.usage.is_idle(), "all is delivered, or the client closed", DEADLINE)
+            seen.notes["received"] = f"{reader.received / MB:.0f} MB"
+    seen.stays_below(2 * MAX_PENDING)
     seen.neighbour_is_well()
 
 
