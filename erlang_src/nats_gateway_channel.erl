@@ -68,8 +68,9 @@
     | fence
     | {finish, stop_reason()}.
 
-%% What the channel itself says of a publish, before the host is asked.
--type verdict() :: pass | denied | reply_denied.
+%% What the channel itself says of a publish, before the host is asked. A request to a name that only
+%% the broker publishes to has no responders, as one to nats-server's own subjects.
+-type verdict() :: pass | denied | reply_denied | no_responders.
 
 -record(channel, {
     host :: module(),
@@ -86,6 +87,8 @@
     settings :: nats_gateway_nif:settings(),
     %% what a login of the gateway's own allows
     permissions = none :: none | nats_gateway_permissions:permissions(),
+    %% the same as the login states it
+    rules :: undefined | nats_gateway_permissions:rules(),
     max_payload = infinity :: infinity | non_neg_integer(),
     max_subscriptions = infinity :: infinity | non_neg_integer(),
     %% when it ends: milliseconds of monotonic time, and what the client is told
@@ -115,6 +118,8 @@
 -define(OK, <<"+OK\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
+
+-define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
 
 %% All clients read a sid as an integer, some as a signed one of 32 bits.
 -define(LAST_SID, 16#7FFFFFFF).
@@ -288,6 +293,8 @@ run([{connect, Fields} | Rest], Out, Channel) ->
 run(Ops, Out, Channel = #channel{phase = new}) ->
     %% No CONNECT: a client with the defaults, known to the host as any other.
     login(implicit, Ops, Out, Channel);
+run([{pub, ?USER_INFO, _, ReplyTo, _, _, _} = Pub | Rest], Out, Channel) when is_binary(ReplyTo) ->
+    user_info(Pub, Rest, Out, Channel);
 run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
@@ -419,6 +426,7 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
             connect_host(Kind, Rest, Out, Channel#channel{
                 client = maps:remove(login, Client),
                 permissions = none,
+                rules = undefined,
                 max_payload = infinity,
                 max_subscriptions = infinity,
                 deadline = infinity
@@ -474,6 +482,7 @@ accept(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{clie
     Channel#channel{
         client = Client#{login => maps:remove(rules, Identity)},
         permissions = nats_gateway_permissions:new(Rules),
+        rules = Rules,
         max_payload = MaxPayload,
         max_subscriptions = MaxSubscriptions,
         deadline =
@@ -603,6 +612,8 @@ subscribe_again([Key | Keys], Rest, Out, Channel = #channel{host = Host, host_st
 %% -------------------------------------------------------------------------------------------
 %% PUB and HPUB
 
+take_publishes([{pub, ?USER_INFO, _, ReplyTo, _, _, _} | _] = Ops, Acc) when is_binary(ReplyTo) ->
+    {lists:reverse(Acc), Ops};
 take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
@@ -624,9 +635,13 @@ judged(Pubs, Verdicts, Rest, Out, Channel = #channel{unroutable = Unroutable}) -
     publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{unroutable = Unroutable + Invalid}).
 
 %% The login's permission comes before the rules for all.
-permit_publish(Pub = {pub, Subject, _, _, _, _, _}, Permissions) ->
+permit_publish(Pub, Permissions) -> permit_publish(Pub, fun verdict/1, Permissions).
+
+permit_publish(Pub, Verdict, none) ->
+    {Verdict(Pub), none};
+permit_publish(Pub = {pub, Subject, _, _, _, _, _}, Verdict, Permissions) ->
     case nats_gateway_permissions:publish(Subject, fun now_ms/0, Permissions) of
-        {allow, NPermissions} -> {verdict(Pub), NPermissions};
+        {allow, NPermissions} -> {Verdict(Pub), NPermissions};
         {deny, NPermissions} -> {denied, NPermissions}
     end.
 
@@ -658,15 +673,11 @@ is_special({pub, _, {_, _}, _, _, _, _}) -> true;
 is_special({pub, _, _, <<C, _/binary>>, _, _, _}) when C =:= $_; C =:= $$ -> true;
 is_special(_) -> false.
 
-verdict({pub, Subject, Topic, ReplyTo, _, _, _}) ->
-    case is_reserved_reply(ReplyTo) of
-        true ->
-            reply_denied;
-        false ->
-            case is_reserved(Subject, Topic) of
-                true -> denied;
-                false -> pass
-            end
+verdict(Pub = {pub, Subject, Topic, ReplyTo, _, _, _}) ->
+    case reply_verdict(Pub) =:= pass andalso is_reserved(Subject, Topic) of
+        true when is_binary(ReplyTo) -> no_responders;
+        true -> denied;
+        false -> reply_verdict(Pub)
     end.
 
 is_reserved(Subject = <<"$", _/binary>>, _) -> reaches_reserved(Subject);
@@ -747,6 +758,50 @@ no_responders(ReplyTo, #channel{no_responders = true, subscriptions = Subs}) whe
     end;
 no_responders(_, _) ->
     [].
+
+%% The answer goes to the requester alone, and never to the broker, whose names it would need.
+user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
+    {pub, _, _, ReplyTo, ReplyTopic, _, _} = Pub,
+    {Verdict, Permissions} = permit_publish(Pub, fun reply_verdict/1, Old#channel.permissions),
+    Channel = Old#channel{received = Received + 1, permissions = Permissions},
+    NOut = [Out | answer(Pub, Verdict, Channel)],
+    #channel{subscriptions = Subs, config = Config} = Channel,
+    case Verdict =:= pass andalso nats_gateway_subscriptions:plain_sid(ReplyTo, Subs) of
+        Sid when is_binary(Sid), is_binary(ReplyTopic) ->
+            Key = nats_gateway_subscriptions:key(Sid, Subs),
+            Info = nats_gateway_system:user_info(user(Channel), Config),
+            Answer = {Key, ReplyTopic, undefined, undefined, Info, undefined},
+            {ok, Answered, NChannel} = deliver([Answer], NOut, Channel),
+            run(Rest, Answered, NChannel);
+        _ ->
+            run(Rest, NOut, Channel)
+    end.
+
+reply_verdict({pub, _, _, ReplyTo, _, _, _}) ->
+    case is_reserved_reply(ReplyTo) of
+        true -> reply_denied;
+        false -> pass
+    end.
+
+user(#channel{client = Client = #{sockname := {Host, _}, connect := Connect}} = Channel) ->
+    Login = maps:get(login, Client, #{}),
+    #{
+        host => address(Host),
+        user => user_name(Login, Connect),
+        account => maps:get(account, Login, <<"$G">>),
+        rules => Channel#channel.rules,
+        expires =>
+            case deadline(Channel) of
+                infinity -> infinity;
+                At -> max(0, At - now_ms())
+            end
+    }.
+
+%% A token is nobody's name.
+user_name(#{nkey := NKey}, _) -> NKey;
+user_name(#{method := token}, _) -> <<"[REDACTED]">>;
+user_name(#{username := User}, _) -> User;
+user_name(_, Connect) -> maps:get(user, Connect, <<>>).
 
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
@@ -1091,7 +1146,7 @@ server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
         maps:merge(maps:merge(Required, maps:get(server_info, Client, #{})), Extra#{
             server_id => ServerId,
             server_name => ServerName,
-            version => <<"2.10.27">>,
+            version => nats_gateway_system:version(),
             proto => 1,
             go => list_to_binary("erlang" ++ erlang:system_info(otp_release)),
             host => address(Host),

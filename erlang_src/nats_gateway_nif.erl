@@ -9,6 +9,7 @@
 -export([decode/2]).
 -export([encode/2]).
 -export([info/1]).
+-export([json/1]).
 -export([topic/2]).
 -export([filter/2]).
 -export([subject/2]).
@@ -36,6 +37,7 @@
     decode/2,
     encode/2,
     info/1,
+    json/1,
     topic/2,
     filter/2,
     subject/2,
@@ -219,6 +221,12 @@ encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.
 -spec info(#{atom() => binary() | boolean() | integer()}) -> binary().
 info(_Fields) -> erlang:nif_error(not_loaded).
+
+%% JSON text of maps (keys: atoms or binaries), lists, integers of 64 bits, UTF-8 binaries and atoms,
+%% of which `true', `false' and `null' are JSON's own. Members of an object are in the order of
+%% their keys. At most 32 levels deep. Else `badarg'.
+-spec json(term()) -> binary().
+json(_Term) -> erlang:nif_error(not_loaded).
 
 -spec topic(Subject :: binary(), Mountpoint :: binary()) -> topic().
 topic(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).

@@ -18,6 +18,7 @@
 -export([reject/2]).
 -export([deliver/4]).
 -export([plain_sid/2]).
+-export([key/2]).
 -export([keys/1]).
 -export([list/1]).
 
@@ -417,6 +418,12 @@ plain_sid_next({Sid, #sub{queue_group = undefined, subject = Pattern}, Next}, Su
     end;
 plain_sid_next({_, _, Next}, Subject) ->
     plain_sid_next(maps:next(Next), Subject).
+
+%% What the broker is subscribed to for this sid.
+-spec key(sid(), subscriptions()) -> key().
+key(Sid, #subscriptions{subs = Subs}) ->
+    #{Sid := #sub{key = Key}} = Subs,
+    Key.
 
 -spec keys(subscriptions()) -> [key()].
 keys(#subscriptions{entries = Entries}) ->

@@ -250,6 +250,87 @@ reserved_names_are_violations_test_() ->
         Subject <- Subjects
     ].
 
+%% nats-server has nobody there either.
+requests_to_reserved_names_have_no_responders_test_() ->
+    [
+        {Subject, fun() ->
+            Sub = "SUB r.* 1\r\n",
+            Request = ["PUB ", Subject, " r.1 0\r\n\r\n"],
+            {Out, _} = input(Request, open([?CONNECT_REQUESTER, Sub])),
+            ?assertEqual(<<"HMSG r.1 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>, Out),
+            ?assertMatch({<<>>, _}, input(Request, open([?CONNECT, Sub]))),
+            ?assertEqual([], calls())
+        end}
+     || Subject <- [
+            "$SYS.a", "$SYS.REQ.SERVER.PING", "$share.g.a", "$queue.a", "$delayed.5.$SYS.a",
+            "_MQTT.tJFNZUy9h.c"
+        ]
+    ].
+
+-define(USER_INFO(ReplyTo), ["PUB $SYS.REQ.USER.INFO ", ReplyTo, " 0\r\n\r\n"]).
+
+%% The frame's head, and the members of the answer that do not differ from run to run.
+user_info(Out) ->
+    [Head, Json, <<>>] = binary:split(Out, <<"\r\n">>, [global]),
+    [Name, Subject, Sid, Size] = binary:split(Head, <<" ">>, [global]),
+    ?assertEqual(byte_size(Json), binary_to_integer(Size)),
+    {Name, Subject, Sid, Json}.
+
+user_info_test() ->
+    {Out, _} = input(?USER_INFO("i.1"), open([?CONNECT, "SUB i.* 5\r\nSUB other 6\r\n"])),
+    {<<"MSG">>, <<"i.1">>, <<"5">>, Json} = user_info(Out),
+    ?assertMatch({0, _}, binary:match(Json, <<"{\"data\":{\"account\":\"$G\",\"user\":\"\"},">>)),
+    ?assertMatch({_, _}, binary:match(Json, <<"\"host\":\"127.0.0.1\"">>)),
+    ?assertEqual([], calls()).
+
+%% In its place among other publishes, acknowledged, counted towards a max, to nobody without a
+%% subscription, and not to a group's member.
+user_info_is_a_message_test() ->
+    {Out, C} = input(
+        ["CONNECT {\"pedantic\":false}\r\nSUB i 5\r\nUNSUB 5 1\r\nSUB q g 6\r\n"], element(2, channel())
+    ),
+    ?assertEqual(<<"+OK\r\n+OK\r\n+OK\r\n+OK\r\n">>, Out),
+    _ = calls(),
+    Pub = "PUB a 0\r\n\r\n",
+    {Answers, C1} = input([Pub, ?USER_INFO("i"), ?USER_INFO("i"), ?USER_INFO("q"), Pub], C),
+    [<<>>, <<>>, Message, <<>>, <<>>, <<>>] = binary:split(Answers, <<"+OK\r\n">>, [global]),
+    ?assertMatch({<<"MSG">>, <<"i">>, <<"5">>, _}, user_info(Message)),
+    ?assertMatch(
+        [{publish, [_], _}, {unsubscribe, {undefined, <<"i">>}}, {publish, [_], _}], calls()
+    ),
+    ?assertMatch(#{subscriptions := 1, messages_received := 5, messages_sent := 1}, nats_gateway_channel:stats(C1)).
+
+user_info_of_a_login_test() ->
+    Rules = #{
+        publish => #{allow => [<<"a.>">>, <<"$SYS.REQ.USER.INFO">>], deny => [<<"a.b">>]},
+        allow_responses => #{max => 2, expires => 3}
+    },
+    {_, Channel} = channel(users([user(<<"anne">>, Rules), user(<<"bob">>, #{})])),
+    {Anne, _} = input([connect("anne"), "SUB i 5\r\n", ?USER_INFO("i")], Channel),
+    {_, _, _, AnnesJson} = user_info(Anne),
+    Data = <<
+        "{\"data\":{\"account\":\"$G\",\"permissions\":{\"publish\":{\"allow\":[\"a.>\",\"$SYS.REQ.USER.INFO\"],"
+        "\"deny\":[\"a.b\"]},\"responses\":{\"max\":2,\"ttl\":3000000}},\"user\":\"anne\"}"
+    >>,
+    ?assertMatch({0, _}, binary:match(AnnesJson, Data)),
+    {Bob, _} = input([connect("bob"), "SUB i 5\r\n", ?USER_INFO("i")], Channel),
+    {_, _, _, BobsJson} = user_info(Bob),
+    ?assertMatch({0, _}, binary:match(BobsJson, <<"{\"data\":{\"account\":\"$G\",\"user\":\"bob\"}">>)).
+
+user_info_denied_test() ->
+    Denied = #{publish => #{allow => all, deny => [<<"$SYS.>">>]}},
+    {_, Channel} = channel(users([user(<<"anne">>, Denied)])),
+    {Out, C} = input([connect("anne"), "SUB i 5\r\n", ?USER_INFO("i")], Channel),
+    ?assertEqual(
+        <<"-ERR 'Permissions Violation for Publish to \"$SYS.REQ.USER.INFO\"'\r\n">>, Out
+    ),
+    {Reply, _} = input("PUB $SYS.REQ.USER.INFO _R_.x 0\r\n\r\n", C),
+    ?assertEqual(Out, Reply),
+    {OfAll, _} = input("PUB $SYS.REQ.USER.INFO _R_.x 0\r\n\r\n", open(?CONNECT)),
+    ?assertEqual(
+        <<"-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n">>, OfAll
+    ).
+
 pedantic_speaks_up_in_addition_test() ->
     {_, Channel} = channel(),
     {Out, _} = input("CONNECT {}\r\nPUB a.* 0\r\n\r\nPUB a 0\r\n\r\n", Channel),

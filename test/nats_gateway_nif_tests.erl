@@ -553,6 +553,31 @@ info_fields_test_() ->
         Field <- Fields
     ].
 
+json_test_() ->
+    [
+        ?_assertEqual(Text, ?NIF:json(Term))
+     || {Text, Term} <- [
+            {<<"{}">>, #{}},
+            {<<"[]">>, []},
+            {<<"[1,-1,9223372036854775807,18446744073709551615]">>, [
+                1, -1, 16#7FFFFFFFFFFFFFFF, 16#FFFFFFFFFFFFFFFF
+            ]},
+            {<<"[true,false,null,\"ok\"]">>, [true, false, null, ok]},
+            {<<"{\"a\":{\"c\":[\"d\"]},\"b\":2}">>, #{b => 2, <<"a">> => #{c => [<<"d">>]}}},
+            {<<"\"\\\"\\\\\\u0000\\n", "ü\""/utf8>>, <<"\"\\\0\n", "ü"/utf8>>},
+            {<<(binary:copy(<<"[">>, 31))/binary, "0", (binary:copy(<<"]">>, 31))/binary>>,
+                nested(31)}
+        ]
+    ].
+
+json_badarg_test_() ->
+    [
+        ?_assertError(badarg, ?NIF:json(Term))
+     || Term <- [1.5, {a}, self(), <<255>>, [a | b], #{1 => a}, #{<<255>> => a}, nested(32), 1 bsl 64]
+    ].
+
+nested(Levels) -> lists:foldl(fun(_, Term) -> [Term] end, 0, lists:seq(1, Levels)).
+
 info_badarg_test_() ->
     [
         ?_assertError(badarg, ?NIF:info(Fields))

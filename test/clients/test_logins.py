@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nats
@@ -82,6 +83,22 @@ def cli_options(given: dict[str, str], tmp_path: Path) -> list[str]:
 def test_nats_cli(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):
     options = ["--server", own_login.url, *cli_options(own_login.kind.right, tmp_path)]
     exchange(nats_cli, tmp_path, options, subject)
+
+
+def test_nats_cli_account_info(nats_cli: Path, own_login: OwnLogin, tmp_path: Path):
+    options = ["--server", own_login.url, *cli_options(own_login.kind.right, tmp_path)]
+    done = run_cli(nats_cli, tmp_path, *options, "account", "info")
+    assert done.returncode == 0, done
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(": ") for line in done.stdout.splitlines())}
+    match own_login.kind.right:
+        case {"user": user}:
+            assert (told["User"], told["Account"]) == (user, "$G"), done.stdout
+        case {"token": _}:
+            assert (told["User"], told["Account"]) == ("[REDACTED]", "$G"), done.stdout
+        case {"seed": _}:
+            assert re.fullmatch("U[A-Z2-7]{55}", told["User"]) and told["Account"] == "$G", done.stdout
+        case _:
+            assert re.fullmatch("U[A-Z2-7]{55}", told["User"]) and re.fullmatch("A[A-Z2-7]{55}", told["Account"]), done.stdout
 
 
 def test_nats_cli_is_refused(nats_cli: Path, own_login: OwnLogin, subject: str, tmp_path: Path):

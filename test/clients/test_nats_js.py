@@ -19,6 +19,7 @@ RECONNECT_DEADLINE = 15.0
         "requests",
         "requestMany",
         "noResponders",
+        "context",
         "headers",
         "drain",
         "drainSubscription",

@@ -1056,6 +1056,12 @@ alone("no_responders_hpub", "6", NO_RESPONDERS + sub(_REPLY, b"1") + hpub(b"svc.
 alone("no_responders_wildcard_inbox", "6", NO_RESPONDERS + sub(b"_INBOX.@@.*", b"3") + pub(b"svc.@@", b"", b"_INBOX.@@.x"),
       no_responders(b"_INBOX.@@.x", b"3"))
 alone("no_responders_jetstream_api", "6", NO_RESPONDERS + sub(_REPLY, b"1") + pub(b"$JS.API.INFO", b"", _REPLY), _503)
+for name, subject in {
+    "server_ping": b"$SYS.REQ.SERVER.PING", "sys": b"$SYS.@@", "share": b"$share.q.@@", "queue": b"$queue.@@",
+}.items():
+    alone(f"no_responders_reserved_{name}", "6", NO_RESPONDERS + sub(_REPLY, b"1") + pub(subject, b"", _REPLY), _503)
+    alone(f"no_responders_reserved_{name}_not_asked_for", "6", HEADERS + sub(_REPLY, b"1") + pub(subject, b"", _REPLY) + PING,
+          PONG)
 alone("no_responders_to_an_invalid_subject", "6", NO_RESPONDERS + sub(_REPLY, b"1") + pub(b"svc..x", b"", _REPLY), _503)
 alone("no_responders_each_request", "6", NO_RESPONDERS + sub(_REPLY, b"1") + _REQUEST * 3, _503 * 3)
 alone("no_responders_without_reply_to", "6", NO_RESPONDERS + sub(_REPLY, b"1") + pub(b"svc.@@") + PING, PONG)

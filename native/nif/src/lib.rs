@@ -4,6 +4,7 @@
 
 mod decode;
 mod encode;
+mod json;
 mod login;
 mod terms;
 mod websocket;
@@ -170,6 +171,13 @@ fn info<'a>(env: Env<'a>, fields: Term<'a>) -> NifResult<Term<'a>> {
     let mut line = Vec::new();
     info.write_line(&mut line);
     Ok(binary(env, &line))
+}
+
+#[rustler::nif]
+fn json<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
+    let text = json::value(term)?.to_string();
+    consume(env, text.len());
+    Ok(binary(env, text.as_bytes()))
 }
 
 /// A number in the range of `T`; rustler's own decoder cuts off what a small type cannot hold.

@@ -265,6 +265,13 @@ const scenarios = {
     assert.deepEqual(answers.sort(), ["a", "b", "c"]);
   },
 
+  async context() {
+    const nc = await connect();
+    const { server, data } = await within("the context", nc.context());
+    assert.equal(server.id, nc.info.server_id);
+    assert.deepEqual(data, { user: "", account: "$G" });
+  },
+
   async noResponders() {
     const nc = await connect();
     for (const noMux of [false, true, false]) {

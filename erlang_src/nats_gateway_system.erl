@@ -1,0 +1,87 @@
+%% What a nats-server tells any client about itself on `$SYS.REQ'.
+-module(nats_gateway_system).
+
+-export([version/0]).
+-export([user_info/2]).
+
+-export_type([user/0]).
+
+%% `expires' is in milliseconds from now. Without rules nothing is restricted by the gateway itself.
+-type user() :: #{
+    %% where the server listens, as in INFO
+    host := binary(),
+    user := binary(),
+    account := binary(),
+    rules := undefined | nats_gateway_permissions:rules(),
+    expires := infinity | non_neg_integer()
+}.
+
+-define(NS_PER_MS, 1_000_000).
+
+%% The nats-server whose behaviour clients may count on: three numbers, which nats.js needs.
+-spec version() -> binary().
+version() -> <<"2.10.27">>.
+
+%% The answer to `$SYS.REQ.USER.INFO', as of nats-server's `UserInfo': `nats account info' and
+%% `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.
+-spec user_info(user(), nats_gateway_config:config()) -> binary().
+user_info(User = #{host := Host}, #{server_id := ServerId, server_name := ServerName}) ->
+    nats_gateway_nif:json(#{
+        server => #{
+            name => ServerName,
+            host => Host,
+            id => ServerId,
+            ver => version(),
+            jetstream => false,
+            flags => 0,
+            seq => erlang:unique_integer([positive, monotonic]),
+            time => now_rfc3339()
+        },
+        data => data(User)
+    }).
+
+now_rfc3339() ->
+    Now = erlang:system_time(microsecond),
+    list_to_binary(calendar:system_time_to_rfc3339(Now, [{unit, microsecond}, {offset, "Z"}])).
+
+data(#{user := User, account := Account, rules := Rules, expires := Expires}) ->
+    maps:merge(
+        maps:merge(#{user => User, account => Account}, permissions(Rules)),
+        case Expires of
+            infinity -> #{};
+            Ms -> #{expires => Ms * ?NS_PER_MS}
+        end
+    ).
+
+permissions(undefined) ->
+    #{};
+permissions(#{publish := Publish, subscribe := Subscribe, allow_responses := Responses}) ->
+    Given = maps:filter(
+        fun(_, Value) -> Value =/= #{} end,
+        #{
+            publish => subjects(Publish),
+            subscribe => subjects(Subscribe),
+            responses => responses(Responses)
+        }
+    ),
+    case map_size(Given) of
+        0 -> #{};
+        _ -> #{permissions => Given}
+    end.
+
+subjects(#{allow := Allow, deny := Deny}) ->
+    maps:from_list(
+        [{allow, Allow} || Allow =/= all, Allow =/= []] ++ [{deny, Deny} || Deny =/= []]
+    ).
+
+%% nats-server's numbers for "no limit" are negative.
+responses(undefined) ->
+    #{};
+responses(#{max := Max, expires := Expires}) ->
+    #{
+        max => limit(Max, 1),
+        ttl => limit(Expires, ?NS_PER_MS)
+    }.
+
+limit(infinity, _) -> -1;
+limit(Number, Unit) -> Number * Unit.

@@ -1,0 +1,65 @@
+//! Erlang terms as JSON text.
+
+use rustler::{Atom, Error, MapIterator, NifResult, Term, TermType};
+use serde_json::{Map, Number, Value};
+
+use crate::terms;
+
+/// Terms nest no deeper than this: the conversion is recursive, and a scheduler's stack is small.
+const MAX_DEPTH: u32 = 32;
+
+/// Maps become objects, lists arrays, binaries and atoms strings; `true`, `false`, `null` and
+/// integers stay what they are. Anything else, and a string that is not UTF-8, is `badarg`.
+pub fn value(term: Term<'_>) -> NifResult<Value> {
+    nested(term, MAX_DEPTH)
+}
+
+fn nested(term: Term<'_>, depth: u32) -> NifResult<Value> {
+    let depth = depth.checked_sub(1).ok_or(Error::BadArg)?;
+    match term.get_type() {
+        TermType::Map => object(term, depth),
+        TermType::List => array(term, depth),
+        TermType::Integer => number(term),
+        TermType::Atom => constant(term),
+        _ => term.decode::<&str>().map(Value::from),
+    }
+}
+
+fn object(term: Term<'_>, depth: u32) -> NifResult<Value> {
+    let mut members = Map::new();
+    for (key, member) in MapIterator::new(term).ok_or(Error::BadArg)? {
+        let key = match key.get_type() {
+            TermType::Atom => key.atom_to_string()?,
+            _ => key.decode::<String>()?,
+        };
+        members.insert(key, nested(member, depth)?);
+    }
+    Ok(Value::Object(members))
+}
+
+fn array(term: Term<'_>, depth: u32) -> NifResult<Value> {
+    let mut elements = Vec::new();
+    terms::for_each(term, |element| {
+        elements.push(nested(element, depth)?);
+        Ok(())
+    })?;
+    Ok(Value::Array(elements))
+}
+
+fn number(term: Term<'_>) -> NifResult<Value> {
+    term.decode::<i64>()
+        .map(Number::from)
+        .or_else(|_| term.decode::<u64>().map(Number::from))
+        .map(Value::Number)
+}
+
+fn constant(term: Term<'_>) -> NifResult<Value> {
+    Ok(
+        match term.decode::<Atom>().and(term.atom_to_string())?.as_str() {
+            "true" => Value::Bool(true),
+            "false" => Value::Bool(false),
+            "null" => Value::Null,
+            name => Value::from(name),
+        },
+    )
+}
