@@ -69,7 +69,7 @@ class Standalone:
 
     @cached_property
     def neighbour(self) -> Neighbour:
-        return Neighbour(self.address())
+        return Neighbour(self.address(), self.mqtt)
 
     def log(self) -> str:
         return self._gateway.log()

@@ -1,7 +1,9 @@
 """What a server costs while somebody works on it: memory and CPU of its process, and the round trips of a neighbour.
 
 As a program it is that neighbour: a client that does nothing wrong, in a process of its own so that it does not wait
-for the hostile clients of this one.
+for the hostile clients of this one. After each of its round trips it makes another one past the gateway: through the
+broker of the standalone gateway, or, where the gateway is in the broker, through a process that does nothing else.
+What that takes is the doing of the broker or of the machine.
 """
 
 from __future__ import annotations
@@ -101,32 +103,47 @@ class Latency:
         return f"p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms"
 
 
+@dataclass(frozen=True)
+class RoundTrips:
+    """Of the neighbour, and past the gateway."""
+
+    own: Latency
+    past: Latency
+
+    def __str__(self) -> str:
+        return f"{self.own} (past the gateway {self.past})"
+
+
 class Neighbour:
-    def __init__(self, address: Address):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, address)], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
-        )
-        self._samples: list[float] = []
+    def __init__(self, address: Address, mqtt: Address | None = None):
+        """mqtt: of the broker behind the gateway."""
+        command = [sys.executable, __file__, *map(str, (*address, *(mqtt or ())))]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        self._samples: list[tuple[float, float]] = []
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
 
     def _collect(self) -> None:
         for line in self._process.stdout:
+            own, past = map(float, line.split())
             self._last = time.monotonic()
-            self._samples.append(float(line))
+            self._samples.append((own, past))
 
-    def take(self, at_least: int = 1) -> list[float]:
-        """The round trips since the last call, the one under way among them if it takes long."""
+    def take(self, at_least: int = 1) -> RoundTrips:
+        """Since the last call, with the one under way if it takes long."""
         wait_until(lambda: len(self._samples) >= at_least or not self._thread.is_alive(), "round trips", 60.0)
         assert self._thread.is_alive(), "the neighbour was cut off"
         taken, self._samples = self._samples, []
+        own, past = [one for one, _ in taken], [one for _, one in taken]
         under_way = time.monotonic() - self._last
-        return [*taken, under_way] if under_way > max(taken, default=-1.0) else taken
+        if under_way > max(own, default=-1.0):
+            own.append(under_way)
+        return RoundTrips(Latency.of(own), Latency.of(past or [0.0]))
 
-    def quiet(self) -> Latency:
+    def quiet(self) -> RoundTrips:
         self.take()
-        return Latency.of(self.take(QUIET_SAMPLES))
+        return self.take(QUIET_SAMPLES)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -140,11 +157,11 @@ class Seen:
     """What somebody's work has cost; bytes and seconds."""
 
     idle: int
-    quiet: Latency
+    quiet: RoundTrips
     peak: int = 0
     cpu: float = 0.0
     wall: float = 0.0
-    busy: Latency | None = None
+    busy: RoundTrips | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -163,8 +180,9 @@ class Seen:
         assert self.memory < memory, f"{self.memory / MB:.0f} MB, allowed are {memory / MB:.0f} MB: {self}"
 
     def neighbour_is_well(self) -> None:
-        assert self.busy.p50 <= NEIGHBOUR_FACTOR * max(self.quiet.p50, P50_FLOOR), str(self)
-        assert self.busy.p99 <= NEIGHBOUR_FACTOR * max(self.quiet.p99, P99_FLOOR), str(self)
+        for name, floor in (("p50", P50_FLOOR), ("p99", P99_FLOOR)):
+            quiet, busy = getattr(self.quiet.own, name), getattr(self.busy.own, name)
+            assert busy <= NEIGHBOUR_FACTOR * max(quiet, floor, getattr(self.busy.past, name)), f"{name}: {self}"
 
 
 @contextmanager
@@ -176,29 +194,93 @@ def watching(usage: Usage, neighbour: Neighbour, idle: int | None = None) -> Ite
     neighbour.take()
     yield seen
     seen.wall = time.monotonic() - began
-    seen.busy = Latency.of(neighbour.take())
+    seen.busy = neighbour.take()
     seen.cpu = usage.cpu() - cpu
     seen.peak = usage.peak()
 
 
-def round_trips(address: Address) -> None:
-    """Publishes to itself, and prints how long each message took."""
+RoundTrip = Callable[[], None]
+
+
+def through_nats(address: Address) -> RoundTrip:
+    """Publishes to itself."""
     subject = f"neighbour.{os.getpid()}"
-    with socket.create_connection(address, timeout=60.0) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = sock.makefile("rb")
-        json.loads(stream.readline()[5:])
-        sock.sendall(f'CONNECT {{"verbose":false}}\r\nSUB {subject} 1\r\nPING\r\n'.encode())
-        assert stream.readline() == b"PONG\r\n"
-        while True:
-            began = time.perf_counter()
-            sock.sendall(f"PUB {subject} 2\r\nhi\r\n".encode())
-            while (line := stream.readline()) == b"PING\r\n":
-                sock.sendall(b"PONG\r\n")
-            assert line.startswith(b"MSG ") and stream.readline() == b"hi\r\n", line
-            print(time.perf_counter() - began, flush=True)
-            time.sleep(PAUSE)
+    sock = _connected(address)
+    stream = sock.makefile("rb")
+    json.loads(stream.readline()[5:])
+    sock.sendall(f'CONNECT {{"verbose":false}}\r\nSUB {subject} 1\r\nPING\r\n'.encode())
+    assert stream.readline() == b"PONG\r\n"
+
+    def round_trip() -> None:
+        sock.sendall(f"PUB {subject} 2\r\nhi\r\n".encode())
+        while (line := stream.readline()) == b"PING\r\n":
+            sock.sendall(b"PONG\r\n")
+        assert line.startswith(b"MSG ") and stream.readline() == b"hi\r\n", line
+
+    return round_trip
+
+
+def through_mqtt(address: Address) -> RoundTrip:
+    """The same in MQTT 3.1.1, without keep alive."""
+    topic = _string(f"past/{os.getpid()}")
+    sock = _connected(address)
+    stream = sock.makefile("rb")
+    sock.sendall(_packet(0x10, _string("MQTT") + b"\x04\x02\x00\x00" + _string(f"past{os.getpid()}")))
+    assert stream.read(4) == b"\x20\x02\x00\x00"
+    sock.sendall(_packet(0x82, b"\x00\x01" + topic + b"\x00"))
+    assert stream.read(5) == b"\x90\x03\x00\x01\x00"
+    publish = _packet(0x30, topic + b"hi")
+
+    def round_trip() -> None:
+        sock.sendall(publish)
+        assert stream.read(len(publish)) == publish
+
+    return round_trip
+
+
+def through_another_process() -> RoundTrip:
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        while data := theirs.recv(16):
+            theirs.send(data)
+        os._exit(0)
+    theirs.close()
+
+    def round_trip() -> None:
+        ours.send(b"hi")
+        assert ours.recv(16) == b"hi"
+
+    return round_trip
+
+
+def _connected(address: Address) -> socket.socket:
+    sock = socket.create_connection(address, timeout=60.0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _string(text: str) -> bytes:
+    return len(text).to_bytes(2, "big") + text.encode()
+
+
+def _packet(first: int, body: bytes) -> bytes:
+    return bytes([first, len(body)]) + body
+
+
+def timed(round_trip: RoundTrip) -> float:
+    began = time.perf_counter()
+    round_trip()
+    return time.perf_counter() - began
+
+
+def main(host: str, port: str, *broker: str) -> None:
+    past = through_mqtt((broker[0], int(broker[1]))) if broker else through_another_process()
+    own = through_nats((host, int(port)))
+    while True:
+        print(timed(own), timed(past), flush=True)
+        time.sleep(PAUSE)
 
 
 if __name__ == "__main__":
-    round_trips((sys.argv[1], int(sys.argv[2])))
+    main(*sys.argv[1:])

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from hostile.measure import MB, Latency, Neighbour, Seen, Usage, wait_until
+from hostile.measure import MB, Neighbour, Seen, Usage, wait_until
 from wire.servers import HOST
 
 CHILD = """
@@ -95,11 +95,11 @@ def slow():
 def test_a_neighbour_that_waits_is_not_well(slow):
     server, neighbour = slow
     seen = Seen(0, neighbour.quiet())
-    seen.busy = Latency.of(neighbour.take(20))
+    seen.busy = neighbour.take(20)
     seen.neighbour_is_well()
     server.delay = 0.1
     neighbour.take(2)
-    seen.busy = Latency.of(neighbour.take(5))
+    seen.busy = neighbour.take(5)
     with pytest.raises(AssertionError):
         seen.neighbour_is_well()
 
@@ -108,8 +108,8 @@ def test_a_neighbour_that_gets_no_answer_is_not_well(slow):
     server, neighbour = slow
     seen = Seen(0, neighbour.quiet())
     server.delay = 3600.0
-    wait_until(lambda: neighbour.take(0)[-1] > 0.1, "it waits")
-    seen.busy = Latency.of(neighbour.take(0))
+    wait_until(lambda: neighbour.take(0).own.p99 > 0.1, "it waits")
+    seen.busy = neighbour.take(0)
     with pytest.raises(AssertionError):
         seen.neighbour_is_well()
 

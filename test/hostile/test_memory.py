@@ -84,7 +84,7 @@ def test_who_never_reads(hosts: Hosts, watch: Watch):
 ANSWERED = {
     "pings": (b"PING\r\n" * 10_000, {}),
     "oks": (pub("nobody", b"x") * 5000, {"verbose": True}),
-    "errors": (b"SUB a..b 1\r\n" * 5000, {}),
+    "errors": (b"SUB a..b 2\r\n" * 5000, {}),
     "no_responders": (pub("nobody", b"x", "r") * 5000, {}),
 }
 
@@ -92,18 +92,18 @@ ANSWERED = {
 @pytest.mark.parametrize("kind", ANSWERED)
 def test_answers_that_nobody_reads(hosts: Hosts, watch: Watch, kind: str):
     data, fields = ANSWERED[kind]
-    host = hosts(max_pending="8MB", send_timeout="3s")
+    host = hosts(max_pending="2MB", send_timeout="3s")
     with watch(host) as seen, Client(host.address(), receive_buffer=4096) as client:
         client.send(b"SUB r 1\r\n")
         client.ping()
         client.connect(**fields)
-        # As long as it is listened to, but no longer than it takes for max_pending.
         for _ in range(2000):
             if client.is_cut_off():
                 break
             client.send_if_taken(data)
         client.cut_off()
-    seen.stays_below(32 * MB)
+    # What the kernel buffers is not pending yet. 65 000 requests may be under way, with some 350 bytes each.
+    seen.stays_below(64 * MB)
     seen.neighbour_is_well()
 
 
