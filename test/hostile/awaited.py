@@ -12,7 +12,6 @@ ITEMS: dict[str, tuple[str, ...]] = {
     ),
     "3": ("test_memory.py::test_small_parts_of_large_chunks",),
     "4": ("test_broker.py::test_both_directions",),
-    "5": ("test_login.py::test_silent_clients",),
     "6": ("test_login.py::test_guessers",),
     "7": ("test_broker.py::test_a_strange_name",),
     "12": ("test_memory.py::test_a_slow_reader",),

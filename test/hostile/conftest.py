@@ -105,12 +105,12 @@ def home(place: str | Path) -> Path:
 
 @pytest.fixture
 def hosts(place: str | Path, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
-    """Starts the host with settings, by the names that they have there."""
+    """Starts the host with settings, by the names that they have there; access: lines for Mosquitto."""
     started: list[Host] = []
 
-    def start(**settings: Any) -> Host:
+    def start(access: str = "", **settings: Any) -> Host:
         if place == PROGRAM:
-            host = Standalone(tmp_path, settings)
+            host = Standalone(tmp_path, settings, access=access)
         else:
             host = Emqx(request.getfixturevalue("gateway"), request.getfixturevalue("page"))
             host.set(settings)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hostile.clients import DEADLINE, Client, Raw
-from hostile.conftest import PROGRAM, Hosts, size
-from hostile.hosts import Host, Standalone
+from hostile.conftest import PROGRAM, STANDALONE, Hosts, size
+from hostile.hosts import Host
 from hostile.measure import wait_until
 
 TOKEN = "good"
@@ -82,22 +82,10 @@ def connections_to(port: int) -> int:
     return sum(1 for line in lines if line.split()[1].endswith(end) and line.split()[3] == established)
 
 
-@pytest.fixture
-def standalone(tmp_path: Path) -> Iterator[Callable[..., Standalone]]:
-    with ExitStack() as stack:
-
-        def start(access: str = "", **settings: object) -> Standalone:
-            host = Standalone(tmp_path, settings, access=access)
-            stack.callback(host.stop)
-            host.start()
-            return host
-
-        yield start
-
-
+@STANDALONE
 @pytest.mark.parametrize("settings", [{"auth_token": TOKEN}, {}], ids=["own_login", "login_of_the_broker"])
-def test_silent_clients_take_no_connections_of_the_broker(standalone, note: Callable[[object], None], settings: dict):
-    host = standalone(**settings)
+def test_silent_clients_take_no_connections_of_the_broker(hosts: Hosts, note: Callable[[object], None], settings: dict):
+    host = hosts(**settings)
     count = size(100, 300)
     with ExitStack() as stack:
         silent = [stack.enter_context(Raw(host.address())) for _ in range(count)]
@@ -108,9 +96,10 @@ def test_silent_clients_take_no_connections_of_the_broker(standalone, note: Call
     assert held <= 2
 
 
-def test_silent_clients_lock_nobody_out(standalone):
+@STANDALONE
+def test_silent_clients_lock_nobody_out(hosts: Hosts):
     """A broker takes a number of connections; whoever says nothing must not use them up."""
-    host = standalone("allow_anonymous true\nmax_connections 30\n", auth_token=TOKEN)
+    host = hosts("allow_anonymous true\nmax_connections 30\n", auth_token=TOKEN)
     with ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(Raw(host.address())).socket.recv(4096)
@@ -118,8 +107,9 @@ def test_silent_clients_lock_nobody_out(standalone):
             Client(host.address(), auth_token=TOKEN).close()
 
 
-def test_refused_logins_do_not_fill_the_log(standalone, note: Callable[[object], None]):
-    host = standalone(auth_token=TOKEN)
+@STANDALONE
+def test_refused_logins_do_not_fill_the_log(hosts: Hosts, note: Callable[[object], None]):
+    host = hosts(auth_token=TOKEN)
     count = size(1000, 10_000)
     before = len(host.log())
     for _ in range(count):
