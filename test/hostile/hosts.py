@@ -56,6 +56,9 @@ class Standalone:
             self.neighbour.stop()
         self._stack.stop()
 
+    def kill(self) -> None:
+        self._gateway.kill()
+
     @property
     def broker(self) -> Server:
         return self._stack.broker

@@ -74,6 +74,10 @@ class Usage:
         status = (self._proc / "status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")) * 1024
 
+    def files(self) -> int:
+        """File descriptors."""
+        return len(os.listdir(self._proc / "fd"))
+
     def cpu(self) -> float:
         """Seconds of all its threads, finer than the clock ticks of utime and stime."""
         return sum(int(one.read_text().split()[0]) for one in self._proc.glob("task/*/schedstat")) / 1e9
