@@ -602,11 +602,11 @@ subscribe_again([Key | Keys], Rest, Out, Channel = #channel{host = Host, host_st
     case Host:subscribe(Key, subscribe_options(false, Channel), HostState) of
         {ok, NHostState} ->
             subscribe_again(Keys, Rest, Out, Channel#channel{host_state = NHostState});
-        {denied, NHostState} ->
-            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
-            subscribe_again(Keys, Rest, [Out | Denied], NChannel);
         {stop, Reason, NHostState} ->
-            stop(Reason, Out, Channel#channel{host_state = NHostState})
+            stop(Reason, Out, Channel#channel{host_state = NHostState});
+        {Refusal, NHostState} ->
+            {Refused, NChannel} = reject(Key, Refusal, Channel#channel{host_state = NHostState}),
+            subscribe_again(Keys, Rest, [Out | Refused], NChannel)
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -689,8 +689,8 @@ reaches_reserved(Subject) ->
 
 %% Names that only the broker itself may publish to (design section 3.3).
 is_reserved_name(<<"$SYS.", _/binary>>) -> true;
-is_reserved_name(<<"$share.", _/binary>>) -> true;
-is_reserved_name(<<"$queue.", _/binary>>) -> true;
+is_reserved_name(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_name(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_name(_) -> false.
 
 %% nats-protocol section 1: reply subjects that nats-server keeps to itself.
@@ -821,7 +821,7 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
         InUse ->
             run(Rest, acknowledge(Out, Channel), Channel);
         Filter =:= invalid; Share =:= invalid ->
-            run(Rest, [Out | <<"-ERR 'Invalid Subject'\r\n">>], Channel);
+            run(Rest, [Out | error_line(invalid_subject)], Channel);
         true ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
@@ -847,34 +847,48 @@ subscribe_key(Key, Rest, Out, Channel) ->
         {ok, NHostState} ->
             NChannel = Channel#channel{host_state = NHostState},
             run(Rest, acknowledge(Out, NChannel), NChannel);
-        {denied, NHostState} ->
-            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
-            run(Rest, [Out | Denied], NChannel);
         {wait, NHostState} ->
             wait({subscribe, Key}, Rest, Out, Channel#channel{host_state = NHostState});
         {stop, permission_denied, NHostState} ->
-            {Denied, NChannel} = reject(Key, Channel#channel{host_state = NHostState}),
+            {Denied, NChannel} = reject(Key, denied, Channel#channel{host_state = NHostState}),
             stop(permission_denied, [Out | Denied], NChannel);
         {stop, Reason, NHostState} ->
-            stop(Reason, Out, Channel#channel{host_state = NHostState})
+            stop(Reason, Out, Channel#channel{host_state = NHostState});
+        {Refusal, NHostState} ->
+            {Refused, NChannel} = reject(Key, Refusal, Channel#channel{host_state = NHostState}),
+            run(Rest, [Out | Refused], NChannel)
     end.
 
 subscribe_options(Confirm, #channel{echo = Echo}) ->
     #{confirm => Confirm, no_local => not Echo}.
 
 %% Filters that mean something else to a broker (design section 3.3).
-is_reserved_filter(<<"$share.", _/binary>>) -> true;
-is_reserved_filter(<<"$queue.", _/binary>>) -> true;
-is_reserved_filter(<<"$exclusive.", _/binary>>) -> true;
+is_reserved_filter(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_filter(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_filter(<<"$exclusive", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_filter(_) -> false.
 
-reject(Key, Channel = #channel{subscriptions = Subs}) ->
+is_whole_token(<<>>) -> true;
+is_whole_token(<<".", _/binary>>) -> true;
+is_whole_token(_) -> false.
+
+reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
-    Denied = [
-        subscribe_denied(Subject, QueueGroup)
+    Refused = [
+        subscribe_refused(Refusal, Subject, QueueGroup)
      || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
-    {Denied, Channel#channel{subscriptions = NSubs}}.
+    {Refused, Channel#channel{subscriptions = NSubs}}.
+
+%% As nats-server where it has such a limit: `max_sub_tokens' and `max_subscriptions'.
+subscribe_refused(denied, Subject, QueueGroup) ->
+    subscribe_denied(Subject, QueueGroup);
+subscribe_refused(too_many_tokens, Subject, _) ->
+    violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject), <<", too many tokens">>]);
+subscribe_refused(invalid_subject, _, _) ->
+    error_line(invalid_subject);
+subscribe_refused(subscriptions_exceeded, _, _) ->
+    error_line(maximum_subscriptions_exceeded).
 
 subscribe_denied(Subject, undefined) ->
     violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject)]);
@@ -950,9 +964,9 @@ event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs,
     resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
 event({subscribed, ok}, Out, Channel = #channel{waiting = {subscribe, _}}) ->
     resume(acknowledge(Out, Channel), Channel);
-event({subscribed, denied}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
-    {Denied, NChannel} = reject(Key, Channel),
-    resume([Out | Denied], NChannel);
+event({subscribed, Refusal}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
+    {Refused, NChannel} = reject(Key, Refusal, Channel),
+    resume([Out | Refused], NChannel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume(fun pong/3, Out, Channel);
 event(barrier, Out, Channel = #channel{waiting = fence}) ->
@@ -967,9 +981,9 @@ event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
     {ok, [Out | no_responders(ReplyTo, Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | publish_denied(Subject)], Channel};
-event({subscribe_rejected, Key, denied}, Out, Channel) ->
-    {Denied, NChannel} = reject(Key, Channel),
-    {ok, [Out | Denied], NChannel};
+event({subscribe_rejected, Key, Refusal}, Out, Channel) ->
+    {Refused, NChannel} = reject(Key, Refusal, Channel),
+    {ok, [Out | Refused], NChannel};
 event({joined, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
     {ok, Out, Channel#channel{subscriptions = nats_gateway_subscriptions:joined(Key, Subs)}};
 event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
@@ -980,7 +994,7 @@ event({added, Key}, Out, Channel) ->
     {ok, Out, add(Key, Channel)};
 event({removed, Key}, Out, Channel) ->
     %% Nothing is said: it is no answer to anything the client did.
-    {_, NChannel} = reject(Key, Channel),
+    {_, NChannel} = reject(Key, denied, Channel),
     {ok, Out, NChannel};
 event({close, Reason}, Out, Channel) ->
     stop(Reason, Out, Channel).
@@ -1177,6 +1191,7 @@ error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceede
 error_line(maximum_account_connections_exceeded) ->
     <<"-ERR 'maximum account active connections exceeded'\r\n">>;
 error_line(maximum_subscriptions_exceeded) -> <<"-ERR 'maximum subscriptions exceeded'\r\n">>;
+error_line(invalid_subject) -> <<"-ERR 'Invalid Subject'\r\n">>;
 error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
 error_line(no_responders_requires_headers) ->
     <<"-ERR 'no responders requires headers support'\r\n">>;

@@ -119,7 +119,8 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     Loading = load_modules([kernel, stdlib, crypto] ++ [App || App <- ?TLS_APPS, UseTls]),
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
-    {ok, _} = application:ensure_all_started(nats_gateway),
+    %% When the application ends, so does the process: whoever supervises it starts it again.
+    {ok, _} = application:ensure_all_started(nats_gateway, permanent),
     ok = await(load_modules([nats_gateway])),
     ok = await(Loading),
     lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),

@@ -45,6 +45,7 @@
         tls := none | [ssl:tls_client_option()],
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
+        max_topic_levels := pos_integer() | infinity,
         authentication := boolean()
     },
     %% not in what a connection has
@@ -69,7 +70,10 @@
 }.
 
 %% nats-protocol section 1: sizes have at most 9 digits.
--define(MAX_PAYLOAD_LIMIT, 999999999).
+-define(MAX_SIZE, 999999999).
+%% An MQTT packet has at most 268435455 bytes behind its fixed header: so much for the payload, and
+%% 256 KiB for a topic, a response topic, correlation data and their properties.
+-define(MAX_PAYLOAD, 268435455 - 262144).
 
 -define(AUTHENTICATION_TIMEOUT_MS, 2000).
 -define(TLS_VERSIONS, ['tlsv1.3', 'tlsv1.2']).
@@ -123,8 +127,8 @@ schema() ->
         idle_timeout => {{duration, 0}, 30000},
         authentication_timeout => {{duration, 1}, default},
         auth_required => {boolean, false},
-        max_payload_size => {{bytes, 0, ?MAX_PAYLOAD_LIMIT}, 1048576},
-        max_control_line => {{bytes, 1, ?MAX_PAYLOAD_LIMIT}, 4096},
+        max_payload_size => {{bytes, 0, ?MAX_PAYLOAD}, 1048576},
+        max_control_line => {{bytes, 1, ?MAX_SIZE}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
@@ -152,6 +156,8 @@ schema() ->
                     ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
                     authentication => {boolean, false},
+                    %% Mosquitto's limit; EMQX's is 128
+                    max_topic_levels => {{limit, 65535}, 200},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
                 #{}
@@ -211,7 +217,7 @@ websocket_listener_schema(Port) ->
                     allow_origin_absence => {boolean, true},
                     supported_subprotocols => {{list, string}, []},
                     compress => {boolean, false},
-                    max_frame_size => {{limit, ?MAX_PAYLOAD_LIMIT}, infinity},
+                    max_frame_size => {{limit, ?MAX_SIZE}, infinity},
                     handshake_timeout => {{duration, 1}, 5000},
                     jwt_cookie => {token, undefined},
                     proxy_address_header => {header, undefined},

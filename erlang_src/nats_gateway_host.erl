@@ -6,7 +6,8 @@
 %% rejections may arrive at any time).
 -module(nats_gateway_host).
 
--export_type([client/0, identity/0, key/0, delivery/0, rejection/0, event/0, close_reason/0]).
+-export_type([client/0, identity/0, key/0, delivery/0, rejection/0, refusal/0]).
+-export_type([event/0, close_reason/0]).
 
 -type client() :: #{
     %% CONNECT fields, merged over all CONNECTs; empty when none was sent
@@ -46,6 +47,9 @@
 
 -type rejection() :: denied | no_responders.
 
+%% Of a subscription. `subscriptions_exceeded': the broker has no room for another one.
+-type refusal() :: denied | too_many_tokens | invalid_subject | subscriptions_exceeded.
+
 %% What the client is told is the channel's business: `authorization_violation' and
 %% `user_authentication_expired' have a text, the others close in the way on which every client
 %% reconnects.
@@ -64,11 +68,11 @@
     | {connected, session()}
     | {refused, close_reason()}
     | {published, [{Index :: pos_integer(), rejection()}]}
-    | {subscribed, ok | denied}
+    | {subscribed, ok | refusal()}
     | barrier
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
-    | {subscribe_rejected, key(), denied}
+    | {subscribe_rejected, key(), refusal()}
     %% what matches a key with a share name comes for it from now on
     | {joined, key()}
     %% nothing more comes for a key that was unsubscribed before
@@ -108,10 +112,10 @@
 when
     Options :: #{confirm := boolean(), no_responders := boolean()}, State :: term().
 
-%% Once per key. `confirm' as above, with `{subscribed, ok | denied}'.
+%% Once per key. `confirm' as above, with `{subscribed, ok | refusal()}'.
 -callback subscribe(key(), Options, State) ->
     {ok, State}
-    | {denied, State}
+    | {refusal(), State}
     | {wait, State}
     | {stop, close_reason() | permission_denied, State}
 when

@@ -52,6 +52,11 @@
     %% until that many PINGRESP have come and no answer is missing
     | {barrier, Pings :: pos_integer()}.
 
+%% What the length of a packet can say, and the fixed header with it.
+-define(MAX_PACKET, 268435460).
+%% More than a packet has besides its payload and headers.
+-define(REST_OF_PACKET, 262144).
+
 -record(host, {
     socket :: undefined | nats_gateway_transport:socket(),
     upstream :: nats_gateway_upstream:upstream(),
@@ -69,11 +74,12 @@
     max_received :: pos_integer(),
     %% what the broker takes
     quota = 65535 :: non_neg_integer(),
-    max_sent = infinity :: infinity | pos_integer(),
+    max_sent = ?MAX_PACKET :: pos_integer(),
     max_qos = 1 :: 0 | 1,
     wildcards = true :: boolean(),
     shared = true :: boolean(),
     identifiers = true :: boolean(),
+    max_levels :: infinity | pos_integer(),
     retain_handling :: 0 | 2,
     %% requests without an answer, and what waits behind the broker's Receive Maximum
     requests = #{} :: #{1..65535 => request()},
@@ -93,8 +99,26 @@
     heard = false :: boolean(),
     probed = false :: boolean(),
     %% messages that were larger than the broker's Maximum Packet Size
-    dropped = 0 :: non_neg_integer()
+    dropped = 0 :: non_neg_integer(),
+    %% who it is that a broker hangs up on, what is not to be sent again for it, and what may be the
+    %% cause if the broker hangs up now
+    hangups_key :: nats_gateway_hangups:key(),
+    refused = #{} :: #{nats_gateway_hangups:packet() => true},
+    suspects = none :: suspects()
 }).
+
+%% A topic, and how it is called in the log.
+-type suspect() :: {nats_gateway_hangups:packet(), Topic :: binary()}.
+
+%% Mostly it is only known whether there is but one since the last barrier. Of a client that was hung
+%% up on each topic is marked by the PINGREQ behind it, until that is answered.
+-type suspects() ::
+    none
+    | {one, suspect()}
+    | many
+    | {watched, Cleared :: #{nats_gateway_hangups:packet() => true}, [
+        {Pings :: pos_integer(), suspect()}
+    ]}.
 
 -type host() :: #host{}.
 
@@ -103,13 +127,22 @@
 %% Base64 of 15 bytes.
 -define(CODE_SIZE, 20).
 -define(HEADER_BLOCK_FORM, <<
-    "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*)?)?\\r\\n(?:[!-9;-~]+:[^\\r\\n]*\\r\\n)*\\r\\n$"
+    "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*+)?)?\\r\\n(?:[!-9;-~]++:[^\\r\\n]*+\\r\\n)*+\\r\\n$"
 >>).
 
 %% How long a closing connection may take to hand over what is under way.
 -define(LINGER, 5000).
 
+%% As of a block that is built of user properties (headers.rs).
+-define(MAX_FOREIGN_BLOCK, 65536).
+-define(MAX_FOREIGN_HEADERS, 1000).
+
 -define(SEGMENT, 1460).
+
+%% Topics of a watched client that were found to be harmless.
+-define(MAX_CLEARED, 1000).
+%% Bytes of a topic in the log.
+-define(LOGGED_TOPIC, 128).
 
 %% Of 65535 packet identifiers, so that a free one is soon found.
 -define(MAX_REQUESTS, 65000).
@@ -146,19 +179,25 @@ prepare(Client = #{config := #{upstream := Upstream}}) ->
     {wait, host()} | {error, nats_gateway_host:close_reason()}.
 connect(Client = #{config := Config}) ->
     #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
-    #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
+    #{connect_timeout := Timeout, keepalive := KeepAlive, max_topic_levels := MaxLevels} = Upstream,
     case credentials(Client) of
         {ok, Session, Username, Password} ->
+            Key = hangups_key(Username, Client),
+            {Refused, Suspects} = learned(Key, Upstream),
             %% Headers are part of a NATS payload; as properties they take up to four times as
             %% much (percent-encoded, and once more readable).
-            MaxReceived = min(4 * MaxPayload + 262144, ?MAX_ID),
+            MaxReceived = min(4 * MaxPayload + ?REST_OF_PACKET, ?MAX_ID),
             Host = #host{
                 upstream = Upstream,
                 session = Session,
                 secret = maps:get(secret, Config),
                 keepalive = KeepAlive,
                 max_received = MaxReceived,
-                retain_handling = retain_handling(Config)
+                max_levels = MaxLevels,
+                retain_handling = retain_handling(Config),
+                hangups_key = Key,
+                refused = Refused,
+                suspects = Suspects
             },
             #{clientid := ClientId} = Session,
             Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, MaxReceived},
@@ -172,6 +211,16 @@ connect(Client = #{config := Config}) ->
             end;
         error ->
             {error, authorization_violation}
+    end.
+
+hangups_key(Username, #{peername := {Address, _}, connect := Fields}) ->
+    nats_gateway_hangups:key(Address, Username, maps:get(name, Fields, undefined)).
+
+learned(Key, Upstream) ->
+    case nats_gateway_upstream:learned(Key, Upstream) of
+        #{refused := Refused, watch := true} -> {Refused, {watched, #{}, []}};
+        #{refused := Refused} -> {Refused, none};
+        none -> {#{}, none}
     end.
 
 introduce(Upstream, Timeout, Connect) ->
@@ -296,7 +345,7 @@ publish(Pubs, Options, Host) ->
 
 publish(Pubs, Options = #{confirm := Confirm}, Strings, Host) ->
     {Items, Rejections, NHost} = items(Pubs, 1, Options, Strings, Host, [], []),
-    case dispatch(Items, NHost) of
+    case dispatch_suspects(publish, Items, NHost) of
         {ok, Sent = #host{queue = Queue}} ->
             case confirmations(Confirm, Items) of
                 0 when Queue =:= [] -> {ok, Rejections, Sent};
@@ -320,13 +369,16 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
     #host{max_qos = MaxQos, max_sent = MaxSent} = Host,
     {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
     Ask = NoResponders andalso ReplyTo =/= undefined,
-    case is_unroutable(Topic, Strings) of
-        true when Ask ->
+    case routable(Topic, Strings, Host) of
+        unroutable when Ask ->
             NRejections = [{Index, no_responders} | Rejections],
             items(Pubs, Index + 1, Options, Strings, Host, Items, NRejections);
-        true ->
+        unroutable ->
             items(Pubs, Index + 1, Options, Strings, Host, Items, Rejections);
-        false ->
+        denied ->
+            NRejections = [{Index, denied} | Rejections],
+            items(Pubs, Index + 1, Options, Strings, Host, Items, NRejections);
+        ok ->
             Request =
                 if
                     MaxQos =:= 0 -> none;
@@ -345,7 +397,7 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
             Packet =
                 {publish, Name, Payload, QoS, false, undefined, ResponseTopic, Correlation,
                     ContentType, Properties, []},
-            case fits(Packet, MaxSent) of
+            case fits(Packet, block_size(Block), MaxSent) of
                 true ->
                     NItems = [{Packet, Request} | Items],
                     items(Pubs, Index + 1, Options, Strings, Host, NItems, Rejections);
@@ -359,6 +411,27 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
                     items(Pubs, Index + 1, Options, Strings, NHost, Items, NRejections)
             end
     end.
+
+routable(Topic, Strings, Host) ->
+    case is_unroutable(Topic, Strings) of
+        true -> unroutable;
+        false -> tolerable(publish, name(Topic), Host)
+    end.
+
+%% What the broker would end the connection for.
+tolerable(Kind, Name, Host) ->
+    case is_too_deep(Name, Host) orelse is_refused(Kind, Name, Host) of
+        true -> denied;
+        false -> ok
+    end.
+
+%% A name has at most one level more than bytes.
+is_too_deep(Name, #host{max_levels = Max}) when byte_size(Name) < Max -> false;
+is_too_deep(Name, #host{max_levels = Max}) -> length(binary:matches(Name, <<"/">>)) >= Max.
+
+is_refused(_, _, #host{refused = Refused}) when map_size(Refused) =:= 0 -> false;
+is_refused(Kind, Name, #host{refused = Refused}) ->
+    is_map_key(nats_gateway_hangups:packet(Kind, Name), Refused).
 
 is_unroutable(invalid, _) -> true;
 is_unroutable(_, trust) -> false;
@@ -389,6 +462,8 @@ reply(Topic, ReplyTo, ReplyTopic, Strings) ->
 
 topic({Name, Correlation}) -> {Name, Correlation};
 topic(Name) -> {Name, undefined}.
+
+name(Topic) -> element(1, topic(Topic)).
 
 is_response(_, _, trust) ->
     true;
@@ -450,9 +525,12 @@ block_pairs(Part) ->
 
 is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
 
-fits(_, infinity) ->
+%% A header block takes up to four times its size (see `connect/1').
+fits({publish, _, Payload, _, _, _, _, _, _, _, _}, BlockSize, Max) when
+    byte_size(Payload) + 4 * BlockSize + ?REST_OF_PACKET =< Max
+->
     true;
-fits(Packet, Max) ->
+fits(Packet, _, Max) ->
     {publish, Name, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties, _} =
         Packet,
     Texts = [Name, Payload, ResponseTopic, Correlation, ContentType],
@@ -460,7 +538,11 @@ fits(Packet, Max) ->
     %% Lengths and identifiers: 5 of a user property, fewer than 64 in all else.
     Pairs = lists:sum([5 + byte_size(Key) + byte_size(Value) || {Key, Value} <- Properties]),
     Bytes + Pairs + 64 =< Max orelse
-        iolist_size(nats_gateway_mqtt_nif:encode([numbered(Packet, 1)])) =< Max.
+        (Bytes + Pairs =< Max andalso
+            iolist_size(nats_gateway_mqtt_nif:encode([numbered(Packet, 1)])) =< Max).
+
+block_size(undefined) -> 0;
+block_size(Block) -> byte_size(Block).
 
 dropped(Host = #host{dropped = Dropped, max_sent = Max}) ->
     Dropped =:= 0 andalso
@@ -471,60 +553,71 @@ dropped(Host = #host{dropped = Dropped, max_sent = Max}) ->
 %% Subscribe
 
 -spec subscribe(nats_gateway_host:key(), Options, host()) ->
-    {ok, host()} | {denied, host()} | {wait, host()} | {stop, upstream_lost, host()}
+    {ok | nats_gateway_host:refusal(), host()} | {wait, host()} | {stop, upstream_lost, host()}
 when
     Options :: #{confirm := boolean(), no_local := boolean()}.
 subscribe(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
-subscribe(Key, #{confirm := Confirm, no_local := NoLocal}, Host) ->
-    case is_available(Key, Host) of
-        true ->
-            {Share, _} = Key,
-            {Id, NHost} = subscription_id(Key, Host),
-            QoS =
-                case Confirm of
-                    true -> 1;
-                    false -> 0
-                end,
-            %% No Local on a shared subscription is a protocol error (3.8.3.1).
-            Filter = {
-                filter(Key),
-                QoS,
-                NoLocal andalso Share =:= undefined,
-                Host#host.retain_handling
-            },
-            Announced =
-                case Host#host.identifiers of
-                    true -> Id;
-                    false -> undefined
-                end,
-            Packet = {subscribe, undefined, Announced, [Filter]},
-            Subscribe = {Packet, {subscribe, Key, Id, Confirm}},
-            try dispatch(instead(Key, Host, [Subscribe]), NHost) of
-                {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
-                {ok, Sent} -> {ok, Sent};
-                {lost, Lost} -> {stop, upstream_lost, Lost}
-            catch
-                %% No filter that could be sent.
-                error:badarg -> {denied, Host}
-            end;
-        false ->
-            {denied, Host}
+subscribe(Key, Options, Host) ->
+    case available(Key, Host) of
+        ok -> ask(Key, Options, Host);
+        Refusal -> {Refusal, Host}
+    end.
+
+ask(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+    {Id, NHost} = subscription_id(Key, Host),
+    QoS =
+        case Confirm of
+            true -> 1;
+            false -> 0
+        end,
+    %% No Local on a shared subscription is a protocol error (3.8.3.1).
+    Filter = {
+        filter(Key), QoS, NoLocal andalso Share =:= undefined, Host#host.retain_handling
+    },
+    Announced =
+        case Host#host.identifiers of
+            true -> Id;
+            false -> undefined
+        end,
+    Packet = {subscribe, undefined, Announced, [Filter]},
+    Subscribe = {Packet, {subscribe, Key, Id, Confirm}},
+    try dispatch_suspects(subscribe, instead(Key, Host, [Subscribe]), NHost) of
+        {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
+        {ok, Sent} -> {ok, Sent};
+        {lost, Lost} -> {stop, upstream_lost, Lost}
+    catch
+        %% No filter that could be sent.
+        error:badarg -> {denied, Host}
     end.
 
 %% To ask all the same would end the connection.
-is_available({undefined, <<"$share/", _/binary>>}, _) ->
-    false;
-is_available({Share, _}, #host{shared = false}) when Share =/= undefined ->
-    false;
-is_available(Key = {_, Filter}, Host = #host{wildcards = false}) ->
-    binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch andalso filter_fits(Key, Host);
-is_available(Key, Host) ->
-    filter_fits(Key, Host).
+available({undefined, <<"$share">>}, _) ->
+    denied;
+available({undefined, <<"$share/", _/binary>>}, _) ->
+    denied;
+available(Key = {_, Filter}, Host) ->
+    Full = filter(Key),
+    case is_too_deep(Full, Host) of
+        true ->
+            too_many_tokens;
+        false ->
+            Available =
+                is_shared_available(Key, Host) andalso is_filter_available(Filter, Host) andalso
+                    filter_fits(Full, Host) andalso not is_refused(subscribe, Full, Host),
+            case Available of
+                true -> ok;
+                false -> denied
+            end
+    end.
+
+is_shared_available({Share, _}, #host{shared = Shared}) -> Shared orelse Share =:= undefined.
+
+is_filter_available(_, #host{wildcards = true}) -> true;
+is_filter_available(Filter, _) -> binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch.
 
 %% The packet that it is in has at most 16 bytes more, with the longest identifier.
-filter_fits(_, #host{max_sent = infinity}) -> true;
-filter_fits(Key, #host{max_sent = Max}) -> byte_size(filter(Key)) + 16 =< Max.
+filter_fits(Filter, #host{max_sent = Max}) -> byte_size(Filter) + 16 =< Max.
 
 filter({undefined, Filter}) -> Filter;
 filter({Share, Filter}) -> <<"$share/", Share/binary, $/, Filter/binary>>.
@@ -584,6 +677,86 @@ barrier(_, Host) ->
 
 ping(Host = #host{pings_sent = Pings}) ->
     send(nats_gateway_mqtt_nif:encode([pingreq]), Host#host{pings_sent = Pings + 1}).
+
+%% -------------------------------------------------------------------------------------------
+%% What the broker may hang up on (nats_gateway_hangups)
+
+dispatch_suspects(Kind, Items, Host = #host{suspects = {watched, _, _}}) ->
+    ok = check(Items),
+    watch(Kind, Items, Host);
+dispatch_suspects(Kind, Items, Host = #host{suspects = Suspects}) ->
+    case dispatch(Items, Host) of
+        {ok, Sent} -> {ok, Sent#host{suspects = suspects(Suspects, Kind, Items)}};
+        {lost, Lost} -> {lost, Lost}
+    end.
+
+suspects(Suspects, _, []) -> Suspects;
+suspects(none, publish, [{Packet, _}]) -> {one, suspect(publish, Packet)};
+suspects(none, subscribe, Items) -> {one, suspect(subscribe, packet(lists:last(Items)))};
+suspects(_, _, _) -> many.
+
+suspect(Kind, Packet) ->
+    Name = topic_of(Packet),
+    {nats_gateway_hangups:packet(Kind, Name), label(Name)}.
+
+packet({Packet, _}) -> Packet.
+
+topic_of({publish, Name, _, _, _, _, _, _, _, _, _}) -> Name;
+topic_of({subscribe, _, _, [{Filter, _, _, _}]}) -> Filter;
+topic_of({unsubscribe, _, [Filter]}) -> Filter.
+
+label(Name) ->
+    case unicode:characters_to_binary(binary:part(Name, 0, min(?LOGGED_TOPIC, byte_size(Name)))) of
+        {_, Whole, _} -> Whole;
+        Whole -> binary:copy(Whole)
+    end.
+
+%% Where something waits to be sent, a PINGREQ would overtake it and say nothing.
+watch(_, [], Host) ->
+    {ok, Host};
+watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, Marks}}) ->
+    Suspect = {Packet, _} = suspect(Kind, packet(Item)),
+    case dispatch([Item], Host) of
+        {ok, Sent = #host{queue = []}} when not is_map_key(Packet, Cleared) ->
+            case ping(Sent) of
+                {ok, Marked = #host{pings_sent = Pings}} ->
+                    NMarks = Marks ++ [{Pings, Suspect}],
+                    watch(Kind, Items, Marked#host{suspects = {watched, Cleared, NMarks}});
+                {lost, Lost} ->
+                    {lost, Lost}
+            end;
+        {ok, Sent} ->
+            watch(Kind, Items, Sent);
+        {lost, Lost} ->
+            {lost, Lost}
+    end;
+watch(_, Items, Host) ->
+    dispatch(Items, Host).
+
+%% A PINGRESP: what was sent before its PINGREQ is harmless.
+cleared(Host = #host{suspects = {watched, Cleared, Marks}, pings_answered = Answered}) ->
+    {Harmless, Left} = lists:splitwith(fun({Pings, _}) -> Pings =< Answered end, Marks),
+    NCleared = lists:foldl(
+        fun({_, {Packet, _}}, Acc) -> Acc#{Packet => true} end, Cleared, Harmless
+    ),
+    case map_size(NCleared) > ?MAX_CLEARED of
+        true -> Host#host{suspects = many};
+        false -> Host#host{suspects = {watched, NCleared, Left}}
+    end;
+cleared(Host) ->
+    Host.
+
+%% The broker has ended the connection, and says whether because of a packet.
+report_hangup(Evidence, Host = #host{suspects = Suspects, hangups_key = Key, upstream = Upstream}) ->
+    ok =
+        case Suspects of
+            {one, Suspect} -> nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
+            many -> nats_gateway_upstream:hung_up(Key, Evidence, unknown, Upstream);
+            {watched, _, [{_, Suspect} | _]} ->
+                nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
+            _ -> ok
+        end,
+    Host#host{suspects = none}.
 
 %% -------------------------------------------------------------------------------------------
 %% Sending
@@ -654,7 +827,7 @@ transmit(Packets, Host) ->
 send(Bytes, Host = #host{socket = Socket}) ->
     case nats_gateway_transport:send(Socket, Bytes) of
         ok -> {ok, Host#host{sent = true}};
-        {error, _} -> {lost, close(Host)}
+        {error, _} -> {lost, close(report_hangup(closed, Host))}
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -750,13 +923,18 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
             packets(Packets, [], NEvents, Acks, NHost);
         pingresp ->
-            NHost = Host#host{pings_answered = Host#host.pings_answered + 1},
+            NHost = cleared(Host#host{pings_answered = Host#host.pings_answered + 1}),
             packets(Packets, Deliveries, Events, Acks, NHost);
         {disconnect, Reason, Properties} ->
             ?LOG_INFO(#{
                 msg => upstream_disconnect, reason_code => Reason, properties => Properties
             }),
-            {NEvents, NHost} = ended(disconnected(Reason), run(Deliveries, Events), Host),
+            Reported =
+                case nats_gateway_hangups:is_blame(Reason) of
+                    true -> report_hangup(blamed, Host);
+                    false -> Host
+                end,
+            {NEvents, NHost} = ended(disconnected(Reason), run(Deliveries, Events), Reported),
             {[], NEvents, Acks, NHost};
         {unreadable, undefined} ->
             packets(Packets, Deliveries, Events, Acks, Host);
@@ -796,7 +974,7 @@ connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
             )
         },
         quota = maps:get(receive_maximum, Properties, 65535),
-        max_sent = maps:get(maximum_packet_size, Properties, infinity),
+        max_sent = maps:get(maximum_packet_size, Properties, ?MAX_PACKET),
         max_qos = maps:get(maximum_qos, Properties, 1),
         wildcards = maps:get(wildcard_subscription_available, Properties, true),
         shared = maps:get(shared_subscription_available, Properties, true),
@@ -913,8 +1091,11 @@ header_block(Parts, Host) ->
             undefined
     end.
 
+is_header_block(Block) when byte_size(Block) > ?MAX_FOREIGN_BLOCK -> false;
 is_header_block(Block) ->
-    is_binary(unicode:characters_to_binary(Block)) andalso
+    %% Besides the headers there are the first line and the empty one.
+    length(binary:matches(Block, <<"\r\n">>)) =< ?MAX_FOREIGN_HEADERS + 2 andalso
+        is_binary(unicode:characters_to_binary(Block)) andalso
         re:run(Block, ?HEADER_BLOCK_FORM, [{capture, none}, dollar_endonly]) =:= match.
 
 %% -------------------------------------------------------------------------------------------
@@ -1008,9 +1189,13 @@ complete(Host = #host{waiting = {drain, Rejections}, queue = []}) ->
 complete(Host = #host{waiting = {barrier, Pings}, requests = Requests, queue = []}) when
     map_size(Requests) =:= 0, Host#host.pings_answered >= Pings
 ->
-    {[barrier], Host#host{waiting = none}};
+    {[barrier], answered(Host#host{waiting = none})};
 complete(Host) ->
     {[], Host}.
+
+%% All that was sent is done.
+answered(Host = #host{suspects = {watched, _, _}}) -> Host;
+answered(Host) -> Host#host{suspects = none}.
 
 %% -------------------------------------------------------------------------------------------
 %% Keepalive
@@ -1052,7 +1237,7 @@ hung_up(Host = #host{phase = login}) ->
     ok = not_accepted(closed, #{reason => closed}, Host),
     lost(Host);
 hung_up(Host) ->
-    lost(Host).
+    lost(report_hangup(closed, Host)).
 
 lost(Host) -> ended(upstream_lost, [], Host).
 

@@ -109,12 +109,11 @@ connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
         {send_timeout, SendTimeout},
         {send_timeout_close, true}
     ],
-    case gen_tcp:connect(Address, Port, family_of_peer(Address) ++ Options, Timeout) of
+    case connect(Address, Port, Options, Deadline, families(Address)) of
         {ok, Socket} when Tls =:= none ->
             {ok, {tcp, Socket}};
         {ok, Socket} ->
-            Left = max(1, Deadline - erlang:monotonic_time(millisecond)),
-            case ssl:connect(Socket, Tls, Left) of
+            case ssl:connect(Socket, Tls, left(Deadline)) of
                 {ok, Ssl} ->
                     {ok, {ssl, Ssl, {tcp, Socket}}};
                 {error, Reason} ->
@@ -125,9 +124,30 @@ connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
             {error, Reason}
     end.
 
-%% A name may have addresses of either kind.
-family_of_peer(Address) when tuple_size(Address) =:= 8 -> [inet6];
-family_of_peer(_) -> [].
+%% A name may have addresses of either kind, or of one alone. What is told of a failure is that of
+%% the kind that it has, the first one mostly.
+families(Address) when tuple_size(Address) =:= 8 -> [inet6];
+families(Address) when tuple_size(Address) =:= 4 -> [inet];
+families(Name) ->
+    case inet:parse_strict_address(Name) of
+        {ok, Address} -> families(Address);
+        {error, _} -> [inet, inet6]
+    end.
+
+connect(Address, Port, Options, Deadline, [Family]) ->
+    gen_tcp:connect(Address, Port, [Family | Options], left(Deadline));
+connect(Address, Port, Options, Deadline, [Family | Families]) ->
+    case gen_tcp:connect(Address, Port, [Family | Options], left(Deadline)) of
+        {ok, Socket} ->
+            {ok, Socket};
+        {error, Reason} ->
+            case connect(Address, Port, Options, Deadline, Families) of
+                {error, nxdomain} -> {error, Reason};
+                Result -> Result
+            end
+    end.
+
+left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
 
 %% A socket that EMQX's acceptor made, when its message has come.
 -spec from_esockd(gen_tcp:socket()) -> {ok, socket()}.

@@ -1,5 +1,5 @@
-%% What is known of the broker, shared by all connections to it: whether it is there, and what the
-%% log has told of it already.
+%% What is known of the broker, shared by all connections to it: whether it is there, what it hangs up
+%% on, and what the log has told of it already.
 %%
 %% A client that is let in only to be closed may wait long before it tries again (nats.js: 20 s), so
 %% the broker is looked for before INFO. One connection, which is closed again, answers all clients
@@ -16,6 +16,8 @@
 -export([accepted/1]).
 -export([refused/3]).
 -export([lost/1]).
+-export([hung_up/4]).
+-export([learned/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -48,7 +50,8 @@
     %% what the log has told, and is not over; since when
     troubles = #{} :: #{unreachable | refusal() => integer()},
     %% when the log has last told of a refusal
-    told = #{} :: #{refusal() => integer()}
+    told = #{} :: #{refusal() => integer()},
+    hangups = nats_gateway_hangups:new() :: nats_gateway_hangups:hangups()
 }).
 
 %% For how long an answer holds. A broker that has come back is to be found soon.
@@ -99,6 +102,23 @@ refused(Refusal, Details, Upstream) -> report({refused, Refusal, Details}, Upstr
 -spec lost(upstream()) -> ok.
 lost(Upstream) -> report(lost, Upstream).
 
+%% The same, in the middle of a session with packets under way.
+-spec hung_up(
+    nats_gateway_hangups:key(),
+    blamed | closed,
+    unknown | {nats_gateway_hangups:packet(), Topic :: binary()},
+    upstream()
+) -> ok.
+hung_up(Key, Evidence, Suspect, Upstream) -> report({hung_up, Key, Evidence, Suspect}, Upstream).
+
+%% What such a client is not to do again. While there is nobody to ask, nothing is known.
+-spec learned(nats_gateway_hangups:key(), upstream()) -> none | nats_gateway_hangups:learned().
+learned(Key, Upstream) ->
+    case whereis(?MODULE) of
+        undefined -> none;
+        Server -> gen_server:call(Server, {learned, Key, address(Upstream)}, infinity)
+    end.
+
 report(What, Upstream) -> gen_server:cast(?MODULE, {report, What, address(Upstream)}).
 
 -spec address(upstream()) -> address().
@@ -117,7 +137,10 @@ handle_call({available, Upstream}, From, Brokers) ->
         false ->
             #broker{waiting = Waiting} = Probed = probe(Upstream, Broker),
             {noreply, Brokers#{Address => Probed#broker{waiting = [From | Waiting]}}}
-    end.
+    end;
+handle_call({learned, Key, Address}, _, Brokers) ->
+    #broker{hangups = Hangups} = broker(Address, Brokers),
+    {reply, nats_gateway_hangups:learned(Key, now_ms(), Hangups), Brokers}.
 
 handle_cast({report, What, Address}, Brokers) ->
     {noreply, Brokers#{Address => reported(What, Address, broker(Address, Brokers))}}.
@@ -161,6 +184,11 @@ probed(_) -> {unreachable, crashed}.
 
 reported(lost, _, Broker) ->
     Broker#broker{checked = never};
+reported({hung_up, Key, Evidence, Suspect}, Address, Broker = #broker{hangups = Hangups}) ->
+    {Packet, NHangups} = suspect(Key, Evidence, Suspect, Hangups),
+    Packet =/= none andalso
+        ?LOG_WARNING(#{msg => upstream_hangs_up_on_topic, upstream => Address, topic => Packet}),
+    Broker#broker{checked = never, hangups = NHangups};
 reported(reached, Address, Broker) ->
     over([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
 reported({unreachable, Reason}, Address, Broker) ->
@@ -176,6 +204,16 @@ reported({refused, Refusal, Details}, Address, Broker = #broker{told = Told}) ->
         #{} ->
             NBroker = Broker#broker{told = Told#{Refusal => Now}},
             trouble(Refusal, upstream_refused, Details, Address, NBroker)
+    end.
+
+%% And the topic, if it is refused from now on.
+suspect(Key, Evidence, unknown, Hangups) ->
+    {none, nats_gateway_hangups:hung_up(Key, Evidence, unknown, now_ms(), Hangups)};
+suspect(Key, Evidence, {Packet, Topic}, Hangups) ->
+    NHangups = nats_gateway_hangups:hung_up(Key, Evidence, Packet, now_ms(), Hangups),
+    case nats_gateway_hangups:learned(Key, now_ms(), NHangups) of
+        #{refused := #{Packet := true}} -> {Topic, NHangups};
+        #{} -> {none, NHangups}
     end.
 
 %% One line for the beginning of a trouble, and one for its end.

@@ -100,6 +100,25 @@ a_wait_of_zero_is_refused_test() ->
         set([<<"heartbeat_wait_timeout">>], 0)),
     ?assertMatch({ok, #{heartbeat_wait_timeout := 1}}, set([<<"heartbeat_wait_timeout">>], 1)).
 
+too_much_for_a_packet_is_named_test() ->
+    {error, Text} = set([<<"max_payload_size">>], 268173312),
+    ?assertEqual(
+        <<"max_payload_size: must be a size from 0 to 268173311 bytes, such as 1048576 or \"1MB\"">>,
+        Text
+    ).
+
+topic_levels_test_() ->
+    Levels = fun(Value) ->
+        case set([<<"upstream">>, <<"max_topic_levels">>], Value) of
+            {ok, #{upstream := #{max_topic_levels := Max}}} -> Max;
+            {error, <<"upstream.max_topic_levels: ", _/binary>>} -> error
+        end
+    end,
+    [
+        ?_assertEqual(Expected, Levels(Value))
+     || {Value, Expected} <- [{0, infinity}, {1, 1}, {65535, 65535}, {65536, error}, {-1, error}]
+    ].
+
 sizes_test_() ->
     Payload = fun(Value) ->
         case set([<<"max_payload_size">>], Value) of
@@ -111,8 +130,9 @@ sizes_test_() ->
         ?_assertEqual(Expected, Payload(Value))
      || {Value, Expected} <- [
             {0, 0},
-            {999999999, 999999999},
-            {1000000000, error},
+            %% what an MQTT packet holds besides a topic and the like
+            {268173311, 268173311},
+            {268173312, error},
             {-1, error},
             {<<"1MB">>, 1048576},
             {<<"64kb">>, 65536},

@@ -57,7 +57,9 @@ mosquitto_test_() ->
             fun headers/1,
             fun header_block/1,
             fun header_block_of_another/1,
+            fun size_of_a_header_block_of_another/1,
             fun header_block_longer_than_a_string/1,
+            fun topic_levels/1,
             fun reserved_headers_of_the_client/1,
             fun strings_that_brokers_refuse/1,
             fun mosquitto_overlapping_subscriptions/1,
@@ -88,7 +90,7 @@ login(Port) ->
     ?assertNotEqual(ClientId, Other).
 
 host_name(Port) ->
-    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60},
+    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200},
     {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
@@ -303,6 +305,25 @@ header_block_of_another(Port) ->
     ?assertEqual(Good, lists:sublist(Headers, 2)),
     [?assertNot(is_binary(Header)) || Header <- lists:nthtail(2, Headers)].
 
+%% A block of another gateway is looked at like one that is built of properties: 64 KiB, 1000 headers.
+size_of_a_header_block_of_another(Port) ->
+    Other = start(client(Port, #{secret => <<"of another gateway">>}, #{})),
+    Gateway = start(Port),
+    ok = subscribe(Gateway, {undefined, <<"hz">>}),
+    ok = barrier(Gateway),
+    Lines = fun(Count) -> <<"NATS/1.0\r\n", (binary:copy(<<"A:\r\n">>, Count))/binary, "\r\n">> end,
+    Long = fun(Size) -> <<"NATS/1.0\r\nA:", (binary:copy(<<"x">>, Size - 16))/binary, "\r\n\r\n">> end,
+    Blocks = [Lines(1000), Lines(1001), Lines(100000), Long(65536), Long(65537)],
+    ok = publish(Other, [pub(<<"hz">>, <<>>, Block) || Block <- Blocks]),
+    Headers = [Headers || {_, _, _, Headers, _} <- deliveries(5, Gateway)],
+    ?assertEqual(
+        [true, false, false, true, false],
+        [Block =:= Header || {Block, Header} <- lists:zip(Blocks, Headers)]
+    ),
+    %% of its own it takes any
+    ok = publish(Gateway, [pub(<<"hz">>, <<>>, Block) || Block <- Blocks]),
+    ?assertEqual(Blocks, [Block || {_, _, _, Block, _} <- deliveries(5, Gateway)]).
+
 header_block_longer_than_a_string(Port) ->
     Gateway = start(Port),
     ok = subscribe(Gateway, {undefined, <<"hl">>}),
@@ -322,6 +343,22 @@ reserved_headers_of_the_client(Port) ->
         [{undefined, Block} || Block <- Blocks],
         [{Reply, Headers} || {_, _, Reply, Headers, _} <- deliveries(2, Gateway)]
     ).
+
+%% Mosquitto takes one more, and ends the connection at two more.
+topic_levels(Port) ->
+    Topic = fun(Levels) -> iolist_to_binary(lists:join($/, lists:duplicate(Levels, "l"))) end,
+    Pub = fun(Levels) -> {pub, <<"l">>, Topic(Levels), undefined, undefined, undefined, <<>>} end,
+    Gateway = start(Port),
+    ok = subscribe(Gateway, {undefined, Topic(200)}),
+    ok = subscribe(Gateway, {<<"g">>, Topic(198)}),
+    too_many_tokens = subscribe(Gateway, {undefined, Topic(201)}),
+    too_many_tokens = subscribe(Gateway, {<<"g">>, Topic(199)}),
+    {rejected, [{2, denied}]} = publish(Gateway, [Pub(200), Pub(201), Pub(1)]),
+    ?assertMatch([{_, _, undefined, undefined, <<>>}], deliveries(1, Gateway)),
+    Deep = start(client(Port, #{upstream => (upstream(Port))#{max_topic_levels => 201}}, #{})),
+    ok = subscribe(Deep, {undefined, Topic(201)}),
+    ok = publish(Deep, [Pub(201)]),
+    ?assertMatch([_], deliveries(1, Deep)).
 
 %% Mosquitto closes on control characters in any string. The rest of the batch is not harmed.
 strings_that_brokers_refuse(Port) ->
@@ -1299,7 +1336,7 @@ listen() ->
     {Listen, Port}.
 
 impatient(Port) ->
-    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60},
+    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200},
     client(Port, #{upstream => Upstream}, #{}).
 
 connected(Properties) ->
@@ -1341,10 +1378,15 @@ packet(Socket) ->
 
 client(Port) -> client(Port, #{}, #{}).
 
+upstream(Port) ->
+    #{upstream := Upstream} = maps:get(config, client(Port)),
+    Upstream.
+
 client(Port, Config, Fields) ->
     Defaults = #{
         upstream => #{
-            host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60
+            host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60,
+            max_topic_levels => 200
         },
         clientinfo_override => #{},
         mountpoint => <<>>,

@@ -721,3 +721,17 @@ not_text_is_no_credential_test() ->
     ?assert(?NIF:jwt_source_allowed([], <<"nowhere">>)),
     ?assertNot(?NIF:bcrypt_verify(<<255>>, <<255>>)),
     ?assertEqual(invalid, ?NIF:bcrypt_cost(<<255>>)).
+
+%% A topic without any byte is none (MQTT 5, 4.7.3); a subscriber to `#' would be sent it.
+no_topic_is_empty_test() ->
+    Topics = fun(Mountpoint) ->
+        {ok, Ops, <<>>, _} = nats_gateway_nif:decode(
+            <<"SUB / 1\r\nPUB / 0\r\n\r\nPUB a / 0\r\n\r\n">>,
+            {4096, 1048576, open, false, Mountpoint}
+        ),
+        [{sub, <<"/">>, Filter, _, _, _}, {pub, <<"/">>, Topic, _, _, _, _}, {pub, _, _, _, Reply, _, _}] = Ops,
+        [Filter, Topic, Reply]
+    end,
+    ?assertEqual([invalid, invalid, invalid], Topics(<<>>)),
+    ?assertEqual([<<"m/">>, <<"m/">>, <<"m/">>], Topics(<<"m/">>)),
+    ?assertEqual(invalid, nats_gateway_nif:topic(<<"/">>, <<>>)).

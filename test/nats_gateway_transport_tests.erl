@@ -77,3 +77,48 @@ what_was_sent_before_a_close_arrives_test_() ->
         end}
      || Close <- [fun nats_gateway_transport:close/1, fun nats_gateway_transport:linger_close/1]
     ].
+
+%% A broker whose name has addresses of one kind only, and addresses as they are written in a URL.
+brokers_of_either_family_test_() ->
+    {setup,
+        fun() ->
+            Lookup = inet_db:res_option(lookup),
+            ok = inet_db:add_host({0, 0, 0, 0, 0, 0, 0, 1}, ["only-v6.test"]),
+            ok = inet_db:add_host({127, 0, 0, 1}, ["only-v4.test"]),
+            ok = inet_db:set_lookup([file]),
+            Lookup
+        end,
+        fun(Lookup) ->
+            ok = inet_db:set_lookup(Lookup),
+            ok = inet_db:del_host({0, 0, 0, 0, 0, 0, 0, 1}),
+            ok = inet_db:del_host({127, 0, 0, 1})
+        end,
+        [
+            ?_assertEqual(ok, reached({0, 0, 0, 0, 0, 0, 0, 1}, "only-v6.test")),
+            ?_assertEqual(ok, reached({0, 0, 0, 0, 0, 0, 0, 1}, "::1")),
+            ?_assertEqual(ok, reached({127, 0, 0, 1}, "only-v4.test")),
+            ?_assertEqual(ok, reached({127, 0, 0, 1}, "127.0.0.1")),
+            ?_assertEqual(ok, reached({127, 0, 0, 1}, {127, 0, 0, 1})),
+            ?_assertEqual({error, nxdomain}, reached({127, 0, 0, 1}, "none.test")),
+            ?_assertEqual({error, econnrefused}, reached(nobody, "only-v4.test")),
+            ?_assertEqual({error, econnrefused}, reached(nobody, "only-v6.test"))
+        ]}.
+
+reached(Listening, Name) ->
+    Address =
+        case Listening of
+            nobody -> {127, 0, 0, 1};
+            _ -> Listening
+        end,
+    {ok, Listen = {tcp, ListenSocket}} = nats_gateway_transport:listen({Address, 0}, #{}),
+    {ok, Port} = inet:port(ListenSocket),
+    Listening =/= nobody orelse gen_tcp:close(ListenSocket),
+    Options = #{send_timeout => 1000},
+    case nats_gateway_transport:connect({Name, Port}, none, Options, 5000) of
+        {ok, Socket} ->
+            {ok, Accepted} = nats_gateway_transport:accept(Listen),
+            [ok = abort(S) || S <- [Socket, Accepted]],
+            gen_tcp:close(ListenSocket);
+        Error ->
+            Error
+    end.

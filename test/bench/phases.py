@@ -114,6 +114,8 @@ def measure(kind: str, begin: Callable[[Address], socket.socket], directory: Pat
     config.write_text("idle_timeout = 0\n" + config.read_text() + (more if kind != "tcp" else ""))
     gateway.start()
     address = gateway.address if kind == "tcp" else (HOST, port)
+    while not accepts(address):
+        time.sleep(0.05)
     # The launcher becomes the runtime.
     pid = gateway.session
     try:

@@ -92,7 +92,7 @@ class ScriptedBroker:
             return False
         match first[0] >> 4:
             case 1:
-                peer.send(0x20, b"\x00\x00\x00")
+                self._connected(peer, body)
             case 3:
                 self._published(peer, first[0], body)
             case 6:
@@ -106,6 +106,9 @@ class ScriptedBroker:
             case 14:
                 return False
         return True
+
+    def _connected(self, peer: _Peer, body: bytes) -> None:
+        peer.send(0x20, b"\x00\x00\x00")
 
     def _published(self, peer: _Peer, flags: int, body: bytes) -> None:
         topic, rest = _take_string(body)

@@ -134,7 +134,9 @@ impl<'a> Terms<'a> {
             return term;
         }
         self.scratch.clear();
-        if subject::write_reply_topic(reply, self.mountpoint, &mut self.scratch) {
+        if subject::write_reply_topic(reply, self.mountpoint, &mut self.scratch)
+            && !self.scratch.is_empty()
+        {
             binary(self.env, &self.scratch)
         } else {
             atoms::invalid().to_term(self.env)
@@ -146,7 +148,9 @@ impl<'a> Terms<'a> {
         let invalid = atoms::invalid().to_term(self.env);
         self.scratch.clear();
         let mut filter = invalid;
-        if subject::write_filter(subscription.subject, self.mountpoint, &mut self.scratch) {
+        if subject::write_filter(subscription.subject, self.mountpoint, &mut self.scratch)
+            && !self.scratch.is_empty()
+        {
             filter = binary(self.env, &self.scratch);
         }
         let share_name = match subscription.queue.map(subject::share_name) {
@@ -169,7 +173,8 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// The mounted topic of a published subject, as `topic/2` returns it.
+/// The mounted topic of a published subject, as `topic/2` returns it. The token `/` alone would be a
+/// topic without any byte, which MQTT does not have (4.7.3); under a mountpoint it is one.
 pub fn topic<'a>(
     env: Env<'a>,
     subject: &[u8],
@@ -183,7 +188,7 @@ pub fn topic<'a>(
         return term;
     }
     scratch.clear();
-    if subject::write_topic(subject, mountpoint, scratch) {
+    if subject::write_topic(subject, mountpoint, scratch) && !scratch.is_empty() {
         binary(env, scratch)
     } else {
         atoms::invalid().to_term(env)
@@ -208,6 +213,7 @@ fn plain_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Te
 fn correlated_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Term<'a>> {
     let (topic, data) = subject::correlation(subject)?;
     let mounted = [mountpoint, &topic].concat();
-    (mounted.len() <= subject::MAX_TOPIC)
+    (1..=subject::MAX_TOPIC)
+        .contains(&mounted.len())
         .then(|| (binary(env, &mounted), binary(env, &data)).encode(env))
 }
