@@ -15,8 +15,8 @@
 -export([toml/1]).
 
 -nifs([
-    decode_bounded/2,
-    decode_long/2,
+    decode_bounded/3,
+    decode_long/3,
     encode/1,
     is_string/1,
     is_topic/1,
@@ -101,20 +101,21 @@ priv_dir() ->
 
 %% All complete packets of the bytes, the rest, and the number of bytes the rest must have before
 %% another call can yield more (0: call again at once). On an error the packets before it are
-%% still valid. Payloads of 1 KiB and more keep all the bytes alive, smaller ones 4 KiB at most.
+%% still valid. No payload keeps more bytes alive than 64 times its own.
 -spec decode(binary(), MaxPacketSize :: pos_integer()) ->
     {ok, [received()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, decode_error(), [received()]}.
 decode(Bytes, MaxPacketSize) ->
-    case decode_bounded(Bytes, MaxPacketSize) of
+    Referenced = binary:referenced_byte_size(Bytes),
+    case decode_bounded(Bytes, Referenced, MaxPacketSize) of
         %% The first packet has more properties than a normal scheduler should be held for.
-        long -> decode_long(Bytes, MaxPacketSize);
+        long -> decode_long(Bytes, Referenced, MaxPacketSize);
         Result -> Result
     end.
 
-decode_bounded(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
+decode_bounded(_Bytes, _Referenced, _MaxPacketSize) -> erlang:nif_error(not_loaded).
 
-decode_long(_Bytes, _MaxPacketSize) -> erlang:nif_error(not_loaded).
+decode_long(_Bytes, _Referenced, _MaxPacketSize) -> erlang:nif_error(not_loaded).
 
 %% Payloads of 4 KiB and more are passed by reference. Raises `badarg' where a packet is none, has
 %% a topic that is not `is_topic/1' or other text that is not `is_string/1'.

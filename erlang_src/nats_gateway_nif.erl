@@ -34,7 +34,7 @@
 -export([bcrypt_cost/1]).
 
 -nifs([
-    decode/2,
+    decode_chunk/3,
     encode/2,
     info/1,
     json/1,
@@ -202,11 +202,14 @@ priv_dir() ->
 
 %% All complete operations of the bytes, the rest, and the number of bytes the rest must have
 %% before another call can yield more (0: call again at once; a CONNECT ends a call, because it
-%% may change the settings). On an error the operations before it are still valid.
+%% may change the settings). On an error the operations before it are still valid. No part keeps
+%% more bytes alive than 64 times its own; what a SUB or an UNSUB consists of keeps its own only.
 -spec decode(binary(), settings()) ->
     {ok, [op()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, error_reason(), [op()]}.
-decode(_Bytes, _Settings) -> erlang:nif_error(not_loaded).
+decode(Bytes, Settings) -> decode_chunk(Bytes, binary:referenced_byte_size(Bytes), Settings).
+
+decode_chunk(_Bytes, _Referenced, _Settings) -> erlang:nif_error(not_loaded).
 
 %% MSG and HMSG frames, the number of those that were left out, and the deliveries that are left for
 %% another call, because this one has done a bounded amount of work. Mountpoint is removed from

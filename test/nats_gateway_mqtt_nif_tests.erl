@@ -327,22 +327,50 @@ long_packet_test() ->
 
 %% What a payload keeps alive.
 references_test_() ->
-    Kept = fun(Size) ->
+    Kept = fun(Size, Count) ->
         Payload = binary:copy(<<"x">>, Size),
-        Bytes = bytes([publish(<<"t">>, Payload) || _ <- lists:seq(1, 100)]),
+        Bytes = bytes([publish(<<"t">>, Payload) || _ <- lists:seq(1, Count)]),
         {ok, Packets, _, _} = decode(Bytes, ?MAX),
         ?assertEqual([Payload], lists:usort([element(3, Packet) || Packet <- Packets])),
         {lists:max([binary:referenced_byte_size(element(3, P)) || P <- Packets]), byte_size(Bytes)}
     end,
     [
         %% A copy on the heap; OTP 27 counts the bits of those.
-        ?_assertMatch({Size, _} when Size =:= 64; Size =:= 8 * 64, Kept(64)),
-        ?_assertMatch({4096, _}, Kept(65)),
-        ?_assertMatch({4096, _}, Kept(1023)),
+        ?_assertMatch({Size, _} when Size =:= 64; Size =:= 8 * 64, Kept(64, 100)),
+        ?_assertMatch({4096, _}, Kept(65, 100)),
+        ?_assertMatch({4096, _}, Kept(1023, 100)),
         ?_test(begin
-            {All, All} = Kept(1024)
+            {All, All} = Kept(1024, 60)
         end)
     ].
+
+%% Not more than 64 times its own size, in whichever call the chunk is decoded; the rest neither.
+behind_a_large_payload_test_() ->
+    [
+        ?_test(begin
+            Payloads = [binary:copy(<<"p">>, Size) || Size <- [Before | lists:duplicate(30, Kept)]],
+            Messages = bytes([publish(<<"t">>, Payload) || Payload <- Payloads]),
+            Unfinished = binary:part(bytes([publish(<<"t">>, binary:copy(<<"u">>, 5000))]), 0, Cut),
+            {Packets, Rest} = decode_cut(<<Messages/binary, Unfinished/binary>>),
+            Parts = [Rest | [element(3, Packet) || Packet <- Packets]],
+            ?assertEqual([Unfinished | Payloads], Parts),
+            [
+                ?assert(binary:referenced_byte_size(Part) =< max(8 * 64, 64 * byte_size(Part)))
+             || Part <- Parts
+            ]
+        end)
+     || Kept <- [64, 65, 1023, 1024, 4096, 4097, 20000], Before <- [0, 100000, 1048576],
+        Cut <- [1, 70, 4000]
+    ].
+
+decode_cut(Bytes) ->
+    case decode(Bytes, ?MAX) of
+        {ok, Packets, Rest, 0} ->
+            {More, Left} = decode_cut(Rest),
+            {Packets ++ More, Left};
+        {ok, Packets, Rest, _} ->
+            {Packets, Rest}
+    end.
 
 %% Nothing that comes over the wire raises or crashes.
 random_bytes_test_() ->

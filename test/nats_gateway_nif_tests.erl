@@ -224,14 +224,52 @@ payload_sizes_test() ->
         [{Subject, Payload} || {pub, Subject, _, undefined, undefined, undefined, Payload} <- Ops]
     ).
 
-%% A small message that is kept does not keep the whole chunk.
-small_parts_do_not_keep_the_chunk_test() ->
-    Line = <<"PUB a.b 128\r\n", (binary:copy(<<"x">>, 128))/binary, "\r\n">>,
-    {ok, Ops, _, _} = decode(binary:copy(Line, 300)),
+%% What is kept of a chunk keeps no more of it than 64 times its own size, in whichever call the
+%% chunk is decoded: behind a large payload a chunk is as large as that.
+parts_do_not_keep_the_chunk_test_() ->
+    {timeout, 60, [
+        ?_test(begin
+            Lines = binary:copy(message(Size), 30),
+            Bytes = iolist_to_binary([message(Before), Lines, "PUB a.b ", Partial]),
+            {Ops, Rest, _} = decode_all(Bytes, settings()),
+            ?assertEqual(31, length(Ops)),
+            [keeps_little(Payload) || {pub, _, _, _, _, _, Payload} <- Ops],
+            keeps_little(Rest)
+        end)
+     || Size <- [64, 65, 128, 1023, 1024, 1100, 4095, 4096, 4097, 16384, 20000],
+        Before <- [0, 5000, 100000, 1048576],
+        Partial <- [<<>>, x(65), x(2000)]
+    ]}.
+
+%% A payload that is a good part of the chunk is not copied.
+large_parts_are_references_test() ->
+    Bytes = iolist_to_binary([message(1048576), message(17000)]),
+    {[{pub, _, _, _, _, _, Large}, {pub, _, _, _, _, _, Smaller}], <<>>, _} =
+        decode_all(Bytes, settings()),
+    [?assertEqual(byte_size(Bytes), binary:referenced_byte_size(Part)) || Part <- [Large, Smaller]].
+
+%% What stays as long as the subscription keeps nothing else.
+subscriptions_are_copies_test() ->
+    [Subject, Queue, Sid] = [binary:copy(Letter, 1100) || Letter <- [<<"s">>, <<"q">>, <<"1">>]],
+    Subscribe = <<"SUB ", Subject/binary, " ", Queue/binary, " ", Sid/binary, "\r\n">>,
+    Bytes = <<Subscribe/binary, "UNSUB ", Sid/binary, "\r\n">>,
+    {ok, Ops, <<>>, _} = decode(Bytes),
+    ?assertEqual([{sub, Subject, Subject, Queue, Queue, Sid}, {unsub, Sid, 0}], Ops),
     [
-        ?assert(binary:referenced_byte_size(Payload) =< 4096)
-     || {pub, _, _, _, _, _, Payload} <- Ops
+        ?assertEqual(1100, binary:referenced_byte_size(Part))
+     || Op <- Ops, Part <- tuple_to_list(Op), is_binary(Part)
     ].
+
+message(Size) ->
+    iolist_to_binary(["PUB a.b ", integer_to_binary(Size), "\r\n", x(Size), "\r\n"]).
+
+x(Size) -> binary:copy(<<"x">>, Size).
+
+%% OTP 27 counts the bits of binaries on the heap.
+keeps_little(Part) when byte_size(Part) =< 64 ->
+    ?assert(binary:referenced_byte_size(Part) =< 8 * 64);
+keeps_little(Part) ->
+    ?assert(binary:referenced_byte_size(Part) =< 64 * byte_size(Part)).
 
 %% Wherever a chunk ends.
 every_cut_test() ->

@@ -5,8 +5,9 @@ use crate::encode::is_topic_name;
 use mqtt_packets::{Fault, Frame, MIN_PACKET, Packet, Step};
 use mqtt_protocol_core::mqtt::packet::Property;
 use mqtt_protocol_core::mqtt::packet::v5_0::Publish;
+use nats_gateway_beam::{Chunk, binary};
 use rustler::types::tuple::make_tuple;
-use rustler::{Binary, Encoder, Env, NewBinary, Term};
+use rustler::{Binary, Encoder, Env, Term};
 
 /// One call takes no more than this many packets, and starts no packet after this many bytes:
 /// about half a millisecond of small packets, or of payloads to copy.
@@ -17,39 +18,39 @@ const MAX_BYTES: usize = 256 * 1024;
 /// is left to a dirty scheduler.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Payloads from this size on refer to the chunk. Smaller ones refer to a copy of the chunk's next
-/// bytes, which many of them share, and so keep no more than 64 times their own size alive.
-const REFERENCE_FROM: usize = 1024;
-const SLAB: usize = 4096;
-
-/// Longest binary that the VM keeps on a process heap: copied for what a reference costs.
-const ON_HEAP: usize = 64;
-
 /// What one packet costs besides its bytes, in bytes; for the account with the scheduler.
 const PACKET_COST: usize = 256;
 
 #[rustler::nif(name = "decode_bounded")]
-fn decode_bounded<'a>(env: Env<'a>, bytes: Binary<'a>, max_packet_size: usize) -> Term<'a> {
-    decode(env, bytes, max_packet_size, MAX_HEAD)
+fn decode_bounded<'a>(
+    env: Env<'a>,
+    bytes: Binary<'a>,
+    referenced: usize,
+    max_packet_size: usize,
+) -> Term<'a> {
+    let chunk = Chunk::new(env, bytes, referenced);
+    decode(env, bytes, chunk, max_packet_size, MAX_HEAD)
 }
 
 #[rustler::nif(name = "decode_long", schedule = "DirtyCpu")]
-fn decode_long<'a>(env: Env<'a>, bytes: Binary<'a>, max_packet_size: usize) -> Term<'a> {
-    decode(env, bytes, max_packet_size, usize::MAX)
+fn decode_long<'a>(
+    env: Env<'a>,
+    bytes: Binary<'a>,
+    referenced: usize,
+    max_packet_size: usize,
+) -> Term<'a> {
+    let chunk = Chunk::new(env, bytes, referenced);
+    decode(env, bytes, chunk, max_packet_size, usize::MAX)
 }
 
 fn decode<'a>(
     env: Env<'a>,
     bytes: Binary<'a>,
+    mut chunk: Chunk<'a>,
     max_packet_size: usize,
     max_head: usize,
 ) -> Term<'a> {
     let input = bytes.as_slice();
-    let mut payloads = Payloads {
-        env,
-        chunk: bytes,
-        slab: None,
-    };
     let mut packets: Vec<Term<'a>> = Vec::new();
     let mut at = 0;
     let mut copied = 0;
@@ -72,16 +73,21 @@ fn decode<'a>(
             break 0;
         }
         at += frame.size;
-        match packet(&frame, at, &mut payloads) {
+        match packet(env, &frame, &mut chunk) {
             Ok(packet) => packets.push(packet),
             Err(fault) => return failed(env, fault, packets),
         }
         let payload = frame.payload.len();
-        copied += frame.head.len() + if payload < REFERENCE_FROM { payload } else { 0 };
+        copied += frame.head.len() + if chunk.refers(payload) { 0 } else { payload };
     };
     let percent = (copied + packets.len() * PACKET_COST) * 50 / MAX_BYTES;
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
-    match bytes.make_subbinary(at, input.len() - at) {
+    let rest = match need {
+        0 => chunk.rest(&input[at..]),
+        // May be waited with for long.
+        _ => chunk.part(&input[at..]),
+    };
+    match rest {
         Ok(rest) => (atoms::ok(), packets, rest, need).encode(env),
         Err(_) => failed(env, Fault::Malformed, packets),
     }
@@ -96,16 +102,10 @@ fn failed<'a>(env: Env<'a>, fault: Fault, packets: Vec<Term<'a>>) -> Term<'a> {
     (atoms::error(), fault, packets).encode(env)
 }
 
-/// The term of a packet that ends before `end`.
-fn packet<'a>(
-    frame: &Frame<'_>,
-    end: usize,
-    payloads: &mut Payloads<'a>,
-) -> Result<Term<'a>, Fault> {
-    let env = payloads.env;
+fn packet<'a>(env: Env<'a>, frame: &Frame<'_>, chunk: &mut Chunk<'a>) -> Result<Term<'a>, Fault> {
     Ok(match frame.packet()? {
         Packet::Publish(message) => {
-            let payload = payloads.part(end - frame.payload.len(), end)?;
+            let payload = chunk.part(frame.payload).map_err(|_| Fault::Malformed)?;
             publish(env, &message, payload)
         }
         Packet::Unreadable { packet_id } => {
@@ -151,43 +151,6 @@ fn id_term(env: Env<'_>, packet_id: Option<u16>) -> Term<'_> {
 /// Lists of bytes are lists of integers here, never binaries.
 fn integers(bytes: &[u8]) -> Vec<u32> {
     bytes.iter().map(|byte| u32::from(*byte)).collect()
-}
-
-/// Payloads of one chunk as terms.
-struct Payloads<'a> {
-    env: Env<'a>,
-    chunk: Binary<'a>,
-    /// Copy of the bytes from this offset on.
-    slab: Option<(usize, Binary<'a>)>,
-}
-
-impl<'a> Payloads<'a> {
-    fn part(&mut self, start: usize, end: usize) -> Result<Term<'a>, Fault> {
-        let length = end - start;
-        let input = self.chunk.as_slice();
-        if length <= ON_HEAP {
-            return Ok(binary(self.env, &input[start..end]));
-        }
-        let part = if length >= REFERENCE_FROM || input.len() <= SLAB {
-            self.chunk.make_subbinary(start, length)
-        } else {
-            let (offset, slab) = match self.slab {
-                Some((offset, slab)) if end <= offset + slab.len() => (offset, slab),
-                _ => {
-                    let copy = &input[start..input.len().min(start + SLAB)];
-                    let slab = NewBinary::from_slice(self.env, copy).into();
-                    *self.slab.insert((start, slab))
-                }
-            };
-            slab.make_subbinary(start - offset, length)
-        };
-        part.map(|part| part.to_term(self.env))
-            .map_err(|_| Fault::Malformed)
-    }
-}
-
-fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
-    NewBinary::from_slice(env, bytes).into()
 }
 
 fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {

@@ -1,4 +1,4 @@
-//! `decode/2`: bytes of a client to operations.
+//! `decode_chunk/3`: bytes of a client to operations.
 
 use nats_protocol::subject;
 use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
@@ -6,7 +6,7 @@ use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 use crate::consume;
-use crate::terms::{Chunk, REFERENCE_THRESHOLD, atoms, binary, connect, reason};
+use crate::terms::{Chunk, atoms, binary, connect, optional_part, reason};
 
 /// Work of one call, in bytes that are looked at or copied: some 60 small operations. A call for
 /// the whole chunk costs less by itself, but the terms of some hundred operations outlive several
@@ -17,8 +17,13 @@ const MAX_WORK: usize = 24 * 1024;
 /// share of the next garbage collection.
 const WORK_PER_OP: usize = 192;
 
-#[rustler::nif(name = "decode")]
-fn decode_nif<'a>(env: Env<'a>, bytes: Binary<'a>, settings: Term<'a>) -> NifResult<Term<'a>> {
+#[rustler::nif]
+fn decode_chunk<'a>(
+    env: Env<'a>,
+    bytes: Binary<'a>,
+    referenced: usize,
+    settings: Term<'a>,
+) -> NifResult<Term<'a>> {
     let (max_control_line, max_payload, phase, headers, mountpoint): (
         usize,
         usize,
@@ -41,7 +46,7 @@ fn decode_nif<'a>(env: Env<'a>, bytes: Binary<'a>, settings: Term<'a>) -> NifRes
     };
     let mut terms = Terms {
         env,
-        chunk: Chunk::new(env, bytes),
+        chunk: Chunk::new(env, bytes, referenced),
         mountpoint: mountpoint.as_slice(),
         scratch: Vec::new(),
     };
@@ -55,16 +60,18 @@ fn decode_nif<'a>(env: Env<'a>, bytes: Binary<'a>, settings: Term<'a>) -> NifRes
         match decode(rest, &settings) {
             Ok(Step::Op { op, used }) => {
                 rest = rest.get(used..).unwrap_or_default();
-                work = work
-                    .saturating_add(WORK_PER_OP)
-                    .saturating_add(touched(&op, used));
+                work = work.saturating_add(WORK_PER_OP).saturating_add(touched(
+                    &op,
+                    used,
+                    &terms.chunk,
+                ));
                 match op {
                     Op::Ping => ops.push(atoms::ping().to_term(env)),
                     Op::Pong => ops.push(atoms::pong().to_term(env)),
                     Op::Pub(message) => ops.push(terms.publish(&message)?),
-                    Op::Sub(subscription) => ops.push(terms.subscribe(&subscription)?),
+                    Op::Sub(subscription) => ops.push(terms.subscribe(&subscription)),
                     Op::Unsub { sid, max } => {
-                        ops.push((atoms::unsub(), terms.chunk.part(sid)?, max).encode(env));
+                        ops.push((atoms::unsub(), binary(env, sid), max).encode(env));
                     }
                     Op::Connect(fields) => {
                         ops.push((atoms::connect(), connect(env, &fields)?).encode(env));
@@ -79,15 +86,17 @@ fn decode_nif<'a>(env: Env<'a>, bytes: Binary<'a>, settings: Term<'a>) -> NifRes
     };
     consume(env, work);
     match end {
+        Ok(0) => Ok((atoms::ok(), ops, terms.chunk.rest(rest)?, 0).encode(env)),
+        // May be waited with for long.
         Ok(need) => Ok((atoms::ok(), ops, terms.chunk.part(rest)?, need).encode(env)),
         Err(error) => Ok((atoms::error(), reason(error), ops).encode(env)),
     }
 }
 
 /// How many bytes of an operation are looked at or copied.
-fn touched(op: &Op<'_>, used: usize) -> usize {
+fn touched(op: &Op<'_>, used: usize, chunk: &Chunk<'_>) -> usize {
     match op {
-        Op::Pub(message) if message.payload.len() >= REFERENCE_THRESHOLD => {
+        Op::Pub(message) if chunk.refers(message.payload.len()) => {
             used.saturating_sub(message.payload.len())
         }
         _ => used,
@@ -118,9 +127,9 @@ impl<'a> Terms<'a> {
             atoms::publish(),
             self.chunk.part(message.subject)?,
             topic,
-            self.chunk.optional_part(message.reply)?,
+            optional_part(self.env, &mut self.chunk, message.reply)?,
             reply_topic,
-            self.chunk.optional_part(message.headers)?,
+            optional_part(self.env, &mut self.chunk, message.headers)?,
             self.chunk.part(message.payload)?,
         )
             .encode(self.env))
@@ -143,7 +152,7 @@ impl<'a> Terms<'a> {
         }
     }
 
-    fn subscribe(&mut self, subscription: &Subscribe<'_>) -> NifResult<Term<'a>> {
+    fn subscribe(&mut self, subscription: &Subscribe<'_>) -> Term<'a> {
         let undefined = atoms::undefined().to_term(self.env);
         let invalid = atoms::invalid().to_term(self.env);
         self.scratch.clear();
@@ -161,15 +170,18 @@ impl<'a> Terms<'a> {
                 undefined
             }
         };
-        Ok((
+        // Kept as long as the subscription.
+        (
             atoms::sub(),
-            self.chunk.part(subscription.subject)?,
+            binary(self.env, subscription.subject),
             filter,
-            self.chunk.optional_part(subscription.queue)?,
+            subscription
+                .queue
+                .map_or(undefined, |queue| binary(self.env, queue)),
             share_name,
-            self.chunk.part(subscription.sid)?,
+            binary(self.env, subscription.sid),
         )
-            .encode(self.env))
+            .encode(self.env)
     }
 }
 

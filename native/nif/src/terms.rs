@@ -1,9 +1,10 @@
-//! Terms of the Erlang module, and which bytes they copy.
+//! Terms of the Erlang module.
 
+pub use nats_gateway_beam::{Chunk, binary};
 use nats_protocol::DecodeError;
 use nats_protocol::connect::Connect;
 use rustler::types::atom::Atom;
-use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
+use rustler::{Encoder, Env, NifResult, Term};
 
 pub mod atoms {
     rustler::atoms! {
@@ -24,71 +25,15 @@ pub mod atoms {
     }
 }
 
-/// Longest binary that the VM keeps on a process heap. A copy of that costs what a reference
-/// costs; a longer one is allocated elsewhere and takes four times as long.
-const ON_HEAP: usize = 64;
-
-/// Parts of at least this many bytes refer to the chunk, whatever its size: a message in a queue
-/// then keeps a chunk of the usual 64 KiB alive, 64 times its own size.
-pub const REFERENCE_THRESHOLD: usize = 1024;
-
-/// Smaller parts refer to a copy of the chunk's next bytes, which many of them share, so that each
-/// keeps no more than 64 times its own size alive, too. Chunks up to this size are not copied.
-const SLAB: usize = 4096;
-
-/// A binary with these bytes.
-pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
-    NewBinary::from_slice(env, bytes).into()
-}
-
-/// The bytes of a client, and what its parts become terms by.
-pub struct Chunk<'a> {
+/// `undefined` for nothing.
+pub fn optional_part<'a>(
     env: Env<'a>,
-    binary: Binary<'a>,
-    /// Copy of the bytes from this offset on.
-    slab: Option<(usize, Binary<'a>)>,
-}
-
-impl<'a> Chunk<'a> {
-    pub fn new(env: Env<'a>, binary: Binary<'a>) -> Self {
-        Self {
-            env,
-            binary,
-            slab: None,
-        }
-    }
-
-    /// A term of a part of the chunk's bytes.
-    #[inline]
-    pub fn part(&mut self, bytes: &[u8]) -> NifResult<Term<'a>> {
-        if bytes.len() <= ON_HEAP {
-            return Ok(binary(self.env, bytes));
-        }
-        let chunk = self.binary.as_slice();
-        let start = (bytes.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
-        if bytes.len() >= REFERENCE_THRESHOLD || chunk.len() <= SLAB {
-            return Ok(self.binary.make_subbinary(start, bytes.len())?.into());
-        }
-        if let Some((base, slab)) = &self.slab
-            && let Some(offset) = start.checked_sub(*base)
-            && let Ok(part) = slab.make_subbinary(offset, bytes.len())
-        {
-            return Ok(part.into());
-        }
-        let end = start.saturating_add(SLAB).min(chunk.len());
-        let copied = chunk.get(start..end).ok_or(Error::BadArg)?;
-        let slab: Binary<'a> = NewBinary::from_slice(self.env, copied).into();
-        let part = slab.make_subbinary(0, bytes.len())?;
-        self.slab = Some((start, slab));
-        Ok(part.into())
-    }
-
-    /// `undefined` for nothing.
-    pub fn optional_part(&mut self, bytes: Option<&[u8]>) -> NifResult<Term<'a>> {
-        match bytes {
-            Some(bytes) => self.part(bytes),
-            None => Ok(atoms::undefined().to_term(self.env)),
-        }
+    chunk: &mut Chunk<'a>,
+    bytes: Option<&[u8]>,
+) -> NifResult<Term<'a>> {
+    match bytes {
+        Some(bytes) => chunk.part(bytes),
+        None => Ok(atoms::undefined().to_term(env)),
     }
 }
 

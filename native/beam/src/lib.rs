@@ -1,0 +1,89 @@
+//! What both NIFs of the gateway need of the VM: binaries of parts of what came from a socket.
+
+use rustler::{Binary, Env, Error, NewBinary, NifResult, Term};
+
+/// Longest binary that the VM keeps on a process heap. A copy of that costs what a reference
+/// costs; a longer one is allocated elsewhere and takes four times as long.
+const ON_HEAP: usize = 64;
+
+/// A term keeps no more bytes alive than this many times its own.
+const MAX_RATIO: usize = 64;
+
+/// Parts that may not refer to the chunk refer to a copy of its next bytes, which many of them
+/// share.
+const SLAB: usize = ON_HEAP * MAX_RATIO;
+
+/// A binary with these bytes.
+pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+    NewBinary::from_slice(env, bytes).into()
+}
+
+/// Bytes of a socket, and what their parts become terms by.
+///
+/// A term that is a reference keeps alive the whole binary that it refers to. A part of a chunk may
+/// stay for long (in a queue, in a subscription), so it refers to the chunk only if it is a good
+/// part of it: else a client could make the gateway hold a megabyte for every line that it sends.
+pub struct Chunk<'a> {
+    env: Env<'a>,
+    binary: Binary<'a>,
+    referenced: usize,
+    /// Copy of the bytes from this offset on.
+    slab: Option<(usize, Binary<'a>)>,
+}
+
+impl<'a> Chunk<'a> {
+    /// Referenced: `binary:referenced_byte_size/1` of the binary, which may itself be a part of
+    /// what has come.
+    pub fn new(env: Env<'a>, binary: Binary<'a>, referenced: usize) -> Self {
+        Self {
+            env,
+            referenced: referenced.max(binary.len()),
+            binary,
+            slab: None,
+        }
+    }
+
+    /// Whether a part with so many bytes refers to the chunk instead of being copied.
+    #[inline]
+    pub fn refers(&self, length: usize) -> bool {
+        length > ON_HEAP && length.saturating_mul(MAX_RATIO) >= self.referenced
+    }
+
+    /// A term of a part of the chunk's bytes.
+    #[inline]
+    pub fn part(&mut self, bytes: &[u8]) -> NifResult<Term<'a>> {
+        if bytes.len() <= ON_HEAP {
+            return Ok(binary(self.env, bytes));
+        }
+        let start = self.offset(bytes);
+        if self.refers(bytes.len()) {
+            return Ok(self.binary.make_subbinary(start, bytes.len())?.into());
+        }
+        if let Some((base, slab)) = &self.slab
+            && let Some(offset) = start.checked_sub(*base)
+            && let Ok(part) = slab.make_subbinary(offset, bytes.len())
+        {
+            return Ok(part.into());
+        }
+        let size = SLAB.max(bytes.len());
+        let end = start.saturating_add(size).min(self.binary.len());
+        let copied = self.binary.get(start..end).ok_or(Error::BadArg)?;
+        let slab: Binary<'a> = NewBinary::from_slice(self.env, copied).into();
+        let part = slab.make_subbinary(0, bytes.len())?;
+        self.slab = Some((start, slab));
+        Ok(part.into())
+    }
+
+    /// What is decoded next: it does not stay, and is not copied again and again.
+    pub fn rest(&self, bytes: &[u8]) -> NifResult<Term<'a>> {
+        if bytes.is_empty() {
+            return Ok(binary(self.env, bytes));
+        }
+        let start = self.offset(bytes);
+        Ok(self.binary.make_subbinary(start, bytes.len())?.into())
+    }
+
+    fn offset(&self, bytes: &[u8]) -> usize {
+        (bytes.as_ptr() as usize).wrapping_sub(self.binary.as_ptr() as usize)
+    }
+}
