@@ -123,8 +123,22 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     {ok, _} = application:ensure_all_started(nats_gateway, permanent),
     ok = await(load_modules([nats_gateway])),
     ok = await(Loading),
-    lists:foreach(fun(Listener) -> listen(Listener, Config, Arguments) end, Listeners),
-    log_to_stderr(Level).
+    Ready = [with_connection(Listener, Config) || Listener <- Listeners],
+    lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
+    log_to_stderr(Level),
+    nats_gateway_sup:start_control(#{
+        settings => #{config => Config, listeners => Ready},
+        read => fun() -> read_again(Arguments) end
+    }).
+
+read_again(Arguments) ->
+    try settings(Arguments) of
+        Config = #{listeners := Listeners} ->
+            Ready = [with_connection(Listener, Config) || Listener <- Listeners],
+            {ok, #{config => Config, listeners => Ready}}
+    catch
+        throw:{stop, _, Text} -> {error, Text}
+    end.
 
 uses_tls(#{tls := Tls}) -> Tls =/= none;
 uses_tls(#{}) -> false.
@@ -194,14 +208,17 @@ why(closed) -> "closed by the broker: does it speak TLS?";
 why(Reason) when is_atom(Reason) -> inet:format_error(Reason);
 why(Reason) -> io_lib:format("~0p", [Reason]).
 
-listen(Listener = #{name := Name, bind := {Address, Port}}, Config, Arguments) ->
-    #{authentication_timeout := Timeout} = Listener,
-    Connection = #{
-        host => nats_gateway_host_mqtt,
-        config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
-        listener => Name
-    },
-    case nats_gateway_sup:start_listener(Listener#{connection => Connection}) of
+with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, Config) ->
+    Listener#{
+        connection => #{
+            host => nats_gateway_host_mqtt,
+            config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
+            listener => Name
+        }
+    }.
+
+listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
+    case nats_gateway_sup:start_listener(Listener) of
         ok ->
             io:format("nats_gateway: listening on ~ts~n", [at(inet:ntoa(Address), Port)]);
         {error, {tls, Problem}} ->

@@ -35,6 +35,9 @@
     %% slow consumers: bytes that may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
+    %% standalone: for how long clients stay once they were told to go elsewhere
+    lame_duck_grace_period := non_neg_integer(),
+    lame_duck_duration := pos_integer(),
     retained_on_subscribe := boolean(),
     enable_stats := boolean(),
     clientinfo_override := #{clientid | username | password => binary()},
@@ -76,6 +79,9 @@
 -define(MAX_PAYLOAD, 268435455 - 262144).
 
 -define(AUTHENTICATION_TIMEOUT_MS, 2000).
+%% A day.
+-define(MAX_LAME_DUCK_MS, 86400000).
+
 -define(TLS_VERSIONS, ['tlsv1.3', 'tlsv1.2']).
 
 -type kind() ::
@@ -133,6 +139,8 @@ schema() ->
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
+        lame_duck_grace_period => {{duration, 0, ?MAX_LAME_DUCK_MS}, 10000},
+        lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         retained_on_subscribe => {boolean, false},
         enable_stats => {boolean, true},
         log_level =>

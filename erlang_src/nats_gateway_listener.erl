@@ -7,6 +7,8 @@
 -export([start_link/1]).
 -export([start_acceptor/4]).
 -export([connections/1]).
+-export([stop_accepting/1]).
+-export([reconfigure/2]).
 -export([init/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -56,6 +58,26 @@ start_link(Name) -> supervisor:start_link(?MODULE, {listener, Name}).
 connections(Sup) ->
     [Pid || {_, Pid, _, _} <- supervisor:which_children(child(connections, Sup)), is_pid(Pid)].
 
+%% Who comes from now on is refused by the operating system; who is there stays.
+-spec stop_accepting(pid()) -> ok.
+stop_accepting(Sup) ->
+    Acceptors = [Id || {{acceptor, _} = Id, _, _, _} <- supervisor:which_children(Sup)],
+    {ok, #{start := {_, _, [ListenSocket | _]}}} = supervisor:get_childspec(Sup, hd(Acceptors)),
+    lists:foreach(fun(Id) -> ok = supervisor:terminate_child(Sup, Id) end, Acceptors),
+    nats_gateway_transport:close(ListenSocket).
+
+%% Other settings for the same socket. Clients that are there already get those that the protocol
+%% can change.
+-spec reconfigure(pid(), listener()) -> ok | {error, {tls, nats_gateway_tls:problem()}}.
+reconfigure(Sup, Listener) ->
+    case publish_certificate(Listener) of
+        ok ->
+            ok = publish(Listener),
+            lists:foreach(fun nats_gateway_connection:configure/1, connections(Sup));
+        {error, Problem} ->
+            {error, {tls, Problem}}
+    end.
+
 child(Id, Sup) ->
     {_, Pid, _, _} = lists:keyfind(Id, 1, supervisor:which_children(Sup)),
     Pid.
@@ -64,7 +86,10 @@ child(Id, Sup) ->
 %% when it is started again.
 init({listener, Name}) ->
     Listener = #{bind := Bind, acceptors := Acceptors} = persistent_term:get(key(Name, listener)),
-    ok = publish_certificate(Listener),
+    case publish_certificate(Listener) of
+        ok -> ok;
+        {error, Problem} -> exit({shutdown, {tls, Problem}})
+    end,
     Logged = atomics:new(1, [{signed, true}]),
     ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
@@ -110,30 +135,26 @@ connection_options(Listener = #{type := Type, connection := Connection}) ->
         #{} -> Options#{transport => Type}
     end.
 
-publish_certificate(#{tls := Tls}) ->
-    case nats_gateway_tls:publish(Tls) of
-        ok -> ok;
-        {error, Problem} -> exit({shutdown, {tls, Problem}})
-    end;
-publish_certificate(#{}) ->
-    ok.
+publish_certificate(#{tls := Tls}) -> nats_gateway_tls:publish(Tls);
+publish_certificate(#{}) -> ok.
 
 %% Logged: when one of the acceptors has last told of a failure, in seconds of monotonic time.
 -spec start_acceptor(
     nats_gateway_transport:listen_socket(), pid(), Name :: binary(), atomics:atomics_ref()
 ) -> {ok, pid()}.
 start_acceptor(ListenSocket, Sup, Name, Logged) ->
-    #{max_connections := Max} = persistent_term:get(key(Name, listener)),
     {ok,
         proc_lib:spawn_link(fun() ->
             Sups = {child(connections, Sup), child(refused, Sup)},
-            accept(ListenSocket, Sups, #{name => Name, max_connections => Max, logged => Logged})
+            accept(ListenSocket, Sups, #{name => Name, logged => Logged})
         end)}.
 
 accept(ListenSocket, Sups, Listener = #{name := Name}) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
-            case admit(Sups, Listener) of
+            %% A reload may have changed it.
+            #{max_connections := Max} = persistent_term:get(key(Name, listener)),
+            case admit(Sups, Max) of
                 {Kind, Under} ->
                     {ok, Pid} = supervisor:start_child(Under, [Socket, key(Name, Kind)]),
                     ok = nats_gateway_connection:hand_over(Socket, Pid);
@@ -164,9 +185,9 @@ log_failure(Reason, #{name := Name, logged := Logged}) ->
         atomics:compare_exchange(Logged, 1, Last, Now) =:= ok andalso
         ?LOG_WARNING(#{msg => "accept_failed", listener => Name, reason => Reason}).
 
-admit({Connections, _}, #{max_connections := infinity}) ->
+admit({Connections, _}, infinity) ->
     {connections, Connections};
-admit({Connections, Refused}, #{max_connections := Max}) ->
+admit({Connections, Refused}, Max) ->
     %% Looks at each of them, so only where there is a limit.
     case active(Connections) >= Max of
         false ->

@@ -6,6 +6,8 @@
 
 -export([start_link/1]).
 -export([start_listener/1]).
+-export([stop_listener/1]).
+-export([start_control/1]).
 -export([listeners/0]).
 -export([init/1]).
 
@@ -28,6 +30,17 @@ start_listener(Listener = #{name := Name}) ->
         {error, {{shutdown, {tls, Problem}}, _}} -> {error, {tls, Problem}};
         {error, Reason} -> {error, Reason}
     end.
+
+%% Its clients are closed with it.
+-spec stop_listener(Name :: binary()) -> ok.
+stop_listener(Name) ->
+    ok = supervisor:terminate_child(?MODULE, Name),
+    supervisor:delete_child(?MODULE, Name).
+
+-spec start_control(nats_gateway_control:start()) -> ok.
+start_control(Start) ->
+    {ok, _} = supervisor:start_child(?MODULE, nats_gateway_control:child_spec(Start)),
+    ok.
 
 -spec listeners() -> [{binary(), pid()}].
 listeners() ->

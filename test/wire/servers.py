@@ -121,7 +121,8 @@ def nats_server_websocket(port: int, tls: bool = False, **options: Any) -> Setti
 
 
 def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
-    top: Settings = {"server_name": "wire"}
+    # A test that stops the gateway does not wait for the clients to leave.
+    top: Settings = {"server_name": "wire", "lame_duck_grace_period": "0s"}
     listener: Settings = {"bind": f"{HOST}:{port}"}
     kind, ssl_options, websocket = "tcp", {}, {}
     for name, value in settings.items():

@@ -1,0 +1,187 @@
+%% What an operator tells a running standalone gateway: the signals that nats-server knows.
+%%
+%% SIGTERM and SIGUSR2 begin the lame duck mode: nobody new is accepted, who is there is told to go
+%% elsewhere and served on for a while, so that requests under way are answered. The gateway ends
+%% when the last client has gone.
+-module(nats_gateway_control).
+
+-behaviour(gen_server).
+
+-export([child_spec/1]).
+-export([start_link/1]).
+-export([handle_signals/0]).
+-export([signal/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-export_type([start/0, settings/0]).
+
+-type settings() :: #{
+    config := nats_gateway_config:config(),
+    %% of this configuration, ready to be started
+    listeners := [nats_gateway_listener:listener()]
+}.
+
+-type start() :: #{
+    settings := settings(),
+    %% reads the settings anew
+    read := fun(() -> {ok, settings()} | {error, Text :: iodata()})
+}.
+
+-record(control, {
+    settings :: settings(),
+    read :: fun(() -> {ok, settings()} | {error, iodata()}),
+    lame_duck = false :: boolean()
+}).
+
+%% How often it is looked whether all clients have gone.
+-define(LOOK_MS, 50).
+
+-spec child_spec(start()) -> supervisor:child_spec().
+child_spec(Start) ->
+    %% The settings hold passwords, which supervisors would show.
+    ok = persistent_term:put(?MODULE, Start),
+    #{id => ?MODULE, start => {?MODULE, start_link, [?MODULE]}}.
+
+-spec start_link(Key :: term()) -> gen_server:start_ret().
+start_link(Key) -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, Key).
+
+%% In place of OTP's own handling, in which SIGUSR1 writes a crash dump and SIGHUP ends the runtime
+%% at once.
+-spec handle_signals() -> ok.
+handle_signals() ->
+    Signals = [sighup, sigusr1, sigusr2, sigquit, sigterm],
+    Handled = lists:member(nats_gateway_signals, gen_event:which_handlers(erl_signal_server)),
+    Handled orelse begin_handling(),
+    lists:foreach(fun(Signal) -> ok = os:set_signal(Signal, handle) end, Signals).
+
+begin_handling() ->
+    ok = gen_event:swap_handler(
+        erl_signal_server, {erl_signal_handler, []}, {nats_gateway_signals, []}
+    ).
+
+-spec signal(sighup | sigusr2 | sigterm) -> ok.
+signal(Signal) -> gen_server:cast(?MODULE, {signal, Signal}).
+
+init(Key) ->
+    #{settings := Settings, read := Read} = persistent_term:get(Key),
+    ok = handle_signals(),
+    {ok, #control{settings = Settings, read = Read}}.
+
+handle_call(_, _, State) -> {reply, ignored, State}.
+
+handle_cast({signal, sighup}, State = #control{read = Read}) ->
+    case Read() of
+        {ok, Settings} ->
+            {noreply, reload(Settings, State)};
+        {error, Text} ->
+            ?LOG_ERROR(#{msg => reload_failed, reason => iolist_to_binary(Text)}),
+            {noreply, State}
+    end;
+handle_cast({signal, sigterm}, State = #control{lame_duck = true}) ->
+    stop(State);
+handle_cast({signal, sigterm}, State = #control{settings = #{config := Config}}) ->
+    #{lame_duck_grace_period := Grace} = Config,
+    lame_duck(Grace, Grace, State);
+handle_cast({signal, sigusr2}, State = #control{lame_duck = true}) ->
+    {noreply, State};
+handle_cast({signal, sigusr2}, State = #control{settings = #{config := Config}}) ->
+    #{lame_duck_grace_period := Grace, lame_duck_duration := Duration} = Config,
+    lame_duck(Grace, max(Grace, Duration), State).
+
+handle_info(look, State) ->
+    case connections() of
+        [] -> stop(State);
+        _ -> look_later(State)
+    end.
+
+terminate(_, _) -> ok.
+
+%% The settings hold passwords.
+format_status(Status = #{state := #control{lame_duck = LameDuck}}) ->
+    Status#{state := #{lame_duck => LameDuck}}.
+
+%% -------------------------------------------------------------------------------------------
+%% Lame duck
+
+%% After the grace period clients are closed one by one, so that they do not all come back to
+%% another server at once.
+lame_duck(Grace, Duration, State) ->
+    Listeners = [Pid || {_, Pid} <- nats_gateway_sup:listeners()],
+    lists:foreach(fun nats_gateway_listener:stop_accepting/1, Listeners),
+    Connections = connections(),
+    ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
+    drain(Connections, Grace, Duration),
+    handle_info(look, State#control{lame_duck = true}).
+
+drain(Connections, Grace, Duration) ->
+    Count = max(1, length(Connections)),
+    lists:foreach(
+        fun({N, Pid}) ->
+            nats_gateway_connection:drain(Pid, Grace + N * (Duration - Grace) div Count)
+        end,
+        lists:zip(lists:seq(1, length(Connections)), Connections)
+    ).
+
+connections() ->
+    lists:append([
+        nats_gateway_listener:connections(Pid)
+     || {_, Pid} <- nats_gateway_sup:listeners()
+    ]).
+
+look_later(State) ->
+    _ = erlang:send_after(?LOOK_MS, self(), look),
+    {noreply, State}.
+
+stop(State) ->
+    ok = init:stop(),
+    {noreply, State#control{lame_duck = true}}.
+
+%% -------------------------------------------------------------------------------------------
+%% Reload
+
+%% Who the server is does not change: clients would take it for another one.
+reload(#{config := New, listeners := NewListeners}, State) ->
+    #control{settings = #{config := Old, listeners := OldListeners}} = State,
+    Same = maps:with([server_id, secret], Old),
+    Listeners = [same_server(Listener, Same) || Listener <- NewListeners],
+    #{log_level := Level} = Config = maps:merge(New, Same),
+    ok = logger:set_primary_config(level, Level),
+    Before = maps:from_list([{Name, Listener} || Listener = #{name := Name} <- OldListeners]),
+    After = maps:from_list([{Name, Listener} || Listener = #{name := Name} <- Listeners]),
+    Gone = maps:keys(maps:without(maps:keys(After), Before)),
+    lists:foreach(fun nats_gateway_sup:stop_listener/1, Gone),
+    Kept = [Listener || Listener <- Listeners, change(Listener, Before)],
+    ?LOG_NOTICE(#{msg => settings_reloaded, listeners => [Name || #{name := Name} <- Kept]}),
+    State#control{settings = #{config => Config, listeners => Kept}}.
+
+same_server(Listener = #{connection := Connection = #{config := Config}}, Same) ->
+    Listener#{connection := Connection#{config := maps:merge(Config, Same)}}.
+
+%% Whether the listener is there afterwards.
+change(Listener = #{name := Name}, Before) ->
+    Done =
+        case Before of
+            #{Name := Old} -> change(Old, Listener, proplists:get_value(Name, nats_gateway_sup:listeners()));
+            #{} -> nats_gateway_sup:start_listener(Listener)
+        end,
+    case Done of
+        ok ->
+            true;
+        {error, Reason} ->
+            ?LOG_ERROR(#{msg => listener_not_changed, listener => Name, reason => Reason}),
+            proplists:is_defined(Name, nats_gateway_sup:listeners())
+    end.
+
+change(Old, New = #{name := Name}, Pid) ->
+    case is_pid(Pid) andalso socket(Old) =:= socket(New) of
+        true ->
+            nats_gateway_listener:reconfigure(Pid, New);
+        false ->
+            ok = nats_gateway_sup:stop_listener(Name),
+            nats_gateway_sup:start_listener(New)
+    end.
+
+%% What a listening socket cannot change.
+socket(Listener) -> maps:with([type, bind, acceptors, backlog], Listener).

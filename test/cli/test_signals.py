@@ -1,0 +1,242 @@
+"""What signals do to a running bin/nats_gateway."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from emqx.nats import Nats
+from wire.servers import HOST, REPOSITORY, accepts, free_port, toml
+
+GATEWAY = REPOSITORY / "bin" / "nats_gateway"
+STARTED = 30.0
+STOPPED = 15.0
+
+
+class Running:
+    """A gateway with a settings file that a test changes."""
+
+    def __init__(self, directory: Path, broker: int):
+        self._directory = directory
+        self._broker = broker
+        self._log = directory / "gateway.log"
+        self.port = free_port()
+        self.file = directory / "gateway.toml"
+        self.process: subprocess.Popen | None = None
+
+    def write(self, listeners: dict[str, int] | None = None, **settings: object) -> None:
+        self.file.write_text(
+            "".join(f"{name} = {toml(value)}\n" for name, value in settings.items())
+            + f'[upstream]\nurl = "mqtt://{HOST}:{self._broker}"\n'
+            + "".join(
+                f'[listeners.tcp.{name}]\nbind = "{HOST}:{port}"\n'
+                for name, port in (listeners or {"default": self.port}).items()
+            )
+        )
+
+    def start(self) -> None:
+        with self._log.open("wb") as log:
+            # Whoever runs the tests in the background of a shell ignores SIGINT, and so would all that they start.
+            self.process = subprocess.Popen(
+                [GATEWAY, "-c", self.file], cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        self.until(lambda: "listening on" in self.log, "it listens", STARTED)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def until(self, condition: Callable[[], bool], what: str, deadline: float = STOPPED) -> None:
+        end = time.monotonic() + deadline
+        while not condition():
+            assert time.monotonic() < end, f"not within {deadline} s: {what}\n{self.log}"
+            time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def reload(self, said: str) -> None:
+        before = self.log.count(said)
+        self.signal(signal.SIGHUP)
+        self.until(lambda: self.log.count(said) > before, said)
+
+    def ended(self, deadline: float = STOPPED) -> int:
+        status = self.process.wait(deadline)
+        assert not list(self._directory.glob("*.dump")), "a crash dump was written"
+        return status
+
+    def client(self, **fields: object) -> Nats:
+        nats = Nats((HOST, self.port)).connect(**fields)
+        nats.ping()
+        return nats
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, mosquitto: int) -> Iterator[Running]:
+    running = Running(tmp_path, mosquitto)
+    yield running
+    if running.process is not None and running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()
+
+
+@contextmanager
+def started(gateway: Running, **settings: object) -> Iterator[Running]:
+    gateway.write(**settings)
+    gateway.start()
+    yield gateway
+
+
+def refused(port: int) -> bool:
+    return not accepts((HOST, port))
+
+
+# --- SIGTERM and SIGUSR2 ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_requests_under_way_are_answered(gateway: Running, number: int):
+    with started(gateway, lame_duck_grace_period="10s", lame_duck_duration="30s"):
+        with gateway.client(protocol=1) as service, gateway.client(protocol=1) as client:
+            service.subscribe("svc").ping()
+            client.subscribe("answer").ping()
+            client.send(b"PUB svc answer 1\r\n?\r\n")
+            request = service.message(5)
+            gateway.signal(number)
+            assert b'"ldm":true' in client.line(5) and b'"ldm":true' in service.line(5)
+            gateway.until(lambda: refused(gateway.port), "nobody else is accepted")
+            service.send(b"PUB " + request.reply.encode() + b" 2\r\nok\r\n")
+            assert client.message(5).payload == b"ok"
+        # As soon as the last client has gone.
+        assert gateway.ended(5) == 0
+
+
+def test_sigterm_ends_after_the_grace_period(gateway: Running):
+    with started(gateway, lame_duck_grace_period="1s"):
+        with gateway.client(protocol=1) as client:
+            began = time.monotonic()
+            gateway.signal(signal.SIGTERM)
+            assert b'"ldm":true' in client.line(5)
+            client.ping()
+            client.closed(5)
+            assert 0.9 < time.monotonic() - began < 5
+            assert gateway.ended() == 0
+
+
+def test_a_second_sigterm_does_not_wait(gateway: Running):
+    with started(gateway, lame_duck_grace_period="1h"):
+        with gateway.client(protocol=1) as client:
+            gateway.signal(signal.SIGTERM)
+            assert b'"ldm":true' in client.line(5)
+            gateway.signal(signal.SIGTERM)
+            assert gateway.ended() == 0
+
+
+def test_no_grace_period(gateway: Running):
+    with started(gateway, lame_duck_grace_period="0s"), gateway.client(protocol=1) as client:
+        gateway.signal(signal.SIGTERM)
+        assert b'"ldm":true' in client.line(5)
+        client.closed(5)
+        assert gateway.ended() == 0
+
+
+def test_a_lame_duck_closes_its_clients_one_after_the_other(gateway: Running):
+    with started(gateway, lame_duck_grace_period="0s", lame_duck_duration="2s"):
+        clients = [gateway.client(protocol=1) for _ in range(4)]
+        began = time.monotonic()
+        gateway.signal(signal.SIGUSR2)
+        closed = []
+        for client in clients:
+            assert b'"ldm":true' in client.line(5)
+        for client in clients:
+            client.closed(5)
+            closed.append(time.monotonic() - began)
+        assert 1.5 < max(closed) < 6
+        assert gateway.ended() == 0
+
+
+# --- Signals that end it, and those that do not ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGQUIT, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_it_ends_at_once(gateway: Running, number: int, status: int):
+    with started(gateway), gateway.client() as client:
+        gateway.signal(number)
+        client.closed(5)
+        assert gateway.ended(5) == status
+
+
+def test_sigusr1_does_nothing(gateway: Running):
+    with started(gateway), gateway.client() as client:
+        gateway.signal(signal.SIGUSR1)
+        # Handled after it.
+        gateway.reload("settings_reloaded")
+        client.ping()
+
+
+# --- SIGHUP ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_changes_users_and_limits(gateway: Running):
+    with started(gateway, users=[{"user": "old", "password": "p"}], max_payload_size=1000):
+        info = Nats((HOST, gateway.port)).info
+        with gateway.client(user="old", **{"pass": "p"}, protocol=1) as old:
+            gateway.write(users=[{"user": "new", "password": "p"}], max_payload_size=2000)
+            gateway.reload("settings_reloaded")
+            assert b'"max_payload":2000' in old.line(5)
+            old.ping()
+        with gateway.client(user="new", **{"pass": "p"}) as new:
+            # Clients that compare it take it for the same server.
+            assert new.info["server_id"] == info["server_id"]
+        with Nats((HOST, gateway.port)) as late:
+            late.send('CONNECT {"user":"old","pass":"p"}\r\n')
+            late.rejected("Authorization Violation")
+
+
+@pytest.mark.parametrize("text", ["max_payload_size = \n", "no_such_setting = 1\n"])
+def test_a_broken_file_changes_nothing(gateway: Running, text: str):
+    with started(gateway, max_payload_size=1000), gateway.client() as client:
+        gateway.file.write_text(text)
+        gateway.reload("reload_failed")
+        client.ping()
+        assert Nats((HOST, gateway.port)).info["max_payload"] == 1000
+        gateway.write(max_payload_size=2000)
+        gateway.reload("settings_reloaded")
+        assert Nats((HOST, gateway.port)).info["max_payload"] == 2000
+
+
+def test_a_reload_adds_moves_and_removes_listeners(gateway: Running):
+    more, moved = free_port(), free_port()
+    with started(gateway, listeners={"a": gateway.port, "b": more}), gateway.client() as client:
+        with Nats((HOST, more)).connect() as gone:
+            gateway.write(listeners={"a": gateway.port, "c": moved})
+            gateway.reload("settings_reloaded")
+            gone.closed(5)
+        assert refused(more)
+        Nats((HOST, moved)).connect().ping()
+        client.ping()
+
+
+def test_a_listener_that_cannot_be_added_leaves_the_others(gateway: Running):
+    with socket.create_server((HOST, 0)) as taken, started(gateway), gateway.client() as client:
+        gateway.write(listeners={"default": gateway.port, "more": taken.getsockname()[1]})
+        gateway.reload("listener_not_changed")
+        client.ping()
+        gateway.client().ping()
+
+
+def test_a_reload_changes_the_level_of_the_log(gateway: Running):
+    with started(gateway, log_level="notice"):
+        gateway.client().close()
+        gateway.write(log_level="info")
+        gateway.reload("settings_reloaded")
+        gateway.client().close()
+        gateway.until(lambda: gateway.log.count("client_closed") == 1, "one of two ends is in the log")
