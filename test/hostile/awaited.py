@@ -13,10 +13,8 @@ ITEMS: dict[str, tuple[str, ...]] = {
     "3": ("test_memory.py::test_small_parts_of_large_chunks",),
     "4": ("test_broker.py::test_both_directions",),
     "6": ("test_login.py::test_guessers",),
-    "7": ("test_broker.py::test_a_strange_name",),
     "12": ("test_memory.py::test_a_slow_reader",),
     "13": ("test_broker.py::test_a_user_property",),
-    "14": ("test_broker.py::test_a_header_block", "test_broker.py::test_an_outage"),
     "15": ("test_websocket.py::", "test_login.py::test_refused_logins"),
     "16": ("test_cpu.py::test_pipelined", "test_cpu.py::test_who_has_left"),
 }

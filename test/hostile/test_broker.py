@@ -134,6 +134,7 @@ def both_ways(host: Standalone, messages: int) -> None:
         client.ping()
 
 
+@STANDALONE
 def test_both_directions_with_a_broker_that_writes_before_it_reads_on(in_front_of):
     with ScriptedBroker() as broker:
         both_ways(in_front_of(broker.address), size(2000, 4000))
