@@ -657,7 +657,7 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     Published = Channel#channel{published = true, fenced = false, latest = undefined},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
-            NChannel = Published#channel{host_state = NHostState},
+            NChannel = rejected(Rejections, Published#channel{host_state = NHostState}),
             run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
         {wait, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
@@ -698,6 +698,12 @@ is_reserved_reply(<<"_R_.", _/binary>>) -> true;
 is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
 is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
 is_reserved_reply(_) -> false.
+
+%% Whoever asks nobody once may do so often.
+rejected([], Channel) ->
+    Channel;
+rejected(_, Channel = #channel{subscriptions = Subs}) ->
+    Channel#channel{subscriptions = nats_gateway_subscriptions:expect_replies(Subs)}.
 
 %% What the client is told of a batch, in its order.
 answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
@@ -961,7 +967,8 @@ events([Event | Events], Out, Channel) ->
 event({deliver, Deliveries}, Out, Channel) ->
     deliver(Deliveries, Out, Channel);
 event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
-    resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
+    NChannel = rejected(Rejections, Channel),
+    resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
 event({subscribed, ok}, Out, Channel = #channel{waiting = {subscribe, _}}) ->
     resume(acknowledge(Out, Channel), Channel);
 event({subscribed, Refusal}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
@@ -977,8 +984,9 @@ event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, t
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
     stop(Reason, Out, Channel);
-event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
-    {ok, [Out | no_responders(ReplyTo, Channel)], Channel};
+event({publish_rejected, _, ReplyTo, no_responders} = Event, Out, Channel) ->
+    NChannel = rejected([Event], Channel),
+    {ok, [Out | no_responders(ReplyTo, NChannel)], NChannel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | publish_denied(Subject)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->

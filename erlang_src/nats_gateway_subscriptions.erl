@@ -17,6 +17,7 @@
 -export([begin_anew/1]).
 -export([reject/2]).
 -export([deliver/4]).
+-export([expect_replies/1]).
 -export([plain_sid/2]).
 -export([key/2]).
 -export([keys/1]).
@@ -54,21 +55,28 @@
 }).
 
 -record(entry, {
-    %% empty only until the broker has unsubscribed the key
-    sids :: [sid()],
+    %% empty only until the broker has unsubscribed the key; a queue member with the place that it
+    %% took in the line
+    sids = #{} :: #{sid() => Place :: non_neg_integer()},
+    %% plain: the sids as a list, once a message has come for them; queue group: who is next. Who has
+    %% left stays in line until it is its turn, or until there are more of them than of others.
+    line = undefined :: undefined | [sid()] | queue:queue({sid(), Place :: non_neg_integer()}),
+    places = 0 :: non_neg_integer(),
+    left = 0 :: non_neg_integer(),
     %% unsubscribed by the client, but not yet by the broker: what it has sent already is still
     %% theirs, and to a queue group it has assigned it to them alone
     leaving = [] :: [sid()],
     beyond :: beyond(),
     delivered = 0 :: non_neg_integer(),
-    limited = false :: boolean()
+    %% those with a max
+    limited = #{} :: #{sid() => []}
 }).
 
 %% The keys of a queue group on this connection.
 -record(group, {
     %% those that match one topic only, and the others
     literals = #{} :: #{key() => []},
-    wildcards = #{} :: #{key() => []},
+    wildcards = nats_gateway_filters:new(topic) :: nats_gateway_filters:filters(),
     %% those that the broker does not know yet, or does not know any more perhaps
     joining = #{} :: #{key() => []},
     leaving = #{} :: #{key() => []},
@@ -83,10 +91,20 @@
 %% Of each of the two generations. The copies of a message come one soon after the other.
 -define(MAX_TAKEN, 128).
 
+%% So many of a line may have left it, whatever its length.
+-define(MAX_LEFT, 16).
+
+-record(replies, {
+    subjects = nats_gateway_filters:new(subject) :: nats_gateway_filters:filters(),
+    sids = #{} :: #{Subject :: binary() => #{sid() => []}}
+}).
+
 -record(subscriptions, {
     subs = #{} :: #{sid() => #sub{}},
     entries = #{} :: #{key() => #entry{}},
-    groups = #{} :: #{ShareName :: binary() => #group{}}
+    groups = #{} :: #{ShareName :: binary() => #group{}},
+    %% plain ones by their subject, once a request has found no responder
+    replies = none :: none | #replies{}
 }).
 
 -opaque subscriptions() :: #subscriptions{}.
@@ -106,23 +124,24 @@ member(Sid, #subscriptions{subs = Subs}) -> is_map_key(Sid, Subs).
 add(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, entries = Entries}) ->
     case Entries of
         #{Key := Entry = #entry{sids = Sids, delivered = Delivered}} ->
-            Sub = sub(Subject, QueueGroup, Key, Delivered),
             Known =
-                case Sids of
-                    [] -> new_key;
+                case map_size(Sids) of
+                    0 -> new_key;
                     _ -> known_key
                 end,
+            Sub = sub(Subject, QueueGroup, Key, Delivered),
             {Known, S#subscriptions{
                 subs = Subs#{Sid => Sub},
-                entries = Entries#{Key := Entry#entry{sids = [Sid | Sids]}}
+                entries = Entries#{Key := enter(Sid, Key, Entry)},
+                replies = with_reply(Sid, Sub, S#subscriptions.replies)
             }};
         #{} ->
             Sub = sub(Subject, QueueGroup, Key, 0),
-            Entry = #entry{sids = [Sid], beyond = beyond(Key)},
             {new_key, S#subscriptions{
                 subs = Subs#{Sid => Sub},
-                entries = Entries#{Key => Entry},
-                groups = join_group(Key, S#subscriptions.groups)
+                entries = Entries#{Key => enter(Sid, Key, entry(Key))},
+                groups = join_group(Key, S#subscriptions.groups),
+                replies = with_reply(Sid, Sub, S#subscriptions.replies)
             }}
     end.
 
@@ -131,38 +150,73 @@ sub(Subject, QueueGroup = undefined, Key, Delivered) ->
 sub(Subject, QueueGroup, Key, _) ->
     #sub{subject = Subject, queue_group = QueueGroup, key = Key, offset = 0}.
 
+entry(Key = {undefined, _}) -> #entry{beyond = beyond(Key)};
+entry(Key) -> #entry{beyond = beyond(Key), line = queue:new()}.
+
+enter(Sid, {undefined, _}, Entry = #entry{sids = Sids}) ->
+    Entry#entry{sids = Sids#{Sid => 0}, line = undefined};
+enter(Sid, _, Entry = #entry{sids = Sids, line = Line, places = Place}) ->
+    %% It has waited for no message yet: the next one is its.
+    Entry#entry{
+        sids = Sids#{Sid => Place}, line = queue:in_r({Sid, Place}, Line), places = Place + 1
+    }.
+
+take_leave(Sid, Key, Entry = #entry{sids = Sids, limited = Limited}) ->
+    NEntry = Entry#entry{sids = maps:remove(Sid, Sids), limited = maps:remove(Sid, Limited)},
+    leave_line(Key, NEntry).
+
+leave_line({undefined, _}, Entry) ->
+    Entry#entry{line = undefined};
+leave_line(_, Entry = #entry{sids = Sids, line = Line, left = Left}) when
+    Left >= map_size(Sids) + ?MAX_LEFT
+->
+    Entry#entry{line = queue:filter(fun(Place) -> has_place(Place, Sids) end, Line), left = 0};
+leave_line(_, Entry = #entry{left = Left}) ->
+    Entry#entry{left = Left + 1}.
+
+has_place({Sid, Place}, Sids) -> maps:get(Sid, Sids, none) =:= Place.
+
 %% Without waiting for the broker.
 -spec remove(sid(), subscriptions()) -> subscriptions().
-remove(Sid, S = #subscriptions{subs = Subs, entries = Entries}) ->
-    case maps:take(Sid, Subs) of
-        error ->
-            S;
-        {#sub{key = Key}, NSubs} ->
-            Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
-            NS = S#subscriptions{subs = NSubs},
-            case lists:delete(Sid, Sids) of
-                [] when Leaving =:= [] -> drop(Key, NS);
-                NSids -> NS#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}
-            end
+remove(Sid, S = #subscriptions{subs = Subs}) ->
+    case Subs of
+        #{Sid := #sub{key = Key} = Sub} ->
+            NS = #subscriptions{entries = Entries} = forget(Sid, Sub, S),
+            case Entries of
+                #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) =:= 0 ->
+                    drop(Key, NS);
+                #{} ->
+                    NS
+            end;
+        #{} ->
+            S
     end.
+
+%% The key stays.
+forget(Sid, Sub = #sub{key = Key}, S = #subscriptions{subs = Subs, entries = Entries}) ->
+    S#subscriptions{
+        subs = maps:remove(Sid, Subs),
+        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))},
+        replies = without_reply(Sid, Sub, S#subscriptions.replies)
+    }.
 
 drop(Key, S = #subscriptions{entries = Entries, groups = Groups}) ->
     S#subscriptions{entries = maps:remove(Key, Entries), groups = leave_group(Key, Groups)}.
 
 %% The sid is free at once. As the last of its key it still gets what comes before the broker has
 %% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
-leave(Sid, #sub{key = Key, max = Max}, S = #subscriptions{subs = Subs, entries = Entries}) ->
-    NS = S#subscriptions{subs = maps:remove(Sid, Subs)},
+leave(Sid, Sub = #sub{key = Key, max = Max}, S) ->
+    NS = #subscriptions{entries = Entries} = forget(Sid, Sub, S),
     Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
-    case {lists:delete(Sid, Sids), Key} of
-        {NSids = [_ | _], _} ->
-            {[], NS#subscriptions{entries = Entries#{Key := Entry#entry{sids = NSids}}}};
-        {[], {undefined, _}} when Max =/= infinity, Leaving =:= [] ->
+    case Key of
+        _ when map_size(Sids) > 0 ->
+            {[], NS};
+        {undefined, _} when Max =/= infinity, Leaving =:= [] ->
             {[Key], drop(Key, NS)};
-        {[], _} ->
+        _ ->
             NLeaving = [Sid || Max =:= infinity] ++ Leaving,
             {[Key], NS#subscriptions{
-                entries = Entries#{Key := Entry#entry{sids = [], leaving = NLeaving}},
+                entries = Entries#{Key := Entry#entry{leaving = NLeaving}},
                 groups = is_leaving(Key, NS#subscriptions.groups)
             }}
     end.
@@ -171,7 +225,7 @@ leave(Sid, #sub{key = Key, max = Max}, S = #subscriptions{subs = Subs, entries =
 -spec unsubscribed(key(), subscriptions()) -> subscriptions().
 unsubscribed(Key, S = #subscriptions{entries = Entries}) ->
     case Entries of
-        #{Key := #entry{sids = []}} ->
+        #{Key := #entry{sids = Sids}} when map_size(Sids) =:= 0 ->
             drop(Key, S);
         #{Key := Entry} ->
             stays(Key, S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}});
@@ -206,7 +260,7 @@ stays(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
 -spec key_state(key(), subscriptions()) -> known | leaving | unknown.
 key_state(Key, #subscriptions{entries = Entries}) ->
     case Entries of
-        #{Key := #entry{sids = [_ | _], leaving = []}} -> known;
+        #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) > 0 -> known;
         #{Key := _} -> leaving;
         #{} -> unknown
     end.
@@ -217,7 +271,7 @@ takes_from_others(Sid, Max, #subscriptions{subs = Subs, entries = Entries}) ->
     case Subs of
         #{Sid := Sub = #sub{key = Key, max = OldMax}} ->
             Entry = #entry{sids = Sids} = maps:get(Key, Entries),
-            delivered(Sub, Entry) >= Max andalso (OldMax =/= infinity orelse Sids =/= [Sid]);
+            delivered(Sub, Entry) >= Max andalso (OldMax =/= infinity orelse map_size(Sids) > 1);
         #{} ->
             false
     end.
@@ -234,9 +288,10 @@ limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
                 true ->
                     leave(Sid, Sub#sub{max = Max}, S);
                 false ->
+                    Limited = Entry#entry.limited,
                     {[], S#subscriptions{
                         subs = Subs#{Sid := Sub#sub{max = Max}},
-                        entries = Entries#{Key := Entry#entry{limited = true}}
+                        entries = Entries#{Key := Entry#entry{limited = Limited#{Sid => []}}}
                     }}
             end;
         #{} ->
@@ -253,7 +308,8 @@ delivered(#sub{offset = Offset}, _) ->
 reject(Key, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = Sids}} ->
-            {[describe(Sid, S) || Sid <- Sids], lists:foldl(fun remove/2, S, Sids)};
+            Rejected = maps:keys(Sids),
+            {[describe(Sid, S) || Sid <- Rejected], lists:foldl(fun remove/2, S, Rejected)};
         #{} ->
             {[], S}
     end.
@@ -263,23 +319,26 @@ reject(Key, S = #subscriptions{entries = Entries}) ->
     {[sid()], [key()], subscriptions()}.
 deliver(Key = {undefined, _}, Topic, _, S = #subscriptions{entries = Entries}) ->
     case Entries of
-        #{Key := #entry{sids = [], leaving = Leaving, beyond = Beyond}} ->
+        #{Key := #entry{sids = Sids, leaving = Leaving, beyond = Beyond}} when
+            map_size(Sids) =:= 0
+        ->
             case is_beyond(Topic, Beyond) of
                 true -> {Leaving, [], S};
                 false -> {[], [], S}
             end;
-        #{Key := Entry = #entry{sids = Sids, beyond = Beyond, delivered = N, limited = Limited}} ->
+        #{Key := Entry = #entry{beyond = Beyond, delivered = N, limited = Limited}} ->
             case is_beyond(Topic, Beyond) of
                 false ->
                     {[], [], S};
                 true ->
-                    NEntry = Entry#entry{delivered = N + 1},
+                    Sids = line(Entry),
+                    NEntry = Entry#entry{line = Sids, delivered = N + 1},
                     NS = S#subscriptions{entries = Entries#{Key := NEntry}},
-                    case Limited of
-                        false ->
+                    case map_size(Limited) of
+                        0 ->
                             {Sids, [], NS};
-                        true ->
-                            {Unused, NNS} = leave_all(full(Sids, NEntry, NS), NS),
+                        _ ->
+                            {Unused, NNS} = leave_all(full(maps:keys(Limited), NEntry, NS), NS),
                             {Sids, Unused, NNS}
                     end
             end;
@@ -293,20 +352,26 @@ deliver(Key = {Share, _}, Topic, Id, S = #subscriptions{groups = Groups, entries
     case was_taken(Id, Group) of
         true ->
             {[], [], S};
-        false when map_size(Literals) + map_size(Wildcards) =:= 1 ->
-            to_member([Key], Topic, S);
         false ->
-            Matching = matching(Key, Topic, Group),
-            case counts(Key, Matching, Id, Group) of
-                true ->
-                    NS = S#subscriptions{groups = Groups#{Share := take(Id, Group)}},
-                    to_member(Matching, Topic, NS);
-                false ->
-                    {[], [], S}
+            case map_size(Literals) + nats_gateway_filters:count(Wildcards) of
+                1 ->
+                    to_member([Key], Topic, S);
+                _ ->
+                    Matching = matching(Key, Topic, Group),
+                    case counts(Key, Matching, Id, Group) of
+                        true ->
+                            NS = S#subscriptions{groups = Groups#{Share := take(Id, Group)}},
+                            to_member(Matching, Topic, NS);
+                        false ->
+                            {[], [], S}
+                    end
             end
     end;
 deliver(_, _, _, S) ->
     {[], [], S}.
+
+line(#entry{line = undefined, sids = Sids}) -> maps:keys(Sids);
+line(#entry{line = Sids}) -> Sids.
 
 leave_all(Sids, S) ->
     lists:foldl(
@@ -324,7 +389,7 @@ matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildca
     Literal = {Share, Topic},
     Others =
         [Literal || is_map_key(Literal, Literals)] ++
-            [K || K = {_, Filter} <- maps:keys(Wildcards), nats_gateway_nif:topic_matches(Filter, Topic)],
+            [{Share, Filter} || Filter <- nats_gateway_filters:matching(Topic, Wildcards)],
     lists:usort([Key | [K || K <- Others, not is_map_key(K, Joining)]]).
 
 %% For NATS all filters of a queue name are one group: a message that reaches this connection once
@@ -362,21 +427,23 @@ to_member(Keys, Topic, S = #subscriptions{entries = Entries}) ->
         Candidates ->
             Key = least_served(Candidates, Entries),
             case Entries of
-                #{Key := #entry{sids = [], leaving = [Sid | _]}} -> {[Sid], [], S};
-                #{Key := Entry} -> to_sid(Key, Entry, S)
+                #{Key := #entry{sids = Sids, leaving = [Sid | _]}} when map_size(Sids) =:= 0 ->
+                    {[Sid], [], S};
+                #{Key := Entry} ->
+                    to_sid(Key, Entry, S)
             end
     end.
 
-can_take(_, #entry{sids = [], leaving = []}) -> false;
+can_take(_, #entry{sids = Sids, leaving = []}) when map_size(Sids) =:= 0 -> false;
 can_take(Topic, #entry{beyond = Beyond}) -> is_beyond(Topic, Beyond).
 
-to_sid(Key, Entry = #entry{sids = [Sid | Others], delivered = N}, S) ->
-    #subscriptions{subs = Subs, entries = Entries} = S,
+to_sid(Key, Entry, S = #subscriptions{subs = Subs, entries = Entries}) ->
+    {Sid, NEntry = #entry{delivered = N}} = next_in_line(Entry),
     Sub = #sub{offset = Offset, max = Max} = maps:get(Sid, Subs),
     NSub = Sub#sub{offset = Offset - 1},
     NS = S#subscriptions{
         subs = Subs#{Sid := NSub},
-        entries = Entries#{Key := Entry#entry{sids = Others ++ [Sid], delivered = N + 1}}
+        entries = Entries#{Key := NEntry#entry{delivered = N + 1}}
     },
     case 1 - Offset >= Max of
         true ->
@@ -386,12 +453,19 @@ to_sid(Key, Entry = #entry{sids = [Sid | Others], delivered = N}, S) ->
             {[Sid], [], NS}
     end.
 
+next_in_line(Entry = #entry{sids = Sids, line = Line, left = Left}) ->
+    {{value, Place = {Sid, _}}, Behind} = queue:out(Line),
+    case has_place(Place, Sids) of
+        true -> {Sid, Entry#entry{line = queue:in(Place, Behind)}};
+        false -> next_in_line(Entry#entry{line = Behind, left = Left - 1})
+    end.
+
 %% A key whose sids are leaving is asked only where no other matches.
 least_served([Key], _) ->
     Key;
 least_served(Keys, Entries) ->
     {_, _, Key} = lists:min([
-        {Sids =:= [], Delivered, Key}
+        {map_size(Sids) =:= 0, Delivered, Key}
      || Key <- Keys, #entry{sids = Sids, delivered = Delivered} <- [maps:get(Key, Entries)]
     ]),
     Key.
@@ -404,20 +478,55 @@ full(Sids, Entry, #subscriptions{subs = Subs}) ->
         delivered(Sub, Entry) >= Sub#sub.max
     ].
 
+%% Before `plain_sid/2' is asked for more than one: from now on it is found without a look at each.
+-spec expect_replies(subscriptions()) -> subscriptions().
+expect_replies(S = #subscriptions{replies = none}) -> S#subscriptions{replies = replies(S)};
+expect_replies(S) -> S.
+
+replies(#subscriptions{subs = Subs}) -> maps:fold(fun with_reply/3, #replies{}, Subs).
+
+with_reply(Sid, #sub{subject = Subject, queue_group = undefined}, Replies = #replies{sids = Sids}) ->
+    case Sids of
+        #{Subject := Same} ->
+            Replies#replies{sids = Sids#{Subject := Same#{Sid => []}}};
+        #{} ->
+            #replies{subjects = Subjects} = Replies,
+            Replies#replies{
+                subjects = nats_gateway_filters:add(Subject, Subjects),
+                sids = Sids#{Subject => #{Sid => []}}
+            }
+    end;
+with_reply(_, _, Replies) ->
+    Replies.
+
+without_reply(
+    Sid, #sub{subject = Subject, queue_group = undefined}, Replies = #replies{sids = Sids}
+) ->
+    case maps:remove(Sid, maps:get(Subject, Sids)) of
+        None when map_size(None) =:= 0 ->
+            #replies{subjects = Subjects} = Replies,
+            Replies#replies{
+                subjects = nats_gateway_filters:remove(Subject, Subjects),
+                sids = maps:remove(Subject, Sids)
+            };
+        Same ->
+            Replies#replies{sids = Sids#{Subject := Same}}
+    end;
+without_reply(_, _, Replies) ->
+    Replies.
+
 %% The sid that gets the 503 of a request: a plain subscription that matches the reply subject.
 -spec plain_sid(Subject :: binary(), subscriptions()) -> undefined | sid().
-plain_sid(Subject, #subscriptions{subs = Subs}) ->
-    plain_sid_next(maps:next(maps:iterator(Subs)), Subject).
-
-plain_sid_next(none, _) ->
-    undefined;
-plain_sid_next({Sid, #sub{queue_group = undefined, subject = Pattern}, Next}, Subject) ->
-    case Pattern =:= Subject orelse nats_gateway_nif:subject_matches(Pattern, Subject) of
-        true -> Sid;
-        false -> plain_sid_next(maps:next(Next), Subject)
-    end;
-plain_sid_next({_, _, Next}, Subject) ->
-    plain_sid_next(maps:next(Next), Subject).
+plain_sid(Subject, S = #subscriptions{replies = none}) ->
+    plain_sid(Subject, S#subscriptions{replies = replies(S)});
+plain_sid(Subject, #subscriptions{replies = #replies{subjects = Subjects, sids = Sids}}) ->
+    case nats_gateway_filters:first(Subject, Subjects) of
+        undefined ->
+            undefined;
+        Pattern ->
+            {Sid, _, _} = maps:next(maps:iterator(maps:get(Pattern, Sids))),
+            Sid
+    end.
 
 %% What the broker is subscribed to for this sid.
 -spec key(sid(), subscriptions()) -> key().
@@ -427,7 +536,7 @@ key(Sid, #subscriptions{subs = Subs}) ->
 
 -spec keys(subscriptions()) -> [key()].
 keys(#subscriptions{entries = Entries}) ->
-    [Key || {Key, #entry{sids = [_ | _]}} <- maps:to_list(Entries)].
+    [Key || {Key, #entry{sids = Sids}} <- maps:to_list(Entries), map_size(Sids) > 0].
 
 -spec list(subscriptions()) -> [subscription()].
 list(S = #subscriptions{subs = Subs}) -> [describe(Sid, S) || Sid <- maps:keys(Subs)].
@@ -457,7 +566,7 @@ join_group(Key = {Share, _}, Groups) ->
 with(Key = {_, Filter}, Group = #group{literals = Literals, wildcards = Wildcards}) ->
     case binary:match(Filter, [<<"+">>, <<"#">>]) of
         nomatch -> Group#group{literals = Literals#{Key => []}};
-        _ -> Group#group{wildcards = Wildcards#{Key => []}}
+        _ -> Group#group{wildcards = nats_gateway_filters:add(Filter, Wildcards)}
     end.
 
 is_leaving({undefined, _}, Groups) ->
@@ -470,19 +579,24 @@ leave_group({undefined, _}, Groups) ->
     Groups;
 leave_group(Key = {Share, _}, Groups) ->
     #{Share := Group} = Groups,
-    #group{literals = Literals, wildcards = Wildcards, joining = Joining, leaving = Leaving} = Group,
-    NGroup = Group#group{
-        literals = maps:remove(Key, Literals),
-        wildcards = maps:remove(Key, Wildcards),
-        joining = maps:remove(Key, Joining),
-        leaving = maps:remove(Key, Leaving)
-    },
-    case NGroup of
-        #group{literals = L, wildcards = W} when map_size(L) + map_size(W) =:= 0 ->
+    NGroup =
+        #group{literals = Literals, wildcards = Wildcards, joining = Joining, leaving = Leaving} =
+        without(Key, Group),
+    case map_size(Literals) + nats_gateway_filters:count(Wildcards) of
+        0 ->
             maps:remove(Share, Groups);
         _ ->
-            Groups#{Share := NGroup}
+            Groups#{
+                Share := NGroup#group{
+                    joining = maps:remove(Key, Joining), leaving = maps:remove(Key, Leaving)
+                }
+            }
     end.
+
+without(Key, Group = #group{literals = Literals}) when is_map_key(Key, Literals) ->
+    Group#group{literals = maps:remove(Key, Literals)};
+without({_, Filter}, Group = #group{wildcards = Wildcards}) ->
+    Group#group{wildcards = nats_gateway_filters:remove(Filter, Wildcards)}.
 
 beyond({_, Filter}) ->
     ParentSize = byte_size(Filter) - 2,

@@ -480,16 +480,16 @@ messages_come_before_later_operations_test_() ->
             ?assertEqual(Msgs(LaterSids), Later)
         end}
      || {Before, Then, Sids, LaterSids} <- [
-            {"SUB a 1\r\nPUB a 1\r\nx\r\n", "SUB a 2\r\n", ["1"], ["2", "1"]},
-            {"SUB a 1\r\n", "PUB a 1\r\nx\r\nSUB a 2\r\n", ["1"], ["2", "1"]},
-            {"SUB a 1\r\nSUB a 2\r\nPUB a 1\r\nx\r\n", "UNSUB 2\r\n", ["2", "1"], ["1"]},
+            {"SUB a 1\r\nPUB a 1\r\nx\r\n", "SUB a 2\r\n", ["1"], ["1", "2"]},
+            {"SUB a 1\r\n", "PUB a 1\r\nx\r\nSUB a 2\r\n", ["1"], ["1", "2"]},
+            {"SUB a 1\r\nSUB a 2\r\nPUB a 1\r\nx\r\n", "UNSUB 2\r\n", ["1", "2"], ["1"]},
             %% others may have published
-            {"SUB a 1\r\nSUB a 2\r\n", "UNSUB 2\r\n", ["2", "1"], ["1"]},
+            {"SUB a 1\r\nSUB a 2\r\n", "UNSUB 2\r\n", ["1", "2"], ["1"]},
             {"SUB a 1\r\nUNSUB 1 9\r\nPUB a 1\r\nx\r\n", "UNSUB 1\r\n", ["1"], []},
             {"SUB a 1\r\nPUB a 1\r\nx\r\n", "UNSUB 1 1\r\n", ["1"], []},
             {"SUB a 1\r\nPUB a 1\r\nx\r\n", "UNSUB 1\r\nSUB a 2\r\n", ["1"], ["2"]},
             %% one for all that follow
-            {"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n", "UNSUB 2\r\nUNSUB 3\r\nSUB a 4\r\n", ["3", "2", "1"], ["4", "1"]}
+            {"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n", "UNSUB 2\r\nUNSUB 3\r\nSUB a 4\r\n", ["1", "2", "3"], ["1", "4"]}
         ]
     ].
 
