@@ -124,7 +124,7 @@ def hosts(place: str | Path, request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def in_front_of(tmp_path: Path) -> Iterator[Callable[[Address], Standalone]]:
+def in_front_of(place: str | Path, tmp_path: Path) -> Iterator[Callable[[Address], Standalone]]:
     """The standalone program with a broker that is there."""
     with ExitStack() as stack:
 
