@@ -819,9 +819,12 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
     IsFull = nats_gateway_subscriptions:count(Subs) >= max_subscriptions(Channel),
     InUse = nats_gateway_subscriptions:member(Sid, Subs),
     Denied = Permission =:= deny orelse is_reserved_filter(Subject),
+    HasTooManyTokens = has_too_many_tokens(Subject, Channel),
     if
         Denied ->
             run(Rest, [Out | subscribe_denied(Subject, QueueGroup)], Channel);
+        HasTooManyTokens ->
+            run(Rest, [Out | too_many_tokens(Subject)], Channel);
         IsFull ->
             run(Rest, [Out | error_line(maximum_subscriptions_exceeded)], Channel);
         InUse ->
@@ -864,6 +867,15 @@ subscribe_key(Key, Rest, Out, Channel) ->
             {Refused, NChannel} = reject(Key, Refusal, Channel#channel{host_state = NHostState}),
             run(Rest, [Out | Refused], NChannel)
     end.
+
+has_too_many_tokens(_, #channel{config = #{max_sub_tokens := infinity}}) ->
+    false;
+has_too_many_tokens(Subject, #channel{config = #{max_sub_tokens := Max}}) ->
+    length(binary:matches(Subject, <<".">>)) >= Max.
+
+too_many_tokens(Subject) ->
+    Quoted = nats_gateway_nif:quote(Subject),
+    violation([<<"Subscription to ">>, Quoted, <<", too many tokens">>]).
 
 subscribe_options(Confirm, #channel{echo = Echo}) ->
     #{confirm => Confirm, no_local => not Echo}.

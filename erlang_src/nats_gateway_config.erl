@@ -32,6 +32,8 @@
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
+    %% of the subject of a SUB
+    max_sub_tokens := pos_integer() | infinity,
     %% slow consumers: bytes that may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
@@ -137,6 +139,7 @@ schema() ->
         max_control_line => {{bytes, 1, ?MAX_SIZE}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_sub_tokens => {{limit, 255}, infinity},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
         lame_duck_grace_period => {{duration, 0, ?MAX_LAME_DUCK_MS}, 10000},
@@ -209,7 +212,9 @@ listener_schema() ->
         bind => {address, {{127, 0, 0, 1}, 4222}},
         acceptors => {{integer, 1, 1024}, 16},
         max_connections => {{limit, 1 bsl 30}, infinity},
-        backlog => {{integer, 1, 65535}, 1024}
+        backlog => {{integer, 1, 65535}, 1024},
+        proxy_protocol => {boolean, false},
+        proxy_protocol_timeout => {{duration, 1}, 3000}
     }.
 
 %% Names are EMQX's where EMQX has the setting, else nats-server's.

@@ -20,6 +20,9 @@
     websocket => nats_gateway_websocket:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
+    %% the header of a proxy comes first
+    proxy_protocol := boolean(),
+    proxy_protocol_timeout := pos_integer(),
     acceptors := pos_integer(),
     max_connections := non_neg_integer() | infinity,
     connection := map()
@@ -129,11 +132,19 @@ init(connections) ->
     {ok, {#{strategy => simple_one_for_one}, [Connection]}}.
 
 connection_options(Listener = #{type := Type, connection := Connection}) ->
-    Options = maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
+    Options = maps:merge(
+        maps:merge(Connection, maps:with([peer_cert_as_username, websocket], Listener)),
+        proxy_options(Listener)
+    ),
     case Listener of
         #{tls := Tls} -> Options#{transport => Type, tls => nats_gateway_tls:plan(Tls)};
         #{} -> Options#{transport => Type}
     end.
+
+proxy_options(#{proxy_protocol := true, proxy_protocol_timeout := Timeout}) ->
+    #{proxy_protocol => Timeout};
+proxy_options(_) ->
+    #{}.
 
 publish_certificate(#{tls := Tls}) -> nats_gateway_tls:publish(Tls);
 publish_certificate(#{}) -> ok.

@@ -18,6 +18,7 @@
 -type settings() :: #{
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
+    max_sub_tokens := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
     %% slow consumers: bytes that may wait for one client, and how long it may take none of them
@@ -65,6 +66,7 @@ schema() ->
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
         max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_sub_tokens => {{limit, 255}, infinity},
         authentication_timeout => {{duration, 1}, 2000},
         retained_on_subscribe => {boolean, false},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},

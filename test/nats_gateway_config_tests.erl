@@ -22,6 +22,7 @@ defaults_test() ->
             max_payload_size := 1048576,
             max_control_line := 4096,
             max_subscriptions := infinity,
+            max_sub_tokens := infinity,
             retained_on_subscribe := false,
             login := none,
             clientinfo_override := #{username := undefined},

@@ -72,6 +72,7 @@ options_test() ->
                 max_control_line := 5000,
                 %% of nobody's
                 max_subscriptions := infinity,
+                max_sub_tokens := infinity,
                 authentication_timeout := 2000
             }
         } when map_size(Empty) =:= 0,

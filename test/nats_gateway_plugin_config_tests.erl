@@ -20,6 +20,7 @@ defaults_test() ->
         {ok, #{
             max_control_line => 4096,
             max_subscriptions => infinity,
+            max_sub_tokens => infinity,
             authentication_timeout => 2000,
             retained_on_subscribe => false,
             max_pending => 67108864,
@@ -89,6 +90,10 @@ limits_test_() ->
             {<<"max_subscriptions">>, 1 bsl 30, 1 bsl 30},
             {<<"max_subscriptions">>, 1 bsl 30 + 1, error},
             {<<"max_subscriptions">>, -1, error},
+            {<<"max_sub_tokens">>, 0, infinity},
+            {<<"max_sub_tokens">>, 1, 1},
+            {<<"max_sub_tokens">>, 255, 255},
+            {<<"max_sub_tokens">>, 256, error},
             {<<"authentication_timeout">>, <<"0s">>, error},
             {<<"authentication_timeout">>, <<"1ms">>, 1},
             {<<"authentication_timeout">>, <<"4294967295ms">>, ?MAX_MS},

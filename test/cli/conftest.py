@@ -3,12 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cli.running import Running  # noqa: E402
 from wire.servers import HOST, accepts, free_port, mosquitto_path  # noqa: E402
 
 
@@ -26,3 +28,12 @@ def mosquitto(tmp_path: Path):
     yield port
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, mosquitto: int) -> Iterator[Running]:
+    running = Running(tmp_path, mosquitto)
+    yield running
+    if running.process is not None and running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()

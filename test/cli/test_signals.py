@@ -4,89 +4,15 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from cli.running import Running
 from emqx.nats import Nats
-from wire.servers import HOST, REPOSITORY, accepts, free_port, toml
-
-GATEWAY = REPOSITORY / "bin" / "nats_gateway"
-STARTED = 30.0
-STOPPED = 15.0
-
-
-class Running:
-    """A gateway with a settings file that a test changes."""
-
-    def __init__(self, directory: Path, broker: int):
-        self._directory = directory
-        self._broker = broker
-        self._log = directory / "gateway.log"
-        self.port = free_port()
-        self.file = directory / "gateway.toml"
-        self.process: subprocess.Popen | None = None
-
-    def write(self, listeners: dict[str, int] | None = None, **settings: object) -> None:
-        self.file.write_text(
-            "".join(f"{name} = {toml(value)}\n" for name, value in settings.items())
-            + f'[upstream]\nurl = "mqtt://{HOST}:{self._broker}"\n'
-            + "".join(
-                f'[listeners.tcp.{name}]\nbind = "{HOST}:{port}"\n'
-                for name, port in (listeners or {"default": self.port}).items()
-            )
-        )
-
-    def start(self) -> None:
-        with self._log.open("wb") as log:
-            # Whoever runs the tests in the background of a shell ignores SIGINT, and so would all that they start.
-            self.process = subprocess.Popen(
-                [GATEWAY, "-c", self.file], cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        self.until(lambda: "listening on" in self.log, "it listens", STARTED)
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def until(self, condition: Callable[[], bool], what: str, deadline: float = STOPPED) -> None:
-        end = time.monotonic() + deadline
-        while not condition():
-            assert time.monotonic() < end, f"not within {deadline} s: {what}\n{self.log}"
-            time.sleep(0.02)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def reload(self, said: str) -> None:
-        before = self.log.count(said)
-        self.signal(signal.SIGHUP)
-        self.until(lambda: self.log.count(said) > before, said)
-
-    def ended(self, deadline: float = STOPPED) -> int:
-        status = self.process.wait(deadline)
-        assert not list(self._directory.glob("*.dump")), "a crash dump was written"
-        return status
-
-    def client(self, **fields: object) -> Nats:
-        nats = Nats((HOST, self.port)).connect(**fields)
-        nats.ping()
-        return nats
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, mosquitto: int) -> Iterator[Running]:
-    running = Running(tmp_path, mosquitto)
-    yield running
-    if running.process is not None and running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
-
+from wire.servers import HOST, accepts, free_port
 
 @contextmanager
 def started(gateway: Running, **settings: object) -> Iterator[Running]:

@@ -1090,6 +1090,23 @@ case("no_responders_does_not_count_towards_the_max", "6",
 
 # === 8. Limits and timers ============================================================================================
 
+_FEW_TOKENS = {"max_sub_tokens": 3}
+
+
+def too_many_tokens(subject: bytes) -> bytes:
+    return b"-ERR 'Permissions Violation for Subscription to \"" + subject + b"\", too many tokens'\r\n"
+
+
+alone("max_sub_tokens", "8", QUIET + sub(b"a.b.@@", b"1") + pub(b"a.b.@@"), msg(b"a.b.@@", b"1"), settings=_FEW_TOKENS)
+alone("max_sub_tokens_one_too_many", "8",
+      QUIET + sub(b"a.*.@@.>", b"1") + sub(b"a.b.c.@@", b"2", b"q") + pub(b"a.b.@@.d") + pub(b"a.b.c.@@") + PING,
+      too_many_tokens(b"a.*.@@.>") + too_many_tokens(b"a.b.c.@@") + PONG, settings=_FEW_TOKENS)
+alone("max_sub_tokens_before_max_subscriptions", "8",
+      QUIET + sub(b"@@", b"1") + sub(b"a.b.c.@@", b"2") + PING, too_many_tokens(b"a.b.c.@@") + PONG,
+      settings=_FEW_TOKENS | {"max_subscriptions": 1})
+alone("max_sub_tokens_and_a_publish_of_more", "8", QUIET + sub(b"a.@@.>", b"1") + pub(b"a.@@.b.c.d"),
+      msg(b"a.@@.b.c.d", b"1"), settings=_FEW_TOKENS)
+
 _FEW_SUBSCRIPTIONS = {"max_subscriptions": 3}
 _THREE = QUIET + sub(b"a", b"1") + sub(b"b", b"2") + sub(b"c", b"3")
 alone("max_subscriptions", "8",

@@ -63,7 +63,8 @@ def nats_server_config(settings: Settings, port: int) -> str:
         match name:
             case "heartbeat":
                 lines |= {"ping_interval": value, "ping_max": 2}
-            case "max_payload" | "max_pending" | "max_control_line" | "max_connections" | "max_subscriptions" | "server_name":
+            case ("max_payload" | "max_pending" | "max_control_line" | "max_connections" | "max_subscriptions"
+                  | "max_sub_tokens" | "server_name"):
                 lines[name] = value
             case "tls":
                 lines |= nats_server_tls(**value)
@@ -131,9 +132,10 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"default_heartbeat_interval": value, "heartbeat_wait_timeout": value}
             case "max_payload":
                 top["max_payload_size"] = value
-            case "max_control_line" | "max_subscriptions" | "max_pending" | "server_name" | "send_timeout" | "log_level":
+            case ("max_control_line" | "max_subscriptions" | "max_sub_tokens" | "max_pending" | "server_name" | "send_timeout"
+                  | "log_level"):
                 top[name] = value
-            case "max_connections":
+            case "max_connections" | "proxy_protocol" | "proxy_protocol_timeout":
                 listener[name] = value
             case "tls":
                 kind = "ssl"
