@@ -194,7 +194,7 @@ def gateway(*arguments: str) -> subprocess.CompletedProcess:
     [
         ("", 0, ""),
         ("max_payload = 1\n", 78, "max_payload: unknown key; known here: auth_required"),
-        ("max_payload_size = -1\n", 78, "max_payload_size: must be a size from 0 to 999999999 bytes"),
+        ("max_payload_size = -1\n", 78, "max_payload_size: must be a size from 0 to 268173311 bytes"),
         ("[listeners.tcp.a]\nbnd = 1\n", 78, "listeners.tcp.a.bnd: unknown key"),
         ("server_name = \n", 78, "line 1"),
         ("a = 1\na = 2\n", 78, "line 2"),
