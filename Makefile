@@ -12,6 +12,8 @@ help:
 	@echo "make test   install what is missing, build, run every test"
 	@echo "make test-hostile  what hostile clients cost, in both hosts; HOSTILE=long: the full sizes, a quarter of an hour"
 	@echo "make build  build only"
+	@echo "make fuzz   look for input that the native code mistakes: FUZZ_SECONDS=60 for each target, or"
+	@echo "            for FUZZ_TARGET=decode alone; see docs/development.md"
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour"
 	@echo "            BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
@@ -40,9 +42,13 @@ test:
 	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx test-hostile
 
 test-rust:
-	cargo test --locked -p nats-protocol -p nats_gateway_bench
+	cargo test --locked -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
 	@# Each microbenchmark once, so that they never rot.
 	cargo bench --locked -p nats-protocol -- --test
+
+fuzz:
+	@bin/install-missing fuzz
+	@bin/fuzz
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit

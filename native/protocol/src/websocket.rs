@@ -206,8 +206,9 @@ pub fn decode<'a>(
     match opcode {
         CONTINUATION | TEXT | BINARY => {
             let message = begin(first, opcode, position.message, settings)?;
+            // A length that is refused is so without waiting for the key behind it.
             let Some((length, after)) = long_length(short_length, after) else {
-                return Ok(Step::Need(header_size(short_length)));
+                return Ok(Step::Need(header_size(short_length).saturating_sub(KEY)));
             };
             if length > u64::MAX >> 1 {
                 return Err(FrameError::InvalidLength);

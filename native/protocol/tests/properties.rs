@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{drain, feed, read_frames, read_headers, show};
+use common::{check_text, drain, feed, read_frames, read_headers, show};
 use nats_protocol::encode::{
     Frames, MAX_CONTROL_LINE, Message, REFERENCE_THRESHOLD, write_raw_subject,
 };
@@ -498,6 +498,7 @@ proptest! {
         let (buffer, references) = frames.parts();
         prop_assert!(references.is_empty());
         prop_assert_eq!(frames.size(), buffer.len());
+        check_text(&reply);
         let read = read_frames(buffer);
         prop_assert_eq!(read.len(), sids.len());
         for (frame, sid) in read.iter().zip(&sids) {

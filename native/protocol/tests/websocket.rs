@@ -74,14 +74,16 @@ impl Decoded {
     }
 }
 
-/// Feeds the pieces one after the other, keeping what is not yet complete.
+/// Feeds the pieces one after the other, keeping what is not yet complete. Nothing is tried before
+/// there are as many bytes as were asked for.
 fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, settings: &Settings) -> Decoded {
     let mut decoded = Decoded::default();
     let mut position = Position::default();
     let mut waiting: Vec<u8> = Vec::new();
+    let mut needed = 0;
     for piece in pieces {
         waiting.extend_from_slice(piece);
-        loop {
+        while waiting.len() >= needed {
             let before = position;
             match decode(&waiting, &mut position, settings) {
                 Ok(Step::Frame { frame, used }) => {
@@ -100,12 +102,13 @@ fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, settings: &Settings) -> 
                     }
                     assert!(used > 0 && used <= waiting.len());
                     waiting.drain(..used);
+                    needed = 0;
                 }
                 Ok(Step::Need(need)) => {
                     assert!(need > waiting.len(), "{need} needed of {}", waiting.len());
                     assert_eq!(position, before);
                     assert!(waiting.len() < 6 + MAX_CONTROL, "only little ever waits");
-                    break;
+                    needed = need;
                 }
                 Err(error) => {
                     assert_eq!(position, before);
@@ -268,8 +271,10 @@ fn limit_of_a_frame_is_checked_at_its_length() {
         let above = binary(&[&payload[..], b"x"].concat());
         // The bytes of the length are enough.
         let seen = above.len() - payload.len() - 1 - KEY.len();
-        let decoded = all(&above[..seen], &limited(max));
-        assert_eq!(decoded.error, Some(FrameError::FrameTooLarge), "{length}");
+        for size in [seen, 1] {
+            let decoded = feed(above[..seen].chunks(size), &limited(max));
+            assert_eq!(decoded.error, Some(FrameError::FrameTooLarge), "{length}");
+        }
         let fewer = all(&above[..seen - 1], &limited(max));
         assert_eq!(fewer.error, None, "{length}");
     }
@@ -290,6 +295,8 @@ fn largest_length() {
     assert_eq!(all(largest, &plain()).stream(), b"a");
     let above = b"\x82\xff\x80\x00\x00\x00\x00\x00\x00\x00";
     assert_eq!(error(above), Some(FrameError::InvalidLength));
+    let bytewise = feed(above.chunks(1), &plain());
+    assert_eq!(bytewise.error, Some(FrameError::InvalidLength));
 }
 
 #[test]

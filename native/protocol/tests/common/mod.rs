@@ -93,8 +93,15 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
+/// Nothing in it upsets a client.
+pub fn check_text(subject: &[u8]) {
+    let text = std::str::from_utf8(subject).expect("UTF-8");
+    assert!(!text.chars().any(|c| c.is_ascii_control()), "{text:?}");
+}
+
 /// Reads frames like the strictest of the official clients all together: single spaces, CR LF,
-/// upper case, no control characters and only UTF-8 in the line, exact sizes.
+/// upper case, no control characters and only UTF-8 in the subject, exact sizes. Sids, and
+/// reply subjects of NATS clients, are whatever their senders wrote.
 pub fn read_frames(mut bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
@@ -102,21 +109,24 @@ pub fn read_frames(mut bytes: &[u8]) -> Vec<Frame> {
             .windows(2)
             .position(|two| two == b"\r\n")
             .expect("a line end");
-        let line = std::str::from_utf8(&bytes[..end]).expect("UTF-8");
-        assert!(!line.chars().any(|c| c.is_ascii_control()), "{line:?}");
-        let fields: Vec<&str> = line.split(' ').collect();
+        let line = &bytes[..end];
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         assert!(fields.iter().all(|field| !field.is_empty()), "{line:?}");
         let (subject, sid, reply, header_size, total) = match fields[..] {
-            ["MSG", subject, sid, total] => (subject, sid, None, None, total),
-            ["MSG", subject, sid, reply, total] => (subject, sid, Some(reply), None, total),
-            ["HMSG", subject, sid, header, total] => (subject, sid, None, Some(header), total),
-            ["HMSG", subject, sid, reply, header, total] => {
+            [b"MSG", subject, sid, total] => (subject, sid, None, None, total),
+            [b"MSG", subject, sid, reply, total] => (subject, sid, Some(reply), None, total),
+            [b"HMSG", subject, sid, header, total] => (subject, sid, None, Some(header), total),
+            [b"HMSG", subject, sid, reply, header, total] => {
                 (subject, sid, Some(reply), Some(header), total)
             }
             _ => panic!("{line:?}"),
         };
-        let total: usize = total.parse().expect("a size");
-        let header_size: Option<usize> = header_size.map(|size| size.parse().expect("a size"));
+        check_text(subject);
+        let size = |text: &[u8]| -> usize {
+            let text = std::str::from_utf8(text).expect("a size");
+            text.parse().expect("a size")
+        };
+        let (total, header_size) = (size(total), header_size.map(size));
         let content = &bytes[end + 2..end + 2 + total];
         assert_eq!(&bytes[end + 2 + total..end + 4 + total], b"\r\n");
         let (headers, payload) = content.split_at(header_size.unwrap_or(0));
