@@ -111,6 +111,20 @@ def test_make_run_starts_both_and_its_lines_to_paste_show_a_message_each():
     assert not is_open(mqtt_port)
 
 
+def test_what_mosquitto_denies_does_not_cost_the_connection():
+    nats_port = free_port()
+    with make_run(NATS_PORT=nats_port, MQTT_PORT=free_port()) as terminal:
+        terminal.wait_for("Ctrl-C stops both.")
+        with socket.create_connection((HOST, nats_port), 5) as client:
+            # A name that Mosquitto takes for one of its own.
+            client.sendall(b'CONNECT {"verbose":false}\r\nPUB $shared.a 2\r\nhi\r\nPING\r\n')
+            said = b""
+            while b"PONG\r\n" not in said:
+                data = client.recv(4096)
+                assert data, said
+                said += data
+
+
 def test_make_run_in_front_of_another_broker_starts_none(mosquitto):
     nats_port, mqtt_port = free_port(), free_port()
     with make_run(NATS_PORT=nats_port, MQTT_PORT=mqtt_port, UPSTREAM=f"mqtt://{HOST}:{mosquitto}") as terminal:

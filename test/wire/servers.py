@@ -230,7 +230,7 @@ def broker_config(port: int) -> str:
             f"listener {port} {HOST}",
             "allow_anonymous true",
             "message_size_limit 0",
-            "max_queued_messages 0",
+            "max_queued_messages 1000000",
             "max_queued_bytes 0",
             "persistence false",
             "set_tcp_nodelay true",
