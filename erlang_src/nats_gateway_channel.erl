@@ -90,6 +90,8 @@
     %% the same as the login states it
     rules :: undefined | nats_gateway_permissions:rules(),
     max_payload = infinity :: infinity | non_neg_integer(),
+    %% what the host takes
+    host_max_payload = infinity :: infinity | non_neg_integer(),
     max_subscriptions = infinity :: infinity | non_neg_integer(),
     %% when it ends: milliseconds of monotonic time, and what the client is told
     deadline = infinity :: infinity | {integer(), stop_reason()},
@@ -135,13 +137,15 @@ prepare(Host, Client) ->
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
-    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
+    #{max_control_line := MaxControlLine, max_payload_size := OfServer, login := Login} = Config,
     Nonce = nats_gateway_login:nonce(Login),
+    OfHost = maps:get(max_payload, Client, infinity),
     Channel = #channel{
         host = Host,
         client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
-        settings = {MaxControlLine, MaxPayload, phase(Config), false, <<>>}
+        host_max_payload = OfHost,
+        settings = {MaxControlLine, min(OfServer, OfHost), phase(Config), false, <<>>}
     },
     Extra =
         case Nonce of
@@ -228,7 +232,7 @@ lame_duck(_) ->
 %% Other settings for a client that is there already; its next login is one under these.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
 configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, client = Client}) ->
-    #{login := Login, max_payload_size := MaxPayload, max_control_line := MaxControlLine} = Config,
+    #{login := Login, max_control_line := MaxControlLine} = Config,
     Demands = auth_required(Config) andalso not auth_required(Old),
     Signed = maps:get(nonce, Client) =/= undefined,
     case Demands orelse (not Signed andalso nats_gateway_login:nonce(Login) =/= undefined) of
@@ -236,13 +240,14 @@ configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, 
             %% It was told of no login, or of nothing to sign. Upon this it reads another INFO.
             stop(settings_changed, [], Channel);
         false ->
-            {_, _, _, Headers, Mountpoint} = Channel#channel.settings,
+            {_, Told, _, Headers, Mountpoint} = Channel#channel.settings,
+            MaxPayload = max_payload(Config, Channel),
             {ok, [], Channel#channel{
                 config = Config,
                 client = Client#{config := Config},
                 settings = {MaxControlLine, MaxPayload, phase(Config), Headers, Mountpoint},
                 info_due =
-                    Channel#channel.info_due orelse MaxPayload =/= maps:get(max_payload_size, Old)
+                    Channel#channel.info_due orelse MaxPayload =/= Told
             }}
     end;
 configure(Config, Channel = #channel{phase = Phase, protocol = Protocol, client = Client}) ->
@@ -519,14 +524,16 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
     #channel{client = #{connect := Fields} = Client, echo = OldEcho, phase = Phase, config = Config} =
         Channel,
     #{mountpoint := Mountpoint} = Session,
-    {MaxControlLine, _, _, _, _} = Channel#channel.settings,
-    MaxPayload = max_payload(Config, Channel),
+    {MaxControlLine, Told, _, _, _} = Channel#channel.settings,
+    OfHost = maps:get(max_payload, Session, infinity),
+    MaxPayload = max_payload(Config, Channel#channel{host_max_payload = OfHost}),
     Headers = maps:get(headers, Fields, false),
     NoResponders = maps:get(no_responders, Fields, false),
     Protocol = maps:get(protocol, Fields, 0),
     NChannel = Channel#channel{
         phase = connected,
         session = Session,
+        host_max_payload = OfHost,
         deadline = deadline(Session, Channel#channel.deadline, Client),
         settings = {MaxControlLine, MaxPayload, open, Headers, Mountpoint},
         verbose = maps:get(verbose, Fields, true),
@@ -536,8 +543,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         protocol = Protocol,
         info_due =
             Protocol =:= 1 andalso
-                (Channel#channel.info_due orelse
-                    (Phase =:= new andalso MaxPayload =/= maps:get(max_payload_size, Config)))
+                (Channel#channel.info_due orelse (Phase =:= new andalso MaxPayload =/= Told))
     },
     if
         Protocol =/= 0, Protocol =/= 1 ->
@@ -556,8 +562,9 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
             end
     end.
 
-max_payload(#{max_payload_size := OfServer}, #channel{max_payload = OfLogin}) ->
-    min(OfServer, OfLogin).
+max_payload(#{max_payload_size := OfServer}, Channel) ->
+    #channel{max_payload = OfLogin, host_max_payload = OfHost} = Channel,
+    min(OfServer, min(OfLogin, OfHost)).
 
 %% After another login, or with another no-local option.
 subscribe_again(Rest, Out, Channel) ->

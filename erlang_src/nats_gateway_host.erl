@@ -30,6 +30,8 @@
     %% who the client is, where a login of the gateway's own has accepted it: the broker's own
     %% is not to be asked
     login => identity(),
+    %% what is known before the login of the largest payload that the broker takes
+    max_payload => non_neg_integer(),
     config := nats_gateway_config:config()
 }.
 
@@ -87,12 +89,14 @@
     mountpoint := binary(),
     clientid := binary(),
     username => undefined | binary(),
+    %% bytes of header and payload that the broker takes for sure
+    max_payload => non_neg_integer(),
     %% milliseconds after which the login of the broker has expired
     expires => non_neg_integer()
 }.
 -export_type([session/0]).
 
-%% At accept, before INFO: whether the broker is there at all. Who has not logged in is to cost the
+%% At accept, before INFO: whether the broker is there at all, and what is known of it. Who has not logged in is to cost the
 %% broker nothing.
 -callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
 

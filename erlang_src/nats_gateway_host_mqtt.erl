@@ -60,6 +60,7 @@
 -record(host, {
     socket :: undefined | nats_gateway_transport:socket(),
     upstream :: nats_gateway_upstream:upstream(),
+    max_control_line :: pos_integer(),
     phase = login :: login | open | closed,
     session :: nats_gateway_host:session(),
     %% of this gateway, since its start
@@ -169,11 +170,18 @@
 
 -spec prepare(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, upstream_lost}.
-prepare(Client = #{config := #{upstream := Upstream}}) ->
+prepare(Client = #{config := Config = #{upstream := Upstream}}) ->
     case nats_gateway_upstream:available(Upstream) of
-        true -> {ok, Client};
+        {true, Facts} -> {ok, maps:merge(Client, max_payload(Facts, maps:get(max_control_line, Config)))};
         false -> {error, upstream_lost}
     end.
+
+%% Of the broker's packets something is left for subject and reply subject, which together fit into a
+%% control line, and for what headers need besides their bytes.
+max_payload(#{maximum_packet_size := Max}, MaxControlLine) ->
+    #{max_payload => Max - min(MaxControlLine + 64, Max div 2)};
+max_payload(#{}, _) ->
+    #{}.
 
 -spec connect(nats_gateway_host:client()) ->
     {wait, host()} | {error, nats_gateway_host:close_reason()}.
@@ -189,6 +197,7 @@ connect(Client = #{config := Config}) ->
             MaxReceived = min(4 * MaxPayload + ?REST_OF_PACKET, ?MAX_ID),
             Host = #host{
                 upstream = Upstream,
+                max_control_line = maps:get(max_control_line, Config),
                 session = Session,
                 secret = maps:get(secret, Config),
                 keepalive = KeepAlive,
@@ -402,13 +411,8 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
                     NItems = [{Packet, Request} | Items],
                     items(Pubs, Index + 1, Options, Strings, Host, NItems, Rejections);
                 false ->
-                    NHost = dropped(Host),
-                    NRejections =
-                        case Confirm of
-                            true -> [{Index, denied} | Rejections];
-                            false -> Rejections
-                        end,
-                    items(Pubs, Index + 1, Options, Strings, NHost, Items, NRejections)
+                    NRejections = [{Index, denied} | Rejections],
+                    items(Pubs, Index + 1, Options, Strings, dropped(Host), Items, NRejections)
             end
     end.
 
@@ -946,7 +950,8 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             {[], NEvents, Acks, NHost}
     end;
 packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
-    ok = nats_gateway_upstream:accepted(Host#host.upstream),
+    Facts = maps:with([maximum_packet_size], Properties),
+    ok = nats_gateway_upstream:accepted(Facts, Host#host.upstream),
     NHost = #host{session = Session} = connected(Properties, Host),
     packets(Packets, [], [{connected, Session} | Events], Acks, NHost);
 packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
@@ -960,6 +965,7 @@ packets([_ | _], [], Events, Acks, Host) ->
     {[], NEvents, Acks, NHost}.
 
 connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
+    MaxPayload = max_payload(Properties, Host#host.max_control_line),
     NKeepAlive =
         case Properties of
             #{server_keep_alive := Seconds} when Seconds > 0 -> Seconds;
@@ -968,11 +974,11 @@ connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
     start_timer(NKeepAlive * 500, Host#host{
         phase = open,
         keepalive = NKeepAlive,
-        session = Session#{
+        session = maps:merge(MaxPayload, Session#{
             clientid := maps:get(
                 assigned_client_identifier, Properties, maps:get(clientid, Session)
             )
-        },
+        }),
         quota = maps:get(receive_maximum, Properties, 65535),
         max_sent = maps:get(maximum_packet_size, Properties, ?MAX_PACKET),
         max_qos = maps:get(maximum_qos, Properties, 1),

@@ -13,7 +13,7 @@
 -export([start_link/0]).
 -export([available/1]).
 -export([open/2]).
--export([accepted/1]).
+-export([accepted/2]).
 -export([refused/3]).
 -export([lost/1]).
 -export([hung_up/4]).
@@ -38,12 +38,17 @@
     | unexpected_packet | protocol_error | not_mqtt_5.
 -export_type([refusal/0]).
 
+%% What CONNACK has said.
+-type facts() :: #{maximum_packet_size => pos_integer()}.
+-export_type([facts/0]).
+
 -type address() :: {string() | inet:ip_address(), inet:port_number()}.
 
 -record(broker, {
     %% when it was last found to be there, or not to be: milliseconds of monotonic time
     checked = never :: never | integer(),
     reachable = true :: boolean(),
+    facts = #{} :: facts(),
     %% who waits for the probe that is under way
     probe :: undefined | reference(),
     waiting = [] :: [gen_server:from()],
@@ -70,8 +75,9 @@ child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}}.
 -spec start_link() -> {ok, pid()} | {error, term()}.
 start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
 
-%% Whether the broker can be reached. Takes up to the connect timeout.
--spec available(upstream()) -> boolean().
+%% Whether the broker can be reached, and what the last login has told of it. Takes up to the connect
+%% timeout.
+-spec available(upstream()) -> {true, facts()} | false.
 available(Upstream) -> gen_server:call(?MODULE, {available, Upstream}, infinity).
 
 %% A connection to the broker, for the calling process.
@@ -91,8 +97,8 @@ connect(#{host := Host, port := Port, tls := Tls}, Timeout) ->
     nats_gateway_transport:connect({Host, Port}, Tls, #{send_timeout => ?SEND_TIMEOUT}, Timeout).
 
 %% The broker has accepted a login.
--spec accepted(upstream()) -> ok.
-accepted(Upstream) -> report(accepted, Upstream).
+-spec accepted(facts(), upstream()) -> ok.
+accepted(Facts, Upstream) -> report({accepted, Facts}, Upstream).
 
 %% The broker does not accept logins, which is no fault of the client. Details are for the log.
 -spec refused(refusal(), Details :: #{atom() => term()}, upstream()) -> ok.
@@ -133,7 +139,7 @@ handle_call({available, Upstream}, From, Brokers) ->
     Broker = broker(Address, Brokers),
     case is_known(Broker, now_ms()) of
         true ->
-            {reply, Broker#broker.reachable, Brokers};
+            {reply, answer(Broker), Brokers};
         false ->
             #broker{waiting = Waiting} = Probed = probe(Upstream, Broker),
             {noreply, Brokers#{Address => Probed#broker{waiting = [From | Waiting]}}}
@@ -150,8 +156,8 @@ handle_info({'DOWN', Probe, process, _, Result}, Brokers) ->
         Entry
      || Entry = {_, #broker{probe = P}} <- maps:to_list(Brokers), P =:= Probe
     ],
-    NBroker = #broker{reachable = Reachable} = reported(probed(Result), Address, Broker),
-    [gen_server:reply(From, Reachable) || From <- Broker#broker.waiting],
+    NBroker = reported(probed(Result), Address, Broker),
+    [gen_server:reply(From, answer(NBroker)) || From <- Broker#broker.waiting],
     {noreply, Brokers#{Address := NBroker#broker{probe = undefined, waiting = []}}};
 handle_info(_, Brokers) ->
     {noreply, Brokers}.
@@ -159,6 +165,9 @@ handle_info(_, Brokers) ->
 terminate(_, _) -> ok.
 
 format_status(Status) -> Status.
+
+answer(#broker{reachable = true, facts = Facts}) -> {true, Facts};
+answer(#broker{reachable = false}) -> false.
 
 broker(Address, Brokers) -> maps:get(Address, Brokers, #broker{}).
 
@@ -194,8 +203,9 @@ reported(reached, Address, Broker) ->
 reported({unreachable, Reason}, Address, Broker) ->
     NBroker = Broker#broker{checked = now_ms(), reachable = false},
     trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
-reported(accepted, Address, Broker = #broker{troubles = Troubles}) ->
-    over(maps:keys(Troubles), Address, Broker#broker{checked = now_ms(), reachable = true});
+reported({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->
+    NBroker = Broker#broker{checked = now_ms(), reachable = true, facts = Facts},
+    over(maps:keys(Troubles), Address, NBroker);
 reported({refused, Refusal, Details}, Address, Broker = #broker{told = Told}) ->
     Now = now_ms(),
     case Told of

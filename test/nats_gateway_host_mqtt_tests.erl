@@ -1143,13 +1143,43 @@ maximum_packet_size_test() ->
     Fits = binary:copy(<<"x">>, 94),
     Large = binary:copy(<<"x">>, 95),
     Options = #{confirm => false, no_responders => false},
-    ok = publish(Pid, [pub(<<"a">>, Large), pub(<<"a">>, Fits), pub(<<"a">>, <<>>)], Options),
+    {rejected, [{1, denied}]} =
+        publish(Pid, [pub(<<"a">>, Large), pub(<<"a">>, Fits), pub(<<"a">>, <<>>)], Options),
     <<16#30, 98, 0, 1, "a", 0, Fits/binary>> = packet(Socket),
     <<16#30, 4, 0, 1, "a", 0>> = packet(Socket),
     ?assertEqual({rejected, [{1, denied}]}, publish(Pid, [pub(<<"a">>, Large)], #{
         confirm => true, no_responders => false
     })),
     ok = over(Pid, Socket).
+
+%% A payload that fits whatever the subjects are. It is known to the next client before its login.
+max_payload_follows_the_broker_test_() ->
+    [
+        ?_test(begin
+            {ok, Server} = nats_gateway_upstream:start_link(),
+            {Listen, Port} = listen(),
+            Client = client(Port),
+            Pid = spawn_link(fun() -> driver(Client) end),
+            {ok, Socket} = gen_tcp:accept(Listen, ?WAIT),
+            <<16#10, _/binary>> = packet(Socket),
+            Size = byte_size(Properties),
+            ok = gen_tcp:send(Socket, <<16#20, (3 + Size), 0, 0, Size, Properties/binary>>),
+            {ok, Session} = call(Pid, outcome),
+            ?assertEqual(Expected, maps:get(max_payload, Session, none)),
+            {ok, Prepared} = ?HOST:prepare(Client),
+            ?assertEqual(Expected, maps:get(max_payload, Prepared, none)),
+            ok = gen_tcp:close(Listen),
+            ok = over(Pid, Socket),
+            ok = gen_server:stop(Server)
+        end)
+     || {Properties, Expected} <- [
+            {<<>>, none},
+            {<<39, 1048576:32>>, 1048576 - 4160},
+            {<<39, 8320:32>>, 4160},
+            {<<39, 100:32>>, 50},
+            {<<39, 1:32>>, 1}
+        ]
+    ].
 
 %% A larger packet would end the connection.
 maximum_packet_size_of_a_subscription_test_() ->
@@ -1392,6 +1422,7 @@ client(Port, Config, Fields) ->
         mountpoint => <<>>,
         retained_on_subscribe => false,
         max_payload_size => 1048576,
+        max_control_line => 4096,
         secret => <<"of this gateway">>
     },
     #{

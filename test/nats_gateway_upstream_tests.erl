@@ -42,13 +42,16 @@ stop(Server) ->
 one_connection_answers_all(_) ->
     {Listen, Upstream} = broker(),
     Answers = parallel(100, fun() -> ?UPSTREAM:available(Upstream) end),
-    ?assertEqual(lists:duplicate(100, true), Answers),
+    ?assertEqual(lists:duplicate(100, {true, #{}}), Answers),
     ?assertEqual(1, connections(Listen)).
 
 what_is_known_is_not_asked_again(_) ->
     {Listen, Upstream} = broker(),
     {ok, Socket} = ?UPSTREAM:open(Upstream, ?WAIT),
-    ?assert(?UPSTREAM:available(Upstream)),
+    ?assertEqual({true, #{}}, ?UPSTREAM:available(Upstream)),
+    Facts = #{maximum_packet_size => 1000},
+    ok = ?UPSTREAM:accepted(Facts, Upstream),
+    ?assertEqual({true, Facts}, ?UPSTREAM:available(Upstream)),
     ?assertEqual(1, connections(Listen)),
     ok = nats_gateway_transport:close(Socket).
 
@@ -57,7 +60,7 @@ a_broker_that_is_gone_is_found_again(_) ->
     ok = gen_tcp:close(Listen),
     ?assertEqual([false, false], parallel(2, fun() -> ?UPSTREAM:available(Upstream) end)),
     {ok, Again} = gen_tcp:listen(Port, [{reuseaddr, true}, {ip, {127, 0, 0, 1}}]),
-    ok = until(fun() -> ?UPSTREAM:available(Upstream) end),
+    ok = until(fun() -> ?UPSTREAM:available(Upstream) =/= false end),
     ok = gen_tcp:close(Again).
 
 lost_connections_make_it_look_again(_) ->
@@ -66,7 +69,7 @@ lost_connections_make_it_look_again(_) ->
     ok = gen_tcp:close(Listen),
     ok = nats_gateway_transport:close(Socket),
     ok = ?UPSTREAM:lost(Upstream),
-    ?assertNot(?UPSTREAM:available(Upstream)).
+    ?assertEqual(false, ?UPSTREAM:available(Upstream)).
 
 one_line_for_an_outage(_) ->
     {Listen, Upstream = #{port := Port}} = broker(),
@@ -91,20 +94,20 @@ one_line_for_refused_logins(_) ->
     Refuse(16#9C),
     Line = #{msg => upstream_refused, upstream => Address},
     ?assertEqual([Line#{reason_code => 16#88}, Line#{reason_code => 16#9C}], logged()),
-    [ok = ?UPSTREAM:accepted(Upstream) || _ <- lists:seq(1, 5)],
+    [ok = ?UPSTREAM:accepted(#{}, Upstream) || _ <- lists:seq(1, 5)],
     ?assertEqual(
         [#{msg => upstream_is_back, upstream => Address, after_seconds => 0}], logged()
     ),
     %% not again so soon, however often it changes
     Refuse(16#88),
-    ok = ?UPSTREAM:accepted(Upstream),
+    ok = ?UPSTREAM:accepted(#{}, Upstream),
     ?assertEqual([], logged()).
 
 %% Something listens, but does not shake hands.
 a_silent_handshake_is_no_broker(_) ->
     {Listen, Upstream} = broker(),
     Tls = Upstream#{tls := [{verify, verify_none}, {log_level, none}], connect_timeout := 200},
-    ?assertNot(?UPSTREAM:available(Tls)),
+    ?assertEqual(false, ?UPSTREAM:available(Tls)),
     ?assertEqual(1, connections(Listen)).
 
 %% -------------------------------------------------------------------------------------------

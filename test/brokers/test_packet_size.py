@@ -1,0 +1,89 @@
+"""The broker's Maximum Packet Size is what INFO says, and beyond it a client is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brokers.nats import Client, Closed, message
+from clients.stack import Stack, gateway_in_front_of, mosquitto
+
+MAX_PACKET = 100_000
+# What is left for subjects: a control line, and 64 bytes.
+MAX_PAYLOAD = MAX_PACKET - 4096 - 64
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    directory = tmp_path_factory.mktemp("small")
+    broker = mosquitto(directory, f"allow_anonymous true\nmax_packet_size {MAX_PACKET}\n")
+    stack = Stack(gateway_in_front_of(broker.address, directory), broker)
+    stack.start()
+    yield stack
+    stack.stop()
+
+
+def test_who_comes_first_is_told_by_a_second_info(tmp_path: Path):
+    broker = mosquitto(tmp_path, f"allow_anonymous true\nmax_packet_size {MAX_PACKET}\n")
+    stack = Stack(gateway_in_front_of(broker.address, tmp_path), broker)
+    stack.start()
+    try:
+        with Client(stack.gateway.address) as first:
+            assert first.info["max_payload"] > MAX_PAYLOAD
+            first.connect()
+            assert first.ping() == b""
+            assert first.read_info()["max_payload"] == MAX_PAYLOAD
+        until = time.monotonic() + 5
+        while (info := told(stack)) != MAX_PAYLOAD:
+            assert time.monotonic() < until, info
+    finally:
+        stack.stop()
+
+
+def told(stack: Stack) -> int:
+    with Client(stack.gateway.address) as client:
+        return client.info["max_payload"]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("subject", ["s", "s" * 4000])
+@pytest.mark.parametrize("size", [0, 1, MAX_PAYLOAD - 1, MAX_PAYLOAD])
+def test_what_info_allows_arrives(small: Stack, size: int, subject: str, verbose: bool):
+    payload = b"x" * size
+    with Client(small.gateway.address, verbose=verbose) as client:
+        client.ping()
+        client.send(f"SUB {subject} 1\r\nPUB {subject} {size}\r\n".encode() + payload + b"\r\n")
+        assert message(subject, 1, payload) in client.ping()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("size", [MAX_PAYLOAD + 1, MAX_PACKET, 1_048_576])
+def test_what_is_larger_is_a_violation(small: Stack, size: int, verbose: bool):
+    with Client(small.gateway.address, verbose=verbose) as client:
+        client.ping()
+        client.send(f"PUB s {size}\r\n".encode())
+        assert client.closed().endswith(b"-ERR 'Maximum Payload Violation'\r\n")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_headers_that_become_too_large_are_refused_and_told(small: Stack, verbose: bool):
+    """Percent-encoded for MQTT they take three times their size and more."""
+    block = b"NATS/1.0\r\nA: " + b"\x01" * 40_000 + b"\r\n\r\n"
+    with Client(small.gateway.address, verbose=verbose) as client:
+        client.send(b"SUB s 1\r\nHPUB s %d %d\r\n%s\r\nPUB s 2\r\nhi\r\n" % (len(block), len(block), block))
+        said = client.ping().replace(b"+OK\r\n", b"")
+        assert b"-ERR 'Permissions Violation for Publish to \"s\"'\r\n" in said
+        assert said.endswith(message("s", 1, b"hi"))
+
+
+def test_a_request_is_answered_or_refused(small: Stack):
+    with Client(small.gateway.address, verbose=False) as client:
+        client.ping()
+        client.send(b"SUB r 1\r\nPUB nobody r 2\r\nhi\r\n")
+        assert b"503" in client.ping()
+        client.send(b"PUB nobody r %d\r\n" % (MAX_PAYLOAD + 1))
+        with pytest.raises(Closed, match="Maximum Payload Violation"):
+            client.until(b"PONG\r\n")
