@@ -13,7 +13,6 @@
 -export([new/0]).
 -export([key/3]).
 -export([packet/2]).
--export([is_blame/1]).
 -export([hung_up/5]).
 -export([learned/3]).
 
@@ -53,15 +52,6 @@ key(Address, Username, Name) -> erlang:md5(term_to_binary({Address, Username, Na
 -spec packet(publish | subscribe, Topic :: binary()) -> packet().
 packet(publish, Topic) -> erlang:md5([$p | Topic]);
 packet(subscribe, Filter) -> erlang:md5([$s | Filter]).
-
-%% Reason codes of DISCONNECT that say that the last packet was not to be borne.
--spec is_blame(byte()) -> boolean().
-is_blame(Reason) ->
-    %% malformed, protocol error, implementation specific, topic filter invalid, topic name invalid,
-    %% too large, payload format invalid, retain, QoS, shared, identifiers, wildcards not supported
-    lists:member(Reason, [
-        16#81, 16#82, 16#83, 16#8F, 16#90, 16#95, 16#99, 16#9A, 16#9B, 16#9E, 16#A1, 16#A2
-    ]).
 
 %% Suspect: the packet that it was if it was any, `unknown' where it was one of several.
 -spec hung_up(key(), blamed | closed, unknown | packet(), Now :: integer(), hangups()) -> hangups().

@@ -152,18 +152,9 @@
 -define(MAX_STRING, 65535).
 
 %% Reason codes.
--define(NO_MATCHING_SUBSCRIBERS, 16#10).
 -define(MALFORMED_PACKET, 16#81).
 -define(PROTOCOL_ERROR, 16#82).
--define(CLIENT_IDENTIFIER_NOT_VALID, 16#85).
--define(BAD_USER_NAME_OR_PASSWORD, 16#86).
--define(NOT_AUTHORIZED, 16#87).
--define(BANNED, 16#8A).
--define(BAD_AUTHENTICATION_METHOD, 16#8C).
--define(SESSION_TAKEN_OVER, 16#8E).
 -define(PACKET_TOO_LARGE, 16#95).
--define(ADMINISTRATIVE_ACTION, 16#98).
--define(MAXIMUM_CONNECT_TIME, 16#A0).
 
 %% -------------------------------------------------------------------------------------------
 %% Login
@@ -930,15 +921,15 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             NHost = cleared(Host#host{pings_answered = Host#host.pings_answered + 1}),
             packets(Packets, Deliveries, Events, Acks, NHost);
         {disconnect, Reason, Properties} ->
-            ?LOG_INFO(#{
-                msg => upstream_disconnect, reason_code => Reason, properties => Properties
-            }),
+            ?LOG_INFO((details(Reason, Properties))#{msg => upstream_disconnect}),
             Reported =
-                case nats_gateway_hangups:is_blame(Reason) of
+                case nats_gateway_mqtt_reason:is_blame(Reason) of
                     true -> report_hangup(blamed, Host);
                     false -> Host
                 end,
-            {NEvents, NHost} = ended(disconnected(Reason), run(Deliveries, Events), Reported),
+            {NEvents, NHost} = ended(
+                nats_gateway_mqtt_reason:disconnect(Reason), run(Deliveries, Events), Reported
+            ),
             {[], NEvents, Acks, NHost};
         {unreadable, undefined} ->
             packets(Packets, Deliveries, Events, Acks, Host);
@@ -955,14 +946,25 @@ packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
     NHost = #host{session = Session} = connected(Properties, Host),
     packets(Packets, [], [{connected, Session} | Events], Acks, NHost);
 packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
-    Refusal = refused(Reason),
-    Refusal =:= authorization_violation orelse
-        not_accepted(Reason, #{reason_code => Reason, properties => Properties}, Host),
+    Refusal = nats_gateway_mqtt_reason:connack(Reason),
+    ok = note_refusal(Refusal, Reason, details(Reason, Properties), Host),
     {NEvents, NHost} = ended(Refusal, Events, Host),
     {[], NEvents, Acks, NHost};
 packets([_ | _], [], Events, Acks, Host) ->
     {NEvents, NHost} = fault(protocol_error, Events, Host),
     {[], NEvents, Acks, NHost}.
+
+%% Somebody's wrong password is no trouble of the broker.
+note_refusal(authorization_violation, Reason, Details, #host{upstream = Upstream}) ->
+    Report = Details#{msg => upstream_refused_login},
+    nats_gateway_upstream:note({connect, Reason}, Report, Upstream);
+note_refusal(upstream_lost, Reason, Details, Host) ->
+    not_accepted(Reason, Details, Host).
+
+details(Reason, Properties) ->
+    maps:merge(maps:with([reason_string], Properties), #{
+        reason_code => Reason, reason => nats_gateway_mqtt_reason:name(Reason)
+    }).
 
 connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
     MaxPayload = max_payload(Properties, Host#host.max_control_line),
@@ -986,20 +988,6 @@ connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
         shared = maps:get(shared_subscription_available, Properties, true),
         identifiers = maps:get(subscription_identifier_available, Properties, true)
     }).
-
-%% What will pass is no fault of the client.
-refused(?CLIENT_IDENTIFIER_NOT_VALID) -> authorization_violation;
-refused(?BAD_USER_NAME_OR_PASSWORD) -> authorization_violation;
-refused(?NOT_AUTHORIZED) -> authorization_violation;
-refused(?BANNED) -> authorization_violation;
-refused(?BAD_AUTHENTICATION_METHOD) -> authorization_violation;
-refused(_) -> upstream_lost.
-
-disconnected(?NOT_AUTHORIZED) -> authorization_violation;
-disconnected(?MAXIMUM_CONNECT_TIME) -> user_authentication_expired;
-disconnected(?SESSION_TAKEN_OVER) -> kicked;
-disconnected(?ADMINISTRATIVE_ACTION) -> kicked;
-disconnected(_) -> upstream_lost.
 
 %% -------------------------------------------------------------------------------------------
 %% Deliveries
@@ -1111,10 +1099,10 @@ answer(Id, Reason, Events, Host = #host{requests = Requests, quota = Quota}) ->
     case maps:take(Id, Requests) of
         {{confirm, Index, NoResponders}, Left} ->
             NHost = Host#host{requests = Left, quota = Quota + 1},
-            confirmed(rejection(Reason, NoResponders, Index), Events, NHost);
+            confirmed(rejection(Reason, NoResponders, Index, Host), Events, NHost);
         {{request, Subject, ReplyTo}, Left} ->
             NHost = Host#host{requests = Left, quota = Quota + 1},
-            case rejection(Reason, true, 0) of
+            case rejection(Reason, true, 0, Host) of
                 [] ->
                     {Events, NHost};
                 [{_, Rejection}] ->
@@ -1122,7 +1110,9 @@ answer(Id, Reason, Events, Host = #host{requests = Requests, quota = Quota}) ->
             end;
         {{subscribe, Key, SubscriptionId, Confirm}, Left} ->
             NHost = Host#host{requests = Left},
-            subscribed(Reason < 16#80, Key, SubscriptionId, Confirm, Events, NHost);
+            Answer = nats_gateway_mqtt_reason:suback(Reason),
+            ok = note(subscribe, Reason, Host),
+            subscribed(Answer, Key, SubscriptionId, Confirm, Events, NHost);
         {{unsubscribe, Key, SubscriptionId}, Left} ->
             NIds = maps:remove(SubscriptionId, Host#host.ids),
             {[{unsubscribed, Key} | Events], Host#host{requests = Left, ids = NIds}};
@@ -1132,9 +1122,27 @@ answer(Id, Reason, Events, Host = #host{requests = Requests, quota = Quota}) ->
             {Events, Host}
     end.
 
-rejection(Reason, _, Index) when Reason >= 16#80 -> [{Index, denied}];
-rejection(?NO_MATCHING_SUBSCRIBERS, true, Index) -> [{Index, no_responders}];
-rejection(_, _, _) -> [].
+rejection(Reason, NoResponders, Index, Host) ->
+    ok = note(publish, Reason, Host),
+    case nats_gateway_mqtt_reason:puback(Reason) of
+        ok -> [];
+        no_responders when not NoResponders -> [];
+        Rejection -> [{Index, Rejection}]
+    end.
+
+%% Of most refusals nats-server has no text that says why.
+note(Packet, Reason, #host{upstream = Upstream}) ->
+    case nats_gateway_mqtt_reason:is_noted(Reason) of
+        true ->
+            nats_gateway_upstream:note({Packet, Reason}, #{
+                msg => upstream_refused_packet,
+                packet => Packet,
+                reason_code => Reason,
+                reason => nats_gateway_mqtt_reason:name(Reason)
+            }, Upstream);
+        false ->
+            ok
+    end.
 
 confirmed(Rejection, Events, Host = #host{waiting = {confirm, Left, Rejections}}) ->
     NRejections = Rejection ++ Rejections,
@@ -1145,8 +1153,9 @@ confirmed(Rejection, Events, Host = #host{waiting = {confirm, Left, Rejections}}
             {Events, Host#host{waiting = {confirm, Left - 1, NRejections}}}
     end.
 
-subscribed(Granted, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
+subscribed(Answer, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
     Current = maps:get(Key, Keys, none) =:= Id,
+    Granted = Answer =:= ok,
     NHost =
         case Current andalso not Granted of
             true -> forget(Key, Id, Host);
@@ -1154,9 +1163,8 @@ subscribed(Granted, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
         end,
     NEvents = joined(Current andalso Granted, Key, Events),
     if
-        Confirm, Granted -> {[{subscribed, ok} | NEvents], NHost#host{waiting = none}};
-        Confirm -> {[{subscribed, denied} | NEvents], NHost#host{waiting = none}};
-        Current, not Granted -> {[{subscribe_rejected, Key, denied} | NEvents], NHost};
+        Confirm -> {[{subscribed, Answer} | NEvents], NHost#host{waiting = none}};
+        Current, not Granted -> {[{subscribe_rejected, Key, Answer} | NEvents], NHost};
         true -> {NEvents, NHost}
     end.
 
@@ -1257,13 +1265,16 @@ ended(Reason, Events, Host = #host{phase = open}) ->
 
 %% The broker breaks the protocol.
 fault(Reason, Events, Host = #host{socket = Socket, phase = login}) ->
-    ok = not_accepted(Reason, #{reason => Reason}, Host),
+    ok = not_accepted(Reason, #{reason => why(Reason)}, Host),
     ok = retire(Socket, reason_code(Reason)),
     {[{refused, upstream_lost} | Events], closed(Host)};
 fault(Reason, Events, Host = #host{socket = Socket, phase = open}) ->
     ?LOG_WARNING(#{msg => upstream_protocol_error, reason => Reason}),
     ok = retire(Socket, reason_code(Reason)),
     {[{close, upstream_lost} | Events], closed(Host)}.
+
+why(old_version) -> <<"it does not speak MQTT 5">>;
+why(Reason) -> Reason.
 
 reason_code(malformed_packet) -> ?MALFORMED_PACKET;
 reason_code(packet_too_large) -> ?PACKET_TOO_LARGE;

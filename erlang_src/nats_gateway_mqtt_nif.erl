@@ -79,7 +79,8 @@
     wildcard_subscription_available => boolean()
 }.
 
--type decode_error() :: malformed_packet | packet_too_large | unexpected_packet.
+%% `old_version': the answer to CONNECT of a broker that does not speak MQTT 5.
+-type decode_error() :: malformed_packet | packet_too_large | unexpected_packet | old_version.
 
 %% Dates and times are their text.
 -type toml() ::

@@ -18,6 +18,7 @@
 -export([lost/1]).
 -export([hung_up/4]).
 -export([learned/2]).
+-export([note/3]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -35,7 +36,7 @@
 
 %% Why a connection did not become a login: the reason code of CONNACK, or that there was none.
 -type refusal() :: byte() | no_answer | closed | malformed_packet | packet_too_large
-    | unexpected_packet | protocol_error | not_mqtt_5.
+    | unexpected_packet | protocol_error | old_version.
 -export_type([refusal/0]).
 
 %% What CONNACK has said.
@@ -54,8 +55,8 @@
     waiting = [] :: [gen_server:from()],
     %% what the log has told, and is not over; since when
     troubles = #{} :: #{unreachable | refusal() => integer()},
-    %% when the log has last told of a refusal
-    told = #{} :: #{refusal() => integer()},
+    %% when the log has last told of something
+    told = #{} :: #{term() => integer()},
     hangups = nats_gateway_hangups:new() :: nats_gateway_hangups:hangups()
 }).
 
@@ -124,6 +125,10 @@ learned(Key, Upstream) ->
         undefined -> none;
         Server -> gen_server:call(Server, {learned, Key, address(Upstream)}, infinity)
     end.
+
+%% A warning, not more often than every 10 s for each subject of it.
+-spec note(Subject :: term(), logger:report(), upstream()) -> ok.
+note(Subject, Report, Upstream) -> report({note, Subject, Report}, Upstream).
 
 report(What, Upstream) -> gen_server:cast(?MODULE, {report, What, address(Upstream)}).
 
@@ -206,14 +211,26 @@ reported({unreachable, Reason}, Address, Broker) ->
 reported({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->
     NBroker = Broker#broker{checked = now_ms(), reachable = true, facts = Facts},
     over(maps:keys(Troubles), Address, NBroker);
-reported({refused, Refusal, Details}, Address, Broker = #broker{told = Told}) ->
+reported({note, Subject, Report}, Address, Broker) ->
+    case told(Subject, Broker) of
+        {false, NBroker} ->
+            ?LOG_WARNING(Report#{upstream => Address}),
+            NBroker;
+        {true, NBroker} ->
+            NBroker
+    end;
+reported({refused, Refusal, Details}, Address, Broker) ->
+    case told(Refusal, Broker) of
+        {false, NBroker} -> trouble(Refusal, upstream_refused, Details, Address, NBroker);
+        {true, NBroker} -> NBroker
+    end.
+
+%% Whether the log was told of it not long ago. Else it will be now.
+told(Subject, Broker = #broker{told = Told}) ->
     Now = now_ms(),
     case Told of
-        #{Refusal := At} when Now - At < ?TELL_AGAIN_MS ->
-            Broker;
-        #{} ->
-            NBroker = Broker#broker{told = Told#{Refusal => Now}},
-            trouble(Refusal, upstream_refused, Details, Address, NBroker)
+        #{Subject := At} when Now - At < ?TELL_AGAIN_MS -> {true, Broker};
+        #{} -> {false, Broker#broker{told = Told#{Subject => Now}}}
     end.
 
 %% And the topic, if it is refused from now on.

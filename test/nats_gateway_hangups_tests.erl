@@ -70,8 +70,3 @@ bounded_test() ->
     ?assertEqual(none, ?HANGUPS:learned(key(<<"1">>), 1001, Clients)),
     ?assertMatch(#{}, ?HANGUPS:learned(key(<<"2">>), 1001, Clients)),
     ?assertMatch(#{}, ?HANGUPS:learned(key(<<"1001">>), 1001, Clients)).
-
-blame_test() ->
-    %% overload, an administrator, another login: none of them is a packet's fault
-    [?assertNot(?HANGUPS:is_blame(R)) || R <- [0, 16#80, 16#87, 16#89, 16#8B, 16#8E, 16#97, 16#98, 16#A0]],
-    [?assert(?HANGUPS:is_blame(R)) || R <- [16#81, 16#82, 16#8F, 16#90, 16#95, 16#9E, 16#A1, 16#A2]].

@@ -769,6 +769,8 @@ refusals_test_() ->
             {16#8A, authorization_violation},
             {16#8C, authorization_violation},
             {16#97, upstream_lost},
+            {16#9C, upstream_lost},
+            {16#9D, upstream_lost},
             {16#9F, upstream_lost}
         ]
     ].

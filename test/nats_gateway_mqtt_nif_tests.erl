@@ -255,11 +255,17 @@ malformed_test_() ->
             <<16#40, 3, 0, 1, 1>>,
             <<16#90, 3, 0, 1, 0>>,
             <<16#90, 2, 0, 1>>,
-            <<16#20, 2, 0, 0>>,
             <<16#20, 3, 0, 3, 0>>,
             <<16#20, 6, 0, 0, 3, 33, 0, 0>>,
             <<16#E0, 1, 1>>
         ]
+    ].
+
+%% A CONNACK of MQTT 3.1 or 3.1.1, whether it accepts or refuses.
+old_version_test_() ->
+    [
+        ?_assertEqual({error, old_version, [pingresp]}, decode(<<16#D0, 0, 16#20, 2, 0, Code>>, ?MAX))
+     || Code <- [0, 1, 5]
     ].
 
 unexpected_test_() ->

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from brokers.model import PUBLISH, SUBSCRIBE, Faults, ModelBroker
+from brokers.model import PUBLISH, SUBSCRIBE, Faults, before
 from brokers.nats import Client, Closed, message
 from clients.stack import gateway_in_front_of, mosquitto
 
@@ -26,17 +25,6 @@ def before_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addre
     yield gateway.address
     gateway.stop()
     broker.stop()
-
-
-@contextmanager
-def before(faults: Faults, directory: Path) -> Iterator[Address]:
-    with ModelBroker(faults) as broker:
-        gateway = gateway_in_front_of(broker.address, directory)
-        gateway.start()
-        try:
-            yield gateway.address
-        finally:
-            gateway.stop()
 
 
 def deep(levels: int) -> str:
@@ -122,32 +110,32 @@ OPERATIONS = {"PUB": (PUBLISH, b"PUB bad.subject 2\r\nhi\r\n"), "SUB": (SUBSCRIB
 def test_a_packet_that_is_blamed_is_refused_once_it_is_known(tmp_path: Path, operation: str, reason: int):
     kind, lines = OPERATIONS[operation]
     faults = Faults(hangs_up=lambda k, topic: reason if (k, topic) == (kind, b"bad/subject") else None)
-    with before(faults, tmp_path) as address:
+    with before(faults, tmp_path) as (gateway, _):
         # The first time it was one of several.
-        assert hang_ups(address, lines) == 2
+        assert hang_ups(gateway.address, lines) == 2
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_packet_that_ends_the_connection_is_refused_after_it_was_suspected_twice(tmp_path: Path, operation: str):
     kind, lines = OPERATIONS[operation]
     faults = Faults(hangs_up=lambda k, topic: 0 if (k, topic) == (kind, b"bad/subject") else None)
-    with before(faults, tmp_path) as address:
+    with before(faults, tmp_path) as (gateway, _):
         # More where the reset of the connection took the last answer with it.
-        assert hang_ups(address, lines) in (3, 4, 5)
+        assert hang_ups(gateway.address, lines) in (3, 4, 5)
 
 
 def test_one_packet_alone_is_known_at_once(tmp_path: Path):
     faults = Faults(hangs_up=lambda kind, topic: PROTOCOL_ERROR if topic == b"bad/subject" else None)
-    with before(faults, tmp_path) as address:
-        with Client(address, verbose=False, name="alone") as client:
+    with before(faults, tmp_path) as (gateway, _):
+        with Client(gateway.address, verbose=False, name="alone") as client:
             assert client.ping() == b""
             client.send(b"PUB bad.subject 2\r\nhi\r\n")
             assert client.closed() == b""
-        with Client(address, verbose=False, name="alone") as client:
+        with Client(gateway.address, verbose=False, name="alone") as client:
             client.send(b"PUB bad.subject 2\r\nhi\r\n")
             assert client.ping() == b"-ERR 'Permissions Violation for Publish to \"bad.subject\"'\r\n"
         # It is nobody else's.
-        with Client(address, verbose=False, name="another") as client:
+        with Client(gateway.address, verbose=False, name="another") as client:
             client.send(b"PUB bad.subject 2\r\nhi\r\n")
             assert client.closed() == b""
 

@@ -97,7 +97,12 @@ pub enum Fault {
     TooLarge,
     /// A packet that no broker has a reason to send.
     Unexpected,
+    /// The answer to CONNECT of a broker that speaks an older version of MQTT.
+    OldVersion,
 }
+
+/// A CONNACK before MQTT 5 has two bytes, since then at least one more.
+const OLD_CONNACK: usize = 2;
 
 /// Finds the first packet of `input`.
 ///
@@ -239,6 +244,7 @@ fn answer(first: u8, body: &[u8]) -> Result<Packet, Fault> {
                     reasons: unsuback.reason_codes().iter().map(|&c| c as u8).collect(),
                 }
             }
+            FixedHeader::Connack if body.len() == OLD_CONNACK => return Err(Fault::OldVersion),
             FixedHeader::Connack => Packet::Connack(exact(body, Connack::parse)?),
             FixedHeader::Disconnect => Packet::Disconnect(exact(body, Disconnect::parse)?),
             // PUBREC, PUBREL and PUBCOMP belong to QoS 2 and AUTH to enhanced authentication, of

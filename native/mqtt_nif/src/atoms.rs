@@ -34,4 +34,5 @@ rustler::atoms! {
     malformed_packet,
     packet_too_large,
     unexpected_packet,
+    old_version,
 }

@@ -98,6 +98,7 @@ fn failed<'a>(env: Env<'a>, fault: Fault, packets: Vec<Term<'a>>) -> Term<'a> {
         Fault::Malformed => atoms::malformed_packet(),
         Fault::TooLarge => atoms::packet_too_large(),
         Fault::Unexpected => atoms::unexpected_packet(),
+        Fault::OldVersion => atoms::old_version(),
     };
     (atoms::error(), fault, packets).encode(env)
 }
