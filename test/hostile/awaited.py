@@ -6,11 +6,6 @@ ITEMS: dict[str, tuple[str, ...]] = {
         "test_memory.py::test_what_others_publish",
         "test_memory.py::test_answers",
     ),
-    "2": (
-        "test_cpu.py::test_cost_of_one_operation",
-        "test_cpu.py::test_toggled_echo",
-    ),
-    "3": ("test_memory.py::test_small_parts_of_large_chunks",),
     "4": ("test_broker.py::test_both_directions",),
     "6": ("test_login.py::test_guessers",),
     "12": ("test_memory.py::test_a_slow_reader",),

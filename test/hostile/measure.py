@@ -26,8 +26,9 @@ Address = tuple[str, int]
 MB = 1 << 20
 # Between two round trips of the neighbour.
 PAUSE = 0.002
-# Enough of them to speak of a 99th percentile.
+# Enough of them to speak of a 99th percentile; work that takes less time is followed by some that are quiet.
 QUIET_SAMPLES = 200
+BUSY_SAMPLES = 100
 # Below these a machine that is busy with something else decides.
 P50_FLOOR, P99_FLOOR = 0.002, 0.010
 IDLE_TIME = 0.5
@@ -198,8 +199,8 @@ def watching(usage: Usage, neighbour: Neighbour, idle: int | None = None) -> Ite
     neighbour.take()
     yield seen
     seen.wall = time.monotonic() - began
-    seen.busy = neighbour.take()
     seen.cpu = usage.cpu() - cpu
+    seen.busy = neighbour.take(BUSY_SAMPLES)
     seen.peak = usage.peak()
 
 

@@ -52,7 +52,8 @@ def overlapping(count: int) -> bytes:
     return pub(".".join("a" * (count.bit_length() - 1)), b"x") * 5
 
 
-MESSAGES = 2000
+# So many that the garbage collections of a heap of many subscriptions are shared.
+MESSAGES = 10_000
 
 WORKS = {
     "sub": Work(lambda count: subs("s.{}", count)),
