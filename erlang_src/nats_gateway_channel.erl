@@ -327,20 +327,24 @@ change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) -
 
 %% A message goes to who had subscribed when it was published. The broker takes care of that for a
 %% key that it has to be asked for, or forget. What else changes who gets a message comes after those
-%% that are on their way: this client's own, or, where a sid is not to lose any, all of them.
+%% that are on their way: this client's own, or, where a sid is not to lose any, all of them. And an
+%% +OK is written behind the messages of this client's own that came before its operation.
 comes_after(_, #channel{fenced = true}) ->
     nothing;
-comes_after({sub, _, Filter, _, Share, _}, #channel{subscriptions = Subs, published = Published}) ->
+comes_after({sub, _, Filter, _, Share, _}, Channel = #channel{published = Published}) ->
+    #channel{subscriptions = Subs, verbose = Verbose} = Channel,
     case nats_gateway_subscriptions:key_state({Share, Filter}, Subs) of
         known when Published -> own;
         known -> nothing;
         leaving -> own;
+        unknown when Published, Verbose -> own;
         unknown -> nothing
     end;
 comes_after({unsub, Sid, Max}, Channel = #channel{subscriptions = Subs, published = Published}) ->
+    Waits = Max > 0 orelse Channel#channel.verbose,
     case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of
         true -> all;
-        false when Max > 0, Published, Sid =/= Channel#channel.latest -> own;
+        false when Waits, Published, Sid =/= Channel#channel.latest -> own;
         false -> nothing
     end.
 

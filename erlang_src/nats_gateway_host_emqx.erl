@@ -100,7 +100,7 @@
     leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
     %% member of a group that is to skip its own messages
     skips_own = false :: boolean(),
-    %% deliveries that came while those were looked for, latest first
+    %% messages that came while those were looked for, latest first
     early = [] :: [tuple()],
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
@@ -450,17 +450,21 @@ publish_one(Pub, Batch = #batch{qos = QoS}, Host) ->
 skip_own(Host = #host{skips_own = false}) ->
     Host;
 skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
-    Others = [
-        Deliver
-     || Deliver = {deliver, Filter, Message} <- drain(?MAX_DELIVERIES),
-        case key(Filter, Message, Host) of
-            Key = {Share, _} when Share =/= undefined, is_map_key(Key, Subs) ->
-                not is_own(Message, ClientId, maps:get(Key, Subs)) orelse
-                    refuse_own(Filter, Key, Message) =/= none;
-            _ ->
+    Others = lists:filter(
+        fun
+            ({deliver, Filter, Message}) ->
+                case key(Filter, Message, Host) of
+                    Key = {Share, _} when Share =/= undefined, is_map_key(Key, Subs) ->
+                        not is_own(Message, ClientId, maps:get(Key, Subs)) orelse
+                            refuse_own(Filter, Key, Message) =/= none;
+                    _ ->
+                        true
+                end;
+            (_) ->
                 true
-        end
-    ],
+        end,
+        drain(?MAX_DELIVERIES)
+    ),
     case {Early, Others} of
         {[], [_ | _]} -> self() ! {?MODULE, early};
         _ -> ok
@@ -700,9 +704,9 @@ barrier(_, Host) ->
 
 -spec handle_info(term(), host()) -> {[nats_gateway_host:event()], host()} | ignore.
 handle_info({deliver, _, _} = Deliver, Host) ->
-    deliver([Deliver | drain(?MAX_DELIVERIES - 1)], Host);
+    handle_messages([Deliver], Host);
 handle_info({?MODULE, early}, Host) ->
-    deliver([], Host);
+    handle_messages([], Host);
 handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
 handle_info({?MODULE, joined, Key}, Host) ->
@@ -728,40 +732,38 @@ handle_info(_, _) ->
     ignore.
 
 -spec handle_messages([term()], host()) -> {[nats_gateway_host:event()], host()}.
-handle_messages(Messages, Host) -> handle_messages(Messages, [], Host).
+handle_messages(Messages, Host = #host{early = Early}) ->
+    More = drain(?MAX_DELIVERIES - length(Messages)),
+    handle_in_order(lists:reverse(Early, Messages ++ More), [], Host#host{early = []}).
 
-handle_messages([], Events, Host) ->
+handle_in_order([], Events, Host) ->
     {Events, Host};
-handle_messages([{deliver, _, _} | _] = Messages, Events, Host) ->
+handle_in_order([{deliver, _, _} | _] = Messages, Events, Host) ->
     {Delivers, Rest} = lists:splitwith(fun is_deliver/1, Messages),
-    All =
-        case Rest of
-            [] -> Delivers ++ drain(?MAX_DELIVERIES - length(Delivers));
-            _ -> Delivers
-        end,
-    {More, NHost} = deliver(All, Host),
-    handle_messages(Rest, Events ++ More, NHost);
-handle_messages([Message | Messages], Events, Host) ->
+    case deliveries(Delivers, Host) of
+        [] -> handle_in_order(Rest, Events, Host);
+        Deliveries -> handle_in_order(Rest, Events ++ [{deliver, Deliveries}], Host)
+    end;
+handle_in_order([{?MODULE, early} | Messages], Events, Host) ->
+    handle_in_order(Messages, Events, Host);
+handle_in_order([Message | Messages], Events, Host) ->
     case handle_info(Message, Host) of
-        ignore -> handle_messages(Messages, Events, Host);
-        {More, NHost} -> handle_messages(Messages, Events ++ More, NHost)
+        ignore -> handle_in_order(Messages, Events, Host);
+        {More, NHost} -> handle_in_order(Messages, Events ++ More, NHost)
     end.
 
 is_deliver({deliver, _, _}) -> true;
 is_deliver(_) -> false.
 
-deliver(Delivers, Host = #host{early = Early}) ->
-    NHost = Host#host{early = []},
-    case deliveries(lists:reverse(Early, Delivers), NHost) of
-        [] -> {[], NHost};
-        Deliveries -> {[{deliver, Deliveries}], NHost}
-    end.
-
+%% Deliveries that wait in the mailbox, and the marks that this process has put between them: a
+%% delivery behind such a mark must not be taken before it.
 drain(N) when N =< 0 ->
     [];
 drain(N) ->
     receive
-        {deliver, _, _} = Deliver -> [Deliver | drain(N - 1)]
+        {deliver, _, _} = Deliver -> [Deliver | drain(N - 1)];
+        {?MODULE, _} = Mark -> [Mark | drain(N - 1)];
+        {?MODULE, _, _} = Mark -> [Mark | drain(N - 1)]
     after 0 -> []
     end.
 
@@ -1038,7 +1040,7 @@ give_away(Host = #host{early = Early}) ->
                     ok
             end
         end,
-        lists:reverse(Early, drain(Waiting))
+        lists:filter(fun is_deliver/1, lists:reverse(Early, drain(Waiting)))
     ).
 
 %% EMQX leaves the groups of who is gone a moment later, and would choose this member until then.

@@ -171,6 +171,21 @@ accounts_are_refused_test() ->
     {_, Channel} = channel(),
     ?assertMatch({stop, authorization_violation, _}, input("CONNECT {\"account\":\"A\"}\r\n", Channel)).
 
+%% As in nats-server, where a message is written before the next operation is looked at.
+the_ok_of_an_operation_is_behind_own_messages_before_it_test_() ->
+    Delivery = {{undefined, <<"a">>}, <<"a">>, undefined, undefined, <<"hi">>, undefined},
+    [
+        ?_test(begin
+            {<<"+OK\r\n">>, Verbose} = input("CONNECT {\"verbose\":true}\r\n", open([?CONNECT, "SUB a 1\r\n"])),
+            {Before, C1} = input(["PUB a 2\r\nhi\r\n", Op], set(barrier, wait, Verbose)),
+            {After, _} = events([{deliver, [Delivery]}, barrier], C1),
+            ?assertEqual(
+                <<"+OK\r\nMSG a 1 2\r\nhi\r\n+OK\r\n">>, <<Before/binary, After/binary>>
+            )
+        end)
+     || Op <- ["UNSUB 1\r\n", "SUB b 2\r\n"]
+    ].
+
 verbose_acknowledges_everything_but_pings_test() ->
     {_, Channel} = channel(),
     {Out, _} = input(

@@ -34,6 +34,47 @@ def test_both_directions(gateway: Gateway, name: str):
         assert (arrived.topic, arrived.payload) == (f"{name}/c/d", b"from NATS")
 
 
+@pytest.mark.plugin
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("queue", ["", "q "])
+def test_unsub_is_a_fence_for_own_messages(gateway: Gateway, name: str, verbose: bool, queue: str):
+    """EMQX takes a subscriber out after it has said so."""
+    ok = b"+OK\r\n" if verbose else b""
+    hi = f"MSG {name} 1 2\r\nhi\r\n".encode()
+    lines = f"SUB {name} {queue}1\r\nPUB {name} 2\r\nhi\r\nUNSUB 1\r\nPUB {name} 2\r\nno\r\nPING\r\n".encode()
+    with gateway.raw() as client:
+        client.login(verbose=verbose)
+        client.send(b"PING\r\n")
+        client.expect(ok + b"PONG\r\n")
+        for _ in range(100):
+            client.send(lines)
+            client.expect(ok + ok + hi + ok + ok + b"PONG\r\n")
+
+
+@pytest.mark.plugin
+def test_unsub_is_a_fence_at_every_split(gateway: Gateway, name: str):
+    lines = f"SUB {name} 1\r\nPUB {name} 2\r\nhi\r\nUNSUB 1\r\nPUB {name} 2\r\nno\r\nPING\r\n".encode()
+    with gateway.nats() as client:
+        for split in range(len(lines)):
+            client.send(lines[:split])
+            client.send(lines[split:])
+            client.expect(f"MSG {name} 1 2\r\nhi\r\nPONG\r\n".encode())
+
+
+@pytest.mark.plugin
+def test_unsub_is_a_fence_for_a_member_that_skips_its_own(gateway: Gateway, name: str):
+    """Whoever is in a queue group with echo:false looks for its own messages after each PUB."""
+    with gateway.nats() as client:
+        client.subscribe(f"{name}.plain", sid="1")
+        client.login(echo=False)
+        client.subscribe(f"{name}.queue", sid="2", group="q")
+        client.login(echo=True)
+        client.ping()
+        for number in range(100):
+            client.send(f"SUB {name} 9\r\nPUB {name} 2\r\nhi\r\nUNSUB 9\r\nPUB {name} 2\r\nno\r\nPING\r\n")
+            client.expect(f"MSG {name} 9 2\r\nhi\r\nPONG\r\n".encode())
+
+
 # What is no text in it comes as text, or not at all.
 ODD = {"text": "t", "integer": 7, "fraction": 1.5, "yes": True, "nested": {"a": [1]}, "last": "l"}
 ODD_HEADERS = headers(("text", "t"), ("integer", "7"), ("fraction", "1.5"), ("yes", "true"), ("last", "l"))
