@@ -1094,14 +1094,12 @@ mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
 deliver_permitted(Deliveries, Out, Channel) ->
     #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs} = Channel,
     #channel{sent = Sent, unroutable = Unroutable} = Channel,
-    {Frames, Count, Unused, NSubs} = fan_out(Deliveries, Headers, [], 0, [], Subs),
+    {Frames, Count, Unused, Declined, NSubs} = fan_out(Deliveries, Headers, [], 0, [], [], Subs),
     {Encoded, TooLong} = encode(Frames, Mountpoint),
-    NChannel = requested(
-        Frames,
-        unsubscribe(Unused, Channel#channel{
-            subscriptions = NSubs, sent = Sent + Count - TooLong, unroutable = Unroutable + TooLong
-        })
-    ),
+    Unsubscribed = unsubscribe(Unused, Channel#channel{
+        subscriptions = NSubs, sent = Sent + Count - TooLong, unroutable = Unroutable + TooLong
+    }),
+    NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
         {publish, _, _} -> hold(Encoded, Out, NChannel);
@@ -1143,18 +1141,36 @@ encode(Frames, Mountpoint) ->
 hold(Encoded, Out, Channel = #channel{held = Held}) ->
     {ok, Out, Channel#channel{held = [Held | Encoded]}}.
 
-fan_out([], _, Frames, Count, Unused, Subs) ->
-    {lists:reverse(Frames), Count, Unused, Subs};
-fan_out([Delivery | Deliveries], Take, Frames, Count, Unused, Subs) ->
+fan_out([], _, Frames, Count, Unused, Declined, Subs) ->
+    {lists:reverse(Frames), Count, Unused, Declined, Subs};
+fan_out([Delivery | Deliveries], Take, Frames, Count, Unused, Declined, Subs) ->
     {Key, Topic, Reply, Headers, Payload, Id} = Delivery,
-    case nats_gateway_subscriptions:deliver(Key, Topic, Id, Subs) of
+    case nats_gateway_subscriptions:deliver(Key, Topic, message_id(Id), Subs) of
         {[], [], NSubs} ->
-            fan_out(Deliveries, Take, Frames, Count, Unused, NSubs);
+            NDeclined = declined(Key, Id, NSubs) ++ Declined,
+            fan_out(Deliveries, Take, Frames, Count, Unused, NDeclined, NSubs);
         {Sids, NUnused, NSubs} ->
             Frame = {Topic, Sids, Reply, take_headers(Take, Headers), Payload},
             NCount = Count + length(Sids),
-            fan_out(Deliveries, Take, [Frame | Frames], NCount, NUnused ++ Unused, NSubs)
+            fan_out(Deliveries, Take, [Frame | Frames], NCount, NUnused ++ Unused, Declined, NSubs)
     end.
+
+message_id({Id, _}) -> Id;
+message_id(Id) -> Id.
+
+%% What was assigned to a member of a group that has left in the meantime is another member's.
+declined(Key, {Id, Origin}, Subs) ->
+    case nats_gateway_subscriptions:key_state(Key, Subs) of
+        known -> [];
+        _ -> [{Key, Origin} || not nats_gateway_subscriptions:is_taken(Key, Id, Subs)]
+    end;
+declined(_, _, _) ->
+    [].
+
+decline([], Channel) ->
+    Channel;
+decline(Declined, Channel = #channel{host = Host, host_state = HostState}) ->
+    Channel#channel{host_state = Host:decline(Declined, HostState)}.
 
 take_headers(true, Headers) -> Headers;
 take_headers(false, _) -> undefined.

@@ -42,10 +42,11 @@
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
 
 %% {Key, Topic, Reply, Headers, Payload, Id}, topics mounted. Id: the same for all copies of a
-%% message that come for keys with a share name, if the broker tells which are.
+%% message that come for keys with a share name, if the broker tells which are. A host that can give
+%% one to another member of the group adds what it needs for that, as it wants it in `decline/2'.
 -type delivery() ::
     {key(), binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), binary(),
-        undefined | binary()}.
+        undefined | binary() | {binary(), Origin :: term()}}.
 
 -type rejection() :: denied | no_responders.
 
@@ -128,6 +129,9 @@ when
 %% What the broker has sent already is still delivered, until `{unsubscribed, Key}'.
 -callback unsubscribe(key(), State) -> State when State :: term().
 
+%% Deliveries for keys with a share name that were unsubscribed before these were looked at.
+-callback decline([{key(), Origin :: term()}], State) -> State when State :: term().
+
 %% Complete when the broker has seen all that was handed over before, and what it delivered to
 %% this connection because of that has come out of `handle_info/2'. `all': also whatever else it
 %% has delivered to this connection by now.
@@ -151,4 +155,4 @@ when
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([prepare/1, handle_messages/2, undelivered/2, handle_call/2, report/2]).
+-optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/2, report/2]).

@@ -16,6 +16,7 @@
 -export([publish/3]).
 -export([subscribe/3]).
 -export([unsubscribe/2]).
+-export([decline/2]).
 -export([barrier/2]).
 -export([handle_info/2]).
 -export([handle_messages/2]).
@@ -684,6 +685,17 @@ unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewri
         end,
     {[{unsubscribed, Key}], NHost}.
 
+-spec decline([{nats_gateway_host:key(), {Filter :: binary(), Message :: tuple()}}], host()) ->
+    host().
+decline(Deliveries, Host) ->
+    lists:foreach(
+        fun({{Group, _}, {Filter, Message}}) ->
+            nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message)
+        end,
+        Deliveries
+    ),
+    Host.
+
 %% -------------------------------------------------------------------------------------------
 %% Barrier
 
@@ -798,14 +810,14 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
                 reply(Headers),
                 headers(Headers),
                 payload(emqx_message:payload(NMessage)),
-                message_id(Share, Message)
+                message_id(Share, Filter, Message)
             },
             [Delivery | deliveries(Delivers, Hook, Host)]
     end.
 
-%% Only copies for shared subscriptions are told apart.
-message_id(undefined, _) -> undefined;
-message_id(_, Message) -> emqx_message:id(Message).
+%% Only copies for shared subscriptions are told apart, and can be given to somebody else.
+message_id(undefined, _, _) -> undefined;
+message_id(_, Filter, Message) -> {emqx_message:id(Message), {Filter, Message}}.
 
 delivered(none, Message) -> Message;
 delivered(Hook, Message) -> Hook(Message).

@@ -17,6 +17,7 @@
 -export([begin_anew/1]).
 -export([reject/2]).
 -export([deliver/4]).
+-export([is_taken/3]).
 -export([expect_replies/1]).
 -export([plain_sid/2]).
 -export([key/2]).
@@ -408,6 +409,14 @@ counts(Key, Matching, undefined, #group{joining = Joining}) ->
     Matching =:= [Key] orelse (not is_map_key(Key, Joining) andalso hd(Matching) =:= Key);
 counts(_, _, _, _) ->
     true.
+
+%% Whether a member of the group has got a copy of the message.
+-spec is_taken(key(), message_id(), subscriptions()) -> boolean().
+is_taken({Share, _}, Id, #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} -> was_taken(Id, Group);
+        #{} -> false
+    end.
 
 was_taken(undefined, _) -> false;
 was_taken(Id, #group{young = Young, old = Old}) -> is_map_key(Id, Young) orelse is_map_key(Id, Old).

@@ -171,6 +171,38 @@ accounts_are_refused_test() ->
     {_, Channel} = channel(),
     ?assertMatch({stop, authorization_violation, _}, input("CONNECT {\"account\":\"A\"}\r\n", Channel)).
 
+%% A member of a queue group that leaves by its max has got more from the broker than it takes.
+what_a_member_does_not_take_any_more_is_declined_test() ->
+    Key = {<<"q">>, <<"a">>},
+    Copy = fun(Id) -> {Key, <<"a">>, undefined, undefined, <<>>, {Id, {origin, Id}}} end,
+    C0 = open([?CONNECT, "SUB a q 1\r\nUNSUB 1 2\r\n"]),
+    _ = calls(),
+    {Out, C1} = events([{deliver, [Copy(<<N>>) || N <- lists:seq(1, 4)]}], C0),
+    ?assertEqual(<<"MSG a 1 0\r\n\r\nMSG a 1 0\r\n\r\n">>, Out),
+    ?assertEqual(
+        [{unsubscribe, Key}, {decline, [{Key, {origin, <<3>>}}, {Key, {origin, <<4>>}}]}], calls()
+    ),
+    %% and what comes until the broker has forgotten the member
+    {<<>>, C2} = events([{deliver, [Copy(<<5>>)]}], C1),
+    ?assertEqual([{decline, [{Key, {origin, <<5>>}}]}], calls()),
+    {<<>>, C3} = events([{unsubscribed, Key}, {deliver, [Copy(<<6>>)]}], C2),
+    ?assertEqual([{decline, [{Key, {origin, <<6>>}}]}], calls()),
+    %% another host cannot give it to anybody
+    {<<>>, _} = events([{deliver, [setelement(6, Copy(<<7>>), <<7>>)]}], C3),
+    ?assertEqual([], calls()).
+
+%% What nobody takes for another reason is nobody else's.
+what_is_not_for_the_group_is_not_declined_test() ->
+    Key = {<<"q">>, <<"a/#">>},
+    Copy = fun(Topic, Id) -> {Key, Topic, undefined, undefined, <<>>, {Id, origin}} end,
+    C0 = open([?CONNECT, "SUB a.> q 1\r\nSUB a.b q 2\r\n"]),
+    {<<>>, C1} = events([{joined, Key}, {joined, {<<"q">>, <<"a/b">>}}], C0),
+    _ = calls(),
+    %% `a.>' does not match `a', and the other copy of the second is the one that counts
+    {_, C2} = events([{deliver, [Copy(<<"a">>, <<1>>), Copy(<<"a/b">>, <<2>>)]}], C1),
+    {_, _} = events([{deliver, [setelement(1, Copy(<<"a/b">>, <<2>>), {<<"q">>, <<"a/b">>})]}], C2),
+    ?assertEqual([], calls()).
+
 %% As in nats-server, where a message is written before the next operation is looked at.
 the_ok_of_an_operation_is_behind_own_messages_before_it_test_() ->
     Delivery = {{undefined, <<"a">>}, <<"a">>, undefined, undefined, <<"hi">>, undefined},

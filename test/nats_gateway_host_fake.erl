@@ -7,7 +7,7 @@
 -behaviour(nats_gateway_host).
 
 -export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2]).
--export([undelivered/2, disconnect/2]).
+-export([decline/2, undelivered/2, disconnect/2]).
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
@@ -47,6 +47,10 @@ barrier(_, Answers) ->
 handle_info({fake, events, Events}, Answers) -> {Events, Answers};
 handle_info({fake, set, Callback, Answer}, Answers) -> {[], Answers#{Callback => Answer}};
 handle_info(_, _) -> ignore.
+
+decline(Deliveries, Answers) ->
+    tell({decline, Deliveries}),
+    Answers.
 
 undelivered(Messages, Answers) ->
     tell({undelivered, Messages}),

@@ -75,6 +75,23 @@ def test_unsub_is_a_fence_for_a_member_that_skips_its_own(gateway: Gateway, name
             client.expect(f"MSG {name} 9 2\r\nhi\r\nPONG\r\n".encode())
 
 
+@pytest.mark.plugin
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_a_member_that_leaves_by_its_max_hands_over_what_it_was_given(gateway: Gateway, name: str, limit: int):
+    with gateway.nats() as leaving, gateway.nats() as staying, gateway.nats() as publisher:
+        staying.subscribe(name, group="q")
+        for _ in range(20):
+            leaving.send(f"SUB {name} q 1\r\nUNSUB 1 {limit}\r\n")
+            leaving.ping()
+            publisher.send(b"".join(f"PUB {name} 2\r\n{number:02}\r\n".encode() for number in range(20)))
+            publisher.ping()
+            got = [leaving.message().payload for _ in range(limit)]
+            leaving.silent()
+            got += [staying.message().payload for _ in range(20 - limit)]
+            staying.silent()
+            assert sorted(got) == [f"{number:02}".encode() for number in range(20)]
+
+
 # What is no text in it comes as text, or not at all.
 ODD = {"text": "t", "integer": 7, "fraction": 1.5, "yes": True, "nested": {"a": [1]}, "last": "l"}
 ODD_HEADERS = headers(("text", "t"), ("integer", "7"), ("fraction", "1.5"), ("yes", "true"), ("last", "l"))
