@@ -14,35 +14,41 @@
     {ok, pid()} | {ok, pid(), State :: emqx} | {error, term()}.
 start(_, _) ->
     case is_in_emqx() of
-        true ->
-            case nats_gateway_emqx_compat:supported() of
-                ok ->
-                    ok = load_nif(),
-                    ok = nats_gateway_emqx_compat:init(),
-                    {ok, Pid} = nats_gateway_sup:start_link([
-                        nats_gateway_emqx_takeover:child_spec()
-                    ]),
-                    {ok, Pid, emqx};
-                {error, Reason} ->
-                    {error, Reason}
-            end;
-        false ->
-            ok = load_nif(),
-            nats_gateway_sup:start_link([nats_gateway_upstream:child_spec()])
+        true -> start_in_emqx(nats_gateway_emqx_compat:supported());
+        false -> start_alone(nats_gateway_nif:load())
     end.
 
 %% The plugin loader loads the modules of a plugin, not those of EMQX: they are there or not.
 is_in_emqx() -> code:is_loaded(emqx) =/= false.
 
-%% Every module of a release is loaded at boot, so one that was purged is not loaded by need.
-load_nif() ->
-    case code:is_loaded(nats_gateway_nif) of
-        false ->
-            {module, _} = code:load_file(nats_gateway_nif),
-            ok;
-        _ ->
-            ok
-    end.
+start_in_emqx(ok) ->
+    %% Without the library no client is served. But where clients have to log in, EMQX's built-in
+    %% gateway must not be there in our place.
+    case nats_gateway_nif_loader:acquire() of
+        ok ->
+            start_sup_in_emqx();
+        {error, Text} ->
+            case nats_gateway_emqx_built_in:may_serve() of
+                true -> refuse({native_library, Text});
+                {false, _} -> start_sup_in_emqx()
+            end
+    end;
+start_in_emqx({error, Reason}) ->
+    refuse(Reason).
+
+start_sup_in_emqx() ->
+    ok = nats_gateway_emqx_compat:init(),
+    {ok, Pid} = nats_gateway_sup:start_link([nats_gateway_emqx_takeover:child_spec()]),
+    {ok, Pid, emqx}.
+
+%% The modules of a plugin that is refused stay loaded, and are loaded again by its next start.
+refuse(Reason) ->
+    ok = nats_gateway_plugin_config:forget(),
+    ok = nats_gateway_nif_loader:release(),
+    {error, Reason}.
+
+start_alone(ok) -> nats_gateway_sup:start_link([]);
+start_alone({error, Text}) -> {error, {native_library, Text}}.
 
 %% The clients are told to go elsewhere before their sockets are closed.
 -spec prep_stop(State) -> State when State :: term().
@@ -59,27 +65,33 @@ prep_stop(State) ->
     ),
     State.
 
-%% The library of the NIF can be loaded again only after it was unloaded, with both generations of
-%% its module. Nobody runs in them any more: the connections are gone.
+%% Nobody runs in the library any more: the connections are gone.
 -spec stop(term()) -> ok.
 stop(emqx) ->
     ok = nats_gateway_plugin_config:forget(),
     ok = nats_gateway_emqx_compat:forget(),
-    _ = code:purge(nats_gateway_nif),
-    _ = code:delete(nats_gateway_nif),
-    _ = code:purge(nats_gateway_nif),
-    ok;
+    nats_gateway_nif_loader:release();
 stop(_) ->
     ok.
 
 %% Called on every node before the settings of the plugin's page are saved, also where the
-%% application is not started.
+%% application is not started. What is raised here EMQX writes to its log, with the settings.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
-on_config_changed(Old, New) ->
-    case nats_gateway_plugin_config:on_config_changed(Old, New) of
-        ok -> nats_gateway_emqx:settings_changed();
+on_config_changed(_, New) ->
+    try nats_gateway_nif_loader:with(fun() -> nats_gateway_plugin_config:check(New) end) of
+        {ok, Settings} -> apply_settings(Settings, whereis(nats_gateway_emqx_takeover));
         {error, Text} -> {error, Text}
+    catch
+        _:_ -> {error, <<"these settings could not be checked">>}
     end.
+
+%% The next start reads what is stored then.
+apply_settings(_, undefined) ->
+    ok;
+apply_settings(Settings, _) ->
+    ok = nats_gateway_plugin_config:put(Settings),
+    ok = nats_gateway_emqx:settings_changed(),
+    nats_gateway_emqx_takeover:settings_changed().
 
 -spec on_health_check(Options :: map()) -> ok | {error, Text :: binary()}.
 on_health_check(Options) -> nats_gateway_plugin_config:health_check(Options).

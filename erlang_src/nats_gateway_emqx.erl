@@ -45,6 +45,12 @@
 -spec on_gateway_load(#{config := map(), _ => _}, Ctx :: map()) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_load(#{config := Gateway}, Ctx) ->
+    case nats_gateway_nif_loader:is_acquired() of
+        true -> start_gateway(Gateway, Ctx);
+        false -> {error, bad_config(nats, hidden, <<"the native library cannot be loaded">>)}
+    end.
+
+start_gateway(Gateway, Ctx) ->
     case nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, {Gateway, Ctx}) of
         {ok, Pid} -> {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
@@ -54,7 +60,9 @@ on_gateway_load(#{config := Gateway}, Ctx) ->
     {ok, [pid()], pid()} | {error, term()}.
 on_gateway_update(Gateway, _, Pid) ->
     try gen_server:call(Pid, {update, Gateway}, ?CALL_MS) of
-        ok -> {ok, [Pid], Pid};
+        ok ->
+            ok = nats_gateway_emqx_takeover:gateway_changed(),
+            {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
     catch
         %% The reason holds the call, and the call the tokens of the settings.

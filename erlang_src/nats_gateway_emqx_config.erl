@@ -111,9 +111,13 @@ has_authenticators(Gateway, Conf) ->
         Authenticators -> any_enabled(Authenticators)
     end.
 
-authenticators(#{authentication := Authenticators}) when is_list(Authenticators) -> Authenticators;
-authenticators(#{authentication := Authenticator}) when is_map(Authenticator) -> [Authenticator];
-authenticators(_) -> [].
+%% The bar lets nobody in. It is there for the built-in gateway, not for clients of this one.
+authenticators(#{authentication := Authenticators}) when is_list(Authenticators) ->
+    lists:filter(fun(A) -> not nats_gateway_emqx_built_in:is_bar(A) end, Authenticators);
+authenticators(#{authentication := Authenticator}) when is_map(Authenticator) ->
+    authenticators(#{authentication => [Authenticator]});
+authenticators(_) ->
+    [].
 
 any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end, Authenticators).
 

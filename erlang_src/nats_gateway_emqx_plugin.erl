@@ -6,18 +6,21 @@
 -export([facts/0]).
 
 -ignore_xref([
-    {emqx_plugins, get_config, 1},
+    {emqx_plugins, get_config, 2},
     {emqx_release, version, 0},
+    {emqx_gateway, lookup, 1},
     {emqx_gateway_registry, lookup, 1}
 ]).
 
-%% As the page saved it, empty where there is none. 5.8 says `{ok, Map}', newer ones `Map'.
--spec stored_config() -> map().
+%% As the page saved it. EMQX's own answer for settings that it could not read, or that its schema
+%% of this plugin refuses, would be an empty map. One that is empty was never saved: it is the rest
+%% of a file that was lost.
+-spec stored_config() -> {ok, map()} | {error, Text :: binary()}.
 stored_config() ->
-    case call(emqx_plugins, get_config, [name_vsn()]) of
-        {ok, {ok, Stored}} when is_map(Stored) -> Stored;
-        {ok, Stored} when is_map(Stored) -> Stored;
-        _ -> #{}
+    case call(emqx_plugins, get_config, [name_vsn(), unreadable]) of
+        {ok, Stored} when is_map(Stored), map_size(Stored) > 0 -> {ok, Stored};
+        {ok, Stored} when is_map(Stored) -> {error, <<"config.hocon of this plugin is lost or empty">>};
+        _ -> {error, <<"config.hocon of this plugin cannot be read, EMQX's log says why">>}
     end.
 
 name_vsn() ->
@@ -28,19 +31,40 @@ name_vsn() ->
 
 -spec facts() -> nats_gateway_plugin_config:facts().
 facts() ->
+    Started = is_pid(whereis(nats_gateway_emqx_takeover)),
     #{
         otp => list_to_integer(erlang:system_info(otp_release)),
         emqx => emqx_version(),
         gateways => gateways(),
         nats => nats(),
+        started => Started,
         nif => is_nif_loaded(),
-        settings => settings()
+        settings => settings(Started),
+        loaded => is_loaded(),
+        built_in => built_in(Started)
     }.
 
-settings() ->
-    case nats_gateway_plugin_config:parse(stored_config()) of
+%% A stopped plugin has no native library to check them with.
+settings(false) ->
+    ok;
+settings(true) ->
+    case nats_gateway_plugin_config:check_stored(stored_config()) of
         {ok, _} -> ok;
         {error, Text} -> {error, Text}
+    end.
+
+built_in(false) ->
+    ok;
+built_in(true) ->
+    case call(nats_gateway_emqx_built_in, judge, []) of
+        {ok, Judgement} -> Judgement;
+        error -> ok
+    end.
+
+is_loaded() ->
+    case call(emqx_gateway, lookup, [nats]) of
+        {ok, Gateway} when is_map(Gateway) -> true;
+        _ -> false
     end.
 
 emqx_version() ->

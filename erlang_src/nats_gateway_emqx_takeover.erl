@@ -11,6 +11,8 @@
 
 -export([child_spec/0]).
 -export([start_link/0]).
+-export([settings_changed/0]).
+-export([gateway_changed/0]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -27,7 +29,9 @@
 
 -record(state, {
     %% of EMQX's registry, which forgets what was registered when it ends
-    registry :: undefined | reference()
+    registry :: undefined | reference(),
+    %% until the settings of the gateway have rested
+    changed :: undefined | reference()
 }).
 
 -define(SCHEMA, emqx_nats_schema).
@@ -38,6 +42,10 @@
 -define(LOAD_RETRY_MS, 100).
 %% The processes of a gateway that was unloaded are gone by then.
 -define(UNLOAD_MS, 5000).
+%% EMQX's settings could not be changed.
+-define(BAR_RETRY_MS, 10000).
+%% Who replaces the gateway's authenticator removes one and then adds the other.
+-define(REST_MS, 60000).
 %% Unloading drains the clients.
 -define(SHUTDOWN_MS, 30000).
 
@@ -46,6 +54,14 @@ child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}, shutdown =>
 
 -spec start_link() -> {ok, pid()} | {error, term()}.
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% The settings of the plugin's own page have changed.
+-spec settings_changed() -> ok.
+settings_changed() -> gen_server:cast(?MODULE, settings_changed).
+
+%% So have EMQX's settings of the gateway.
+-spec gateway_changed() -> ok.
+gateway_changed() -> gen_server:cast(?MODULE, gateway_changed).
 
 init([]) ->
     _ = process_flag(trap_exit, true),
@@ -56,12 +72,20 @@ handle_continue(take, State) -> try_to_take(State).
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
-handle_cast(_, State) -> {noreply, State}.
+handle_cast(settings_changed, State) ->
+    handle_info({adapt_bar, saved}, State);
+handle_cast(gateway_changed, State = #state{changed = Timer}) ->
+    _ = Timer =/= undefined andalso erlang:cancel_timer(Timer),
+    {noreply, State#state{changed = erlang:send_after(?REST_MS, self(), {adapt_bar, found})}}.
 
 handle_info(take, State = #state{registry = undefined}) ->
     try_to_take(State);
 handle_info({'DOWN', Monitor, process, _, _}, #state{registry = Monitor}) ->
     try_to_take(#state{});
+handle_info({adapt_bar, Settings}, State = #state{registry = Registry}) ->
+    %% Where EMQX's gateway application does not run, it has no settings to change.
+    _ = Registry =/= undefined andalso adapt_bar(Settings),
+    {noreply, State};
 handle_info(_, State) ->
     {noreply, State}.
 
@@ -79,13 +103,15 @@ try_to_take(State) ->
     case nats_gateway_emqx_compat:is_running(emqx_gateway) of
         true ->
             try take() of
-                Registry -> {noreply, State#state{registry = monitor(process, Registry)}}
+                Registry ->
+                    self() ! {adapt_bar, found},
+                    {noreply, State#state{registry = monitor(process, Registry)}}
             catch
                 Class:Reason:Stack ->
                     ?LOG_ERROR(#{
                         msg => "gateway_name_not_taken",
-                        reason => {Class, Reason},
-                        stacktrace => Stack
+                        reason => {Class, nats_gateway_guard:shape(Reason)},
+                        stacktrace => nats_gateway_guard:frames(Stack)
                     }),
                     {noreply, again(State)}
             end;
@@ -110,14 +136,40 @@ give_back(IsStopping) ->
         %% It would open its listeners for a moment, for clients that have just been sent away.
         case IsStopping of
             true -> ok;
-            false -> load()
+            false -> load_built_in(nats_gateway_emqx_built_in:may_serve())
         end
     catch
         Class:Reason:Stack ->
             ?LOG_ERROR(#{
-                msg => "gateway_name_not_given_back", reason => {Class, Reason}, stacktrace => Stack
+                msg => "gateway_name_not_given_back",
+                reason => {Class, nats_gateway_guard:shape(Reason)},
+                stacktrace => nats_gateway_guard:frames(Stack)
             })
     end.
+
+load_built_in(true) ->
+    load();
+load_built_in({false, Unknown}) ->
+    ?LOG_WARNING(#{
+        msg => "nats_is_not_served",
+        reason => "EMQX's built-in gateway does not ask for what this plugin asks for",
+        unknown_to_it => Unknown,
+        hint => "start the plugin, or set built_in_may_serve on its page"
+    }).
+
+%% EMQX's errors may hold its settings.
+adapt_bar(Settings) ->
+    try nats_gateway_emqx_built_in:adapt_bar(Settings) of
+        ok -> ok;
+        {error, _} -> bar_failed(refused, Settings)
+    catch
+        _:Reason -> bar_failed(nats_gateway_guard:shape(Reason), Settings)
+    end.
+
+bar_failed(Reason, Settings) ->
+    ?LOG_WARNING(#{msg => "authenticator_of_nats_not_changed", reason => Reason}),
+    _ = erlang:send_after(?BAR_RETRY_MS, self(), {adapt_bar, Settings}),
+    ok.
 
 serve_with(Module) ->
     case emqx_gateway_registry:lookup(nats) of
@@ -141,7 +193,10 @@ unload() ->
     try emqx_gateway:unload(nats) of
         _ -> await(Monitors, erlang:monotonic_time(millisecond) + ?UNLOAD_MS)
     catch
-        _:Reason -> ?LOG_WARNING(#{msg => "gateway_unload_failed", reason => Reason})
+        _:Reason ->
+            ?LOG_WARNING(#{
+                msg => "gateway_unload_failed", reason => nats_gateway_guard:shape(Reason)
+            })
     end.
 
 %% With what they have started by themselves: EMQX's lock of the gateway's clients ends some time
@@ -184,9 +239,15 @@ load() ->
 load(Config, Retries) ->
     try emqx_gateway:load(nats, Config) of
         {ok, _} -> ok;
-        {error, Reason} -> ?LOG_ERROR(#{msg => "gateway_load_failed", reason => Reason})
+        {error, Reason} ->
+            ?LOG_ERROR(#{msg => "gateway_load_failed", reason => load_error(Reason)})
     catch
         error:_ when Retries > 0 ->
             timer:sleep(?LOAD_RETRY_MS),
             load(Config, Retries - 1)
     end.
+
+%% A problem of the settings is told; of another error EMQX's supervisor makes one with the settings.
+load_error({badconf, Problem}) -> {badconf, Problem};
+load_error({Reason, _}) when is_tuple(Reason) -> load_error(Reason);
+load_error(Reason) -> nats_gateway_guard:shape(Reason).

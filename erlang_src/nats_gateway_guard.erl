@@ -9,6 +9,8 @@
 
 -export([start_link/2]).
 -export([start_link/3]).
+-export([shape/1]).
+-export([frames/1]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
 
@@ -84,7 +86,7 @@ hide(Status) ->
 crash(Class, Reason, Stack) ->
     %% The report of the runtime shows what is in the mailbox.
     flush(),
-    erlang:raise(class(Class), shape(Reason), [frame(Frame) || Frame <- Stack]).
+    erlang:raise(class(Class), shape(Reason), frames(Stack)).
 
 flush() ->
     receive
@@ -96,11 +98,17 @@ flush() ->
 class(throw) -> error;
 class(Class) -> Class.
 
+%% What may be told of the reason of a crash.
+-spec shape(term()) -> term().
 shape(Reason) when is_atom(Reason) -> Reason;
 shape({shutdown, Reason}) when is_atom(Reason) -> {shutdown, Reason};
 shape(Reason) when is_tuple(Reason), tuple_size(Reason) > 0, is_atom(element(1, Reason)) ->
     {element(1, Reason), hidden};
 shape(_) -> hidden.
+
+%% Where it happened, without arguments.
+-spec frames(erlang:stacktrace()) -> erlang:stacktrace().
+frames(Stack) -> lists:map(fun frame/1, Stack).
 
 frame({Module, Function, Arguments, Location}) when is_list(Arguments) ->
     frame({Module, Function, length(Arguments), Location});

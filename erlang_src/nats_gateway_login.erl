@@ -17,7 +17,6 @@
 -export([authenticate/3]).
 -export([secret/1]).
 -export([is_plain/1]).
--export([hash/1]).
 
 -export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0, secret_problem/0]).
 
@@ -99,9 +98,6 @@
 
 %% More than any CONNECT has room for.
 -define(MAX_SECRET_FILE_BYTES, 65536).
-
-%% As for EMQX's own passwords.
--define(BCRYPT_COST, 10).
 
 %% nats-server's: 15 characters.
 -define(NONCE_BYTES, 11).
@@ -242,14 +238,6 @@ file_content(eof) ->
     {error, empty};
 file_content({error, Reason}) ->
     {error, Reason}.
-
-%% What can be stored instead of a password or token, if bcrypt can take so long a one.
--spec hash(Plain :: binary()) -> {ok, binary()} | {error, too_long}.
-hash(Plain) ->
-    case nats_gateway_nif:bcrypt_hash(Plain, crypto:strong_rand_bytes(16), ?BCRYPT_COST) of
-        too_long -> {error, too_long};
-        Hash -> {ok, Hash}
-    end.
 
 is_secret({bcrypt, Hash}, Given) -> nats_gateway_nif:bcrypt_verify(Given, Hash);
 is_secret({sha256, Hash}, Given) -> crypto:hash_equals(Hash, crypto:hash(sha256, Given)).

@@ -4,8 +4,9 @@
 %% a bounded number of bytes per call and says so with `Need = 0' (call again with the rest).
 -module(nats_gateway_nif).
 
--on_load(load/0).
+-on_load(on_load/0).
 
+-export([load/0]).
 -export([decode/2]).
 -export([encode/2]).
 -export([info/1]).
@@ -186,9 +187,22 @@
     responses := undefined | {integer(), integer()}
 }.
 
--spec load() -> ok | {error, term()}.
+%% A module without its library is no reason to refuse the module: who starts the gateway calls
+%% `load/0', and says what is wrong.
+on_load() ->
+    _ = load_library(),
+    ok.
+
+%% Loads the library, if the module does not have it yet. The text is the operating system's.
+-spec load() -> ok | {error, Text :: binary()}.
 load() ->
-    erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
+    case load_library() of
+        ok -> ok;
+        {error, {reload, _}} -> ok;
+        {error, {_, Text}} -> {error, unicode:characters_to_binary(Text)}
+    end.
+
+load_library() -> erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
 
 %% `code:priv_dir/1' knows the directory only once the application is in the code path under
 %% its own name, which a plugin loader does not promise.

@@ -3,10 +3,12 @@
 -module(nats_gateway_plugin_config).
 
 -export([parse/1]).
+-export([check/1]).
+-export([check_stored/1]).
 -export([get/0]).
+-export([put/1]).
 -export([in_force/1]).
 -export([forget/0]).
--export([on_config_changed/2]).
 -export([health_check/1]).
 -export([diagnose/1]).
 
@@ -35,7 +37,9 @@
     login := nats_gateway_login:login(),
     %% of the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
-    websocket_jwt_cookie := undefined | binary()
+    websocket_jwt_cookie := undefined | binary(),
+    %% where this plugin does not run, although clients have to log in
+    built_in_may_serve := boolean()
 }.
 
 %% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
@@ -44,12 +48,24 @@
     emqx := {non_neg_integer(), non_neg_integer()} | unknown,
     gateways := running | off,
     nats := undefined | module(),
+    %% this application
+    started := boolean(),
     nif := boolean(),
-    settings := ok | {error, binary()}
+    settings := ok | {error, binary()},
+    %% whether EMQX has loaded the gateway
+    loaded := boolean(),
+    %% where this plugin does not run: see `nats_gateway_emqx_built_in:judge/0'
+    built_in := ok | {open, [Text :: binary()]} | logins_lost
 }.
 
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
+
+%% What decides who is let in. Settings without one of them were not saved by the page: they are the
+%% beginning of a file that was cut, or were sent by somebody who did not think of it.
+-define(DECIDING, [
+    <<"internal_authn">>, <<"peer_cert_as_username">>, <<"websocket_same_origin">>
+]).
 
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
@@ -71,7 +87,8 @@ schema() ->
         retained_on_subscribe => {boolean, false},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
-        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000}
+        drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
+        built_in_may_serve => {boolean, false}
     }.
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
@@ -87,6 +104,25 @@ parse(Stored) ->
             {error, Text}
     end.
 
+%% Settings that are to be saved.
+-spec check(New :: map()) -> {ok, settings()} | {error, Text :: binary()}.
+check(New) ->
+    case [Key || Key <- ?DECIDING, not is_map_key(Key, New)] of
+        [] ->
+            try
+                parse(New)
+            catch
+                error:not_loaded -> {error, <<"cannot be checked without the native library">>}
+            end;
+        [Key | _] ->
+            {error, <<Key/binary, ": must be there, because it decides who is let in">>}
+    end.
+
+-spec check_stored({ok, Stored :: map()} | {error, Text}) -> {ok, settings()} | {error, Text} when
+    Text :: binary().
+check_stored({ok, Stored}) -> check(Stored);
+check_stored({error, Text}) -> {error, Text}.
+
 %% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
 %% starts.
 -spec get() -> settings().
@@ -94,42 +130,42 @@ get() ->
     case persistent_term:get(?MODULE, undefined) of
         undefined ->
             Settings = in_force(nats_gateway_emqx_plugin:stored_config()),
-            persistent_term:put(?MODULE, Settings),
+            ok = put(Settings),
             Settings;
         Settings ->
             Settings
     end.
 
-%% Of what was stored without us and is not valid the defaults are taken, but nobody is let in whom
-%% its logins might have kept out.
--spec in_force(Stored :: map()) -> settings().
+-spec put(settings()) -> ok.
+put(Settings) -> persistent_term:put(?MODULE, Settings).
+
+%% Settings that are not valid, or cannot be read, may have been such that nobody was let in without
+%% a login. So nobody is.
+-spec in_force({ok, Stored :: map()} | {error, Text :: binary()}) -> settings().
 in_force(Stored) ->
-    case parse(Stored) of
+    case check_stored(Stored) of
         {ok, Settings} ->
             Settings;
         {error, Text} ->
-            ?LOG_ERROR(#{msg => "stored_plugin_settings_are_not_valid", reason => Text}),
+            ?LOG_ERROR(#{
+                msg => "stored_plugin_settings_are_not_valid",
+                reason => Text,
+                consequence => "nobody is let in by logins of this plugin"
+            }),
             {ok, Defaults} = parse(#{}),
-            case maps:get(<<"internal_authn">>, Stored, []) of
-                [] -> Defaults;
-                _ -> Defaults#{login := nats_gateway_login:nobody()}
-            end
+            Defaults#{
+                login := nats_gateway_login:nobody(), built_in_may_serve := lets_built_in(Stored)
+            }
     end.
+
+lets_built_in({ok, #{<<"built_in_may_serve">> := true}}) -> true;
+lets_built_in(_) -> false.
 
 %% At the end of the application: the next start reads what is stored then.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),
     ok.
-
-%% EMQX calls it before it saves, on every node, also while the application is not started; what
-%% it refuses is not saved.
--spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
-on_config_changed(_, New) ->
-    case parse(New) of
-        {ok, Settings} -> persistent_term:put(?MODULE, Settings);
-        {error, Text} -> {error, Text}
-    end.
 
 -spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
 health_check(_) -> diagnose(nats_gateway_emqx_plugin:facts()).
@@ -142,21 +178,39 @@ diagnose(#{emqx := unknown}) ->
     wrong("the version of EMQX cannot be told: 5.10 and newer are supported", []);
 diagnose(#{emqx := {Major, Minor}}) when {Major, Minor} < ?MIN_EMQX ->
     wrong("EMQX ~b.~b is not supported: 5.10 and newer are", [Major, Minor]);
+diagnose(#{started := false, loaded := false}) ->
+    wrong("NATS is not served: this plugin is not started", []);
+diagnose(#{started := false}) ->
+    wrong("NATS is served by EMQX's built-in gateway: this plugin is not started", []);
 diagnose(#{nif := false}) ->
     wrong("the native library of this plugin cannot be loaded: is it built for this machine?", []);
 diagnose(#{gateways := off}) ->
     wrong("the gateway application of EMQX is not running: NATS is not served", []);
 diagnose(#{nats := undefined}) ->
     wrong("no gateway is registered under the name nats: restart the plugin", []);
-diagnose(#{nats := Module, settings := Settings}) ->
-    case {atom_to_binary(Module), Settings} of
-        {<<"nats_gateway_", _/binary>>, ok} ->
-            ok;
-        {<<"nats_gateway_", _/binary>>, {error, Text}} ->
-            wrong("the stored settings are not valid, so the defaults are used: ~ts", [Text]);
-        {Other, _} ->
+diagnose(Facts = #{nats := Module}) ->
+    case atom_to_binary(Module) of
+        <<"nats_gateway_", _/binary>> ->
+            diagnose_settings(Facts);
+        Other ->
             wrong("the gateway nats is served by ~ts, not by this plugin: restart it", [Other])
     end.
+
+diagnose_settings(#{settings := {error, Text}}) ->
+    wrong("the stored settings are not valid, so nobody is let in: ~ts", [Text]);
+diagnose_settings(#{built_in := logins_lost}) ->
+    wrong(
+        "the gateway nats has the authenticator that this plugin adds for the logins of its page, but "
+        "the page has none, so nobody is let in: were they lost? To go on without, save the page", []
+    );
+diagnose_settings(#{built_in := {open, [What | _]}}) ->
+    wrong(
+        "where this plugin does not run, EMQX's built-in gateway does not ask for ~ts: give the "
+        "gateway nats an authenticator (README: Where the plugin does not run)",
+        [What]
+    );
+diagnose_settings(_) ->
+    ok.
 
 wrong(Format, Arguments) ->
     {error, unicode:characters_to_binary(io_lib:format(Format, Arguments))}.

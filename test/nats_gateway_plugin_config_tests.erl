@@ -32,7 +32,8 @@ defaults_test() ->
             peer_cert_as_username => disabled,
             login => nats_gateway_login:none(),
             websocket_same_origin => false,
-            websocket_jwt_cookie => undefined
+            websocket_jwt_cookie => undefined,
+            built_in_may_serve => false
         }},
         parse(#{})
     ).
@@ -201,65 +202,102 @@ logins_of_the_page_test_() ->
 
 %% EMQX gives the settings of a plugin to all who may read them, as they are.
 the_page_does_not_take_a_token_as_it_is_test_() ->
-    Refused = fun(Token) ->
-        {error, Text} = parse(#{<<"internal_authn">> => [<<"token">>], <<"token">> => Token}),
-        ?assertEqual(nomatch, binary:match(Text, Token)),
-        Text
-    end,
-    Longest = binary:copy(<<"s3cr3t-t0ken">>, 6),
     [
-        ?_test(begin
-            <<"token: must be a bcrypt hash, or file:// and the path of a file", Rest/binary>> =
-                Refused(<<"s3cr3t">>),
+        ?_assertEqual(
+            {error, <<
+                "token: must be a bcrypt hash, or file:// and the path of a file with the secret: "
+                "EMQX shows these settings to all who may read them"
+            >>},
+            parse(#{<<"internal_authn">> => [<<"token">>], <<"token">> => Token})
+        )
+     || Token <- [
+            <<"s3cr3t">>,
             %% no version of bcrypt
-            <<"token: must be a bcrypt hash", _/binary>> = Refused(<<"$2c$10$">>),
-            %% the answer has what can be stored instead
-            {match, [Hash]} = re:run(Rest, "\\$2b\\$\\S{56}", [{capture, first, binary}]),
-            ?assert(nats_gateway_nif:bcrypt_verify(<<"s3cr3t">>, Hash)),
-            ?assertMatch(
-                {ok, _}, parse(#{<<"internal_authn">> => [<<"token">>], <<"token">> => Hash})
-            )
-        end),
-        ?_assertEqual(match, re:run(Refused(binary:part(Longest, 0, 71)), "\\$2b\\$", [{capture, none}])),
-        ?_assertEqual(nomatch, re:run(Refused(Longest), "\\$2b\\$", [{capture, none}]))
+            <<"$2c$10$">>,
+            binary:copy(<<"s3cr3t-t0ken">>, 100)
+        ]
+    ].
+
+%% Who goes back to an older version has settings stored with the keys of a newer one, and EMQX
+%% reads none of the settings if its schema lacks one of the keys. So none is ever removed.
+-define(KEYS_EVER_SHIPPED, [
+    max_control_line,
+    max_subscriptions,
+    authentication_timeout,
+    retained_on_subscribe,
+    max_pending,
+    send_timeout,
+    drain_time,
+    tls_mode,
+    allow_non_tls,
+    handshake_first_wait,
+    peer_cert_as_username,
+    internal_authn,
+    token,
+    nkeys,
+    trusted_operators,
+    resolver_preload,
+    websocket_same_origin,
+    websocket_jwt_cookie,
+    built_in_may_serve
+]).
+
+no_key_is_ever_removed_test_() ->
+    {ok, Schema} = file:read_file(priv("config_schema.avsc")),
+    {ok, Hocon} = file:read_file(priv("config.hocon")),
+    {error, Text} = parse(#{<<"no_such_key">> => 1}),
+    [_, Known] = binary:split(Text, <<"; known here: ">>),
+    [
+        [
+            ?_assertNotEqual(nomatch, binary:match(Schema, <<"\"name\": \"", Key/binary, "\"">>)),
+            ?_assertNotEqual(nomatch, binary:match(Hocon, <<Key/binary, " = ">>)),
+            ?_assert(lists:member(Key, binary:split(Known, <<", ">>, [global])))
+        ]
+     || Name <- ?KEYS_EVER_SHIPPED, Key <- [atom_to_binary(Name)]
     ].
 
 %% -------------------------------------------------------------------------------------------
 
-changes_test_() ->
+-define(DECIDING, #{
+    <<"internal_authn">> => [],
+    <<"peer_cert_as_username">> => <<"disabled">>,
+    <<"websocket_same_origin">> => false
+}).
+
+%% A file that was cut ends somewhere, and what somebody sends over REST replaces all of the page.
+settings_without_what_decides_who_is_let_in_test_() ->
+    [
+        ?_assertMatch({ok, _}, nats_gateway_plugin_config:check(?DECIDING))
+        | [
+            ?_assertEqual(
+                {error, <<Key/binary, ": must be there, because it decides who is let in">>},
+                nats_gateway_plugin_config:check(maps:remove(Key, ?DECIDING))
+            )
+         || Key <- maps:keys(?DECIDING)
+        ]
+    ].
+
+in_force_test_() ->
     {foreach, fun nats_gateway_plugin_config:forget/0,
         fun(_) -> nats_gateway_plugin_config:forget() end, [
-            fun without_emqx_the_defaults_hold/0,
-            fun a_change_is_in_force_at_once/0,
-            fun a_refused_change_leaves_the_old_settings/0,
-            fun broken_logins_let_nobody_in/0
+            fun without_emqx_nobody_is_let_in/0,
+            fun what_is_put_is_in_force/0,
+            fun settings_that_are_not_valid_let_nobody_in/0
         ]}.
 
-without_emqx_the_defaults_hold() ->
+%% There is nobody who has stored settings.
+without_emqx_nobody_is_let_in() ->
     {ok, Defaults} = parse(#{}),
-    ?assertEqual(Defaults, nats_gateway_plugin_config:get()).
+    Nobody = Defaults#{login := nats_gateway_login:nobody()},
+    ?assertEqual(Nobody, nats_gateway_plugin_config:get()).
 
-a_change_is_in_force_at_once() ->
-    ?assertEqual(ok, change(#{<<"max_subscriptions">> => 7})),
-    ?assertMatch(
-        #{max_subscriptions := 7, max_control_line := 4096}, nats_gateway_plugin_config:get()
-    ),
-    ?assertEqual(ok, change(#{<<"max_control_line">> => <<"8KB">>})),
-    ?assertMatch(
-        #{max_subscriptions := infinity, max_control_line := 8192},
-        nats_gateway_plugin_config:get()
-    ).
-
-a_refused_change_leaves_the_old_settings() ->
-    ok = change(#{<<"max_subscriptions">> => 7}),
-    ?assertEqual(
-        {error, <<"max_subscriptions: must be an integer from 0 (no limit) to 1073741824">>},
-        change(#{<<"max_subscriptions">> => -1})
-    ),
-    ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get()).
+what_is_put_is_in_force() ->
+    {ok, Settings} = parse(#{<<"max_subscriptions">> => 7}),
+    ok = nats_gateway_plugin_config:put(Settings),
+    ?assertEqual(Settings, nats_gateway_plugin_config:get()).
 
 %% Settings can be stored without us: by hand, or by another version of the plugin.
-broken_logins_let_nobody_in() ->
+settings_that_are_not_valid_let_nobody_in() ->
     InForce = fun(Stored) ->
         #{login := Login, max_control_line := 4096} = nats_gateway_plugin_config:in_force(Stored),
         Login
@@ -267,10 +305,7 @@ broken_logins_let_nobody_in() ->
     Facts = #{
         certified => false, nonce => undefined, peerhost => {127, 0, 0, 1}, transport => tcp, now => 0, offset => 0
     },
-    ?assertEqual(nats_gateway_login:none(), InForce(#{<<"max_control_line">> => 1})),
-    ?assertEqual(
-        nats_gateway_login:none(), InForce(#{<<"max_control_line">> => 1, <<"internal_authn">> => []})
-    ),
+    ?assertEqual(nats_gateway_login:none(), InForce({ok, ?DECIDING})),
     [
         begin
             Login = InForce(Broken),
@@ -289,14 +324,89 @@ broken_logins_let_nobody_in() ->
             )
         end
      || Broken <- [
-            #{<<"internal_authn">> => [<<"token">>], <<"token">> => <<"s3cr3t">>},
-            #{<<"internal_authn">> => [<<"token">>], <<"token">> => ?HASH, <<"max_control_line">> => 1},
-            #{<<"internal_authn">> => [<<"ldap">>]},
-            #{<<"internal_authn">> => <<"token">>}
+            {error, <<"unreadable">>},
+            {ok, #{}},
+            {ok, maps:remove(<<"internal_authn">>, ?DECIDING)},
+            {ok, ?DECIDING#{<<"key_of_a_newer_version">> => 1}},
+            {ok, ?DECIDING#{<<"max_control_line">> => 1}},
+            {ok, ?DECIDING#{<<"internal_authn">> => [<<"token">>], <<"token">> => <<"s3cr3t">>}},
+            {ok, ?DECIDING#{<<"internal_authn">> => [<<"ldap">>]}},
+            {ok, ?DECIDING#{<<"internal_authn">> => <<"token">>}}
         ]
     ].
 
-change(New) -> nats_gateway_plugin_config:on_config_changed(#{}, New).
+%% -------------------------------------------------------------------------------------------
+%% The callback of EMQX, which may come while the application is not started
+
+-define(LOGINS, ?DECIDING#{<<"internal_authn">> := [<<"token">>], <<"token">> => ?HASH}).
+
+on_config_changed_test_() ->
+    {foreach, fun() -> nats_gateway_nif_loader:release() end,
+        fun(_) ->
+            ok = nats_gateway_plugin_config:forget(),
+            ok = nats_gateway_nif_loader:release(),
+            {module, _} = code:ensure_loaded(nats_gateway_nif)
+        end,
+        [
+            fun a_stopped_plugin_checks_settings_and_has_no_library_afterwards/0,
+            fun a_stopped_plugin_puts_nothing_in_force/0,
+            fun a_started_plugin_keeps_its_library/0,
+            fun a_started_plugin_puts_them_in_force/0,
+            fun no_error_tells_a_secret/0
+        ]}.
+
+change(New) -> nats_gateway_app:on_config_changed(#{}, New).
+
+a_stopped_plugin_checks_settings_and_has_no_library_afterwards() ->
+    ?assertEqual(ok, change(?LOGINS)),
+    ?assertEqual(false, code:is_loaded(nats_gateway_nif)),
+    ?assertEqual(
+        {error, <<"token: begins like a bcrypt hash, but is none">>},
+        change(?LOGINS#{<<"token">> := <<"$2a$s3cr3t">>})
+    ),
+    ?assertEqual(false, code:is_loaded(nats_gateway_nif)).
+
+a_stopped_plugin_puts_nothing_in_force() ->
+    {ok, Before} = parse(?DECIDING),
+    ok = nats_gateway_plugin_config:put(Before),
+    ?assertEqual(ok, change(?LOGINS)),
+    ?assertEqual(Before, nats_gateway_plugin_config:get()).
+
+a_started_plugin_keeps_its_library() ->
+    ok = nats_gateway_nif_loader:acquire(),
+    ?assertEqual(ok, change(?LOGINS)),
+    ?assertEqual({ok, <<"a">>}, {ok, nats_gateway_nif:topic(<<"a">>, <<>>)}).
+
+a_started_plugin_puts_them_in_force() ->
+    true = register(nats_gateway_emqx_takeover, self()),
+    try
+        ?assertEqual(ok, change(?DECIDING#{<<"max_subscriptions">> => 7})),
+        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get()),
+        ?assertEqual(
+            {error, <<"max_subscriptions: must be an integer from 0 (no limit) to 1073741824">>},
+            change(?DECIDING#{<<"max_subscriptions">> => -1})
+        ),
+        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get())
+    after
+        unregister(nats_gateway_emqx_takeover)
+    end.
+
+%% What is raised EMQX writes to its log, with the arguments.
+no_error_tells_a_secret() ->
+    [
+        begin
+            {error, Text} = change(Wrong),
+            ?assertEqual(nomatch, binary:match(Text, [?HASH, <<"s3cr3t">>]))
+        end
+     || Wrong <- [
+            ?LOGINS#{<<"token">> := [?HASH]},
+            ?LOGINS#{<<"token">> := #{<<"s3cr3t">> => ?HASH}},
+            ?LOGINS#{<<"nkeys">> => [?HASH | <<"s3cr3t">>]},
+            ?LOGINS#{<<"internal_authn">> := [?HASH]},
+            [?LOGINS],
+            ?HASH
+        ]
+    ].
 
 %% -------------------------------------------------------------------------------------------
 
@@ -306,8 +416,11 @@ diagnose_test_() ->
         emqx => {5, 10},
         gateways => running,
         nats => nats_gateway_emqx,
+        started => true,
         nif => true,
-        settings => ok
+        settings => ok,
+        loaded => true,
+        built_in => ok
     },
     [
         ?_assertEqual(ok, diagnose(Well)),
@@ -323,7 +436,11 @@ diagnose_test_() ->
                 {#{gateways => off}, "gateway application of EMQX is not running"},
                 {#{nats => undefined}, "no gateway is registered under the name nats"},
                 {#{nats => emqx_gateway_nats}, "served by emqx_gateway_nats, not by this plugin"},
-                {#{settings => {error, <<"drain_time: no">>}}, "defaults are used: drain_time: no"},
+                {#{settings => {error, <<"drain_time: no">>}}, "nobody is let in: drain_time: no"},
+                {#{started => false, nif => false, loaded => false}, "is not served: this plugin is not started"},
+                {#{started => false, nif => false}, "built-in gateway: this plugin is not started"},
+                {#{built_in => {open, [<<"logins">>]}}, "does not ask for logins"},
+                {#{built_in => logins_lost}, "nobody is let in: were they lost"},
                 %% the cause, not its consequence
                 {#{gateways => off, nats => undefined}, "not running"}
             ]

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emqx.gateway import Gateway, unique  # noqa: E402
 from emqx.node import HOST, Node, emqx_homes, free_port, name_vsn, wait_until  # noqa: E402
+from emqx.package import release  # noqa: E402
 from emqx.page import Page  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -117,6 +118,20 @@ def gateway(_gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[Gatew
     errors = [line for line in _gateway.node.errors(begin) if "nats_gateway" in line]
     if not BUILT_IN and not request.node.get_closest_marker("kills"):
         assert errors == [], "\n".join(errors)
+
+
+@pytest.fixture
+def ready(gateway: Gateway, node: Node, package: Path) -> Iterator[Gateway]:
+    """The plugin is installed and running, before and after."""
+    yield gateway
+    for installed in node.rest.get("/plugins"):
+        if installed["name"] == "nats_gateway" and installed["rel_vsn"] != release(package)["rel_vsn"]:
+            node.rest.delete(f"/plugins/nats_gateway-{installed['rel_vsn']}")
+    if node.plugin("nats_gateway") is None:
+        node.install(package)
+    if node.plugin("nats_gateway")["here"]["status"] != "running":
+        node.start_plugin(package)
+    wait_until(gateway.served, "the plugin serves again")
 
 
 @pytest.fixture

@@ -96,6 +96,8 @@ class Gateway:
     def authenticate(self, authenticator: dict, listener: str | None = None) -> None:
         path = authentication_path(listener)
         self.undo("DELETE", path)
+        # The plugin's own one, where its page has logins.
+        self.rest.call("DELETE", path)
         self.rest.post(path, authenticator)
 
     def authenticate_no_more(self, listener: str | None = None) -> None:
@@ -150,6 +152,24 @@ class Gateway:
 
     def raw(self, address: Address | None = None) -> Nats:
         return Nats(address or self.address)
+
+    def listening(self) -> bool:
+        try:
+            with self.raw():
+                return True
+        except OSError:
+            return False
+
+    def served_by_us(self, address: Address | None = None, **options: Any) -> bool:
+        """Only the built-in says `jetstream` in its INFO."""
+        with Nats(address or self.address, **options) as client:
+            return "jetstream" not in client.info
+
+    def served(self, by_us: bool = True) -> bool:
+        try:
+            return self.served_by_us() is by_us
+        except OSError:
+            return False
 
     def mqtt(self, **options: Any) -> Mqtt:
         return Mqtt(self.node.mqtt, **options)

@@ -24,13 +24,15 @@ DEFAULTS = {
     "resolver_preload": [],
     "websocket_same_origin": False,
     "websocket_jwt_cookie": "",
+    "built_in_may_serve": False,
 }
 
 
 class Page:
     def __init__(self, node: Node, plugin: str):
         self._node = node
-        self._path = f"/plugins/{plugin}/config"
+        self._plugin = f"/plugins/{plugin}"
+        self._path = f"{self._plugin}/config"
 
     def read(self) -> dict:
         return self._node.rest.get(self._path)
@@ -44,3 +46,9 @@ class Page:
 
     def replace(self, settings: dict) -> Answer:
         return self._node.rest.call("PUT", self._path, settings)
+
+    def health(self) -> str:
+        """Of the plugin: empty if it is well."""
+        shown = self._node.rest.get(self._plugin)["running_status"][0].get("health_status")
+        assert shown is not None, "EMQX does not tell the health"
+        return "" if shown["status"] == "ok" else shown["message"]

@@ -11,7 +11,9 @@ import pytest
 from emqx.conftest import BUILT_IN
 from emqx.gateway import NAMED, Gateway
 from emqx.nats import Nats
-from emqx.node import HOST, Node, free_port, wait_until
+from emqx.node import HOST, Node, free_port, name_vsn, wait_until
+from emqx.page import Page
+from emqx.test_closed import LOGINS, barred, is_demanded, is_shut, lets_in, load_the_built_in
 from nats_keys import Key, account_jwt, user_jwt
 
 NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
@@ -238,6 +240,34 @@ def test_an_account_has_its_connections_on_both_nodes(cluster: tuple[Gateway, Ga
             wait_until(lambda gateway=gateway: not is_full(gateway), "ended connections are not counted any more")
     finally:
         first.rest.put(path, before)
+
+
+@pytest.mark.plugin
+@pytest.mark.kills
+@pytest.mark.timeout(120, func_only=True)
+def test_a_node_without_the_plugin_lets_nobody_in(cluster: tuple[Gateway, Gateway], package: Path):
+    """Its built-in gateway does not know the logins of the plugin's page. What bars it is in EMQX's settings."""
+    first, second = cluster
+    page = Page(first.node, name_vsn(package))
+    page.change(**LOGINS)
+    try:
+        for gateway in cluster:
+            wait_until(lambda gateway=gateway: barred(gateway), "the bar is on both nodes")
+            assert is_demanded(gateway)
+        second.node.ctl("plugins", "stop", name_vsn(package))
+        assert not second.listening()
+        load_the_built_in(second.node)
+        wait_until(second.listening, "the built-in serves")
+        assert not second.served_by_us() and is_shut(second)
+        assert is_demanded(first)
+        second.node.ctl("plugins", "start", name_vsn(package))
+        wait_until(lambda: serves(second), "the plugin serves", deadline=30)
+        assert is_demanded(second)
+    finally:
+        page.change()
+    for gateway in cluster:
+        wait_until(lambda gateway=gateway: not barred(gateway), "the bar is gone")
+        assert lets_in(gateway.address)
 
 
 @pytest.mark.plugin

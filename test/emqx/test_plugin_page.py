@@ -207,8 +207,18 @@ def test_an_unknown_field_is_refused(page: Page):
     assert page.try_change(max_controlline="4KB").status == 400
 
 
+# What decides who is let in.
+DECIDING = {"internal_authn": [], "peer_cert_as_username": "disabled", "websocket_same_origin": False}
+
+
+@pytest.mark.parametrize("field", DECIDING)
+def test_a_missing_field_that_decides_who_is_let_in_is_refused(page: Page, field: str):
+    answer = page.replace({key: value for key, value in DECIDING.items() if key != field})
+    assert answer.status == 400 and f"{field}: must be there" in str(answer), answer
+
+
 def test_missing_fields_have_their_defaults(gateway: Gateway, page: Page):
-    answer = page.replace({"max_subscriptions": 1})
+    answer = page.replace({**DECIDING, "max_subscriptions": 1})
     assert answer.status == 204, answer
     with gateway.nats() as client:
         client.subscribe("a", sid="1")
@@ -221,26 +231,20 @@ def test_missing_fields_have_their_defaults(gateway: Gateway, page: Page):
 # --- Health ----------------------------------------------------------------------------------------------------------
 
 
-def health(node: Node, plugin: str) -> dict:
-    return node.rest.get(f"/plugins/{plugin}")["running_status"][0].get("health_status")
-
-
-def test_healthy(node: Node, plugin: str, gateway: Gateway):
-    assert health(node, plugin) == {"status": "ok", "message": ""}
+def test_healthy(page: Page):
+    assert page.health() == ""
 
 
 @pytest.mark.kills
 @pytest.mark.timeout(120, func_only=True)
-def test_health_without_the_gateway_application(node: Node, plugin: str, gateway: Gateway):
+def test_health_without_the_gateway_application(node: Node, page: Page, gateway: Gateway):
     """It says what is wrong; and the plugin takes its place again when the application is back."""
     node.eval("application:stop(emqx_gateway)")
     try:
-        shown = health(node, plugin)
-        assert shown["status"] == "error"
-        assert "gateway application of EMQX is not running" in shown["message"]
+        assert "gateway application of EMQX is not running" in page.health()
     finally:
         node.eval("application:ensure_all_started(emqx_gateway)")
-    wait_until(lambda: health(node, plugin) == {"status": "ok", "message": ""}, "the plugin serves again", deadline=15)
+    wait_until(lambda: page.health() == "", "the plugin serves again", deadline=15)
     assert "nats_gateway" in node.eval("maps:get(cbkmod, emqx_gateway_registry:lookup(nats))")
     with gateway.nats() as client:
         client.ping()

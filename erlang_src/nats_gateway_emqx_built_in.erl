@@ -1,0 +1,178 @@
+%% EMQX's built-in gateway, which serves `nats' where this plugin does not run: while it is stopped,
+%% on other nodes of the cluster, and at boot before plugins start.
+%%
+%% It does not know all that clients have to log in with here, and lets everybody in who is not
+%% asked by an authenticator of the gateway. So where this plugin stops, the built-in is not loaded
+%% in its place; and wherever else it may be loaded, an authenticator in EMQX's own settings of the
+%% gateway lets nobody in. That is the bar: a JWT authenticator whose secret nobody knows. EMQX
+%% keeps it, and gives it to all nodes.
+-module(nats_gateway_emqx_built_in).
+
+-export([may_serve/0]).
+-export([judge/0]).
+-export([adapt_bar/1]).
+-export([is_bar/1]).
+%% For tests
+-export([unknown/2]).
+-export([bar/2]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-ignore_xref([
+    {emqx, get_config, 2},
+    {emqx_gateway_conf, add_authn, 2},
+    {emqx_gateway_conf, remove_authn, 1}
+]).
+
+%% By this it is known again, by operators too: the dashboard shows it.
+-define(BAR, <<"bar_of_the_plugin_nats_gateway">>).
+-define(SECRET_BYTES, 32).
+
+%% Whether the built-in may serve in place of this plugin, with the settings there are.
+-spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
+may_serve() ->
+    case {nats_gateway_plugin_config:get(), gateway()} of
+        {#{built_in_may_serve := true}, _} -> true;
+        {_, undefined} -> true;
+        {Page, Gateway} -> may_serve(unknown(Gateway, Page))
+    end.
+
+may_serve([]) -> true;
+may_serve(Unknown) -> {false, Unknown}.
+
+%% Whether the bar is as it should be: `open' is what the built-in would not ask for without it. One
+%% that is there although nobody has to log in tells that the settings of the logins were lost.
+-spec judge() -> ok | {open, [Text :: binary()]} | logins_lost.
+judge() ->
+    case {nats_gateway_plugin_config:get(), gateway()} of
+        {_, undefined} -> ok;
+        {Page, Gateway} -> judge(bar(Gateway, Page), Gateway, Page)
+    end.
+
+judge(Bar, Gateway, Page) when Bar =:= add; Bar =:= cannot -> {open, unknown(Gateway, Page)};
+judge(remove, _, _) -> logins_lost;
+judge(ok, _, _) -> ok.
+
+%% Adds the bar where it is needed, and removes it where it is not: only when the page is `saved',
+%% for settings may have been lost, and an own authenticator takes its place only on purpose. It
+%% changes EMQX's settings, which EMQX then hands to the gateway: not to be called by who has to
+%% answer that.
+-spec adapt_bar(saved | found) -> ok | {error, term()}.
+adapt_bar(Settings) ->
+    case {nats_gateway_plugin_config:get(), gateway()} of
+        {_, undefined} -> ok;
+        {Page, Gateway} -> change_bar(bar(Gateway, Page), Settings)
+    end.
+
+change_bar(add, _) ->
+    case emqx_gateway_conf:add_authn(nats, authenticator()) of
+        {ok, _} ->
+            ?LOG_NOTICE(#{
+                msg => "authenticator_added",
+                gateway => nats,
+                acl_claim_name => ?BAR,
+                reason => "EMQX's built-in gateway must let nobody in where this plugin does not run"
+            });
+        {error, Reason} ->
+            %% Another node may have been faster.
+            case is_barred(gateway()) of
+                true -> ok;
+                false -> {error, Reason}
+            end
+    end;
+change_bar(remove, saved) ->
+    case emqx_gateway_conf:remove_authn(nats) of
+        ok -> ?LOG_NOTICE(#{msg => "authenticator_removed", gateway => nats, acl_claim_name => ?BAR});
+        {error, Reason} -> {error, Reason}
+    end;
+change_bar(_, _) ->
+    ok.
+
+gateway() -> emqx:get_config([gateway, nats], undefined).
+
+authenticator() ->
+    #{
+        <<"mechanism">> => <<"jwt">>,
+        <<"from">> => <<"password">>,
+        <<"algorithm">> => <<"hmac-based">>,
+        <<"use_jwks">> => false,
+        <<"secret">> => binary:encode_hex(crypto:strong_rand_bytes(?SECRET_BYTES)),
+        <<"acl_claim_name">> => ?BAR,
+        <<"enable">> => true
+    }.
+
+%% An authenticator as EMQX has checked it.
+-spec is_bar(map()) -> boolean().
+is_bar(Authenticator) -> maps:get(acl_claim_name, Authenticator, undefined) =:= ?BAR.
+
+is_barred(#{authentication := Authenticator}) when is_map(Authenticator) -> is_bar(Authenticator);
+is_barred(_) -> false.
+
+%% What to do: the settings have one authenticator of the gateway at most, and one that is not the
+%% bar is as good as that.
+-spec bar(Gateway :: map(), Page :: map()) -> add | remove | cannot | ok.
+bar(Gateway, Page) ->
+    IsNeedless = is_known(Gateway) orelse not demands_logins(Gateway, Page),
+    case {is_barred(Gateway), Page} of
+        {IsBarred, #{built_in_may_serve := true}} -> remove_if(IsBarred);
+        {IsBarred, _} when IsNeedless -> remove_if(IsBarred);
+        {true, _} -> ok;
+        {false, _} -> add(Gateway, Page)
+    end.
+
+remove_if(true) -> remove;
+remove_if(false) -> ok.
+
+%% Settings that cannot be read are no reason to change those of all nodes. And the listeners that
+%% let everybody in would be barred, too.
+add(Gateway, Page) ->
+    case is_readable(Page) andalso not lets_anybody_in(Gateway, Page) of
+        true when not is_map_key(authentication, Gateway) -> add;
+        _ -> cannot
+    end.
+
+is_readable(#{login := Login}) -> Login =/= nats_gateway_login:nobody().
+
+%% What the built-in, too, asks everybody for.
+is_known(Gateway) ->
+    maps:get(internal_authn, Gateway, []) =/= [] orelse
+        nats_gateway_emqx_config:has_authenticators(Gateway, #{}).
+
+demands_logins(Gateway, Page) ->
+    has_logins(Page) orelse own_authentication(Gateway) =/= [].
+
+has_logins(#{login := Login}) -> Login =/= nats_gateway_login:none().
+
+%% Listeners with authenticators of their own: the built-in asks only those who send a CONNECT.
+own_authentication(Gateway) ->
+    [Listener || Listener <- asking_listeners(Gateway), has_own_authenticators(Listener)].
+
+asking_listeners(Gateway) ->
+    [
+        Listener
+     || Listener = #{conf := Conf} <- nats_gateway_emqx_config:listeners(Gateway),
+        maps:get(enable_authn, Conf, true)
+    ].
+
+has_own_authenticators(#{conf := Conf}) -> nats_gateway_emqx_config:has_authenticators(#{}, Conf).
+
+lets_anybody_in(Gateway, Page) ->
+    not has_logins(Page) andalso
+        not lists:all(fun has_own_authenticators/1, asking_listeners(Gateway)).
+
+%% What this plugin asks for, and the built-in does not.
+-spec unknown(Gateway :: map(), Page :: map()) -> [Text :: binary()].
+unknown(Gateway, Page = #{peer_cert_as_username := Certificate}) ->
+    Methods = maps:get(internal_authn, Gateway, []),
+    IsKnown = is_known(Gateway),
+    [<<"the logins of the plugin's page">> || Methods =:= [], has_logins(Page)] ++
+        [
+            <<"the logins of listener ", (listener_name(Listener))/binary>>
+         || not IsKnown, Listener <- own_authentication(Gateway)
+        ] ++
+        [<<"the user names in certificates">> || Certificate =/= disabled] ++
+        [<<"all that a JWT limits">> || lists:any(fun is_jwt/1, Methods)].
+
+is_jwt(#{type := Type}) -> Type =:= jwt.
+
+listener_name(#{id := Id}) -> atom_to_binary(nats_gateway_emqx_config:listener_id(Id)).
