@@ -51,6 +51,8 @@
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
         max_topic_levels := pos_integer() | infinity,
+        %% whether what the gateway relies on is tried out
+        probe := boolean(),
         authentication := boolean()
     },
     %% not in what a connection has
@@ -171,6 +173,7 @@ schema() ->
                     ssl_options => {{table, upstream_tls_schema()}, #{}},
                     connect_timeout => {{duration, 1}, 5000},
                     authentication => {boolean, false},
+                    probe => {boolean, true},
                     %% Mosquitto's limit; EMQX's is 128
                     max_topic_levels => {{limit, 65535}, 200},
                     keepalive => {{integer, 1, 65535}, 60}

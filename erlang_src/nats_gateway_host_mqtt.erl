@@ -61,7 +61,7 @@
     socket :: undefined | nats_gateway_transport:socket(),
     upstream :: nats_gateway_upstream:upstream(),
     max_control_line :: pos_integer(),
-    phase = login :: login | open | closed,
+    phase = login :: login | probe | open | closed,
     session :: nats_gateway_host:session(),
     %% of this gateway, since its start
     secret :: binary(),
@@ -80,6 +80,11 @@
     wildcards = true :: boolean(),
     shared = true :: boolean(),
     identifiers = true :: boolean(),
+    %% where the broker is not to be trusted
+    probe :: undefined | nats_gateway_probe:probe(),
+    quirks = [] :: [nats_gateway_probe:quirk()],
+    %% of groups, for copies that do not say for which one they are
+    turn = 0 :: non_neg_integer(),
     max_levels :: infinity | pos_integer(),
     retain_handling :: 0 | 2,
     %% requests without an answer, and what waits behind the broker's Receive Maximum
@@ -137,6 +142,10 @@
 %% As of a block that is built of user properties (headers.rs).
 -define(MAX_FOREIGN_BLOCK, 65536).
 -define(MAX_FOREIGN_HEADERS, 1000).
+
+%% For the answers of a broker that is tried out, and for messages that come after them.
+-define(PROBE_MS, 2000).
+-define(PROBE_LATE_MS, 300).
 
 -define(SEGMENT, 1460).
 
@@ -832,6 +841,9 @@ send(Bytes, Host = #host{socket = Socket}) ->
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = login}) ->
     ok = not_accepted(no_answer, #{reason => no_answer}, Host),
     lost(Host);
+handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = probe}) ->
+    {Events, NHost} = probed(Host),
+    settle([], Events, [], NHost);
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}) ->
     tick(Host);
 handle_info({?MODULE, Timer, lost}, Host = #host{timer = Timer}) when is_reference(Timer) ->
@@ -904,10 +916,11 @@ packets([], Deliveries, Events, Acks, Host) ->
 packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}) ->
     case Packet of
         {publish, _, _, 0, _, _, _, _, _, _, _} ->
-            packets(Packets, deliver(Packet, Deliveries, Host), Events, Acks, Host);
+            {NDeliveries, NHost} = deliver(Packet, Deliveries, Host),
+            packets(Packets, NDeliveries, Events, Acks, NHost);
         {publish, _, _, 1, _, Id, _, _, _, _, _} ->
-            NAcks = [{puback, Id, 0} | Acks],
-            packets(Packets, deliver(Packet, Deliveries, Host), Events, NAcks, Host);
+            {NDeliveries, NHost} = deliver(Packet, Deliveries, Host),
+            packets(Packets, NDeliveries, Events, [{puback, Id, 0} | Acks], NHost);
         {puback, Id, Reason} ->
             {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
             packets(Packets, [], NEvents, Acks, NHost);
@@ -940,11 +953,24 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             {NEvents, NHost} = fault(protocol_error, run(Deliveries, Events), Host),
             {[], NEvents, Acks, NHost}
     end;
+packets([{disconnect, Reason, Properties} | _], [], Events, Acks, Host = #host{phase = probe}) ->
+    ?LOG_INFO((details(Reason, Properties))#{msg => upstream_disconnect}),
+    {NEvents, NHost} = ended(upstream_lost, Events, Host),
+    {[], NEvents, Acks, NHost};
+packets([Packet | Packets], [], Events, Acks, Host = #host{phase = probe}) ->
+    {Connected, NHost} = probe_packet(Packet, Host),
+    packets(Packets, [], Connected ++ Events, Acks, NHost);
 packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
     Facts = maps:with([maximum_packet_size], Properties),
     ok = nats_gateway_upstream:accepted(Facts, Host#host.upstream),
     NHost = #host{session = Session} = connected(Properties, Host),
-    packets(Packets, [], [{connected, Session} | Events], Acks, NHost);
+    case nats_gateway_upstream:probe(NHost#host.upstream) of
+        {known, Quirks} ->
+            Known = NHost#host{quirks = Quirks},
+            packets(Packets, [], [{connected, Session} | Events], Acks, Known);
+        probe ->
+            packets(Packets, [], Events, Acks, probe(NHost))
+    end;
 packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
     Refusal = nats_gateway_mqtt_reason:connack(Reason),
     ok = note_refusal(Refusal, Reason, details(Reason, Properties), Host),
@@ -953,6 +979,52 @@ packets([{connack, _, Reason, Properties} | _], [], Events, Acks, Host) ->
 packets([_ | _], [], Events, Acks, Host) ->
     {NEvents, NHost} = fault(protocol_error, Events, Host),
     {[], NEvents, Acks, NHost}.
+
+%% -------------------------------------------------------------------------------------------
+%% What the broker does (nats_gateway_probe)
+
+%% The first one to log in waits a little longer.
+probe(Host = #host{session = #{mountpoint := Mountpoint}}) ->
+    {Packets, Probe} = nats_gateway_probe:start(Mountpoint, #{
+        maximum_qos => Host#host.max_qos,
+        wildcard_subscription_available => Host#host.wildcards,
+        shared_subscription_available => Host#host.shared,
+        subscription_identifier_available => Host#host.identifiers
+    }),
+    Probing = start_timer(?PROBE_MS, Host#host{phase = probe, probe = Probe}),
+    case send(nats_gateway_mqtt_nif:encode(Packets), Probing) of
+        {ok, Sent} -> Sent;
+        %% its end is told by the socket
+        {lost, Lost} -> tell(Lost)
+    end.
+
+probe_packet(Packet, Host = #host{probe = Probe}) ->
+    case nats_gateway_probe:packet(Packet, Probe) of
+        {more, NProbe} -> {[], Host#host{probe = NProbe}};
+        {late, NProbe} -> {[], start_timer(?PROBE_LATE_MS, Host#host{probe = NProbe})};
+        {done, NProbe} -> probed(Host#host{probe = NProbe})
+    end.
+
+%% Identifiers of the probe's packets and subscriptions are not used again.
+probed(Host = #host{probe = Probe, upstream = Upstream, session = Session, keepalive = KeepAlive}) ->
+    Outcome = nats_gateway_probe:quirks(Probe),
+    ok = nats_gateway_upstream:probed(Outcome, Upstream),
+    Quirks =
+        case Outcome of
+            inconclusive -> [];
+            _ -> Outcome
+        end,
+    Open = start_timer(KeepAlive * 500, Host#host{
+        phase = open, probe = undefined, quirks = Quirks, next_packet_id = 5, next_id = 4
+    }),
+    Drops = [
+        {{unsubscribe, undefined, [Filter]}, resubscribe}
+     || Filter <- nats_gateway_probe:filters(Probe)
+    ],
+    case dispatch(Drops, Open) of
+        {ok, NHost} -> {[{connected, Session}], NHost};
+        {lost, Lost} -> {[{refused, upstream_lost}], Lost}
+    end.
 
 %% Somebody's wrong password is no trouble of the broker.
 note_refusal(authorization_violation, Reason, Details, #host{upstream = Upstream}) ->
@@ -992,22 +1064,43 @@ connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
 %% -------------------------------------------------------------------------------------------
 %% Deliveries
 
-deliver(Packet, Deliveries, Host = #host{ids = Ids}) ->
+deliver(Packet, Deliveries, Host = #host{ids = Ids, quirks = Quirks}) ->
     {publish, Topic, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties,
         Identifiers} = Packet,
     {Reply, Headers} = message(ResponseTopic, Correlation, ContentType, Properties, Host),
     case Identifiers of
-        [Id] ->
+        [Id] when Quirks =:= [] ->
             case Ids of
-                #{Id := Key} -> [delivery(Key, Topic, Reply, Headers, Payload) | Deliveries];
-                #{} -> Deliveries
+                #{Id := Key} -> {[delivery(Key, Topic, Reply, Headers, Payload) | Deliveries], Host};
+                #{} -> {Deliveries, Host}
             end;
-        [] ->
-            for_keys(matching(Topic, Host), Topic, Reply, Headers, Payload, Deliveries);
         _ ->
-            Keys = [maps:get(Id, Ids) || Id <- lists:usort(Identifiers), is_map_key(Id, Ids)],
-            for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries)
+            {Keys, NHost} = receivers(Identifiers, Topic, Host),
+            {for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries), NHost}
     end.
+
+%% Where a copy does not say for which key it is: all plain ones that match, or else one group. Where
+%% only those for groups do not say it, it is for one of them.
+receivers([], Topic, Host = #host{quirks = Quirks}) ->
+    {Plain, Groups} = matching(Topic, Host),
+    case Plain =:= [] orelse lists:member(no_shared_identifiers, Quirks) of
+        true -> in_turn(Groups, Host);
+        false -> {Plain, Host}
+    end;
+receivers(Identifiers, Topic, Host = #host{ids = Ids, quirks = Quirks}) ->
+    Keys = [maps:get(Id, Ids) || Id <- lists:usort(Identifiers), is_map_key(Id, Ids)],
+    case lists:keymember(undefined, 1, Keys) andalso lists:member(merges, Quirks) of
+        true ->
+            {Plain, _} = matching(Topic, Host),
+            {lists:usort(Plain ++ Keys), Host};
+        false ->
+            {Keys, Host}
+    end.
+
+in_turn([], Host) ->
+    {[], Host};
+in_turn(Groups, Host = #host{turn = Turn}) ->
+    {[lists:nth(Turn rem length(Groups) + 1, Groups)], Host#host{turn = Turn + 1}}.
 
 for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries) ->
     lists:foldl(
@@ -1017,16 +1110,11 @@ for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries) ->
 %% MQTT does not say which messages are copies of one.
 delivery(Key, Topic, Reply, Headers, Payload) -> {Key, Topic, Reply, Headers, Payload, undefined}.
 
-%% A broker without identifiers: a copy for all plain filters, or else for one group.
 matching(Topic, #host{keys = Keys}) ->
-    Matching = [
-        Key
-     || Key = {_, Filter} <- maps:keys(Keys), nats_gateway_nif:topic_matches(Filter, Topic)
-    ],
-    case [Key || Key = {undefined, _} <- Matching] of
-        [] -> lists:sublist(Matching, 1);
-        Plain -> Plain
-    end.
+    lists:partition(
+        fun({Share, _}) -> Share =:= undefined end,
+        [Key || Key = {_, Filter} <- maps:keys(Keys), nats_gateway_nif:topic_matches(Filter, Topic)]
+    ).
 
 message(ResponseTopic, Correlation, ContentType, [], _) ->
     {reply(ResponseTopic, Correlation), properties([], ContentType)};
@@ -1124,9 +1212,11 @@ answer(Id, Reason, Events, Host = #host{requests = Requests, quota = Quota}) ->
 
 rejection(Reason, NoResponders, Index, Host) ->
     ok = note(publish, Reason, Host),
+    Lies = lists:member(puback_lies, Host#host.quirks),
     case nats_gateway_mqtt_reason:puback(Reason) of
         ok -> [];
         no_responders when not NoResponders -> [];
+        no_responders when Lies -> [];
         Rejection -> [{Index, Rejection}]
     end.
 
@@ -1260,6 +1350,10 @@ not_accepted(Why, Details, #host{upstream = Upstream}) ->
 
 ended(Reason, Events, Host = #host{phase = login}) ->
     {[{refused, Reason} | Events], close(Host)};
+%% It may have been the probe: whoever comes next does without.
+ended(Reason, Events, Host = #host{phase = probe, upstream = Upstream}) ->
+    ok = nats_gateway_upstream:probed(hung_up, Upstream),
+    {[{refused, Reason} | Events], close(Host)};
 ended(Reason, Events, Host = #host{phase = open}) ->
     {[{close, Reason} | Events], close(Host)}.
 
@@ -1268,6 +1362,9 @@ fault(Reason, Events, Host = #host{socket = Socket, phase = login}) ->
     ok = not_accepted(Reason, #{reason => why(Reason)}, Host),
     ok = retire(Socket, reason_code(Reason)),
     {[{refused, upstream_lost} | Events], closed(Host)};
+fault(Reason, Events, Host = #host{phase = probe}) ->
+    ?LOG_WARNING(#{msg => upstream_protocol_error, reason => Reason}),
+    ended(upstream_lost, Events, Host);
 fault(Reason, Events, Host = #host{socket = Socket, phase = open}) ->
     ?LOG_WARNING(#{msg => upstream_protocol_error, reason => Reason}),
     ok = retire(Socket, reason_code(Reason)),

@@ -19,6 +19,8 @@
 -export([hung_up/4]).
 -export([learned/2]).
 -export([note/3]).
+-export([probe/1]).
+-export([probed/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -57,7 +59,12 @@
     troubles = #{} :: #{unreachable | refusal() => integer()},
     %% when the log has last told of something
     told = #{} :: #{term() => integer()},
-    hangups = nats_gateway_hangups:new() :: nats_gateway_hangups:hangups()
+    hangups = nats_gateway_hangups:new() :: nats_gateway_hangups:hangups(),
+    %% what is known of the broker's ways, who finds it out, and who waits for that
+    quirks = unknown :: unknown | [nats_gateway_probe:quirk()],
+    attempts = 0 :: non_neg_integer(),
+    prober :: undefined | reference(),
+    curious = [] :: [gen_server:from()]
 }).
 
 %% For how long an answer holds. A broker that has come back is to be found soon.
@@ -66,6 +73,9 @@
 
 %% Between two lines about the same refusal, however often logins succeed in between.
 -define(TELL_AGAIN_MS, 10000).
+
+%% Logins that try to find out the broker's ways, if the broker denies them what is needed for it.
+-define(MAX_ATTEMPTS, 5).
 
 -define(SEND_TIMEOUT, 10000).
 
@@ -130,6 +140,20 @@ learned(Key, Upstream) ->
 -spec note(Subject :: term(), logger:report(), upstream()) -> ok.
 note(Subject, Report, Upstream) -> report({note, Subject, Report}, Upstream).
 
+%% What is known of the ways of a broker that has accepted a login. `probe': nobody knows, and the
+%% calling process is to find out and tell; others wait for it.
+-spec probe(upstream()) -> {known, [nats_gateway_probe:quirk()]} | probe.
+probe(#{probe := false}) ->
+    {known, []};
+probe(Upstream) ->
+    case whereis(?MODULE) of
+        undefined -> {known, []};
+        Server -> gen_server:call(Server, {probe, address(Upstream)}, infinity)
+    end.
+
+-spec probed([nats_gateway_probe:quirk()] | inconclusive | hung_up, upstream()) -> ok.
+probed(Outcome, Upstream) -> report({probed, Outcome}, Upstream).
+
 report(What, Upstream) -> gen_server:cast(?MODULE, {report, What, address(Upstream)}).
 
 -spec address(upstream()) -> address().
@@ -149,6 +173,17 @@ handle_call({available, Upstream}, From, Brokers) ->
             #broker{waiting = Waiting} = Probed = probe(Upstream, Broker),
             {noreply, Brokers#{Address => Probed#broker{waiting = [From | Waiting]}}}
     end;
+handle_call({probe, Address}, From = {Pid, _}, Brokers) ->
+    case broker(Address, Brokers) of
+        #broker{quirks = Quirks} when is_list(Quirks) ->
+            {reply, {known, Quirks}, Brokers};
+        Broker = #broker{prober = undefined, attempts = Attempts} ->
+            Prober = monitor(process, Pid),
+            NBroker = Broker#broker{prober = Prober, attempts = Attempts + 1},
+            {reply, probe, Brokers#{Address => NBroker}};
+        Broker = #broker{curious = Curious} ->
+            {noreply, Brokers#{Address => Broker#broker{curious = [From | Curious]}}}
+    end;
 handle_call({learned, Key, Address}, _, Brokers) ->
     #broker{hangups = Hangups} = broker(Address, Brokers),
     {reply, nats_gateway_hangups:learned(Key, now_ms(), Hangups), Brokers}.
@@ -156,16 +191,19 @@ handle_call({learned, Key, Address}, _, Brokers) ->
 handle_cast({report, What, Address}, Brokers) ->
     {noreply, Brokers#{Address => reported(What, Address, broker(Address, Brokers))}}.
 
-handle_info({'DOWN', Probe, process, _, Result}, Brokers) ->
-    [{Address, Broker}] = [
-        Entry
-     || Entry = {_, #broker{probe = P}} <- maps:to_list(Brokers), P =:= Probe
-    ],
-    NBroker = reported(probed(Result), Address, Broker),
-    [gen_server:reply(From, answer(NBroker)) || From <- Broker#broker.waiting],
-    {noreply, Brokers#{Address := NBroker#broker{probe = undefined, waiting = []}}};
+handle_info({'DOWN', Ref, process, _, Result}, Brokers) ->
+    {noreply, maps:map(fun(Address, Broker) -> down(Ref, Result, Address, Broker) end, Brokers)};
 handle_info(_, Brokers) ->
     {noreply, Brokers}.
+
+down(Probe, Result, Address, Broker = #broker{probe = Probe, waiting = Waiting}) ->
+    NBroker = reported(probed(Result), Address, Broker),
+    [gen_server:reply(From, answer(NBroker)) || From <- Waiting],
+    NBroker#broker{probe = undefined, waiting = []};
+down(Prober, _, Address, Broker = #broker{prober = Prober}) ->
+    reported({probed, inconclusive}, Address, Broker);
+down(_, _, _, Broker) ->
+    Broker.
 
 terminate(_, _) -> ok.
 
@@ -206,11 +244,26 @@ reported({hung_up, Key, Evidence, Suspect}, Address, Broker = #broker{hangups = 
 reported(reached, Address, Broker) ->
     over([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
 reported({unreachable, Reason}, Address, Broker) ->
-    NBroker = Broker#broker{checked = now_ms(), reachable = false},
+    %% It may be another one when it is there again.
+    NBroker = Broker#broker{
+        checked = now_ms(), reachable = false, quirks = unknown, attempts = 0, facts = #{}
+    },
     trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
 reported({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->
     NBroker = Broker#broker{checked = now_ms(), reachable = true, facts = Facts},
     over(maps:keys(Troubles), Address, NBroker);
+reported({probed, _}, _, Broker = #broker{prober = undefined}) ->
+    Broker;
+reported({probed, Outcome}, Address, Broker = #broker{prober = Prober, curious = Curious}) ->
+    true = demonitor(Prober, [flush]),
+    NBroker = found(Outcome, Address, Broker),
+    Quirks =
+        case NBroker of
+            #broker{quirks = unknown} -> [];
+            #broker{quirks = Known} -> Known
+        end,
+    [gen_server:reply(From, {known, Quirks}) || From <- Curious],
+    NBroker#broker{prober = undefined, curious = []};
 reported({note, Subject, Report}, Address, Broker) ->
     case told(Subject, Broker) of
         {false, NBroker} ->
@@ -232,6 +285,17 @@ told(Subject, Broker = #broker{told = Told}) ->
         #{Subject := At} when Now - At < ?TELL_AGAIN_MS -> {true, Broker};
         #{} -> {false, Broker#broker{told = Told#{Subject => Now}}}
     end.
+
+found([], _, Broker) ->
+    Broker#broker{quirks = []};
+found(Quirks, Address, Broker) when is_list(Quirks) ->
+    ?LOG_WARNING(#{msg => upstream_has_quirks, upstream => Address, quirks => Quirks}),
+    Broker#broker{quirks = Quirks};
+found(inconclusive, _, Broker = #broker{attempts = Attempts}) when Attempts < ?MAX_ATTEMPTS ->
+    Broker;
+found(Outcome, Address, Broker) ->
+    ?LOG_NOTICE(#{msg => upstream_was_not_probed, upstream => Address, reason => Outcome}),
+    Broker#broker{quirks = []}.
 
 %% And the topic, if it is refused from now on.
 suspect(Key, Evidence, unknown, Hangups) ->

@@ -90,7 +90,7 @@ login(Port) ->
     ?assertNotEqual(ClientId, Other).
 
 host_name(Port) ->
-    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200},
+    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200, probe => false},
     {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
@@ -1368,7 +1368,7 @@ listen() ->
     {Listen, Port}.
 
 impatient(Port) ->
-    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200},
+    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200, probe => false},
     client(Port, #{upstream => Upstream}, #{}).
 
 connected(Properties) ->
@@ -1418,7 +1418,7 @@ client(Port, Config, Fields) ->
     Defaults = #{
         upstream => #{
             host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60,
-            max_topic_levels => 200
+            max_topic_levels => 200, probe => false
         },
         clientinfo_override => #{},
         mountpoint => <<>>,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.broker import ScriptedBroker, _Peer, _take_properties, _take_string
+from clients.broker import NO_LOCAL, ScriptedBroker, _matches, _Peer, _take_properties, _take_string
 from clients.stack import Server, gateway_in_front_of
 
 PUBLISH, SUBSCRIBE = 3, 8
@@ -31,6 +32,13 @@ class Faults:
     # The reason code of an answer, whatever happened to the message or the subscription.
     puback: Callable[[int, bytes], int | None] = nothing
     suback: Callable[[int, bytes], int | None] = nothing
+    # The reason code of every PUBACK, of messages that were delivered as they should be.
+    says: int | None = None
+    # Which copies tell the identifier of their subscription.
+    identifies_plain: bool = True
+    identifies_shared: bool = True
+    # One copy for all plain filters of a client that match, with the identifier of the first one.
+    merges: bool = False
 
 
 class ModelBroker(ScriptedBroker):
@@ -38,6 +46,8 @@ class ModelBroker(ScriptedBroker):
         super().__init__()
         self.faults = faults
         self.logins = 0
+        self.topics: list[bytes] = []
+        self._turns = itertools.count()
 
     def _connected(self, peer: _Peer, body: bytes) -> None:
         self.logins += 1
@@ -45,8 +55,13 @@ class ModelBroker(ScriptedBroker):
 
     def _published(self, peer: _Peer, flags: int, body: bytes) -> None:
         topic, _ = _take_string(body)
+        self.topics.append(topic)
         self._judge(peer, PUBLISH, topic)
         reason = self.faults.puback(PUBLISH, topic)
+        if reason is None and self.faults.says is not None:
+            _, rest = _take_string(body)
+            self._route(topic, *_take_properties(rest[2:] if flags & 6 else rest), peer)
+            reason = self.faults.says
         if reason is None:
             super()._published(peer, flags, body)
         elif flags & 6:
@@ -62,6 +77,21 @@ class ModelBroker(ScriptedBroker):
             super()._subscribed(peer, body)
         else:
             peer.send(0x90, body[:2] + b"\x00" + bytes([reason]))
+
+    def _receivers(self, topic: bytes, publisher: _Peer | None) -> list[tuple[_Peer, bytes]]:
+        faults, copies, groups = self.faults, [], {}
+        with self._lock:
+            for peer in self._peers:
+                plain = []
+                for topic_filter, (options, tag) in peer.filters.items():
+                    if not _matches(topic_filter, topic):
+                        continue
+                    if topic_filter.startswith(b"$share/"):
+                        groups.setdefault(topic_filter, []).append((peer, tag if faults.identifies_shared else b""))
+                    elif not (peer is publisher and options & NO_LOCAL):
+                        plain.append((peer, tag if faults.identifies_plain else b""))
+                copies += plain[:1] if faults.merges else plain
+        return copies + [members[next(self._turns) % len(members)] for members in groups.values()]
 
     def _judge(self, peer: _Peer, kind: int, topic: bytes) -> None:
         reason = self.faults.hangs_up(kind, topic)

@@ -1,0 +1,143 @@
+%% Whether a broker does what the gateway relies on: the first client that logs in publishes to
+%% subscriptions of its own, two plain ones and a member of a group. What is found out holds for all
+%% clients of that broker.
+%%
+%% A state machine without a process: the packets to be sent, the packets that come, and in the end
+%% what is different there.
+-module(nats_gateway_probe).
+
+-export([start/2]).
+-export([packet/2]).
+-export([filters/1]).
+-export([quirks/1]).
+
+-export_type([probe/0, quirk/0]).
+
+%% `puback_lies': PUBACK says that there are no subscribers where there is one, so it is no reason for
+%% a 503.
+%% `no_identifiers': what is delivered does not say for which subscription it is.
+%% `no_shared_identifiers': only what comes for a shared subscription does not.
+%% `merges': one message comes for all plain filters that match it, with the identifier of one.
+-type quirk() :: puback_lies | no_identifiers | no_shared_identifiers | merges.
+
+-record(probe, {
+    topic :: binary(),
+    %% by subscription identifier, which is its packet identifier
+    filters :: #{1..3 => binary()},
+    subacks = #{} :: #{1..3 => byte()},
+    puback :: waiting | none | byte(),
+    ponged = false :: boolean(),
+    %% the identifiers of each copy that has come
+    copies = [] :: [[pos_integer()]]
+}).
+
+-opaque probe() :: #probe{}.
+
+-define(PLAIN, 1).
+-define(WILDCARD, 2).
+-define(SHARED, 3).
+-define(PUBLISH, 4).
+
+-define(NO_MATCHING_SUBSCRIBERS, 16#10).
+-define(REFUSED, 16#80).
+
+%% Available: what CONNACK says that the broker has.
+-spec start(Mountpoint :: binary(), Available) -> {[nats_gateway_mqtt_nif:packet()], probe()} when
+    Available :: #{
+        maximum_qos := 0..2,
+        wildcard_subscription_available := boolean(),
+        shared_subscription_available := boolean(),
+        subscription_identifier_available := boolean()
+    }.
+start(Mountpoint, Available) ->
+    Random = binary:encode_hex(crypto:strong_rand_bytes(8)),
+    Base = <<Mountpoint/binary, "nats_gateway/probe/">>,
+    Topic = <<Base/binary, Random/binary>>,
+    Filters = maps:from_list(
+        [{?PLAIN, Topic}] ++
+            %% No wildcard that matches what others probe.
+            [{?WILDCARD, <<Topic/binary, "/#">>} || maps:get(wildcard_subscription_available, Available)] ++
+            [
+                {?SHARED, <<"$share/nats_gateway/", Topic/binary>>}
+             || maps:get(shared_subscription_available, Available)
+            ]
+    ),
+    QoS = min(1, maps:get(maximum_qos, Available)),
+    Announced = maps:get(subscription_identifier_available, Available),
+    Subscribes = [
+        {subscribe, Id, identifier(Announced, Id), [{Filter, 0, false, 2}]}
+     || {Id, Filter} <- lists:sort(maps:to_list(Filters))
+    ],
+    PacketId =
+        case QoS of
+            0 -> undefined;
+            1 -> ?PUBLISH
+        end,
+    Publish =
+        {publish, Topic, <<>>, QoS, false, PacketId, undefined, undefined, undefined, [], []},
+    Puback =
+        case QoS of
+            0 -> none;
+            1 -> waiting
+        end,
+    {Subscribes ++ [Publish, pingreq], #probe{topic = Topic, filters = Filters, puback = Puback}}.
+
+identifier(true, Id) -> Id;
+identifier(false, _) -> undefined.
+
+%% `late': all answers are here, and not all copies of the message.
+-spec packet(nats_gateway_mqtt_nif:received(), probe()) -> {more | late | done, probe()}.
+packet({suback, Id, [Reason]}, Probe = #probe{subacks = Subacks}) ->
+    progress(Probe#probe{subacks = Subacks#{Id => Reason}});
+packet({puback, ?PUBLISH, Reason}, Probe) ->
+    progress(Probe#probe{puback = Reason});
+packet(pingresp, Probe) ->
+    progress(Probe#probe{ponged = true});
+packet({publish, Topic, _, _, _, _, _, _, _, _, Ids}, Probe = #probe{topic = Topic, copies = Copies}) ->
+    progress(Probe#probe{copies = [Ids | Copies]});
+packet(_, Probe) ->
+    progress(Probe).
+
+progress(Probe = #probe{filters = Filters, subacks = Subacks, puback = Puback, ponged = Ponged}) ->
+    Answered = Ponged andalso Puback =/= waiting andalso map_size(Subacks) =:= map_size(Filters),
+    case Answered of
+        false -> {more, Probe};
+        true -> {complete(Probe), Probe}
+    end.
+
+complete(Probe = #probe{copies = Copies}) ->
+    case lists:sort(lists:append(Copies)) =:= granted(Probe) of
+        true -> done;
+        false -> late
+    end.
+
+granted(#probe{subacks = Subacks}) ->
+    [Id || {Id, Reason} <- lists:sort(maps:to_list(Subacks)), Reason < ?REFUSED].
+
+%% What is to be unsubscribed.
+-spec filters(probe()) -> [binary()].
+filters(#probe{filters = Filters}) -> maps:values(Filters).
+
+%% What was seen to be different. What was not seen is taken to be as it should be: the broker may
+%% have denied this client something.
+-spec quirks(probe()) -> [quirk()] | inconclusive.
+quirks(Probe = #probe{copies = Copies}) ->
+    Granted = granted(Probe),
+    case lists:member(?PLAIN, Granted) andalso Copies =/= [] of
+        false -> inconclusive;
+        true -> lies(Probe) ++ unidentified(Granted, Copies)
+    end.
+
+lies(#probe{puback = ?NO_MATCHING_SUBSCRIBERS}) -> [puback_lies];
+lies(_) -> [].
+
+unidentified(Granted, Copies) ->
+    Known = lists:usort(lists:append(Copies)),
+    Unknown = length([none || [] <- Copies]),
+    Plain = Granted -- [?SHARED],
+    if
+        Known =:= [] -> [no_identifiers];
+        Unknown =:= 1, Known =:= Plain, Plain =/= Granted -> [no_shared_identifiers];
+        Unknown =:= 0, Known =/= Granted, length(Copies) =< length(Granted) - 1 -> [merges];
+        true -> []
+    end.
