@@ -77,18 +77,21 @@ stop(_) ->
 %% Called on every node before the settings of the plugin's page are saved, also where the
 %% application is not started. What is raised here EMQX writes to its log, with the settings.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
-on_config_changed(_, New) ->
+on_config_changed(Old, New) ->
     try nats_gateway_nif_loader:with(fun() -> nats_gateway_plugin_config:check(New) end) of
-        {ok, Settings} -> apply_settings(Settings, whereis(nats_gateway_emqx_takeover));
+        {ok, Settings} -> apply_settings(Settings, Old, whereis(nats_gateway_emqx_takeover));
         {error, Text} -> {error, Text}
     catch
         _:_ -> {error, <<"these settings could not be checked">>}
     end.
 
-%% The next start reads what is stored then.
-apply_settings(_, undefined) ->
-    ok;
-apply_settings(Settings, _) ->
+%% The next start reads what is stored then. EMQX calls this also with what it has found stored when
+%% it loads the plugin, and then knows no settings before these.
+apply_settings(_, Old, undefined) when map_size(Old) > 0 ->
+    nats_gateway_emqx_takeover:settings_stored(saved);
+apply_settings(_, _, undefined) ->
+    nats_gateway_emqx_takeover:settings_stored(found);
+apply_settings(Settings, _, _) ->
     ok = nats_gateway_plugin_config:put(Settings),
     ok = nats_gateway_emqx:settings_changed(),
     nats_gateway_emqx_takeover:settings_changed().

@@ -13,6 +13,7 @@
 -export([start_link/0]).
 -export([settings_changed/0]).
 -export([gateway_changed/0]).
+-export([settings_stored/1]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -63,6 +64,14 @@ settings_changed() -> gen_server:cast(?MODULE, settings_changed).
 -spec gateway_changed() -> ok.
 gateway_changed() -> gen_server:cast(?MODULE, gateway_changed).
 
+%% The same while this process is not there: whether they were saved, not just found.
+-spec settings_stored(saved | found) -> ok.
+settings_stored(saved) ->
+    persistent_term:put(?MODULE, saved);
+settings_stored(found) ->
+    _ = persistent_term:erase(?MODULE),
+    ok.
+
 init([]) ->
     _ = process_flag(trap_exit, true),
     ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx),
@@ -104,7 +113,8 @@ try_to_take(State) ->
         true ->
             try take() of
                 Registry ->
-                    self() ! {adapt_bar, found},
+                    self() ! {adapt_bar, persistent_term:get(?MODULE, found)},
+                    ok = settings_stored(found),
                     {noreply, State#state{registry = monitor(process, Registry)}}
             catch
                 Class:Reason:Stack ->

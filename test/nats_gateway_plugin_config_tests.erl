@@ -350,6 +350,7 @@ on_config_changed_test_() ->
         [
             fun a_stopped_plugin_checks_settings_and_has_no_library_afterwards/0,
             fun a_stopped_plugin_puts_nothing_in_force/0,
+            fun what_was_saved_while_stopped_was_not_just_found/0,
             fun a_started_plugin_keeps_its_library/0,
             fun a_started_plugin_puts_them_in_force/0,
             fun no_error_tells_a_secret/0
@@ -371,6 +372,16 @@ a_stopped_plugin_puts_nothing_in_force() ->
     ok = nats_gateway_plugin_config:put(Before),
     ?assertEqual(ok, change(?LOGINS)),
     ?assertEqual(Before, nats_gateway_plugin_config:get()).
+
+%% EMQX knows no settings before those that it finds when it loads the plugin.
+what_was_saved_while_stopped_was_not_just_found() ->
+    Remembered = fun(Old) ->
+        ok = nats_gateway_app:on_config_changed(Old, ?DECIDING),
+        persistent_term:get(nats_gateway_emqx_takeover, found)
+    end,
+    ?assertEqual(found, Remembered(#{})),
+    ?assertEqual(saved, Remembered(?LOGINS)),
+    ?assertEqual(found, Remembered(#{})).
 
 a_started_plugin_keeps_its_library() ->
     ok = nats_gateway_nif_loader:acquire(),

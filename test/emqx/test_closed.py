@@ -364,3 +364,13 @@ def test_the_page_can_be_changed_while_the_plugin_is_stopped(ready: Gateway, nod
     log = node.log(begin)
     for secret in (HASH, HASH[:20], "$2a$04$no-hash", "plain-t0ken"):
         assert secret not in log
+
+
+def test_logins_that_are_given_up_while_the_plugin_is_stopped(
+    demanding: Gateway, node: Node, package: Path, page: Page
+):
+    with node.stopped_plugin(package):
+        page.change()
+    wait_until(demanding.served, "the plugin serves")
+    wait_until(lambda: authenticator(demanding) is None, "the bar is gone")
+    assert lets_in(demanding.address) and page.health() == ""
