@@ -268,3 +268,101 @@ is_unclaimed_test() ->
     ?assertNot(is_unclaimed([{share, <<"t">>, {ok, 1}}])),
     ?assertNot(is_unclaimed([{other, <<"t">>, ok}])),
     ?assertNot(is_unclaimed([persisted])).
+
+%% -------------------------------------------------------------------------------------------
+%% Deliveries and what is done between them, with EMQX's modules as far as they are needed
+
+-define(HOST, nats_gateway_host_emqx).
+
+with_emqx_test_() ->
+    {foreach, fun nats_gateway_fake_emqx:load/0,
+        fun(_) ->
+            ok = nats_gateway_fake_emqx:unload(),
+            _ = flush()
+        end,
+        [
+            fun what_comes_behind_an_unsubscribe_is_not_taken_before_it/0,
+            fun what_comes_behind_a_barrier_is_not_taken_before_it/0,
+            fun a_subscription_that_is_made_again_goes_on/0,
+            fun what_is_declined_goes_to_another_member/0
+        ]}.
+
+connected() ->
+    Config = (nats_gateway_config:defaults())#{
+        emqx => ?HOST:context(#{}),
+        enable_authn => true,
+        login => nats_gateway_login:none(),
+        clientinfo_override => #{}
+    },
+    {ok, _, Host} = ?HOST:connect(#{
+        connect => #{},
+        client_id => 1,
+        transport => tcp,
+        listener => 'nats:tcp:default',
+        peername => {{127, 0, 0, 1}, 50000},
+        sockname => {{127, 0, 0, 1}, 4222},
+        config => Config
+    }),
+    Host.
+
+subscribed(Key, Host) ->
+    {ok, NHost} = ?HOST:subscribe(Key, #{confirm => false, no_local => false}, Host),
+    NHost.
+
+flush() ->
+    receive
+        Message -> [Message | flush()]
+    after 0 -> []
+    end.
+
+%% As the connection hands over its messages: the first one, and then what is left of them.
+events(Host) ->
+    receive
+        {asked, _} ->
+            events(Host);
+        Message ->
+            {Events, NHost} = ?HOST:handle_messages([Message], Host),
+            {More, Last} = events(NHost),
+            {Events ++ More, Last}
+    after 0 -> {[], Host}
+    end.
+
+told(Host) ->
+    {Events, NHost} = events(Host),
+    {lists:flatmap(fun told_of/1, Events), NHost}.
+
+told_of({deliver, Deliveries}) -> [Payload || {_, _, _, _, Payload, _} <- Deliveries];
+told_of(Event) -> [Event].
+
+what_comes_behind_an_unsubscribe_is_not_taken_before_it() ->
+    Key = {undefined, <<"a">>},
+    Host = subscribed(Key, connected()),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"before">>),
+    NHost = ?HOST:unsubscribe(Key, Host),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"behind">>),
+    ?assertMatch({[<<"before">>, {unsubscribed, Key}], _}, told(NHost)).
+
+what_comes_behind_a_barrier_is_not_taken_before_it() ->
+    Key = {undefined, <<"a">>},
+    Host = subscribed(Key, connected()),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"before">>),
+    {wait, NHost} = ?HOST:barrier(own, Host),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"behind">>),
+    ?assertMatch({[<<"before">>, barrier, <<"behind">>], _}, told(NHost)).
+
+a_subscription_that_is_made_again_goes_on() ->
+    Key = {undefined, <<"a">>},
+    Host = ?HOST:unsubscribe(Key, subscribed(Key, connected())),
+    NHost = subscribed(Key, Host),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"x">>),
+    ?assertMatch({[{unsubscribed, Key}, <<"x">>], _}, told(NHost)).
+
+what_is_declined_goes_to_another_member() ->
+    Key = {<<"q">>, <<"a">>},
+    Host = subscribed(Key, connected()),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"x">>),
+    {Events, NHost} = events(Host),
+    [{_, _, _, _, _, {<<"x">>, Origin}}] = lists:append([D || {deliver, D} <- Events]),
+    _ = flush(),
+    _ = ?HOST:decline([{Key, Origin}], NHost),
+    ?assertEqual([{asked, {dispatch, <<"q">>, <<"a">>, <<"x">>}}], flush()).

@@ -1,0 +1,78 @@
+%% Modules of EMQX that do as much as a test of a host needs: no broker, but what it is asked.
+-module(nats_gateway_fake_emqx).
+
+-export([load/0, unload/0]).
+-export([message/2, deliver/2]).
+
+%% Each function of a module, as Erlang source.
+-define(MODULES, #{
+    emqx => ["get_config(_, Default) -> Default."],
+    emqx_banned => ["check(_) -> false."],
+    emqx_broker => [
+        "subscribe(Topic, _, _) -> self() ! {asked, {subscribe, Topic}}, ok.",
+        "unsubscribe(Topic) -> self() ! {asked, {unsubscribe, Topic}}, ok."
+    ],
+    emqx_broker_helper => ["lookup_subid(_) -> undefined."],
+    emqx_gateway_cm => [
+        "register_channel(_, _, _, _) -> ok.", "insert_channel_info(_, _, _, _) -> ok."
+    ],
+    emqx_gateway_ctx => [
+        "authenticate(_, Client) -> {ok, Client}.",
+        "authorize(_, _, _, _) -> allow.",
+        "connection_expire_interval(_, _) -> undefined."
+    ],
+    emqx_gateway_metrics => ["tabname(_) -> no_such_table."],
+    emqx_hooks => ["lookup(_) -> [].", "run(_, _) -> ok.", "run_fold(_, _, Acc) -> Acc."],
+    emqx_logger => ["set_metadata_clientid(_) -> ok.", "set_metadata_peername(_) -> ok."],
+    emqx_message => [
+        "topic(#{topic := Topic}) -> Topic.",
+        "payload(#{payload := Payload}) -> Payload.",
+        "get_headers(#{headers := Headers}) -> Headers.",
+        "from(#{from := From}) -> From.",
+        "id(#{payload := Payload}) -> Payload."
+    ],
+    emqx_metrics => ["inc(_, _) -> ok."],
+    emqx_shared_sub => [
+        "dispatch(Group, Filter, {delivery, _, #{payload := P}}, _) ->"
+        " self() ! {asked, {dispatch, Group, Filter, P}}."
+    ],
+    emqx_topic => [
+        "get_shared_real_topic({share, _, Topic}) -> Topic; get_shared_real_topic(Topic) -> Topic.",
+        "make_shared_record(Group, Topic) -> {share, Group, Topic}."
+    ]
+}).
+
+-spec load() -> ok.
+load() ->
+    maps:foreach(fun load/2, ?MODULES),
+    nats_gateway_emqx_compat:init().
+
+load(Module, Sources) ->
+    Functions = [form(Source) || Source <- Sources],
+    Exports = [{Name, Arity} || {function, _, Name, Arity, _} <- Functions],
+    Forms = [{attribute, 1, module, Module}, {attribute, 1, export, Exports} | Functions],
+    {ok, Module, Binary} = compile:forms(Forms),
+    {module, Module} = code:load_binary(Module, "fake", Binary).
+
+form(Source) ->
+    {ok, Tokens, _} = erl_scan:string(Source),
+    {ok, Form} = erl_parse:parse_form(Tokens),
+    Form.
+
+-spec unload() -> ok.
+unload() ->
+    ok = nats_gateway_emqx_compat:forget(),
+    lists:foreach(
+        fun(Module) -> code:delete(Module) andalso code:purge(Module) end, maps:keys(?MODULES)
+    ).
+
+message(Topic, Payload) ->
+    #{topic => Topic, payload => Payload, headers => #{}, from => <<"somebody">>}.
+
+%% What EMQX's broker sends a subscriber, here to the caller.
+-spec deliver(nats_gateway_host:key(), Payload :: binary()) -> term().
+deliver({undefined, Filter}, Payload) ->
+    self() ! {deliver, Filter, message(Filter, Payload)};
+deliver({Group, Filter}, Payload) ->
+    Message = message(Filter, Payload),
+    self() ! {deliver, Filter, Message#{headers := #{redispatch_to => {Group, Filter}}}}.
