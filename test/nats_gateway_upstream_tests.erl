@@ -10,6 +10,12 @@
 log(#{msg := {report, Report}}, #{config := Test}) -> Test ! {logged, maps:without([reason], Report)};
 log(_, _) -> ok.
 
+it_is_a_part_of_the_standalone_gateway_test() ->
+    {ok, Started} = application:ensure_all_started(nats_gateway),
+    ?assert(is_pid(whereis(?UPSTREAM))),
+    [ok = application:stop(App) || App <- Started, App =:= nats_gateway],
+    ?assertEqual(undefined, whereis(?UPSTREAM)).
+
 upstream_test_() ->
     {foreach, fun start/0, fun stop/1, [
         {with, [fun(Server) -> listening(Test, Server) end]}
