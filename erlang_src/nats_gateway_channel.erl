@@ -118,6 +118,7 @@
 -opaque channel() :: #channel{}.
 
 -define(OK, <<"+OK\r\n">>).
+-define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
 
@@ -289,10 +290,17 @@ handle_ops(Ops, Channel = #channel{todo = Todo}) ->
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
+run([{error, invalid_publish_subject} | _], Out, Channel = #channel{pedantic = true}) ->
+    finish(unknown_protocol_operation, [Out | ?INVALID_PUBLISH_SUBJECT], Channel);
+run([{error, invalid_publish_subject} | _], Out, Channel) ->
+    finish(unknown_protocol_operation, Out, Channel);
 run([{error, Reason} | _], Out, Channel) ->
     finish(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
     finish(client_closed, Out, Channel);
+run([{connect, _} | _] = Ops, Out, Channel = #channel{published = true, fenced = false}) ->
+    %% It may be refused, or begin another session with the broker.
+    fence(own, Ops, Out, Channel);
 run([{connect, Fields} | Rest], Out, Channel) ->
     connect(Fields, Rest, Out, Channel);
 run(Ops, Out, Channel = #channel{phase = new}) ->
@@ -331,13 +339,15 @@ change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) -
 %% +OK is written behind the messages of this client's own that came before its operation.
 comes_after(_, #channel{fenced = true}) ->
     nothing;
-comes_after({sub, _, Filter, _, Share, _}, Channel = #channel{published = Published}) ->
+comes_after({sub, _, Filter, _, Share, Sid}, Channel = #channel{published = Published}) ->
     #channel{subscriptions = Subs, verbose = Verbose} = Channel,
+    %% A message on its way may be the last of a subscription, whose sid is free after it.
+    Taken = nats_gateway_subscriptions:member(Sid, Subs),
     case nats_gateway_subscriptions:key_state({Share, Filter}, Subs) of
         known when Published -> own;
         known -> nothing;
         leaving -> own;
-        unknown when Published, Verbose -> own;
+        unknown when Published, (Verbose orelse Taken) -> own;
         unknown -> nothing
     end;
 comes_after({unsub, Sid, Max}, Channel = #channel{subscriptions = Subs, published = Published}) ->
@@ -746,7 +756,7 @@ answer(Pub, Verdict, Channel) ->
 pedantic_answer({pub, Subject, _, _, _, _, _}, #channel{pedantic = true}) ->
     case nats_gateway_nif:valid_publish_subject(Subject) of
         true -> [];
-        false -> <<"-ERR 'Invalid Publish Subject'\r\n">>
+        false -> ?INVALID_PUBLISH_SUBJECT
     end;
 pedantic_answer(_, _) ->
     [].

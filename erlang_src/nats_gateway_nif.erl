@@ -95,6 +95,8 @@
 
 -type error_reason() ::
     unknown_protocol_operation
+    %% The same, in a message of which a pedantic client is first told that its subject is invalid.
+    | invalid_publish_subject
     | authorization_violation
     | maximum_payload_violation
     | maximum_control_line_exceeded

@@ -504,6 +504,40 @@ own_messages_come_before_a_fatal_text_test() ->
         events([barrier], C2)
     ).
 
+%% A second CONNECT may be refused, or begin another session with the broker.
+own_messages_come_before_a_second_connect_test_() ->
+    Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
+    [
+        {Connect, fun() ->
+            C0 = set(barrier, wait, open([?CONNECT, "SUB a 1\r\n"])),
+            {<<>>, C1} = input(["PUB a 1\r\nx\r\n", Connect, "PING\r\n"], C0),
+            {<<"MSG a 1 1\r\nx\r\n">>, C2} = events([Deliver], C1),
+            ?assertEqual(Expected, events([barrier], C2))
+        end}
+     || {Connect, Expected} <- [
+            {"CONNECT {\"protocol\":7}\r\n",
+                {stop, invalid_client_protocol, <<"-ERR 'invalid client protocol'\r\n">>}},
+            {"CONNECT {\"account\":\"x\"}\r\n",
+                {stop, authorization_violation, <<"-ERR 'Authorization Violation'\r\n">>}}
+        ]
+    ].
+
+%% As nats-server, which looks at the subject before the payload has come.
+subject_and_end_of_a_payload_test_() ->
+    [
+        {Subject, ?_assertEqual({stop, unknown_protocol_operation, iolist_to_binary(Texts)}, begin
+            C = open(["CONNECT {\"verbose\":false,\"pedantic\":", Pedantic, "}\r\n"]),
+            input(["PUB ", Subject, " 1\r\nxyz"], C)
+        end)}
+     || {Pedantic, Subject, Texts} <- [
+            {"true", "a.*", [
+                "-ERR 'Invalid Publish Subject'\r\n", "-ERR 'Unknown Protocol Operation'\r\n"
+            ]},
+            {"true", "a.b", ["-ERR 'Unknown Protocol Operation'\r\n"]},
+            {"false", "a.*", ["-ERR 'Unknown Protocol Operation'\r\n"]}
+        ]
+    ].
+
 deliveries_go_on_until_the_broker_has_unsubscribed_test() ->
     C0 = open([?CONNECT, "SUB a 1\r\nUNSUB 1\r\n"]),
     Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
@@ -539,6 +573,14 @@ messages_come_before_later_operations_test_() ->
             {"SUB a 1\r\nSUB a 2\r\nSUB a 3\r\n", "UNSUB 2\r\nUNSUB 3\r\nSUB a 4\r\n", ["1", "2", "3"], ["1", "4"]}
         ]
     ].
+
+%% The sid is free when the last message of its subscription has been published, not when it has come.
+a_sid_is_free_after_the_last_message_test() ->
+    C0 = set(barrier, wait, open([?CONNECT, "SUB a 1\r\nUNSUB 1 1\r\n"])),
+    {<<>>, C1} = input("PUB a 1\r\nx\r\nSUB b 1\r\n", C0),
+    Deliver = fun(Topic) -> {deliver, [delivery(Topic, Topic, <<"x">>)]} end,
+    {<<"MSG a 1 1\r\nx\r\n">>, C2} = events([Deliver(<<"a">>), barrier], C1),
+    {<<"MSG b 1 1\r\nx\r\n">>, _} = events([Deliver(<<"b">>)], C2).
 
 %% Nothing can be on its way that concerns them.
 operations_that_wait_for_nothing_test_() ->

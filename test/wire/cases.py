@@ -362,6 +362,8 @@ fatal("hpub_without_connect", "1", hpub(b"a", BLOCK) + PING)
 fatal("fatal_line_after_pings", "1", PING * 3 + b"X" + PING, PONG * 3 + UNKNOWN_OPERATION)
 fatal("fatal_line_after_own_message", "1", QUIET + sub(b"a", b"1") + pub(b"a", b"x") + b"BAD\r\n" + pub(b"a", b"y") + PING,
       msg(b"a", b"1", b"x") + UNKNOWN_OPERATION)
+fatal("fatal_payload_end_after_invalid_subject", "1", PEDANTIC + b"PUB a.* 1\r\nxyz", INVALID_PUBLISH_SUBJECT + UNKNOWN_OPERATION)
+fatal("fatal_payload_end_after_invalid_subject_not_pedantic", "1", QUIET + b"PUB a.* 1\r\nxyz", UNKNOWN_OPERATION)
 fatal("fatal_line_silent_after_pings", "1", PING * 2 + b"PUB a\r\n" + PING, PONG * 2)
 fatal("fatal_line_after_verbose_operations", "1",
       b"SUB a 1\r\nSUB a..b 2\r\nUNSUB 1\r\n\r\nPING\r\n", OK + INVALID_SUBJECT + OK + UNKNOWN_OPERATION)
@@ -488,6 +490,8 @@ alone("connect_again_turns_headers_on", "2",
 alone("connect_again_keeps_subscriptions", "2",
       QUIET + sub(b"a", b"1") + b'CONNECT {"name":"x"}\r\n' + pub(b"a", b"x"), msg(b"a", b"1", b"x"))
 fatal("connect_again_bad_json", "2", QUIET + PING + b"CONNECT {\r\n" + PING, PONG)
+fatal("connect_again_refused_after_own_message", "2",
+      QUIET + sub(b"a.@@", b"1") + pub(b"a.@@", b"x") + b'CONNECT {"protocol":3}\r\n', msg(b"a.@@", b"1", b"x") + INVALID_CLIENT_PROTOCOL)
 fatal("connect_again_bad_protocol", "2", QUIET + PING + b'CONNECT {"protocol":3}\r\n' + PING, PONG + INVALID_CLIENT_PROTOCOL)
 alone("connect_after_other_operations", "2", b"SUB a 1\r\n" + QUIET + pub(b"a", b"x"), OK + msg(b"a", b"1", b"x"))
 
@@ -668,6 +672,8 @@ alone("unsub_max_leading_zeros", "4", _COUNT + b"UNSUB 1 002\r\n" + pub(b"a") * 
 alone("unsub_max_raised", "4", _COUNT + b"UNSUB 1 1\r\nUNSUB 1 3\r\n" + pub(b"a") * 5 + FENCE_PUB, msg(b"a", b"1") * 3 + FENCE)
 alone("unsub_max_lowered", "4", _COUNT + b"UNSUB 1 5\r\nUNSUB 1 1\r\n" + pub(b"a") * 3 + FENCE_PUB, msg(b"a", b"1") + FENCE)
 alone("unsub_max_then_at_once", "4", _COUNT + b"UNSUB 1 5\r\nUNSUB 1\r\n" + pub(b"a") + FENCE_PUB, FENCE)
+alone("unsub_max_frees_the_sid_at_once", "4",
+      _COUNT + b"UNSUB 1 1\r\n" + pub(b"a", b"x") + sub(b"b", b"1") + pub(b"b", b"y"), msg(b"a", b"1", b"x") + msg(b"b", b"1", b"y"))
 case("unsub_max_frees_the_sid", "4",
      A.send(_COUNT + b"UNSUB 1 1\r\n" + pub(b"a", b"x")), A.expect(msg(b"a", b"1", b"x")),
      A.send(sub(b"b", b"1") + pub(b"a") + pub(b"b", b"y") * 2 + FENCE_PUB), A.expect(msg(b"b", b"1", b"y") * 2 + FENCE))

@@ -11,7 +11,7 @@ pub mod atoms {
         ok, error, undefined, invalid, open, connect_only,
         connect, ping, pong, sub, unsub, properties, subject, topic,
         publish = "pub",
-        unknown_protocol_operation, authorization_violation, maximum_payload_violation,
+        unknown_protocol_operation, invalid_publish_subject, authorization_violation, maximum_payload_violation,
         maximum_control_line_exceeded, bad_arguments, bad_size, bad_json, headers_not_supported,
         client_error,
         verbose, pedantic, echo, headers, no_responders, protocol, user, pass, auth_token, name,
@@ -76,9 +76,13 @@ pub fn connect<'a>(env: Env<'a>, connect: &Connect) -> NifResult<Term<'a>> {
 /// The reason that the connection closes for.
 pub fn reason(error: DecodeError) -> Atom {
     match error {
-        DecodeError::UnknownOperation | DecodeError::PayloadTerminator => {
-            atoms::unknown_protocol_operation()
-        }
+        DecodeError::UnknownOperation
+        | DecodeError::PayloadTerminator {
+            valid_subject: true,
+        } => atoms::unknown_protocol_operation(),
+        DecodeError::PayloadTerminator {
+            valid_subject: false,
+        } => atoms::invalid_publish_subject(),
         DecodeError::ConnectExpected => atoms::authorization_violation(),
         DecodeError::PayloadTooLarge => atoms::maximum_payload_violation(),
         DecodeError::ControlLineTooLong | DecodeError::TooManyIgnoredBytes => {

@@ -3,6 +3,7 @@
 use memchr::{memchr, memchr2};
 
 use crate::connect::{self, Connect};
+use crate::subject::is_valid_publish_subject;
 use crate::{DecodeError, Op, Phase, Publish, Settings, Subscribe, is_blank};
 
 /// Most bytes of a line that no other limit counts: blanks after the operation, and what follows
@@ -344,7 +345,11 @@ fn payload<'a>(
         // A wrong byte after the payload is an error as soon as it is there.
         [] => return Ok(Step::Need(end.saturating_add(1))),
         [b'\r'] => return Ok(Step::Need(used)),
-        _ => return Err(DecodeError::PayloadTerminator),
+        _ => {
+            return Err(DecodeError::PayloadTerminator {
+                valid_subject: is_valid_publish_subject(head.subject),
+            });
+        }
     }
     let content = input.get(line_end..end).unwrap_or_default();
     let (headers, payload) = content

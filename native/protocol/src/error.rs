@@ -13,7 +13,11 @@ pub enum DecodeError {
     UnknownOperation,
     /// A payload that is not followed by exactly CR LF.
     #[error("payload not followed by CR LF")]
-    PayloadTerminator,
+    PayloadTerminator {
+        /// Whether nats-server would have told a pedantic client of the subject before that
+        /// ([`crate::subject::is_valid_publish_subject`]).
+        valid_subject: bool,
+    },
     /// Authentication is required, and the operation is not CONNECT.
     #[error("operation before CONNECT")]
     ConnectExpected,
@@ -56,7 +60,9 @@ impl DecodeError {
     #[must_use]
     pub const fn text(self) -> Option<&'static str> {
         match self {
-            Self::UnknownOperation | Self::PayloadTerminator => Some("Unknown Protocol Operation"),
+            Self::UnknownOperation | Self::PayloadTerminator { .. } => {
+                Some("Unknown Protocol Operation")
+            }
             Self::ConnectExpected => Some("Authorization Violation"),
             Self::PayloadTooLarge => Some("Maximum Payload Violation"),
             Self::ControlLineTooLong | Self::TooManyIgnoredBytes => {

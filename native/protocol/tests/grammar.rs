@@ -331,10 +331,18 @@ fn payload_terminator() {
     ] {
         assert_eq!(
             error(input.as_bytes(), &small()),
-            DecodeError::PayloadTerminator,
+            DecodeError::PayloadTerminator {
+                valid_subject: true
+            },
             "{input:?}"
         );
     }
+    assert_eq!(
+        error(b"PUB a.* 0\r\nx", &small()),
+        DecodeError::PayloadTerminator {
+            valid_subject: false
+        }
+    );
     // A payload that is too short goes on with what follows.
     assert_eq!(
         one(b"PUB a 6\r\nhi\r\nhi\r\n"),
@@ -518,7 +526,12 @@ fn texts() {
     use DecodeError as E;
     for (error, text) in [
         (E::UnknownOperation, Some("Unknown Protocol Operation")),
-        (E::PayloadTerminator, Some("Unknown Protocol Operation")),
+        (
+            E::PayloadTerminator {
+                valid_subject: true,
+            },
+            Some("Unknown Protocol Operation"),
+        ),
         (E::ConnectExpected, Some("Authorization Violation")),
         (E::PayloadTooLarge, Some("Maximum Payload Violation")),
         (E::ControlLineTooLong, Some("maximum control line exceeded")),
