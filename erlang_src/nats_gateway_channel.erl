@@ -11,6 +11,10 @@
 -export([identify/3]).
 -export([settings/1]).
 -export([busy/1]).
+-export([continue/1]).
+-export([is_behind/1]).
+-export([unsent/1]).
+-export([is_connected/1]).
 -export([deadline/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
@@ -57,6 +61,16 @@
     | no_responders_requires_headers.
 
 -type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
+
+%% What is to be done for a client: an event of the host, or a part of what became of one.
+-type step() ::
+    nats_gateway_host:event()
+    %% deliveries that the login permits
+    | {permitted, [nats_gateway_host:delivery()]}
+    %% those for the sids they go to
+    | {frames, [nats_gateway_nif:delivery()]}
+    %% the operations that waited for what is before this
+    | resume.
 
 -type waiting() ::
     none
@@ -107,8 +121,14 @@
     fenced = false :: boolean(),
     %% the last one that was subscribed, if nothing was published since
     latest :: undefined | nats_gateway_subscriptions:sid(),
-    %% deliveries that must not overtake the +OK of the operation being waited for
-    held = [] :: iodata(),
+    %% deliveries that must not overtake the +OK of the operation being waited for, latest first
+    held = [] :: [nats_gateway_nif:delivery()],
+    %% what is to be done once the client has been sent what was returned last, and what has come
+    %% after that, latest first
+    left = [] :: [step()],
+    later = [] :: [step()],
+    %% bytes that the client will be sent for these three, about
+    unsent = 0 :: non_neg_integer(),
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
     %% to no topic, or in no control line
@@ -123,6 +143,15 @@
 -define(PONG, <<"PONG\r\n">>).
 
 -define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
+
+%% Most bytes of deliveries that are returned at once, about: so much is written before anybody looks
+%% at what waits for the client. A few sends of this size are as fast as one of all.
+-define(SLICE, 1048576).
+%% What is less than this need not be counted.
+-define(SMALL, 4096).
+%% What a frame has besides its payload, mostly, and what a delivery takes that is still a term.
+-define(FRAME_OVERHEAD, 64).
+-define(DELIVERY_OVERHEAD, 1024).
 
 %% All clients read a sid as an integer, some as a signed one of 32 bits.
 -define(LAST_SID, 16#7FFFFFFF).
@@ -183,7 +212,34 @@ settings(#channel{settings = Settings}) -> Settings.
 
 %% Input should stay in the socket while the host is being waited for.
 -spec busy(channel()) -> boolean().
-busy(#channel{waiting = Waiting}) -> Waiting =/= none.
+busy(Channel = #channel{waiting = Waiting}) -> Waiting =/= none orelse is_behind(Channel).
+
+%% Whether `continue/1' is to be called once the output was sent. Until then what comes of the client
+%% and of the host waits.
+-spec is_behind(channel()) -> boolean().
+is_behind(#channel{left = [], later = []}) -> false;
+is_behind(#channel{}) -> true.
+
+%% The next of the output.
+-spec continue(channel()) -> result().
+continue(Channel = #channel{left = Left, later = Later, unsent = Unsent}) ->
+    Steps = Left ++ lists:reverse(Later),
+    Taken = Channel#channel{left = [], later = [], unsent = Unsent - bytes(Steps)},
+    case steps(Steps, 0, [], Taken) of
+        {ok, Out, NChannel = #channel{left = [], waiting = none, todo = Todo = [_ | _]}} ->
+            run(Todo, Out, NChannel#channel{todo = []});
+        Result ->
+            Result
+    end.
+
+%% Bytes that the client is still to be sent, about: without those of messages whose subscriptions
+%% have not been looked up yet.
+-spec unsent(channel()) -> non_neg_integer().
+unsent(#channel{unsent = Unsent}) -> Unsent.
+
+%% Whether it has logged in.
+-spec is_connected(channel()) -> boolean().
+is_connected(#channel{phase = Phase}) -> Phase =:= connected.
 
 %% When to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
 -spec deadline(channel()) -> infinity | integer().
@@ -283,7 +339,7 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 %% Input of the client
 
 -spec handle_ops([input()], channel()) -> result().
-handle_ops(Ops, Channel = #channel{waiting = none, todo = []}) ->
+handle_ops(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
     run(Ops, [], Channel#channel{fenced = false});
 handle_ops(Ops, Channel = #channel{todo = Todo}) ->
     {ok, [], Channel#channel{todo = Todo ++ Ops, fenced = false}}.
@@ -388,16 +444,30 @@ wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
 
 %% The host's completion has come: what was held back, then the operations behind it.
-resume(Out, Channel) -> resume(fun run/3, Out, Channel).
+resume(Out, Channel = #channel{held = []}) -> resume(fun run/3, Out, Channel);
+resume(Out, Channel) -> release(resume, Out, Channel#channel{waiting = none}).
 
-resume(Continue, Out, Channel = #channel{held = Held, todo = Todo}) ->
-    Continue(Todo, [Out | Held], Channel#channel{waiting = none, held = [], todo = []}).
+resume(Continue, Out, Channel = #channel{todo = Todo}) ->
+    Continue(Todo, Out, Channel#channel{waiting = none, todo = []}).
+
+%% What was held back, and then this.
+release(Step, Out, Channel = #channel{held = Held, unsent = Unsent}) ->
+    Frames = {frames, lists:reverse(Held)},
+    NChannel = Channel#channel{held = [], unsent = Unsent - bytes([Frames])},
+    {sent, 0, [Frames, Step], Out, NChannel}.
 
 acknowledge(Out, #channel{verbose = true}) -> [Out | ?OK];
 acknowledge(Out, #channel{verbose = false}) -> Out.
 
-stop(Reason, Out, Channel = #channel{held = Held}) ->
-    {stop, Reason, [Out, Held | error_line(Reason)], Channel#channel{held = [], todo = []}}.
+stop(Reason, Out, Channel) ->
+    {stop, Reason, [Out | error_line(Reason)], Channel#channel{
+        held = [], left = [], later = [], unsent = 0, todo = []
+    }}.
+
+%% The client does not get what it is behind with, but what was held back for no fault of its own.
+stop_at_once(Reason, Out, Channel = #channel{held = Held}) ->
+    Unsent = bytes([{frames, Held}]),
+    steps([{close, Reason}], 0, Out, Channel#channel{left = [], later = [], unsent = Unsent}).
 
 %% -------------------------------------------------------------------------------------------
 %% CONNECT
@@ -798,8 +868,9 @@ user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
             Info = nats_gateway_system:user_info(user(Channel), Config),
             Answer = {Key, ReplyTopic, undefined, undefined, Info, undefined},
-            {ok, Answered, NChannel} = deliver([Answer], NOut, Channel),
-            run(Rest, Answered, NChannel);
+            %% Many sids may get it, and many such requests come in one segment.
+            Steps = [{deliver, [Answer]}, resume],
+            steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
         _ ->
             run(Rest, NOut, Channel)
     end.
@@ -989,16 +1060,59 @@ report(_, Channel = #channel{host_state = undefined}) ->
 report(Octets, Channel = #channel{host = Host, host_state = HostState}) ->
     Channel#channel{host_state = Host:report(maps:merge(Octets, stats(Channel)), HostState)}.
 
-events([], Out, Channel) ->
+%% Who is behind gets what has come before.
+events(Events, Out, Channel = #channel{left = [], later = []}) ->
+    steps(Events, 0, Out, Channel);
+events(Events, Out, Channel = #channel{later = Later, unsent = Unsent}) ->
+    case lists:member({close, kicked}, Events) of
+        true ->
+            stop_at_once(kicked, Out, Channel);
+        false ->
+            {ok, Out, Channel#channel{
+                later = lists:reverse(Events, Later), unsent = Unsent + bytes(Events)
+            }}
+    end.
+
+%% Until so many bytes are to be sent.
+steps([], _, Out, Channel) ->
     {ok, Out, Channel};
-events([Event | Events], Out, Channel) ->
-    case event(Event, Out, Channel) of
-        {ok, NOut, NChannel} -> events(Events, NOut, NChannel);
+steps(Steps, Size, Out, Channel = #channel{unsent = Unsent}) when Size >= ?SLICE ->
+    {ok, Out, Channel#channel{left = Steps, unsent = Unsent + bytes(Steps)}};
+steps([Step | Steps], Size, Out, Channel) ->
+    case event(Step, Out, Channel) of
+        {ok, NOut, NChannel} -> steps(Steps, Size, NOut, NChannel);
+        {sent, Sent, First, NOut, NChannel} -> steps(First ++ Steps, Size + Sent, NOut, NChannel);
         Stop -> Stop
     end.
 
+bytes(Steps) -> lists:sum([bytes_of(Step) || Step <- Steps]).
+
+bytes_of({frames, Frames}) ->
+    lists:sum([
+        length(Sids) * frame_size(Topic, Headers, Payload)
+     || {Topic, Sids, _, Headers, Payload} <- Frames
+    ]);
+bytes_of({Kind, Deliveries}) when Kind =:= deliver; Kind =:= permitted ->
+    lists:sum([
+        ?DELIVERY_OVERHEAD + frame_size(Topic, Headers, Payload)
+     || {_, Topic, _, Headers, Payload, _} <- Deliveries
+    ]);
+bytes_of(_) ->
+    0.
+
+frame_size(Topic, Headers, Payload) when is_binary(Headers) ->
+    ?FRAME_OVERHEAD + byte_size(Topic) + byte_size(Headers) + byte_size(Payload);
+frame_size(Topic, _, Payload) ->
+    ?FRAME_OVERHEAD + byte_size(Topic) + byte_size(Payload).
+
 event({deliver, Deliveries}, Out, Channel) ->
     deliver(Deliveries, Out, Channel);
+event({permitted, Deliveries}, Out, Channel) ->
+    deliver_permitted(Deliveries, Out, Channel);
+event(Step = {frames, Frames}, Out, Channel) ->
+    send_frames(Frames, bytes_of(Step), [], Out, Channel);
+event(resume, Out, Channel) ->
+    resume(Out, Channel);
 event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
     NChannel = rejected(Rejections, Channel),
     resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
@@ -1037,8 +1151,10 @@ event({removed, Key}, Out, Channel) ->
     %% Nothing is said: it is no answer to anything the client did.
     {_, NChannel} = reject(Key, denied, Channel),
     {ok, Out, NChannel};
-event({close, Reason}, Out, Channel) ->
-    stop(Reason, Out, Channel).
+event({close, Reason}, Out, Channel = #channel{held = []}) ->
+    stop(Reason, Out, Channel);
+event(Close = {close, _}, Out, Channel) ->
+    release(Close, Out, Channel).
 
 %% Somebody else has subscribed this client. Its sid is one that no client library gives.
 add(Key = {Share, Filter}, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
@@ -1102,19 +1218,17 @@ permitted([Delivery = {_, Topic, _, _, _, _} | Deliveries], Permitted, Permissio
 mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{settings = {_, _, _, Headers, Mountpoint}, subscriptions = Subs} = Channel,
-    #channel{sent = Sent, unroutable = Unroutable} = Channel,
-    {Frames, Count, Unused, Declined, NSubs} = fan_out(Deliveries, Headers, [], 0, [], [], Subs),
-    {Encoded, TooLong} = encode(Frames, Mountpoint),
-    Unsubscribed = unsubscribe(Unused, Channel#channel{
-        subscriptions = NSubs, sent = Sent + Count - TooLong, unroutable = Unroutable + TooLong
-    }),
+    #channel{settings = {_, _, _, Headers, _}, subscriptions = Subs, sent = Sent} = Channel,
+    {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
+        fan_out(Deliveries, Headers, [], 0, 0, [], [], Subs),
+    Unsubscribed = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
     NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
+    Then = [{permitted, Rest} || Rest =/= []],
     case Channel#channel.waiting of
         %% nats-server answers +OK before the message that the operation causes.
-        {publish, _, _} -> hold(Encoded, Out, NChannel);
-        {subscribe, _} -> hold(Encoded, Out, NChannel);
-        _ -> {ok, [Out | Encoded], NChannel}
+        {publish, _, _} -> hold(Frames, Bytes, Then, Out, NChannel);
+        {subscribe, _} -> hold(Frames, Bytes, Then, Out, NChannel);
+        _ -> send_frames(Frames, Bytes, Then, Out, NChannel)
     end.
 
 %% Requests that the login may answer.
@@ -1139,31 +1253,55 @@ requested(Frames, Channel = #channel{permissions = Permissions}) ->
             }
     end.
 
-encode(Frames, Mountpoint) ->
-    case nats_gateway_nif:encode(Frames, Mountpoint) of
-        {Data, TooLong, []} ->
-            {Data, TooLong};
-        {Data, TooLong, Rest} ->
-            {More, NTooLong} = encode(Rest, Mountpoint),
-            {[Data | More], TooLong + NTooLong}
+%% As many as are to be sent at once; the others come first in what is to be done then.
+send_frames(Frames, Bytes, Then, Out, Channel = #channel{sent = Sent, unroutable = Unroutable}) ->
+    {Encoded, TooLong, Rest} = encode(Frames, mountpoint(Channel), ?SLICE),
+    NChannel = Channel#channel{sent = Sent - TooLong, unroutable = Unroutable + TooLong},
+    case Rest of
+        [] -> {sent, Bytes, Then, [Out | Encoded], NChannel};
+        _ -> {sent, ?SLICE, [{frames, Rest} | Then], [Out | Encoded], NChannel}
     end.
 
-hold(Encoded, Out, Channel = #channel{held = Held}) ->
-    {ok, Out, Channel#channel{held = [Held | Encoded]}}.
+encode(Frames, Mountpoint, Room) ->
+    case nats_gateway_nif:encode(Frames, Mountpoint) of
+        Done = {_, _, []} ->
+            Done;
+        {Data, TooLong, Rest} ->
+            case Room - iolist_size(Data) of
+                Left when Left > 0 ->
+                    {More, NTooLong, NRest} = encode(Rest, Mountpoint, Left),
+                    {[Data | More], TooLong + NTooLong, NRest};
+                _ ->
+                    {Data, TooLong, Rest}
+            end
+    end.
 
-fan_out([], _, Frames, Count, Unused, Declined, Subs) ->
-    {lists:reverse(Frames), Count, Unused, Declined, Subs};
-fan_out([Delivery | Deliveries], Take, Frames, Count, Unused, Declined, Subs) ->
+hold(Frames, Bytes, Then, Out, Channel = #channel{held = Held, unsent = Unsent}) ->
+    {sent, 0, Then, Out, Channel#channel{
+        held = lists:reverse(Frames, Held), unsent = Unsent + Bytes
+    }}.
+
+%% Which sids they go to: of as many as are to be sent at once, and the rest.
+fan_out([Delivery | Deliveries], Take, Frames, Bytes, Count, Unused, Declined, Subs) when
+    Bytes < ?SLICE
+->
     {Key, Topic, Reply, Headers, Payload, Id} = Delivery,
     case nats_gateway_subscriptions:deliver(Key, Topic, message_id(Id), Subs) of
         {[], [], NSubs} ->
             NDeclined = declined(Key, Id, NSubs) ++ Declined,
-            fan_out(Deliveries, Take, Frames, Count, Unused, NDeclined, NSubs);
+            fan_out(Deliveries, Take, Frames, Bytes, Count, Unused, NDeclined, NSubs);
         {Sids, NUnused, NSubs} ->
-            Frame = {Topic, Sids, Reply, take_headers(Take, Headers), Payload},
-            NCount = Count + length(Sids),
-            fan_out(Deliveries, Take, [Frame | Frames], NCount, NUnused ++ Unused, Declined, NSubs)
-    end.
+            Taken = take_headers(Take, Headers),
+            Frame = {Topic, Sids, Reply, Taken, Payload},
+            Number = length(Sids),
+            NBytes = Bytes + Number * frame_size(Topic, Taken, Payload),
+            AllUnused = NUnused ++ Unused,
+            fan_out(
+                Deliveries, Take, [Frame | Frames], NBytes, Count + Number, AllUnused, Declined, NSubs
+            )
+    end;
+fan_out(Rest, _, Frames, Bytes, Count, Unused, Declined, Subs) ->
+    {lists:reverse(Frames), Bytes, Count, Unused, Declined, Rest, Subs}.
 
 message_id({Id, _}) -> Id;
 message_id(Id) -> Id.
@@ -1190,9 +1328,10 @@ take_headers(false, _) -> undefined.
 
 -spec handle_timeout(Timer, channel()) -> result() when
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
-handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) -> stop(Reason, [], Channel);
+handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) ->
+    stop_at_once(Reason, [], Channel);
 handle_timeout(heartbeat, Channel) -> {ok, ?PING, Channel};
-handle_timeout(heartbeat_wait, Channel) -> stop(stale_connection, [], Channel);
+handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(authentication, Channel = #channel{phase = connected}) -> {ok, [], Channel};
 handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
 handle_timeout(idle, Channel = #channel{phase = connected}) -> {ok, [], Channel};

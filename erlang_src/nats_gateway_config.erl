@@ -136,7 +136,7 @@ schema() ->
     (nats_gateway_login_config:file_schema())#{
         server_name => {string, <<"nats_gateway">>},
         mountpoint => {string, <<>>},
-        default_heartbeat_interval => {{duration, 0}, 60000},
+        default_heartbeat_interval => {{duration, 0}, 30000},
         heartbeat_wait_timeout => {{duration, 1}, 5000},
         idle_timeout => {{duration, 0}, 30000},
         authentication_timeout => {{duration, 1}, default},
@@ -144,7 +144,7 @@ schema() ->
         max_payload_size => {{bytes, 0, ?MAX_PAYLOAD}, 1048576},
         max_control_line => {{bytes, 1, ?MAX_SIZE}, 4096},
         max_connections => {{limit, 1 bsl 30}, infinity},
-        max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_subscriptions => {{limit, 1 bsl 30}, 100000},
         max_sub_tokens => {{limit, 255}, infinity},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},

@@ -61,20 +61,30 @@
     ended = false :: false | nats_gateway_channel:input(),
     %% nobody takes what is sent any more; what the client sent before still counts
     mute = false :: boolean(),
-    %% slow consumers: bytes sent since the socket was asked what waits there, messages sent until
-    %% then, and the octets that had left it when it was last found stuck, how often in a row
+    %% slow consumers: bytes sent since the socket was asked what waits there, messages handled until
+    %% then and what each became of late, and the octets that had left it when it was last found
+    %% stuck, how often in a row
     unchecked = 0 :: non_neg_integer(),
     checked = 0 :: non_neg_integer(),
+    each = 0 :: non_neg_integer(),
     stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
     %% messages for the host that go to it together, newest first
     collects = false :: boolean(),
     pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
     collected = [] :: [term()],
     count = 0 :: non_neg_integer(),
+    %% that the host was handed
+    taken = 0 :: non_neg_integer(),
     %% has a large heap for a while
     busy = false :: boolean(),
-    %% anything from the client since the last look of a timer
+    %% anything from the client since the last look of a timer, and when: milliseconds of monotonic
+    %% time
     heard = false :: boolean(),
+    heard_at = 0 :: integer(),
+    %% what the client was behind with at the PING, and what it had taken when that was last looked at
+    pinged = {0, 0} :: {Behind :: non_neg_integer(), Taken :: integer()},
+    %% to the latest ping of a WebSocket, where too much waits to answer it
+    pong = none :: none | iodata(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
     %% of the login, as the timer for it was started
@@ -93,6 +103,7 @@
     | writing
     | collect
     | busy
+    | behind
     | mute
     | streams.
 
@@ -117,6 +128,13 @@
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
 -define(CHECK_BYTES, 65536).
+%% What TLS is given at once: it makes as many bytes of it, which nobody has a look at meanwhile.
+-define(MAX_PIECE, 1048576).
+%% Whoever has much to be sent is sent it for so long before the mailbox gets a turn: a kick, the
+%% client's end. What comes for it waits at the broker meanwhile, where the broker is asked for it.
+-define(BEHIND_MS, 200).
+%% Bytes that wait when the pings of a WebSocket are not answered any more but for the latest.
+-define(PONGS_BELOW, 65536).
 %% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
 %% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
 -define(MUTE_MS, 5000).
@@ -366,7 +384,9 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
             Started = start_timer(
                 heartbeat,
                 Heartbeat,
-                start_timer(idle, Idle, State#state{channel = identify(Socket, Options, Channel)})
+                start_timer(idle, Idle, State#state{
+                    channel = identify(Socket, Options, Channel), heard_at = now_ms()
+                })
             ),
             #{auth_required := Required, login := Login, authentication_timeout := Timeout} = Config,
             %% also where silence would be a login: as nats-server with a no_auth_user
@@ -420,11 +440,13 @@ input(Event, State) ->
         Stop -> Stop
     end.
 
+handle_input({data, _} = Input, State = #state{heard = false}) ->
+    handle_input(Input, answered(State#state{heard = true}));
 handle_input({data, Data}, State) ->
     received(
         Data,
         report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
-            heard = true, pace = nats_gateway_pace:heard(State#state.pace)
+            heard_at = now_ms(), pace = nats_gateway_pace:heard(State#state.pace)
         })
     );
 handle_input(passive, State) ->
@@ -468,14 +490,19 @@ busy(_, State) ->
     State.
 
 %% What was collected, and what has come after it.
-deliver_collected(More, State = #state{collected = []}) ->
-    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State);
+deliver_collected(More, State = #state{collected = [], taken = Taken}) ->
+    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State#state{
+        taken = Taken + length(More)
+    });
 deliver_collected(More, State = #state{collected = Messages, count = Count, pace = Pace}) ->
     All = lists:reverse(Messages, More),
     handled(
         nats_gateway_channel:handle_messages(All, State#state.channel),
         cancel_timer(collect, State#state{
-            collected = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
+            collected = [],
+            count = 0,
+            taken = State#state.taken + Count + length(More),
+            pace = nats_gateway_pace:collected(Count, Pace)
         })
     ).
 
@@ -495,10 +522,23 @@ received(Data, State = #state{websocket = Websocket}) ->
         [] ->
             decode(NState);
         _ ->
-            case transmit(Pongs, iolist_size(Pongs), NState) of
+            case answer(Pongs, NState) of
                 {ok, Sent} -> decode(Sent);
                 {error, Reason, Failed} -> {stop, {shutdown, send_error(Reason)}, Failed}
             end
+    end.
+
+%% RFC 6455 lets a server answer the latest ping only (5.5.3).
+answer(_, State = #state{mute = true}) ->
+    {ok, State};
+answer(Pongs, State = #state{socket = Socket}) ->
+    case nats_gateway_transport:pending(Socket) of
+        {ok, Pending, _} when Pending < ?PONGS_BELOW ->
+            transmit(Pongs, iolist_size(Pongs), 0, State#state{pong = none});
+        {ok, _, Gone} ->
+            {ok, watch(Gone, State#state{pong = lists:last(Pongs)})};
+        {error, _} ->
+            {ok, mute(State)}
     end.
 
 add(Data, State = #state{chunks = Chunks, buffered = Buffered}) ->
@@ -586,8 +626,13 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
-        {ok, NState} -> {noreply, login_timer(NState)};
-        {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
+        {ok, NState} ->
+            case nats_gateway_channel:is_behind(Channel) orelse nats_gateway_channel:unsent(Channel) > 0 of
+                true -> catch_up(now_ms() + ?BEHIND_MS, NState);
+                false -> {noreply, login_timer(NState)}
+            end;
+        {error, Reason, NState} ->
+            {stop, {shutdown, send_error(Reason)}, NState}
     end;
 result({stop, Reason, Out, Channel}, State) ->
     NState =
@@ -597,31 +642,84 @@ result({stop, Reason, Out, Channel}, State) ->
         end,
     close(Reason, NState).
 
+%% What the channel has for a client is written as long as the client takes it.
+catch_up(Until, State) ->
+    case check(0, State) of
+        {ok, NState = #state{channel = Channel, timers = Timers}} ->
+            case nats_gateway_channel:is_behind(Channel) of
+                false ->
+                    {noreply, login_timer(NState)};
+                true ->
+                    case now_ms() < Until of
+                        true -> go_on(Until, NState);
+                        false when is_map_key(behind, Timers) -> {noreply, login_timer(NState)};
+                        false -> {noreply, login_timer(start_timer(behind, 0, NState))}
+                    end
+            end;
+        {error, Reason, NState} ->
+            {stop, {shutdown, send_error(Reason)}, NState}
+    end.
+
+go_on(Until, State = #state{channel = Channel}) ->
+    case nats_gateway_channel:continue(Channel) of
+        {ok, Out, NChannel} ->
+            case send(Out, State#state{channel = NChannel}) of
+                {ok, NState} -> catch_up(Until, NState);
+                {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
+            end;
+        Stop ->
+            result(Stop, State)
+    end.
+
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
 send(_, State = #state{mute = true}) ->
     {ok, State};
-send(Out, State = #state{websocket = Websocket, channel = Channel}) ->
+send(Out, State) ->
     case iolist_size(Out) of
-        0 ->
-            {ok, State};
-        Size when Websocket =:= none ->
-            transmit(Out, Size, State);
-        Size ->
-            {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Channel),
-            {Frames, NWebsocket} = nats_gateway_websocket:frames(Out, Size, MaxPayload, Websocket),
-            transmit(Frames, Size, streams(State#state{websocket = NWebsocket}))
+        0 -> {ok, State};
+        Size -> send(Out, Size, max_piece(State), State)
     end.
 
-transmit(_, _, State = #state{mute = true}) ->
+max_piece(#state{websocket = none, socket = Socket}) ->
+    case nats_gateway_transport:is_secured(Socket) of
+        true -> ?MAX_PIECE;
+        false -> infinity
+    end;
+max_piece(#state{websocket = Websocket, channel = Channel}) ->
+    {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Channel),
+    nats_gateway_websocket:max_frame(MaxPayload, Websocket).
+
+%% Atoms are greater than numbers.
+send(Out, Size, Max, State) when Size =< Max ->
+    send_piece(Out, Size, 0, State);
+send(Out, Size, Max, State) ->
+    {Piece, Rest} = nats_gateway_transport:split(erlang:iolist_to_iovec(Out), Max),
+    case send_piece(Piece, Max, Size - Max, State) of
+        {ok, NState} -> send(Rest, Size - Max, Max, NState);
+        Error -> Error
+    end.
+
+send_piece(Piece, Size, Behind, State = #state{websocket = none}) ->
+    transmit(Piece, Size, Behind, State);
+send_piece(_, _, _, State = #state{mute = true}) ->
     {ok, State};
-transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
+send_piece(Piece, Size, Behind, State = #state{websocket = Websocket, channel = Channel}) ->
+    %% Who has not logged in is not worth zlib's memory.
+    Compress = nats_gateway_channel:is_connected(Channel),
+    {Frame, NWebsocket} = nats_gateway_websocket:frame(Piece, Size, Compress, Websocket),
+    transmit(Frame, Size, Behind, streams(State#state{websocket = NWebsocket})).
+
+%% Behind: bytes that are to follow it.
+transmit(_, _, _, State = #state{mute = true}) ->
+    {ok, State};
+transmit(Bytes, Size, Behind, State = #state{socket = Socket, unchecked = Unchecked}) ->
     case nats_gateway_transport:send(Socket, Bytes) of
         ok when Unchecked + Size < ?CHECK_BYTES ->
             {ok, State#state{unchecked = Unchecked + Size}};
         ok ->
-            check(State#state{unchecked = Unchecked + Size});
+            check(Behind, State#state{unchecked = Unchecked + Size});
         {error, Reason} ->
             case send_error(Reason) of
                 client_closed -> {ok, mute(State)};
@@ -633,22 +731,22 @@ transmit(Bytes, Size, State = #state{socket = Socket, unchecked = Unchecked}) ->
 %% not been looked at yet: the end of the input ends the connection, as without TLS.
 mute(State) -> start_timer(mute, ?MUTE_MS, State#state{mute = true, heard = false}).
 
-%% nats-server's bound of what may wait for a client. What is in the mailbox will become such
-%% bytes: it is taken to be like what was sent since the last look.
-check(State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
-    #{max_pending := MaxPending, send_timeout := SendTimeout} = Config,
-    #state{unchecked = Bytes, checked = Checked, timers = Timers} = State,
-    Sent = nats_gateway_channel:sent(Channel),
-    {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+%% nats-server's bound of what may wait for a client, in the socket or before it. What is in the
+%% mailbox will become such bytes: it is taken to be like what was handled since the last look.
+check(_, State = #state{mute = true}) ->
+    {ok, State};
+check(Behind, State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
+    #{max_pending := MaxPending} = Config,
     case nats_gateway_transport:pending(Socket) of
         {ok, Pending, Gone} ->
-            Each = Bytes div max(1, Sent - Checked) + ?MESSAGE_OVERHEAD,
-            NState = State#state{unchecked = 0, checked = Sent},
+            {message_queue_len, Waiting} = process_info(self(), message_queue_len),
+            Unsent = Behind + nats_gateway_channel:unsent(Channel),
+            NState = #state{each = Each} = checked(handled_messages(State), State),
             if
-                Pending + Waiting * Each > MaxPending ->
+                Pending + Unsent + Waiting * (Each + ?MESSAGE_OVERHEAD) > MaxPending ->
                     {error, slow_consumer, NState};
-                Pending > 0, not is_map_key(writing, Timers) ->
-                    {ok, look_later(SendTimeout, NState#state{stuck = {Gone, 0}})};
+                Pending > 0 ->
+                    {ok, watch(Gone, NState)};
                 true ->
                     {ok, NState}
             end;
@@ -656,24 +754,45 @@ check(State = #state{socket = Socket, channel = Channel, options = #{config := C
             {ok, mute(State)}
     end.
 
-look_later(SendTimeout, State) -> start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
+%% Those in the mailbox are messages of the broker, or chunks with many of them.
+handled_messages(#state{collects = true, taken = Taken}) -> Taken;
+handled_messages(#state{channel = Channel}) -> nats_gateway_channel:sent(Channel).
+
+checked(Handled, State = #state{checked = Handled}) ->
+    State#state{unchecked = 0};
+checked(Handled, State = #state{unchecked = Bytes, checked = Checked}) ->
+    State#state{unchecked = 0, checked = Handled, each = Bytes div max(1, Handled - Checked)}.
+
+%% Something waits: it is looked at again, whether some of it leaves.
+watch(_, State = #state{timers = Timers}) when is_map_key(writing, Timers) -> State;
+watch(Gone, State) -> look_later(State#state{stuck = {Gone, 0}}).
+
+look_later(State = #state{options = #{config := #{send_timeout := SendTimeout}}}) ->
+    start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
 
 %% nats-server's write deadline.
 look(State = #state{mute = true}) ->
     {noreply, State};
-look(State = #state{socket = Socket, stuck = {Before, Times}, options = #{config := Config}}) ->
-    #{send_timeout := SendTimeout} = Config,
+look(State = #state{socket = Socket, stuck = {Before, Times}}) ->
     case nats_gateway_transport:pending(Socket) of
         {ok, 0, _} ->
-            {noreply, State};
+            answer_latest(State);
         {ok, _, Before} when Times + 1 >= ?LOOKS ->
             {stop, {shutdown, slow_consumer}, State};
         {ok, _, Before} ->
-            {noreply, look_later(SendTimeout, State#state{stuck = {Before, Times + 1}})};
+            {noreply, look_later(State#state{stuck = {Before, Times + 1}})};
         {ok, _, Gone} ->
-            {noreply, look_later(SendTimeout, State#state{stuck = {Gone, 0}})};
+            answer_latest(look_later(State#state{stuck = {Gone, 0}}));
         {error, _} ->
             {noreply, mute(State)}
+    end.
+
+answer_latest(State = #state{pong = none}) ->
+    {noreply, State};
+answer_latest(State = #state{pong = Pong}) ->
+    case answer([Pong], State) of
+        {ok, NState} -> {noreply, NState};
+        {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
     end.
 
 %% A client that is not there any more, or that does not read.
@@ -692,18 +811,26 @@ close(Reason, State) -> {stop, {shutdown, Reason}, State}.
 %% -------------------------------------------------------------------------------------------
 %% Timers
 
-timeout(heartbeat, State = #state{heard = true, options = #{config := Config}}) ->
-    #{default_heartbeat_interval := Interval} = Config,
-    {noreply, start_timer(heartbeat, Interval, State#state{heard = false})};
-timeout(heartbeat, State = #state{channel = Channel, options = #{config := Config}}) ->
-    #{heartbeat_wait_timeout := Wait} = Config,
-    result(
-        nats_gateway_channel:handle_timeout(heartbeat, Channel),
-        start_timer(heartbeat_wait, Wait, State)
-    );
-timeout(heartbeat_wait, State = #state{heard = true, options = #{config := Config}}) ->
-    #{default_heartbeat_interval := Interval} = Config,
-    {noreply, start_timer(heartbeat, Interval, State#state{heard = false})};
+timeout(heartbeat, State = #state{heard_at = HeardAt, options = #{config := Config}}) ->
+    case Config of
+        #{default_heartbeat_interval := infinity} ->
+            {noreply, State};
+        #{default_heartbeat_interval := Interval} ->
+            case HeardAt + Interval - now_ms() of
+                Left when Left > 0 -> {noreply, start_timer(heartbeat, Left, State)};
+                _ -> ping(State)
+            end
+    end;
+timeout(heartbeat_wait, State = #state{channel = Channel}) ->
+    case still_taking(State) of
+        {true, NState} -> {noreply, await_pong(NState)};
+        false -> result(nats_gateway_channel:handle_timeout(heartbeat_wait, Channel), State)
+    end;
+timeout(behind, State) ->
+    case catch_up(now_ms() + ?BEHIND_MS, State) of
+        {noreply, NState} -> decode(NState);
+        Stop -> Stop
+    end;
 timeout(idle, State = #state{channel = Channel}) ->
     case nats_gateway_channel:handle_timeout(idle, Channel) of
         {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
@@ -734,12 +861,51 @@ timeout(drained, State) ->
     %% The listener that closes at this moment would take another reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
 timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
-    case erlang:monotonic_time(millisecond) of
+    case now_ms() of
         Now when Now < Deadline -> {noreply, start_login_timer(State)};
         _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
     end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
+
+ping(State = #state{channel = Channel, socket = Socket}) ->
+    Pinged =
+        case nats_gateway_transport:taken(Socket) of
+            {ok, _, Behind, Taken} -> {Behind, Taken};
+            {error, _} -> {0, 0}
+        end,
+    result(
+        nats_gateway_channel:handle_timeout(heartbeat, Channel),
+        await_pong(State#state{heard = false, pinged = Pinged})
+    ).
+
+%% Whatever a client sends, it is there.
+answered(State = #state{timers = Timers, options = #{config := Config}}) when
+    is_map_key(heartbeat_wait, Timers)
+->
+    #{default_heartbeat_interval := Interval} = Config,
+    start_timer(heartbeat, Interval, cancel_timer(heartbeat_wait, State));
+answered(State) ->
+    State.
+
+await_pong(State = #state{options = #{config := #{heartbeat_wait_timeout := Wait}}}) ->
+    start_timer(heartbeat_wait, Wait, State).
+
+%% A client that has still to read what it was sent before the PING. If it takes nothing of that, the
+%% write deadline is for it.
+still_taking(#state{mute = true}) ->
+    false;
+still_taking(State = #state{socket = Socket, pinged = {Behind, Before}}) ->
+    case nats_gateway_transport:taken(Socket) of
+        {ok, Pending, _, Taken} when Pending > 0 ->
+            {true, watch(Taken, State#state{pinged = {Behind, Taken}})};
+        {ok, 0, _, Taken} when Behind > 0, Taken > Before ->
+            {true, State#state{pinged = {Behind, Taken}}};
+        _ ->
+            false
+    end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
 
 %% A message that is under way keeps what it needs: the next that comes of it is seen here.
 streams(State = #state{websocket = Websocket, timers = Timers}) when
@@ -762,7 +928,7 @@ login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
 start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
     State#state{timers = maps:remove(login, Timers)};
 start_login_timer(State = #state{deadline = Deadline}) ->
-    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    Left = max(0, Deadline - now_ms()),
     start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{reports = true, timers = Timers}) when

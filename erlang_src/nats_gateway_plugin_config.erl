@@ -81,7 +81,7 @@ schema() ->
     Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
-        max_subscriptions => {{limit, 1 bsl 30}, infinity},
+        max_subscriptions => {{limit, 1 bsl 30}, 100000},
         max_sub_tokens => {{limit, 255}, infinity},
         authentication_timeout => {{duration, 1}, 2000},
         retained_on_subscribe => {boolean, false},

@@ -20,6 +20,8 @@
 -export([acknowledge/1]).
 -export([send/2]).
 -export([pending/1]).
+-export([taken/1]).
+-export([split/2]).
 -export([peername/1]).
 -export([sockname/1]).
 -export([getstat/1]).
@@ -54,6 +56,7 @@
 %% Linux.
 -define(IPPROTO_TCP, 6).
 -define(TCP_QUICKACK, 12).
+-define(TCP_INFO, 11).
 %% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
 %% much may wait there is the connection's business, which must not wait itself.
 -define(WATERMARK, 16#7FFFFFFF).
@@ -303,6 +306,37 @@ pending(Socket) ->
         {error, Reason} ->
             {error, Reason}
     end.
+
+%% Bytes that have not left the socket, those that the peer has not acknowledged (with these), and
+%% those that it has. A system that does not tell takes for acknowledged what has left.
+-spec taken(socket()) ->
+    {ok, Pending :: non_neg_integer(), Behind :: non_neg_integer(), Taken :: integer()}
+    | {error, inet:posix()}.
+taken(Socket) ->
+    case pending(Socket) of
+        {ok, Pending, Gone} ->
+            Taken = acknowledged(port(Socket), Gone),
+            {ok, Pending, Pending + max(0, Gone - Taken), Taken};
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+acknowledged(Port, Otherwise) ->
+    case os:type() =:= {unix, linux} andalso inet:getopts(Port, [{raw, ?IPPROTO_TCP, ?TCP_INFO, 128}]) of
+        %% tcpi_bytes_acked of the kernel's struct tcp_info
+        {ok, [{raw, _, _, <<_:120/binary, Acknowledged:64/unsigned-native>>}]} -> Acknowledged;
+        _ -> Otherwise
+    end.
+
+%% So many bytes of what is longer than that, and the rest.
+-spec split(erlang:iovec(), pos_integer()) -> {erlang:iovec(), erlang:iovec()}.
+split(Parts, Size) -> split(Parts, Size, []).
+
+split([Part | Parts], Left, Front) when byte_size(Part) < Left ->
+    split(Parts, Left - byte_size(Part), [Part | Front]);
+split([Part | Parts], Left, Front) ->
+    <<Last:Left/binary, More/binary>> = Part,
+    {lists:reverse(Front, [Last]), [More | Parts]}.
 
 tls_reason({tls_alert, _}) -> tls_alert;
 tls_reason(Reason) when is_atom(Reason) -> Reason;

@@ -9,7 +9,8 @@
 -export([open/2]).
 -export([feed/2]).
 -export([take/1]).
--export([frames/4]).
+-export([frame/4]).
+-export([max_frame/2]).
 -export([close_frame/1]).
 -export([has_streams/1]).
 -export([at_rest/1]).
@@ -599,42 +600,22 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% These bytes, which are so many, in binary frames, each a message of its own: mostly one. MaxPayload
-%% is what INFO says. The first ones are INFO: clients take all that is in one frame with it for it.
--spec frames(iodata(), Size :: pos_integer(), MaxPayload :: non_neg_integer(), websocket()) ->
-    {iodata(), websocket()}.
-frames(Data, Size, _, Ws = #websocket{introduced = false}) ->
-    frame(Data, Size, Ws#websocket{introduced = true});
-frames(Data, Size, MaxPayload, Ws) ->
-    case max_frame(MaxPayload) of
-        Max when Size =< Max -> frame(Data, Size, Ws);
-        Max -> cut(erlang:iolist_to_iovec(Data), Size, Max, [], Ws)
-    end.
-
+%% Bytes that the next frame may have. MaxPayload is what INFO says. The first frame is INFO, whole:
+%% clients take all that is in one frame with it for it.
+-spec max_frame(MaxPayload :: non_neg_integer(), websocket()) -> pos_integer() | infinity.
+max_frame(_, #websocket{introduced = false}) -> infinity;
 %% To nats.go, 0 is no limit.
-max_frame(0) -> ?MAX_FRAME;
-max_frame(MaxPayload) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
+max_frame(0, _) -> ?MAX_FRAME;
+max_frame(MaxPayload, _) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
 
-cut(Parts, Size, Max, Frames, Ws) when Size =< Max ->
-    {Frame, NWs} = frame(Parts, Size, Ws),
-    {lists:reverse(Frames, [Frame]), NWs};
-cut(Parts, Size, Max, Frames, Ws) ->
-    {Front, Back} = front(Parts, Max, []),
-    {Frame, NWs} = frame(Front, Max, Ws),
-    cut(Back, Size - Max, Max, [Frame | Frames], NWs).
-
-%% So many bytes, and the rest.
-front([Part | Parts], Left, Front) when byte_size(Part) < Left ->
-    front(Parts, Left - byte_size(Part), [Part | Front]);
-front([Part | Parts], Left, Front) ->
-    <<Last:Left/binary, More/binary>> = Part,
-    {lists:reverse(Front, [Last]), [More | Parts]}.
-
-frame(Data, Size, Ws = #websocket{deflate = Deflate}) when
-    Deflate =:= none; Size =< ?COMPRESS_ABOVE
+%% These bytes, which are so many, in a binary frame that is a message of its own.
+-spec frame(iodata(), Size :: pos_integer(), Compress :: boolean(), websocket()) ->
+    {iodata(), websocket()}.
+frame(Data, Size, Compress, Ws = #websocket{deflate = Deflate}) when
+    not Compress; Deflate =:= none; Size =< ?COMPRESS_ABOVE
 ->
-    {[header(binary, Size) | Data], Ws};
-frame(Data, Size, Ws) ->
+    {[header(binary, Size) | Data], Ws#websocket{introduced = true}};
+frame(Data, Size, _, Ws) ->
     NWs = #websocket{deflater = Z} = begin_deflate(Ws),
     Flushed = iolist_to_binary(zlib:deflate(Z, Data, sync)),
     case byte_size(Flushed) - 4 of
@@ -701,7 +682,7 @@ status(maximum_connections_exceeded) ->
 status(maximum_account_connections_exceeded) ->
     {1008, <<"Maximum Account Connections Exceeded">>};
 status(maximum_subscriptions_exceeded) ->
-    {1008, <<"Maximum Account Connections Exceeded">>};
+    {1008, <<"Maximum Subscriptions Exceeded">>};
 status(maximum_control_line_exceeded) ->
     {1008, <<"Maximum Control Line Exceeded">>};
 status(slow_consumer) ->

@@ -71,6 +71,17 @@ set(Callback, Answer, Channel) ->
     {ok, [], NChannel} = handle_info({fake, set, Callback, Answer}, Channel),
     NChannel.
 
+%% All that is left, each time with what it is about to be.
+continued(Channel) ->
+    case nats_gateway_channel:is_behind(Channel) of
+        false ->
+            {[], Channel};
+        true ->
+            {ok, Out, NChannel} = nats_gateway_channel:continue(Channel),
+            {More, Last} = continued(NChannel),
+            {[iolist_to_binary(Out) | More], Last}
+    end.
+
 %% What the host was asked since the last look.
 calls() ->
     receive
@@ -931,7 +942,7 @@ configure(Settings, Channel) ->
 %% What its INFO has not told of a login it can't do. It is not told so, but reconnects.
 who_was_told_of_no_login_is_closed_test_() ->
     [
-        ?_assertMatch({stop, settings_changed, [[], []], _}, configure(Settings, Channel))
+        ?_assertMatch({stop, settings_changed, [[]], _}, configure(Settings, Channel))
      || {_, Channel} <- [channel()], Settings <- [users([user(<<"u">>, #{})]), #{auth_required => true}]
     ].
 
@@ -1007,3 +1018,118 @@ no_auth_user_needs_no_connect_test() ->
     ?assertEqual(<<"+OK\r\n-ERR 'Permissions Violation for Publish to \"b\"'\r\n">>, Out),
     #{client := #{login := Login}} = nats_gateway_channel:info(Logged),
     ?assertMatch(#{method := no_auth_user, username := <<"guest">>}, Login).
+
+%% -------------------------------------------------------------------------------------------
+%% Much for one client
+
+%% Subscriptions of as many sids on one subject, and a message for it.
+subscribed(Sids, Connect) ->
+    Subs = [["SUB a ", integer_to_list(Sid), "\r\n"] || Sid <- lists:seq(1, Sids)],
+    {_, Channel} = input([Connect, Subs], element(2, channel())),
+    _ = calls(),
+    Channel.
+
+message(Payload) -> {deliver, [delivery(<<"a">>, <<"a">>, Payload)]}.
+
+frames(Bytes) -> length(binary:matches(Bytes, <<"MSG a ">>)).
+
+%% However large a message is and however many get it, a megabyte of it is made at once.
+output_comes_in_slices_test_() ->
+    [
+        {timeout, 60, fun() ->
+            Channel = subscribed(Sids, ?CONNECT),
+            Payload = binary:copy(<<"x">>, Size),
+            {First, Behind} = events([message(Payload)], Channel),
+            {Others, Done} = continued(Behind),
+            Slices = [First | Others],
+            lists:foreach(
+                fun(Slice) -> ?assert(byte_size(Slice) < 1048576 + max(262144, Size) + 100) end,
+                Slices
+            ),
+            ?assertEqual(Sids, lists:sum([frames(Slice) || Slice <- Slices])),
+            ?assertEqual(0, nats_gateway_channel:unsent(Done)),
+            ?assertMatch(#{messages_sent := Sids}, nats_gateway_channel:stats(Done))
+        end}
+     || {Sids, Size} <- [{1, 1}, {1, 3000000}, {2, 1048576}, {3, 1048576}, {300, 4095}, {5000, 400}, {3000, 4096}]
+    ].
+
+%% About what is still to come, so that it can be refused before it is made.
+what_is_left_is_known_test() ->
+    Channel = subscribed(1000, ?CONNECT),
+    {First, Behind} = events([message(binary:copy(<<"x">>, 100000))], Channel),
+    Left = 1000 * 100000 - byte_size(First),
+    Unsent = nats_gateway_channel:unsent(Behind),
+    ?assert(Unsent > Left),
+    ?assert(Unsent < Left + 1000 * 200).
+
+what_comes_while_a_client_is_behind_comes_after_it_test() ->
+    Channel = subscribed(20, ?CONNECT),
+    Large = binary:copy(<<"x">>, 100000),
+    {First, C1} = events([message(Large), message(<<"2">>)], Channel),
+    ?assert(frames(First) < 20),
+    ?assert(nats_gateway_channel:busy(C1)),
+    {<<>>, C2} = events([message(<<"3">>), {publish_rejected, <<"p">>, undefined, denied}], C1),
+    %% The client's own input, too.
+    {<<>>, C3} = input("PING\r\nSUB b 21\r\n", C2),
+    {<<>>, C4} = events([message(<<"4">>)], C3),
+    ?assertEqual([], calls()),
+    {Others, Done} = continued(C4),
+    All = iolist_to_binary([First | Others]),
+    Small = fun(Payload) -> lists:duplicate(20, ["MSG a 1\r\n", Payload, "\r\n"]) end,
+    Denied = <<"-ERR 'Permissions Violation for Publish to \"p\"'\r\n">>,
+    Expected = iolist_to_binary([Small("2"), Small("3"), Denied, Small("4"), "PONG\r\n"]),
+    WithoutSids = re:replace(All, "MSG a [0-9]+ ", "MSG a ", [global, {return, binary}]),
+    Tail = binary:part(WithoutSids, byte_size(WithoutSids), -byte_size(Expected)),
+    ?assertEqual(Expected, Tail),
+    ?assertEqual(20 * 4, frames(All)),
+    ?assertMatch([barrier, {subscribe, _, _}], calls()),
+    ?assertNot(nats_gateway_channel:busy(Done)).
+
+%% What was held back for a +OK comes after it, in slices as well.
+what_was_held_back_comes_in_slices_test() ->
+    C0 = subscribed(20, "CONNECT {\"pedantic\":false}\r\n"),
+    {<<>>, C1} = input("PUB p 1\r\n1\r\nPING\r\n", set(publish, wait, C0)),
+    {<<>>, C2} = events([message(binary:copy(<<"x">>, 100000)) || _ <- [1, 2]], C1),
+    ?assert(nats_gateway_channel:unsent(C2) > 4000000),
+    {First, C3} = events([{published, []}], C2),
+    ?assertMatch(<<"+OK\r\nMSG ", _/binary>>, First),
+    {Others, Done} = continued(C3),
+    All = iolist_to_binary([First | Others]),
+    ?assertEqual(40, frames(All)),
+    ?assertEqual(<<"PONG\r\n">>, binary:part(All, byte_size(All), -6)),
+    ?assertEqual(0, nats_gateway_channel:unsent(Done)),
+    ?assertNot(nats_gateway_channel:busy(Done)).
+
+%% The end of the broker's connection comes after what it had sent; a kick is one at once.
+the_end_of_a_client_that_is_behind_test_() ->
+    [
+        fun() ->
+            Channel = subscribed(20, ?CONNECT),
+            {First, C1} = events([message(binary:copy(<<"x">>, 100000))], Channel),
+            ?assertEqual(Expected, ended(First, handle_info({fake, events, [{close, Reason}]}, C1)))
+        end
+     || {Reason, Expected} <- [{upstream_lost, 20}, {kicked, 11}]
+    ].
+
+ended(Sent, {ok, Out, Channel}) ->
+    ended(iolist_to_binary([Sent | Out]), nats_gateway_channel:continue(Channel));
+ended(Sent, {stop, _, Out, _}) ->
+    frames(iolist_to_binary([Sent | Out])).
+
+who_is_stale_gets_no_more_test() ->
+    {_, Behind} = events([message(binary:copy(<<"x">>, 100000))], subscribed(20, ?CONNECT)),
+    {stop, stale_connection, Out, _} = handle_timeout(heartbeat_wait, Behind),
+    ?assertEqual(<<"-ERR 'Stale Connection'\r\n">>, iolist_to_binary(Out)).
+
+%% Requests for what the gateway itself answers.
+answers_for_many_sids_come_in_slices_test() ->
+    Subs = [["SUB i ", integer_to_list(Sid), "\r\n"] || Sid <- lists:seq(1, 5000)],
+    C0 = open([?CONNECT]),
+    {_, C1} = input(Subs, C0),
+    {First, C2} = input(["PUB $SYS.REQ.USER.INFO i 0\r\n\r\n" || _ <- [1, 2, 3]] ++ ["PING\r\n"], C1),
+    ?assert(byte_size(First) < 1048576 + 262144),
+    {Others, _} = continued(C2),
+    All = iolist_to_binary([First | Others]),
+    ?assertEqual(15000, length(binary:matches(All, <<"MSG i ">>))),
+    ?assertEqual(<<"PONG\r\n">>, binary:part(All, byte_size(All), -6)),
+    _ = calls().

@@ -23,6 +23,7 @@ publish(Pubs, _, Test) ->
 subscribe(_, _, Test) -> {ok, Test}.
 unsubscribe(_, Test) -> Test.
 barrier(_, Test) -> {ok, Test}.
+handle_info({deliver, Deliveries}, Test) -> {[{deliver, Deliveries}], Test};
 handle_info(_, _) -> ignore.
 disconnect(_, _) -> ok.
 
@@ -51,6 +52,18 @@ greeted(Client) ->
     {ok, <<"INFO ", _/binary>>} = gen_tcp:recv(Client, 0, ?WAIT),
     ok = gen_tcp:send(Client, <<"CONNECT {\"verbose\":true}\r\n">>),
     {ok, <<"+OK\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT).
+
+%% All until there is this in it.
+received(Client, What) -> received(Client, What, <<>>).
+
+received(Client, What, Before) ->
+    case binary:match(Before, What) of
+        nomatch ->
+            {ok, Bytes} = gen_tcp:recv(Client, 0, ?WAIT),
+            received(Client, What, <<Before/binary, Bytes/binary>>);
+        _ ->
+            Before
+    end.
 
 published() ->
     receive
@@ -111,10 +124,13 @@ streams_are_closed_when_there_is_no_traffic_test_() ->
             <<"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n">>,
             <<"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n">>
         ]),
-        %% INFO is compressed.
-        ?assertEqual([open], zlib(1)),
+        _ = received(Client, <<"INFO ">>),
         ok = gen_tcp:send(Client, deflated(<<"CONNECT {\"verbose\":false}\r\n">>)),
-        ?assertEqual([open, close, close], zlib(3)),
+        %% That of CONNECT is the first: INFO is not compressed, which anybody gets who connects.
+        ?assertEqual([open, close], zlib(2)),
+        Denied = deflated([<<"SUB $share.">>, binary:copy(<<"a">>, 100), <<" 1\r\n">>]),
+        ok = gen_tcp:send(Client, Denied),
+        ?assertEqual([open, open, close, close], zlib(4)),
         ok = gen_tcp:send(Client, deflated(<<"PUB a 1\r\n1\r\n">>)),
         ?assertEqual([<<"1">>], published()),
         ?assertEqual([open, close], zlib(2)),
@@ -139,3 +155,144 @@ deflated(Data) ->
     ok = zlib:close(Z),
     Size = byte_size(Flushed) - 4,
     [<<16#C2, 1:1, Size:7, 0:32>>, binary:part(Flushed, 0, Size)].
+
+%% -------------------------------------------------------------------------------------------
+%% Much for one client
+
+%% A client of so many subscriptions on `a'.
+subscribed(Sids, Options, Settings) ->
+    {Pid, Port, Client} = connected(Options, Settings),
+    _ = received(Client, <<"INFO ">>),
+    ok = gen_tcp:send(Client, [
+        <<"CONNECT {\"verbose\":false}\r\n">>,
+        [["SUB a ", integer_to_list(Sid), "\r\n"] || Sid <- lists:seq(1, Sids)],
+        <<"PING\r\n">>
+    ]),
+    _ = received(Client, <<"PONG\r\n">>),
+    {Pid, Port, Client}.
+
+deliver(Pid, Payload) ->
+    Pid ! {deliver, [{{undefined, <<"a">>}, <<"a">>, undefined, undefined, Payload, undefined}]}.
+
+%% Whoever would be sent more than max_pending is closed before it is made.
+more_than_max_pending_is_not_made_test_() ->
+    [
+        {timeout, 30, fun() ->
+            {Pid, _, _} = subscribed(Sids, #{}, #{max_pending => 4 bsl 20}),
+            Monitor = monitor(process, Pid),
+            1 = erlang:trace(Pid, true, [call]),
+            _ = erlang:trace_pattern({nats_gateway_transport, send, '_'}, true, [global]),
+            deliver(Pid, binary:copy(<<"x">>, Size)),
+            ?assertEqual({shutdown, slow_consumer}, ended(Monitor)),
+            _ = erlang:trace_pattern({nats_gateway_transport, send, '_'}, false, [global]),
+            Made = sizes(),
+            ?assert(lists:max(Made) < 2500000),
+            ?assert(lists:sum(Made) < 5000000)
+        end}
+     || {Sids, Size} <- [{50, 1000000}, {20000, 4000}, {20000, 1000}]
+    ].
+
+%% Of what was sent.
+sizes() ->
+    receive
+        {trace, _, call, {nats_gateway_transport, send, [_, Data]}} -> [iolist_size(Data) | sizes()]
+    after 0 -> []
+    end.
+
+%% One slice is given to the socket, whatever the bound is, and the rest is within it.
+up_to_max_pending_is_sent_test_() ->
+    {timeout, 30, fun() ->
+        {_, _, Client} = C = subscribed(60, #{}, #{max_pending => 64 bsl 20}),
+        deliver(element(1, C), binary:copy(<<"x">>, 1000000)),
+        Frames = 60 * 1000000 + 60 * byte_size(<<"MSG a 1 1000000\r\n\r\n">>) + 51,
+        {ok, All} = gen_tcp:recv(Client, Frames, ?WAIT),
+        ?assertEqual(60, length(binary:matches(All, <<"MSG a ">>))),
+        ok = gen_tcp:close(Client)
+    end}.
+
+%% A client that is behind, and gone: nobody has to wait for what it would have been sent.
+the_end_of_a_client_is_seen_while_it_is_behind_test_() ->
+    {timeout, 30, fun() ->
+        {Pid, _, Client} = subscribed(60000, #{}, #{max_pending => 1 bsl 30}),
+        Monitor = monitor(process, Pid),
+        [deliver(Pid, binary:copy(<<"x">>, 1000)) || _ <- lists:seq(1, 10)],
+        ok = inet:setopts(Client, [{linger, {true, 0}}]),
+        ok = gen_tcp:close(Client),
+        ?assertEqual({shutdown, client_closed}, ended(Monitor))
+    end}.
+
+%% -------------------------------------------------------------------------------------------
+%% Heartbeat
+
+-define(INTERVAL, 400).
+
+%% The interval is the silence before each PING, and what the client sends begins it anew.
+a_ping_comes_after_the_interval_test_() ->
+    {timeout, 30, fun() ->
+        Start = erlang:monotonic_time(millisecond),
+        {_, _, Client} = connected(#{}, #{
+            default_heartbeat_interval => ?INTERVAL, heartbeat_wait_timeout => ?WAIT
+        }),
+        _ = received(Client, <<"INFO ">>),
+        First = pinged(Client, Start),
+        ok = gen_tcp:send(Client, <<"PONG\r\n">>),
+        Second = pinged(Client, erlang:monotonic_time(millisecond)),
+        ok = gen_tcp:send(Client, <<"PONG\r\n">>),
+        {error, timeout} = gen_tcp:recv(Client, 0, ?INTERVAL div 2),
+        ok = gen_tcp:send(Client, <<"PONG\r\n">>),
+        Third = pinged(Client, erlang:monotonic_time(millisecond)),
+        %% Before it was between one interval and two.
+        ?assertMatch([_, _, _], [T || T <- [First, Second, Third], T >= ?INTERVAL - 5]),
+        ?assertMatch([_ | _], [T || T <- [First, Second, Third], T < ?INTERVAL + ?INTERVAL div 2]),
+        ok = gen_tcp:close(Client)
+    end}.
+
+pinged(Client, Since) ->
+    <<"PING\r\n">> = received(Client, <<"PING\r\n">>),
+    erlang:monotonic_time(millisecond) - Since.
+
+%% The PING comes after what was sent before it, which takes the client many times the wait.
+a_client_that_reads_slowly_is_not_stale_test_() ->
+    {timeout, 60, fun() ->
+        {Pid, _, Client} = subscribed(1, #{}, #{
+            default_heartbeat_interval => 200, heartbeat_wait_timeout => 300, send_timeout => ?WAIT
+        }),
+        ok = inet:setopts(Client, [{buffer, 65536}]),
+        Monitor = monitor(process, Pid),
+        Count = 24,
+        [deliver(Pid, binary:copy(<<"x">>, 1000000)) || _ <- lists:seq(1, Count)],
+        All = slowly(Client, Count * (1000000 + byte_size(<<"MSG a 1 1000000\r\n\r\n">>)), []),
+        ?assertEqual(Count, length(binary:matches(All, <<"MSG a ">>))),
+        %% And then it is.
+        Last = received(Client, <<"-ERR 'Stale Connection'\r\n">>, All),
+        ?assertMatch({_, _}, binary:match(Last, <<"PING\r\n">>)),
+        ?assertEqual({shutdown, stale_connection}, ended(Monitor))
+    end}.
+
+slowly(_, Left, Read) when Left =< 0 ->
+    iolist_to_binary(lists:reverse(Read));
+slowly(Client, Left, Read) ->
+    {ok, Bytes} = gen_tcp:recv(Client, min(Left, 400000), ?WAIT),
+    timer:sleep(50),
+    slowly(Client, Left - byte_size(Bytes), [Bytes | Read]).
+
+%% Who takes nothing has the time of the write deadline, and then is a slow consumer.
+a_client_that_takes_nothing_is_a_slow_consumer_test_() ->
+    {timeout, 30, fun() ->
+        {Pid, _, _} = subscribed(1, #{}, #{
+            default_heartbeat_interval => 100, heartbeat_wait_timeout => 100, send_timeout => 1000
+        }),
+        Monitor = monitor(process, Pid),
+        [deliver(Pid, binary:copy(<<"x">>, 1000000)) || _ <- lists:seq(1, 30)],
+        ?assertEqual({shutdown, slow_consumer}, ended(Monitor))
+    end}.
+
+an_idle_client_that_does_not_answer_is_stale_in_time_test() ->
+    {Pid, _, Client} = subscribed(1, #{}, #{
+        default_heartbeat_interval => 100, heartbeat_wait_timeout => 300
+    }),
+    Monitor = monitor(process, Pid),
+    <<"PING\r\n">> = received(Client, <<"PING\r\n">>),
+    Start = erlang:monotonic_time(millisecond),
+    ?assertEqual({shutdown, stale_connection}, ended(Monitor)),
+    ?assert(erlang:monotonic_time(millisecond) - Start >= 250).

@@ -71,7 +71,7 @@ options_test() ->
                 %% of the plugin's page
                 max_control_line := 5000,
                 %% of nobody's
-                max_subscriptions := infinity,
+                max_subscriptions := 100000,
                 max_sub_tokens := infinity,
                 authentication_timeout := 2000
             }

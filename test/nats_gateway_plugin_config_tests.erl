@@ -19,7 +19,7 @@ defaults_test() ->
     ?assertEqual(
         {ok, #{
             max_control_line => 4096,
-            max_subscriptions => infinity,
+            max_subscriptions => 100000,
             max_sub_tokens => infinity,
             authentication_timeout => 2000,
             retained_on_subscribe => false,

@@ -494,7 +494,7 @@ nothing_after_the_end_test() ->
 
 %% After INFO.
 introduced(Ws) ->
-    {_, NWs} = ?WS:frames(<<"INFO">>, 4, 1048576, Ws),
+    {_, NWs} = ?WS:frame(<<"INFO">>, 4, true, Ws),
     NWs.
 
 frame_test() ->
@@ -502,7 +502,7 @@ frame_test() ->
     lists:foreach(
         fun({Size, Header}) ->
             Data = rand:bytes(Size),
-            {Frame, Ws} = ?WS:frames([[], Data], Size, 1048576, Ws),
+            {Frame, Ws} = ?WS:frame([[], Data], Size, true, Ws),
             ?assertEqual(<<Header/binary, Data/binary>>, iolist_to_binary(Frame))
         end,
         [
@@ -521,8 +521,7 @@ largest_frames_test_() ->
             Ws = introduced(Open),
             Data = [[Part(), $a], [Part() | Part()]],
             Size = iolist_size(Data),
-            {Out, _} = ?WS:frames(Data, Size, MaxPayload, Ws),
-            Frames = frames(iolist_to_binary(Out)),
+            Frames = frames(iolist_to_binary(cut(Data, Size, MaxPayload, Ws))),
             Sizes = [byte_size(Payload) || {_, Payload} <- Frames],
             ?assertEqual(iolist_to_binary(Data), iolist_to_binary([plain(F) || F <- Frames])),
             ?assert(lists:max(Sizes) =< Max),
@@ -544,10 +543,22 @@ largest_frames_test_() ->
 %% Clients take the first frame for INFO.
 info_is_one_frame_test() ->
     Info = binary:copy(<<"x">>, 5000),
-    {Frame, Ws} = ?WS:frames(Info, 5000, 1, open()),
+    ?assertEqual(infinity, ?WS:max_frame(1, open())),
+    {Frame, Ws} = ?WS:frame(Info, 5000, true, open()),
     ?assertEqual(<<16#82, 126, 5000:16, Info/binary>>, iolist_to_binary(Frame)),
-    {Frames, _} = ?WS:frames(Info, 5000, 1, Ws),
-    ?assertEqual(625, length(frames(iolist_to_binary(Frames)))).
+    ?assertEqual(625, length(frames(iolist_to_binary(cut(Info, 5000, 1, Ws))))).
+
+%% As the connection does it.
+cut(Data, Size, MaxPayload, Ws) ->
+    case ?WS:max_frame(MaxPayload, Ws) of
+        Max when Size =< Max ->
+            {Frame, _} = ?WS:frame(Data, Size, true, Ws),
+            Frame;
+        Max ->
+            {Front, Rest} = nats_gateway_transport:split(erlang:iolist_to_iovec(Data), Max),
+            {Frame, NWs} = ?WS:frame(Front, Max, true, Ws),
+            [Frame | cut(Rest, Size - Max, MaxPayload, NWs)]
+    end.
 
 frames(<<>>) ->
     [];
@@ -568,6 +579,10 @@ plain({16#C2, Payload}) ->
     Inflated.
 
 close_frame_test() ->
+    ?assertEqual(
+        <<16#88, 32, 1008:16, "Maximum Subscriptions Exceeded">>,
+        iolist_to_binary(?WS:close_frame(maximum_subscriptions_exceeded))
+    ),
     ?assertEqual(
         <<16#88, 34, 1009:16, "Maximum Message Payload Exceeded">>,
         iolist_to_binary(?WS:close_frame(maximum_payload_violation))
@@ -659,13 +674,15 @@ bad_compression_test() ->
 deflated_frames_test() ->
     Ws = introduced(open(deflate, infinity)),
     Short = rand:bytes(64),
-    {ShortFrame, Ws} = ?WS:frames(Short, 64, 1048576, Ws),
+    {ShortFrame, Ws} = ?WS:frame(Short, 64, true, Ws),
     ?assertEqual(<<16#82, 64, Short/binary>>, iolist_to_binary(ShortFrame)),
     %% Each is inflated alone: nothing is taken over from the one before.
     lists:foldl(
         fun(Size, Before) ->
             Data = binary:copy(<<"MSG a 1 5\r\nhello\r\n">>, Size),
-            {Frame, After} = ?WS:frames([Data], byte_size(Data), 1048576, Before),
+            {Uncompressed, Before} = ?WS:frame([Data], byte_size(Data), false, Before),
+            ?assertMatch([{16#82, Data}], frames(iolist_to_binary(Uncompressed))),
+            {Frame, After} = ?WS:frame([Data], byte_size(Data), true, Before),
             [{16#C2, Message} = Deflated] = frames(iolist_to_binary(Frame)),
             ?assertEqual(Data, iolist_to_binary(plain(Deflated))),
             ?assert(byte_size(Message) < byte_size(Data)),

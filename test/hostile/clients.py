@@ -98,6 +98,8 @@ class Client(Raw):
         if transport.startswith("ws"):
             self._frames = WebSocket(self.socket, DEADLINE)
             self._frames.upgrade(OFFER if transport == "ws-deflate" else None)
+            # INFO may have come together with the response.
+            self._unpack(b"")
         self.info = json.loads(self.line()[5:])
         if transport == "tls":
             self.socket = trusting().wrap_socket(self.socket, server_hostname=address[0])

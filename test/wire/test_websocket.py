@@ -486,12 +486,28 @@ def test_a_client_that_does_not_read(servers: Servers, target: str):  # noqa: F8
 
 
 def test_a_client_that_pings_and_does_not_read(servers: Servers):  # noqa: F811
-    """The pongs wait, too."""
+    """It is answered the latest one, and closed when it has taken nothing for a while."""
     pings = frame(b"p" * 125, PING) * 1000
-    with opened(servers, "gateway", **SLOW) as client:
+    with opened(servers, "gateway", send_timeout="500ms") as client:
+        until = time.monotonic() + 20
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            for _ in range(1000):
+            while time.monotonic() < until:
                 client.send(pings)
+
+
+def test_the_latest_ping_is_answered(servers: Servers):  # noqa: F811
+    """Pings of a client that reads late: it gets pongs, in order, and at last the one to its last ping."""
+    count = 100_000
+    with opened(servers, "gateway", heartbeat="1h", send_timeout="2s") as client:
+        for number in range(count):
+            client.send(frame(b"%010d" % number + b"p" * 115, PING))
+        numbers = [0]
+        while numbers[-1] < count - 1:
+            pong = client.read()
+            assert pong.opcode == PONG
+            numbers.append(int(pong.payload[:10]))
+        assert numbers == sorted(numbers)
+        assert len(numbers) < count
 
 
 def test_login_that_fails(servers: Servers, target: str):  # noqa: F811
@@ -641,6 +657,15 @@ def test_deflate(servers: Servers, target: str):  # noqa: F811
             assert (inflated(received) if received.deflated else received.payload) == message
         client.send(frame(b"PING\r\n"))
         assert client.read() == PONG_FRAME
+
+
+def test_info_is_not_compressed(servers: Servers):  # noqa: F811
+    """Who has not logged in gets no memory for compression; what comes after CONNECT is compressed."""
+    with WebSocket.connect(servers.address("gateway", {"websocket": DEFLATE})) as client:
+        client.upgrade(OFFER)
+        assert not client.read().deflated
+        client.send(frame(CONNECT + b"SUB a 1\r\nPUB a 1000\r\n" + b"x" * 1000 + b"\r\n"))
+        assert client.read().deflated
 
 
 @pytest.mark.parametrize("offer", [None, OFFER], ids=["plain", "deflate"])

@@ -14,6 +14,13 @@ const FRAME_GUESS: usize = 256;
 /// Work of one call, in bytes that are written: a quarter of a millisecond.
 const MAX_WORK: usize = 256 * 1024;
 
+/// Bytes of the frames of one call, with those of payloads that are referred to: the caller looks at
+/// what waits for the client before it goes on.
+const MAX_SIZE: usize = 1024 * 1024;
+
+/// Sids from which on a payload is taken to be one of many frames.
+const MANY_SIDS: usize = 8;
+
 /// What a frame costs besides its bytes, in bytes: taking its terms apart.
 const WORK_PER_FRAME: usize = 128;
 
@@ -29,7 +36,7 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
         scratch: Scratch::default(),
     };
     let mut rest = deliveries;
-    while !rest.is_empty_list() && batch.work() < MAX_WORK {
+    while !rest.is_empty_list() && !batch.is_full() {
         let (delivery, others) = rest.list_get_cell()?;
         rest = match batch.push(env, delivery)? {
             Some(unfinished) => others.list_prepend(unfinished),
@@ -69,6 +76,10 @@ struct Batch<'a, 'm> {
 }
 
 impl<'a> Batch<'a, '_> {
+    fn is_full(&self) -> bool {
+        self.work() >= MAX_WORK || self.frames.size() >= MAX_SIZE
+    }
+
     fn work(&self) -> usize {
         let (buffer, _) = self.frames.parts();
         buffer
@@ -102,16 +113,25 @@ impl<'a> Batch<'a, '_> {
         } else {
             &[]
         };
+        let push = if has_many(sids)? {
+            Frames::push_shared
+        } else {
+            Frames::push
+        };
         let mut sids = sids;
         while !sids.is_empty_list() {
-            if self.work() >= MAX_WORK {
+            if self.is_full() {
                 let unfinished = (topic, sids, reply, headers, payload);
                 return Ok(Some(unfinished.encode(env)));
             }
             let (sid, others) = sids.list_get_cell()?;
             let message = self.scratch.message(headers_of_message, &payload);
-            self.frames
-                .push(&message, &Binary::from_term(sid)?, payload.into());
+            push(
+                &mut self.frames,
+                &message,
+                &Binary::from_term(sid)?,
+                payload.into(),
+            );
             self.count = self.count.saturating_add(1);
             sids = others;
         }
@@ -125,6 +145,17 @@ impl<'a> Batch<'a, '_> {
         self.count = self.count.saturating_add(count);
         Ok(None)
     }
+}
+
+fn has_many(sids: Term<'_>) -> NifResult<bool> {
+    let mut rest = sids;
+    for _ in 1..MANY_SIDS {
+        if rest.is_empty_list() {
+            return Ok(false);
+        }
+        (_, rest) = rest.list_get_cell()?;
+    }
+    Ok(!rest.is_empty_list())
 }
 
 /// The reply subject as `encode/2` writes it.

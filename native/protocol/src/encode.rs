@@ -14,6 +14,10 @@ const CRLF: &[u8] = b"\r\n";
 /// Below it, one copy is cheaper than two more elements of the vector that the socket writes.
 pub const REFERENCE_THRESHOLD: usize = 4096;
 
+/// The same of a payload that many frames have: what waits for a client that reads slowly holds it
+/// once then. Below it, what refers to it takes about as much memory, and the copies are faster.
+pub const SHARED_REFERENCE_THRESHOLD: usize = 512;
+
 /// Most bytes of the arguments of a frame, without what precedes and follows them, as nats-server
 /// counts those of an operation. jnats has room for so many and closes the connection at one more.
 pub const MAX_CONTROL_LINE: usize = 4096;
@@ -90,6 +94,15 @@ impl<R> Frames<R> {
     /// If the control line is too long it goes without its reply subject; if it still is, there
     /// is no frame, see [`Frames::too_long`].
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
+        self.append(message, sid, reference, REFERENCE_THRESHOLD);
+    }
+
+    /// The same for one of many subscriptions, with [`SHARED_REFERENCE_THRESHOLD`].
+    pub fn push_shared(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
+        self.append(message, sid, reference, SHARED_REFERENCE_THRESHOLD);
+    }
+
+    fn append(&mut self, message: &Message<'_>, sid: &[u8], reference: R, threshold: usize) {
         let Some(reply) = message.fitting_reply(sid) else {
             self.too_long = self.too_long.saturating_add(1);
             return;
@@ -121,7 +134,7 @@ impl<R> Frames<R> {
         write_number(headers.len().saturating_add(payload.len()), out);
         out.put_slice(CRLF);
         out.put_slice(headers);
-        if payload.len() < REFERENCE_THRESHOLD {
+        if payload.len() < threshold {
             out.put_slice(payload);
         } else {
             self.references.push((out.len(), reference));
