@@ -1,0 +1,266 @@
+"""The gateway in front of real brokers: the rows of the table in docs/brokers.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from brokers.nats import Client, Closed, message
+from clients.stack import AGAINST_NATS_SERVER, Address, Server, gateway_in_front_of, mosquitto
+from wire.servers import HOST, REPOSITORY, accepts, free_port
+
+HERE = Path(__file__).resolve().parent
+BUILD_DEADLINE = 600
+
+pytestmark = pytest.mark.skipif(AGAINST_NATS_SERVER, reason="a nats-server has no MQTT broker behind it")
+
+
+@dataclass(frozen=True)
+class Kind:
+    start: Callable[[Path], Server]
+    # Rows that are otherwise than they should be, with what is seen instead.
+    otherwise: dict[str, str] = field(default_factory=dict)
+
+
+def _mosquitto(directory: Path) -> Server:
+    return mosquitto(directory, "allow_anonymous true\n")
+
+
+def _mochi(directory: Path) -> Server:
+    program = REPOSITORY / "target" / "brokers" / "mochi"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    _build(["go", "build", "-o", str(program), "."], HERE / "mochi", GOTOOLCHAIN="local", GOFLAGS="-mod=readonly")
+    return _server("mochi", [str(program)], directory)
+
+
+def _server(name: str, command: list[str], directory: Path) -> Server:
+    port = free_port()
+    return Server(name, [*command, str(port)], (HOST, port), accepts, directory / f"{name}.log")
+
+
+def _build(command: list[str], directory: Path, **environment: str) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]}: bin/install-missing test brings it")
+    done = subprocess.run(
+        command, cwd=directory, env=os.environ | environment, capture_output=True, text=True, timeout=BUILD_DEADLINE
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+KINDS = {
+    "Mosquitto": Kind(_mosquitto),
+    "mochi-mqtt": Kind(
+        _mochi,
+        {
+            "two queue groups of one connection, different filters": "one may lose messages",
+            "503 when nobody listens": "never",
+            "PONG after own messages": "not always",
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def gateway(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("real")
+    broker = KINDS[kind].start(directory)
+    broker.start()
+    gateway = gateway_in_front_of(broker.address, directory)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+    broker.stop()
+
+
+def gathered(client: Client, seconds: float = 0.5) -> bytes:
+    """All that comes, without a PING to end it."""
+    until = time.monotonic() + seconds
+    said = b""
+    client.socket.settimeout(0.05)
+    while time.monotonic() < until:
+        try:
+            data = client.socket.recv(65536)
+        except TimeoutError:
+            continue
+        if not data:
+            raise Closed(said)
+        said += data
+    return said
+
+
+def quiet(address: Address) -> Client:
+    client = Client(address, verbose=False)
+    client.ping()
+    return client
+
+
+def delivered(said: bytes, sid: int) -> int:
+    return said.count(b" %d 2\r\nhi\r\n" % sid)
+
+
+def plain(address: Address) -> str:
+    with quiet(address) as client:
+        client.send(b"SUB t.a 1\r\nSUB t.* 2\r\nSUB t.> 3\r\nSUB t.a 4\r\nPUB t.a 2\r\nhi\r\n")
+        said = gathered(client)
+    return "yes" if [delivered(said, sid) for sid in (1, 2, 3, 4)] == [1, 1, 1, 1] else str(said)
+
+
+def group_beside_plain(address: Address) -> str:
+    with quiet(address) as client, quiet(address) as other:
+        client.send(b"SUB g.a 1\r\nSUB g.a q 2\r\n")
+        other.send(b"SUB g.a q 5\r\n")
+        client.ping()
+        other.ping()
+        client.send(b"PUB g.a 2\r\nhi\r\n" * 20)
+        said, others = gathered(client), gathered(other)
+    shares = delivered(said, 2) + delivered(others, 5)
+    return "yes" if (delivered(said, 1), shares) == (20, 20) else str((said, others))
+
+
+def two_groups(address: Address) -> str:
+    """Another connection has a share of the first one."""
+    with quiet(address) as client, quiet(address) as other:
+        client.send(b"SUB g.b 1\r\nSUB g.b q 2\r\nSUB g.* p 3\r\n")
+        other.send(b"SUB g.b q 4\r\n")
+        client.ping()
+        other.ping()
+        client.send(b"PUB g.b 2\r\nhi\r\n" * 20)
+        said, others = gathered(client), gathered(other)
+    shares = delivered(said, 2) + delivered(others, 4)
+    match delivered(said, 1), shares, delivered(said, 3):
+        case 20, 20, 20:
+            return "yes"
+        case 20, 20, some:
+            return "one may lose messages" if 0 < some < 20 else str(some)
+        case seen:
+            return str(seen)
+
+
+def request_and_reply(address: Address) -> str:
+    with quiet(address) as service, quiet(address) as requester:
+        service.send(b"SUB svc q 1\r\n")
+        service.ping()
+        requester.send(b"SUB inbox.1 2\r\nPUB svc inbox.1 2\r\nhi\r\n")
+        service.until(b"MSG svc 1 inbox.1 2\r\nhi\r\n")
+        service.send(b"PUB inbox.1 2\r\nhi\r\n")
+        return "yes" if requester.until(message("inbox.1", 2, b"hi")) == message("inbox.1", 2, b"hi") else "no"
+
+
+def no_responders(address: Address) -> str:
+    with quiet(address) as client:
+        client.send(b"SUB inbox.2 2\r\nPUB nobody inbox.2 2\r\nhi\r\n")
+        return "yes" if b"503" in gathered(client) else "never"
+
+
+def headers(address: Address) -> str:
+    block = b"NATS/1.0\r\nA: 1\r\nA: 2\r\nb:x\r\n\r\n"
+    with quiet(address) as client:
+        client.send(b"SUB h 1\r\nHPUB h %d %d\r\n%shi\r\n" % (len(block), len(block) + 2, block))
+        expected = b"HMSG h 1 %d %d\r\n%shi\r\n" % (len(block), len(block) + 2, block)
+        return "yes" if gathered(client) == expected else "no"
+
+
+def large(address: Address) -> str:
+    payload = b"x" * (1 << 20)
+    with quiet(address) as client:
+        client.send(b"SUB l 1\r\nPUB l %d\r\n%s\r\n" % (len(payload), payload))
+        return "yes" if client.until(message("l", 1, payload), 20) else "no"
+
+
+def no_echo(address: Address) -> str:
+    with Client(address, verbose=False, echo=False) as client:
+        client.send(b"SUB e 1\r\nPUB e 2\r\nhi\r\n")
+        return "yes" if b"MSG" not in gathered(client) else "no"
+
+
+def unsubscribe(address: Address) -> str:
+    with quiet(address) as client:
+        client.send(b"SUB u 1\r\nUNSUB 1 2\r\n" + b"PUB u 2\r\nhi\r\n" * 4)
+        return "yes" if delivered(gathered(client), 1) == 2 else "no"
+
+
+def barrier(address: Address) -> str:
+    with quiet(address) as client:
+        client.send(b"SUB b 1\r\n")
+        client.ping()
+        for _ in range(300):
+            client.send(b"PUB b 2\r\nhi\r\nPING\r\n")
+            if message("b", 1, b"hi") not in client.until(b"PONG\r\n"):
+                return "not always"
+    return "yes"
+
+
+def deep_subject(address: Address) -> str:
+    subject = ".".join(["a"] * 200).encode()
+    with quiet(address) as client:
+        client.send(b"SUB " + subject + b" 1\r\nPUB " + subject + b" 2\r\nhi\r\n")
+        return "yes" if delivered(gathered(client), 1) == 1 else "no"
+
+
+def confirmed(address: Address) -> str:
+    with Client(address, verbose=True) as client:
+        client.send(b"SUB v 1\r\nPUB v 2\r\nhi\r\n")
+        return "yes" if gathered(client) == b"+OK\r\n" * 3 + message("v", 1, b"hi") else "no"
+
+
+ROWS: dict[str, Callable[[Address], str]] = {
+    "subjects, wildcards, overlapping subscriptions": plain,
+    "queue groups beside plain subscriptions": group_beside_plain,
+    "two queue groups of one connection, different filters": two_groups,
+    "request and reply": request_and_reply,
+    "503 when nobody listens": no_responders,
+    "headers, byte for byte": headers,
+    "payloads of 1 MB": large,
+    "`echo:false`": no_echo,
+    "UNSUB with a max": unsubscribe,
+    "PONG after own messages": barrier,
+    "subjects of 200 levels": deep_subject,
+    "`verbose`: +OK of the broker": confirmed,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_row(kind: str, gateway: Server, row: str):
+    assert ROWS[row](gateway.address) == KINDS[kind].otherwise.get(row, "yes")
+
+
+def test_the_table_is_in_the_documentation():
+    document = (REPOSITORY / "docs" / "brokers.md").read_text()
+    for row in ROWS:
+        cells = [KINDS[kind].otherwise.get(row, "yes") for kind in KINDS]
+        assert f"| {row} | {' | '.join(cells)} |" in document
+
+
+def test_a_broker_of_mqtt_3_is_named_as_such(tmp_path: Path):
+    """aedes, which speaks 3.1.1."""
+    directory = REPOSITORY / "target" / "brokers" / "aedes"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json", "broker.mjs"):
+        shutil.copy(HERE / "aedes" / name, directory)
+    _build(["npm", "ci", "--no-audit", "--no-fund"], directory)
+    broker = _server("aedes", [os.environ.get("NODE", "node"), str(directory / "broker.mjs")], tmp_path)
+    broker.start()
+    gateway = gateway_in_front_of(broker.address, tmp_path, ready=accepts)
+    gateway.start()
+    try:
+        with Client(gateway.address, verbose=False) as client:
+            assert client.closed() == b""
+        until = time.monotonic() + 5
+        while "reason=it does not speak MQTT 5" not in gateway.log():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        gateway.stop()
+        broker.stop()
