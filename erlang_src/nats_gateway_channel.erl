@@ -1113,6 +1113,8 @@ event(Step = {frames, Frames}, Out, Channel) ->
     send_frames(Frames, bytes_of(Step), [], Out, Channel);
 event(resume, Out, Channel) ->
     resume(Out, Channel);
+event({undeliverable, Count}, Out, Channel = #channel{unroutable = Unroutable}) ->
+    {ok, Out, Channel#channel{unroutable = Unroutable + Count}};
 event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
     NChannel = rejected(Rejections, Channel),
     resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);

@@ -51,6 +51,8 @@
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
         max_topic_levels := pos_integer() | infinity,
+        %% of what the broker sends; `default': what holds any NATS message
+        max_packet_size := pos_integer() | default,
         %% whether what the gateway relies on is tried out
         probe := boolean(),
         authentication := boolean()
@@ -174,6 +176,7 @@ schema() ->
                     connect_timeout => {{duration, 1}, 5000},
                     authentication => {boolean, false},
                     probe => {boolean, true},
+                    max_packet_size => {{bytes, 1024, 268435460}, default},
                     %% Mosquitto's limit; EMQX's is 128
                     max_topic_levels => {{limit, 65535}, 200},
                     keepalive => {{integer, 1, 65535}, 60}

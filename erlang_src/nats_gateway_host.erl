@@ -67,6 +67,8 @@
 
 -type event() ::
     {deliver, [delivery()]}
+    %% messages for this client that it can't be sent
+    | {undeliverable, Count :: pos_integer()}
     %% completions of `{wait, State}'
     | {connected, session()}
     | {refused, close_reason()}

@@ -72,6 +72,8 @@
     fragments = [] :: [binary()],
     size = 0 :: non_neg_integer(),
     need = 0 :: non_neg_integer(),
+    %% bytes to come of a message that is too large
+    skip = 0 :: non_neg_integer(),
     max_received :: pos_integer(),
     %% what the broker takes
     quota = 65535 :: non_neg_integer(),
@@ -192,9 +194,7 @@ connect(Client = #{config := Config}) ->
         {ok, Session, Username, Password} ->
             Key = hangups_key(Username, Client),
             {Refused, Suspects} = learned(Key, Upstream),
-            %% Headers are part of a NATS payload; as properties they take up to four times as
-            %% much (percent-encoded, and once more readable).
-            MaxReceived = min(4 * MaxPayload + ?REST_OF_PACKET, ?MAX_ID),
+            MaxReceived = max_received(maps:get(max_packet_size, Upstream), MaxPayload),
             Host = #host{
                 upstream = Upstream,
                 max_control_line = maps:get(max_control_line, Config),
@@ -209,7 +209,8 @@ connect(Client = #{config := Config}) ->
                 suspects = Suspects
             },
             #{clientid := ClientId} = Session,
-            Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, MaxReceived},
+            %% What the broker was told that it may not send would be lost without a trace.
+            Connect = {connect, ClientId, Username, Password, KeepAlive, undefined, undefined},
             Deadline = erlang:monotonic_time(millisecond) + Timeout,
             case introduce(Upstream, Timeout, nats_gateway_mqtt_nif:encode([Connect])) of
                 {ok, Socket} ->
@@ -221,6 +222,11 @@ connect(Client = #{config := Config}) ->
         error ->
             {error, authorization_violation}
     end.
+
+%% Headers are part of a NATS payload; as properties they take up to four times as much
+%% (percent-encoded, and once more readable).
+max_received(default, MaxPayload) -> min(4 * MaxPayload + ?REST_OF_PACKET, ?MAX_ID);
+max_received(Max, _) -> Max.
 
 hangups_key(Username, #{peername := {Address, _}, connect := Fields}) ->
     nats_gateway_hangups:key(Address, Username, maps:get(name, Fields, undefined)).
@@ -529,7 +535,7 @@ block_pairs(Part) ->
 
 is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
 
-%% A header block takes up to four times its size (see `connect/1').
+%% A header block takes up to four times its size (see `max_received/2').
 fits({publish, _, Payload, _, _, _, _, _, _, _, _}, BlockSize, Max) when
     byte_size(Payload) + 4 * BlockSize + ?REST_OF_PACKET =< Max
 ->
@@ -871,6 +877,10 @@ handle_info(Message, Host = #host{socket = Socket}) ->
             ignore
     end.
 
+input(Bytes, Host = #host{skip = Skip}) when Skip >= byte_size(Bytes) ->
+    {[], Host#host{skip = Skip - byte_size(Bytes)}};
+input(Bytes, Host = #host{skip = Skip}) when Skip > 0 ->
+    decode(binary:part(Bytes, Skip, byte_size(Bytes) - Skip), [], [], [], Host#host{skip = 0});
 input(Bytes, Host = #host{size = 0}) ->
     decode(Bytes, [], [], [], Host);
 input(Bytes, Host = #host{fragments = Fragments, size = Size, need = Need}) ->
@@ -899,11 +909,66 @@ decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}
             case packets(Packets, Deliveries, Events, Acks, Host) of
                 {NDeliveries, NEvents, NAcks, NHost = #host{phase = closed}} ->
                     settle(NDeliveries, NEvents, NAcks, NHost);
+                {NDeliveries, NEvents, NAcks, NHost = #host{phase = open}} when
+                    Reason =:= packet_too_large
+                ->
+                    Large = behind(length(Packets), Bytes),
+                    too_large(Large, run(NDeliveries, NEvents), NAcks, NHost);
                 {NDeliveries, NEvents, NAcks, NHost} ->
                     {NNEvents, Closed} = fault(Reason, run(NDeliveries, NEvents), NHost),
                     settle([], NNEvents, NAcks, Closed)
             end
     end.
+
+%% The bytes behind so many packets.
+behind(0, Bytes) ->
+    Bytes;
+behind(Count, Bytes) ->
+    {Size, _} = packet_size(Bytes),
+    <<_:Size/binary, Rest/binary>> = Bytes,
+    behind(Count - 1, Rest).
+
+packet_size(<<_, Bytes/binary>>) -> packet_size(Bytes, 0, 1).
+
+packet_size(<<1:1, Digit:7, Bytes/binary>>, Length, Factor) ->
+    packet_size(Bytes, Length + Digit * Factor, Factor * 128);
+packet_size(<<0:1, Digit:7, Bytes/binary>>, Length, Factor) ->
+    Size = Length + Digit * Factor,
+    {1 + length_size(Factor) + Size, Bytes}.
+
+length_size(1) -> 1;
+length_size(Factor) -> 1 + length_size(Factor div 128).
+
+%% A message that no client is sent. It is not kept: what comes of it is thrown away as it comes, and
+%% the broker gets its answer. Its topic must be there first.
+too_large(Bytes, Events, Acks, Host) ->
+    {Size, Body} = packet_size(Bytes),
+    case {Bytes, Body} of
+        {<<3:4, _:4, _/binary>>, <<Length:16, Topic:Length/binary, Id:16, _/binary>>} ->
+            <<_:5, QoS:2, _:1, _/binary>> = Bytes,
+            ok = note_too_large(Topic, Size, Host),
+            NAcks = [{puback, Id, 0} || QoS > 0] ++ Acks,
+            skip(Size, Bytes, [{undeliverable, 1} | Events], NAcks, Host);
+        {<<3:4, _:4, _/binary>>, _} ->
+            settle([], Events, Acks, keep(Bytes, byte_size(Bytes) + 1, Host));
+        _ ->
+            {NEvents, Closed} = fault(packet_too_large, Events, Host),
+            settle([], NEvents, Acks, Closed)
+    end.
+
+skip(Size, Bytes, Events, Acks, Host) ->
+    case Bytes of
+        <<_:Size/binary, Rest/binary>> -> decode(Rest, [], Events, Acks, Host);
+        _ -> settle([], Events, Acks, Host#host{skip = Size - byte_size(Bytes)})
+    end.
+
+note_too_large(Topic, Size, #host{upstream = Upstream, max_received = Max}) ->
+    nats_gateway_upstream:note(too_large, #{
+        msg => message_larger_than_max_packet_size,
+        topic => label(Topic),
+        size => Size,
+        max_packet_size => Max
+    }, Upstream).
 
 keep(<<>>, _, Host) -> Host;
 keep(Rest, Need, Host) -> Host#host{fragments = [Rest], size = byte_size(Rest), need = Need}.
@@ -1388,6 +1453,7 @@ closed(Host) ->
         timer = undefined,
         fragments = [],
         size = 0,
+        skip = 0,
         requests = #{},
         queue = [],
         waiting = none

@@ -90,7 +90,7 @@ login(Port) ->
     ?assertNotEqual(ClientId, Other).
 
 host_name(Port) ->
-    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200, probe => false},
+    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200, probe => false, max_packet_size => default},
     {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
@@ -823,7 +823,7 @@ connect_packet_of_a_login_test_() ->
         end,
         {Pid, Socket, <<16#10, _, Connect/binary>>} = fake(Client, <<>>),
         ok = over(Pid, Socket),
-        <<0, 4, "MQTT", 5, Flags, _:16, 5, 39, _:32, 0, 2, "id", Credentials/binary>> = Connect,
+        <<0, 4, "MQTT", 5, Flags, _:16, 0, 0, 2, "id", Credentials/binary>> = Connect,
         {Flags, Credentials}
     end,
     [
@@ -856,8 +856,8 @@ connect_packet_test_() ->
         ok = over(Pid, Socket),
         Connect
     end,
-    %% Maximum Packet Size: 4 MiB of a payload, and 256 KiB
-    Properties = <<5, 39, 4456448:32>>,
+    %% What the broker does not send because of a Maximum Packet Size is lost without a trace.
+    Properties = <<0>>,
     [
         ?_assertEqual(
             <<Name/binary, 2, 60:16, Properties/binary, 0, 2, "id">>,
@@ -968,7 +968,7 @@ protocol_errors_test_() ->
         end)
      || {Bytes, Reason} <- [
             {<<16#30, 0>>, 16#81},
-            {<<16#30, 16#FF, 16#FF, 16#FF, 16#7F>>, 16#95},
+            {<<16#40, 16#FF, 16#FF, 16#FF, 16#7F>>, 16#95},
             {<<16#20, 3, 0, 0, 0>>, 16#82},
             {<<16#50, 2, 0, 1>>, 16#82},
             {<<16#34, 6, 0, 1, "t", 0, 1, 0>>, 16#82}
@@ -996,6 +996,57 @@ chunks_test() ->
     %% one run of deliveries for a chunk
     ?assertEqual([{deliver, Expected}], await_any(Pid)),
     ok = over(Pid, Socket).
+
+%% A message that is larger than what is taken costs no connection and no other message, at every split
+%% of its bytes. It is acknowledged and counted.
+too_large_test_() ->
+    [{integer_to_list(QoS), fun() -> too_large(QoS) end} || QoS <- [0, 1]].
+
+too_large(QoS) ->
+    Client = fun(Port) ->
+        client(Port, #{upstream => (upstream(Port))#{max_packet_size => 1024}}, #{})
+    end,
+    {Pid, Socket, _} = fake(Client, <<>>),
+    Key = {undefined, <<"t">>},
+    ok = subscribe(Pid, Key),
+    <<16#82, _/binary>> = packet(Socket),
+    Small = <<16#30, 7, 0, 1, "t", 2, 11, 1, "1">>,
+    Id = [<<7:16>> || QoS > 0],
+    Publish = fun(Payload) ->
+        Body = iolist_to_binary([<<0, 1, "t">>, Id, <<2, 11, 1>>, Payload]),
+        Size = byte_size(Body),
+        <<3:4, 0:1, QoS:2, 0:1, 1:1, (Size rem 128):7, (Size div 128), Body/binary>>
+    end,
+    Head = iolist_size(Publish(<<>>)) - 3,
+    %% the largest one, and one byte more
+    Fits = Publish(binary:copy(<<"x">>, 1024 - Head - 3)),
+    1024 = byte_size(Fits),
+    Large = Publish(binary:copy(<<"x">>, 1024 - Head - 2)),
+    ok = gen_tcp:send(Socket, Fits),
+    [_] = deliveries(1, Pid),
+    QoS =:= 0 orelse ?assertEqual(<<16#40, 2, 7:16>>, packet(Socket)),
+    Stream = <<Small/binary, Large/binary, Small/binary>>,
+    Cuts = lists:seq(0, 40) ++ lists:seq(byte_size(Stream) - 20, byte_size(Stream)),
+    [
+        begin
+            <<Before:Cut/binary, After/binary>> = Stream,
+            Events = call(Pid, fun(Host) ->
+                {First, One} = feed(Before, Host),
+                {Second, Two} = feed(After, One),
+                {First ++ Second, Two}
+            end),
+            ?assertEqual([1], [Count || {undeliverable, Count} <- Events]),
+            ?assertEqual([<<"1">>, <<"1">>], [P || {_, _, _, _, P, _} <- delivered(Events)]),
+            QoS =:= 0 orelse ?assertEqual(<<16#40, 2, 7:16>>, packet(Socket))
+        end
+     || Cut <- Cuts
+    ],
+    ok = over(Pid, Socket).
+
+feed(<<>>, Host) ->
+    {[], Host};
+feed(Bytes, Host) ->
+    ?HOST:handle_info({tcp, socket(Host), Bytes}, Host).
 
 %% A copy with all identifiers: one delivery each. Unknown ones are dropped.
 several_identifiers_test() ->
@@ -1368,7 +1419,7 @@ listen() ->
     {Listen, Port}.
 
 impatient(Port) ->
-    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200, probe => false},
+    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200, probe => false, max_packet_size => default},
     client(Port, #{upstream => Upstream}, #{}).
 
 connected(Properties) ->
@@ -1418,7 +1469,7 @@ client(Port, Config, Fields) ->
     Defaults = #{
         upstream => #{
             host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60,
-            max_topic_levels => 200, probe => false
+            max_topic_levels => 200, probe => false, max_packet_size => default
         },
         clientinfo_override => #{},
         mountpoint => <<>>,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,33 @@ def test_a_request_is_answered_or_refused(small: Stack):
         client.send(b"PUB nobody r %d\r\n" % (MAX_PAYLOAD + 1))
         with pytest.raises(Closed, match="Maximum Payload Violation"):
             client.until(b"PONG\r\n")
+
+
+def test_a_message_that_is_too_large_for_clients_is_counted_and_named(tmp_path: Path):
+    """Four times max_payload and 256 KB of one packet are taken, unless the setting says otherwise."""
+    broker = mosquitto(tmp_path, "allow_anonymous true\n")
+    stack = Stack(gateway_in_front_of(broker.address, tmp_path, {"log_level": "info"}), broker)
+    stack.start()
+    try:
+        with Client(stack.gateway.address, verbose=False) as client:
+            client.send(b"SUB big 1\r\n")
+            client.ping()
+            fits, larger = b"x" * 4_400_000, b"y" * 4_500_000
+            for payload in (fits, larger, larger, b"after"):
+                publish(stack, payload)
+            assert client.until(message("big", 1, fits), 30).startswith(b"MSG big 1 4400000\r\n")
+            assert client.until(b"after\r\n", 30) == message("big", 1, b"after")
+        until = time.monotonic() + 5
+        while "messages_unroutable=2" not in stack.gateway.log():
+            assert time.monotonic() < until, stack.gateway.log_tail()
+            time.sleep(0.01)
+        named = [line for line in stack.gateway.log().splitlines() if "message_larger_than_max_packet_size" in line]
+        assert len(named) == 1 and " topic=big " in named[0]
+    finally:
+        stack.stop()
+
+
+def publish(stack: Stack, payload: bytes) -> None:
+    host, port = stack.mqtt
+    command = ["mosquitto_pub", "-V", "5", "-h", host, "-p", str(port), "-q", "1", "-t", "big", "-s"]
+    subprocess.run(command, input=payload, check=True, timeout=30)
