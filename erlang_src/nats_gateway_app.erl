@@ -92,9 +92,14 @@ apply_settings(_, Old, undefined) when map_size(Old) > 0 ->
 apply_settings(_, _, undefined) ->
     nats_gateway_emqx_takeover:settings_stored(found);
 apply_settings(Settings, _, _) ->
-    ok = nats_gateway_plugin_config:put(Settings),
-    ok = nats_gateway_emqx:settings_changed(),
-    nats_gateway_emqx_takeover:settings_changed().
+    case nats_gateway_emqx:check_page(Settings) of
+        ok ->
+            ok = nats_gateway_plugin_config:put(Settings),
+            ok = nats_gateway_emqx:settings_changed(),
+            nats_gateway_emqx_takeover:settings_changed();
+        {error, Text} ->
+            {error, Text}
+    end.
 
 -spec on_health_check(Options :: map()) -> ok | {error, Text :: binary()}.
 on_health_check(Options) -> nats_gateway_plugin_config:health_check(Options).

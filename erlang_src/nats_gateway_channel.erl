@@ -15,6 +15,7 @@
 -export([is_behind/1]).
 -export([unsent/1]).
 -export([is_connected/1]).
+-export([is_verifying/1]).
 -export([deadline/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
@@ -56,6 +57,7 @@
     | permission_denied
     | maximum_connections_exceeded
     | maximum_account_connections_exceeded
+    | too_many_logins
     | maximum_subscriptions_exceeded
     | invalid_client_protocol
     | no_responders_requires_headers.
@@ -70,11 +72,17 @@
     %% those for the sids they go to
     | {frames, [nats_gateway_nif:delivery()]}
     %% the operations that waited for what is before this
-    | resume.
+    | resume
+    %% the password was compared
+    | {judged, nats_gateway_login:verdict() | busy}.
+
+-type login_kind() :: explicit | implicit | again.
 
 -type waiting() ::
     none
-    | {connect, explicit | implicit | again}
+    | {login, login_kind(), nats_gateway_passwords:request(),
+        IfRight :: nats_gateway_login:verdict(), IfWrong :: nats_gateway_login:verdict()}
+    | {connect, login_kind()}
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
     | barrier
@@ -506,22 +514,45 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, c
 login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}) ->
     #{login := Login} = Config,
     case nats_gateway_login:authenticate(Login, credentials_of(Client), facts(Client)) of
-        {ok, Identity} ->
-            case join_account(Identity) of
-                ok -> connect_host(Kind, Rest, Out, accept(Identity, Channel));
-                full -> refuse(jwt, account_is_full, maximum_account_connections_exceeded, Out, Channel)
-            end;
-        ignore ->
-            connect_host(Kind, Rest, Out, Channel#channel{
-                client = maps:remove(login, Client),
-                permissions = none,
-                rules = undefined,
-                max_payload = infinity,
-                max_subscriptions = infinity,
-                deadline = infinity
-            });
-        {error, {Method, Reason}} ->
-            refuse(Method, Reason, authorization_violation, Out, Channel)
+        {verify, {Given, Hash}, IfRight, IfWrong} ->
+            #{peername := {Address, _}} = Client,
+            Request = nats_gateway_passwords:verify(Given, Hash, Address),
+            wait({login, Kind, Request, IfRight, IfWrong}, Rest, Out, Channel);
+        Verdict ->
+            judged_login(Verdict, Kind, Rest, Out, Channel)
+    end.
+
+judged_login({ok, Identity}, Kind, Rest, Out, Channel) ->
+    case join_account(Identity) of
+        ok -> connect_host(Kind, Rest, Out, accept(Identity, Channel));
+        full -> refuse(jwt, account_is_full, maximum_account_connections_exceeded, Out, Channel)
+    end;
+judged_login(ignore, Kind, Rest, Out, Channel = #channel{client = Client}) ->
+    connect_host(Kind, Rest, Out, Channel#channel{
+        client = maps:remove(login, Client),
+        permissions = none,
+        rules = undefined,
+        max_payload = infinity,
+        max_subscriptions = infinity,
+        deadline = infinity
+    });
+judged_login({error, {Method, Reason}}, _, _, Out, Channel) ->
+    refuse(Method, Reason, authorization_violation, Out, Channel);
+judged_login(busy, _, _, Out, Channel) ->
+    %% No text: every client comes again.
+    refuse(passwords, too_many_logins, too_many_logins, Out, Channel).
+
+%% Whether the client's password is being compared.
+-spec is_verifying(channel()) -> boolean().
+is_verifying(#channel{waiting = {login, _, _, _, _}}) -> true;
+is_verifying(_) -> false.
+
+verified(Message, Channel = #channel{waiting = {login, _, Request, IfRight, IfWrong}}) ->
+    case nats_gateway_passwords:result(Message, Request) of
+        right -> events([{judged, IfRight}], [], Channel);
+        wrong -> events([{judged, IfWrong}], [], Channel);
+        busy -> events([{judged, busy}], [], Channel);
+        no_result -> {ok, [], Channel}
     end.
 
 %% The client is told less than the log.
@@ -1017,6 +1048,8 @@ unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
 %% Events of the host
 
 -spec handle_info(term(), channel()) -> result().
+handle_info(Message, Channel = #channel{waiting = {login, _, _, _, _}}) ->
+    verified(Message, Channel);
 handle_info(_, Channel = #channel{host_state = undefined}) ->
     {ok, [], Channel};
 handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
@@ -1030,6 +1063,12 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
 collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
 
 -spec handle_messages([term()], channel()) -> result().
+handle_messages([Message | Messages], Channel = #channel{waiting = {login, _, _, _, _}}) ->
+    case verified(Message, Channel) of
+        %% There is no host that the others could be for.
+        {ok, [], Channel} -> handle_messages(Messages, Channel);
+        Verified -> Verified
+    end;
 handle_messages(_, Channel = #channel{host_state = undefined}) ->
     {ok, [], Channel};
 handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState}) ->
@@ -1129,6 +1168,9 @@ event(barrier, Out, Channel = #channel{waiting = fence}) ->
     resume(Out, fenced(Channel));
 event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
     stop(Reason, Out, Channel);
+event({judged, Verdict}, Out, Channel = #channel{waiting = Waiting, todo = Todo}) ->
+    {login, Kind, _, _, _} = Waiting,
+    judged_login(Verdict, Kind, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
@@ -1334,9 +1376,12 @@ handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) ->
     stop_at_once(Reason, [], Channel);
 handle_timeout(heartbeat, Channel) -> {ok, ?PING, Channel};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
-handle_timeout(authentication, Channel = #channel{phase = connected}) -> {ok, [], Channel};
+handle_timeout(_, Channel = #channel{phase = connected}) -> {ok, [], Channel};
+%% The client has done its part, and others take their time: those that guess passwords, or the
+%% broker.
+handle_timeout(_, Channel = #channel{waiting = Waiting}) when Waiting =/= none ->
+    {ok, [], Channel};
 handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
-handle_timeout(idle, Channel = #channel{phase = connected}) -> {ok, [], Channel};
 handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
 
 %% -------------------------------------------------------------------------------------------

@@ -327,6 +327,7 @@ valid(Fun) ->
 finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
     Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
+    ok = check_cookies(Listeners, Login),
     NotKept = [max_connections | nats_gateway_login_config:file_keys()],
     (maps:without(NotKept, Settings))#{
         login => Login,
@@ -427,6 +428,25 @@ websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) 
             subprotocols => lists:map(fun string:lowercase/1, Subprotocols)
         }
     ).
+
+%% With a bearer token in the cookie, any page that its owner visits could act as him.
+check_cookies(Listeners, Login) ->
+    Open = [
+        [<<"jwt_cookie">>, <<"websocket">>, Name, atom_to_binary(Type), <<"listeners">>]
+     || {Type, Named} <- listeners(Listeners),
+        Type =:= ws orelse Type =:= wss,
+        {Name, Listener} <- maps:to_list(Named),
+        nats_gateway_websocket:is_open_to_any_page(websocket(Listener))
+    ],
+    case nats_gateway_login:takes_bearer_tokens(Login) of
+        true when Open =/= [] ->
+            invalid(hd(Open), [
+                <<"needs same_origin or allowed_origins, as long as an account does not have ">>,
+                <<"disallow_bearer: any web page could log in as its visitor">>
+            ]);
+        _ ->
+            ok
+    end.
 
 authentication_timeout(#{authentication_timeout := default}, Default) -> Default;
 authentication_timeout(#{authentication_timeout := Timeout}, _) -> Timeout.

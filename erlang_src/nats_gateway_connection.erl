@@ -451,8 +451,12 @@ handle_input({data, Data}, State) ->
     );
 handle_input(passive, State) ->
     reactivate(State#state{passive = true});
-handle_input(closed, State) ->
-    decode(ended(eof, State));
+handle_input(closed, State = #state{channel = Channel}) ->
+    case nats_gateway_channel:is_verifying(Channel) of
+        %% It takes no core from those that wait.
+        true -> gone(State);
+        false -> decode(ended(eof, State))
+    end;
 handle_input({error, tls_alert}, State) ->
     {stop, {shutdown, tls_alert}, State};
 handle_input({error, Reason}, State) ->

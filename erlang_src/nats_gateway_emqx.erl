@@ -10,6 +10,7 @@
 -export([on_gateway_load/2]).
 -export([on_gateway_update/3]).
 -export([on_gateway_unload/2]).
+-export([check_page/1]).
 -export([settings_changed/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
@@ -38,6 +39,8 @@
 
 %% EMQX itself gives an instance 15 s for a call.
 -define(CALL_MS, 14000).
+%% Whoever changes the page waits so long at most. If the gateway is busy, it finds out afterwards.
+-define(CHECK_MS, 3000).
 
 %% -------------------------------------------------------------------------------------------
 %% Callbacks of EMQX's gateway instance
@@ -82,6 +85,15 @@ on_gateway_unload(#{config := Gateway}, Pid) ->
             sweep()
     end.
 
+%% Whether the settings of the plugin's own page fit those of the gateway, where it runs.
+-spec check_page(nats_gateway_plugin_config:settings()) -> ok | {error, Text :: binary()}.
+check_page(Plugin) ->
+    try
+        gen_server:call(?MODULE, {check_page, Plugin}, ?CHECK_MS)
+    catch
+        exit:_ -> ok
+    end.
+
 %% The settings of the plugin's own page have changed.
 -spec settings_changed() -> ok.
 settings_changed() -> gen_server:cast(?MODULE, settings_changed).
@@ -104,6 +116,8 @@ handle_call({update, Gateway}, _, State) ->
         {ok, NState} -> {reply, ok, NState};
         {error, Reason} -> {reply, {error, Reason}, State}
     end;
+handle_call({check_page, Plugin}, _, State = #state{gateway = Gateway}) ->
+    {reply, nats_gateway_emqx_config:check_page(Gateway, Plugin), State};
 handle_call(_, _, State) ->
     {reply, ignored, State}.
 
@@ -136,7 +150,7 @@ apply_config(Gateway, State) ->
     case nats_gateway_emqx_config:login(Gateway, State#state.plugin) of
         {ok, Login} ->
             NState = State#state{gateway = Gateway, listeners = Listeners, login = Login},
-            case problem(Gateway, Listeners, State) of
+            case problem(Gateway, Listeners, NState) of
                 none -> apply_listeners(NState, State);
                 Problem -> {error, Problem}
             end;
@@ -163,8 +177,8 @@ apply_listeners(New = #state{listeners = Listeners}, Old) ->
     end.
 
 %% What can be known before anything is changed.
-problem(Gateway, Listeners, State) ->
-    case nats_gateway_emqx_config:problem(Gateway) of
+problem(Gateway, Listeners, State = #state{plugin = Plugin, login = Login}) ->
+    case nats_gateway_emqx_config:problem(Gateway, Plugin, Login) of
         {Key, Value, Text} -> bad_config(Key, Value, Text);
         none -> tls_problem([Tls || L <- Listeners, Tls <- [tls(L, State)], Tls =/= none])
     end.

@@ -2,7 +2,8 @@
 -module(nats_gateway_emqx_config).
 
 -export([listeners/1]).
--export([problem/1]).
+-export([problem/3]).
+-export([check_page/2]).
 -export([login/2]).
 -export([has_authenticators/2]).
 -export([listener_id/1]).
@@ -57,8 +58,9 @@ listeners(Gateway) ->
     ]).
 
 %% Settings that must not be passed over in silence.
--spec problem(map()) -> none | {Key :: atom(), Value :: term(), Text :: binary()}.
-problem(Gateway) ->
+-spec problem(Gateway :: map(), Plugin :: map(), nats_gateway_login:login()) ->
+    none | {Key :: atom(), Value :: term(), Text :: binary()}.
+problem(Gateway, Plugin, Login) ->
     Wrong = [
         {listener_id(Id), Text}
      || #{id := Id, conf := #{websocket := Ws = #{check_origin_enable := true}}} <-
@@ -68,10 +70,45 @@ problem(Gateway) ->
     ],
     case Wrong of
         [] ->
-            none;
+            cookie_problem(Gateway, Plugin, Login);
         [{Listener, Text} | _] ->
             {check_origins, #{listener => Listener, origin => Text},
                 <<"must be origins such as https://example.com">>}
+    end.
+
+%% The plugin's page, before it is saved.
+-spec check_page(Gateway :: map(), Plugin :: map()) -> ok | {error, Text :: binary()}.
+check_page(Gateway, Plugin) ->
+    case login(Gateway, Plugin) of
+        {ok, Login} ->
+            case cookie_problem(Gateway, Plugin, Login) of
+                none -> ok;
+                {Key, #{listener := Id}, Text} ->
+                    {error, <<(atom_to_binary(Key))/binary, " (", (atom_to_binary(Id))/binary, "): ", Text/binary>>}
+            end;
+        %% that of the gateway is wrong
+        {error, _} ->
+            ok
+    end.
+
+%% With a bearer token in the cookie, any page that its owner visits could act as him.
+cookie_problem(Gateway, Plugin, Login) ->
+    Open = [
+        Id
+     || #{id := Id = {Type, _}, conf := Conf} <- listeners(Gateway),
+        Type =:= ws orelse Type =:= wss,
+        maps:get(enable_authn, Conf, true),
+        nats_gateway_websocket:is_open_to_any_page(websocket(Conf, Plugin))
+    ],
+    case nats_gateway_login:takes_bearer_tokens(Login) of
+        true when Open =/= [] ->
+            {websocket_jwt_cookie, #{listener => listener_id(hd(Open))}, <<
+                "needs websocket_same_origin, or check_origin_enable and check_origins of the "
+                "listener, as long as an account does not have disallow_bearer: any web page could "
+                "log in as its visitor"
+            >>};
+        _ ->
+            none
     end.
 
 %% The logins that come before EMQX's authentication: those of the gateway's settings, which EMQX

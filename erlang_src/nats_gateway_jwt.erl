@@ -8,6 +8,7 @@
 -export([key/2]).
 -export([trust/2]).
 -export([login/3]).
+-export([takes_bearer_tokens/1]).
 -export([response_permission/2]).
 
 -export_type([trust/0, limits/0]).
@@ -127,6 +128,10 @@ account(#{subject := Key, name := Name, expires := Expires, not_before := NotBef
         issuers => maps:from_list([{Key, undefined} | SigningKeys]),
         revocations => maps:from_list(Revocations)
     }.
+
+-spec takes_bearer_tokens(trust()) -> boolean().
+takes_bearer_tokens(Trust) ->
+    lists:any(fun(#{disallow_bearer := Disallowed}) -> not Disallowed end, maps:values(Trust)).
 
 %% -------------------------------------------------------------------------------------------
 %% Login

@@ -13,12 +13,14 @@
 -export([nobody/0]).
 -export([fall_through/2]).
 -export([auth_required/2]).
+-export([takes_bearer_tokens/1]).
 -export([nonce/1]).
 -export([authenticate/3]).
 -export([secret/1]).
 -export([is_plain/1]).
 
 -export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0, secret_problem/0]).
+-export_type([verdict/0]).
 
 %% Secrets are not kept as they are.
 -opaque secret() :: {sha256 | bcrypt, binary()}.
@@ -86,6 +88,9 @@
     max_account_connections => non_neg_integer() | infinity,
     expires := infinity | {non_neg_integer(), atom()}
 }.
+
+%% `ignore' leaves the client to the broker. A reason is for the log only.
+-type verdict() :: {ok, identity()} | ignore | {error, {Method :: atom(), Reason :: atom()}}.
 
 %% EMQX's name for all clients with a token.
 -define(TOKEN_USER, <<"token">>).
@@ -160,6 +165,13 @@ fall_through(_, none) -> none.
 -spec auth_required(login(), OfBroker :: boolean()) -> boolean().
 auth_required(none, OfBroker) -> OfBroker;
 auth_required(#login{no_auth_user = NoAuthUser}, _) -> NoAuthUser =:= undefined.
+
+%% Whether a JWT alone can be enough, without a signature.
+-spec takes_bearer_tokens(login()) -> boolean().
+takes_bearer_tokens(none) ->
+    false;
+takes_bearer_tokens(#login{methods = Methods}) ->
+    lists:any(fun nats_gateway_jwt:takes_bearer_tokens/1, [Trust || {jwt, Trust} <- Methods]).
 
 %% For the INFO of one connection, where a method wants it signed.
 -spec nonce(login()) -> undefined | binary().
@@ -239,17 +251,23 @@ file_content(eof) ->
 file_content({error, Reason}) ->
     {error, Reason}.
 
-is_secret({bcrypt, Hash}, Given) -> nats_gateway_nif:bcrypt_verify(Given, Hash);
-is_secret({sha256, Hash}, Given) -> crypto:hash_equals(Hash, crypto:hash(sha256, Given)).
+%% What takes long to compare is left to the caller.
+compare({bcrypt, Hash}, Given, IfRight, IfWrong) ->
+    {verify, {Given, Hash}, IfRight, IfWrong};
+compare({sha256, Hash}, Given, IfRight, IfWrong) ->
+    case crypto:hash_equals(Hash, crypto:hash(sha256, Given)) of
+        true -> {ok, IfRight};
+        false -> {error, IfWrong}
+    end.
 
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% `ignore' leaves the client to the broker. A reason is for the log only.
--spec authenticate(login(), Connect :: #{atom() => term()}, Facts) ->
-    {ok, identity()} | ignore | {error, {Method :: atom(), Reason :: atom()}}
-when
-    Facts :: facts().
+%% `verify' leaves it to the caller whether what was given is what the bcrypt hash is of
+%% (`nats_gateway_passwords').
+-spec authenticate(login(), Connect :: #{atom() => term()}, facts()) ->
+    verdict()
+    | {verify, {Given :: binary(), Hash :: binary()}, IfRight :: verdict(), IfWrong :: verdict()}.
 authenticate(none, _, _) ->
     ignore;
 authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More}, Connect, Facts) ->
@@ -283,6 +301,8 @@ next([Method | Rest], Given, Facts, More) ->
     case method(Method, Given, Facts) of
         {ok, Identity} ->
             {ok, Identity};
+        {verify, What, Identity, Reason} ->
+            {verify, What, {ok, Identity}, {error, {name(Method), Reason}}};
         {absent, _} when HasMore ->
             next(Rest, Given, Facts, More);
         {unknown, Reason} ->
@@ -301,10 +321,8 @@ is_passed_on({users, _, _}, _, Rest, More) -> Rest =/= [] orelse More;
 is_passed_on({nkey, _}, Given, Rest, _) -> is_map_key(jwt, Given) andalso lists:keymember(jwt, 1, Rest).
 
 method({token, Secret}, #{auth_token := Token}, _) ->
-    case is_secret(Secret, Token) of
-        true -> {ok, identity(token, #{user => ?TOKEN_USER, rules => ?UNRESTRICTED})};
-        false -> {error, wrong_token}
-    end;
+    Identity = identity(token, #{user => ?TOKEN_USER, rules => ?UNRESTRICTED}),
+    compare(Secret, Token, Identity, wrong_token);
 method({token, _}, _, _) ->
     {absent, no_token};
 method({nkey, Keys}, Given = #{nkey := Key}, Facts) ->
@@ -333,20 +351,16 @@ method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
     case Names of
         #{Name := User = #{password := undefined}} when Certified ->
             {ok, identity(certificate, User)};
+        %% It logs in with a certificate only.
+        #{Name := #{password := undefined}} ->
+            {error, wrong_password};
         #{Name := User = #{password := Password}} ->
-            case is_password(Password, maps:get(pass, Given, <<>>)) of
-                true -> {ok, identity(user, User)};
-                false -> {error, wrong_password}
-            end;
+            compare(Password, maps:get(pass, Given, <<>>), identity(user, User), wrong_password);
         #{} ->
             {unknown, unknown_user}
     end;
 method({users, _, _}, _, _) ->
     {absent, no_user}.
-
-%% One without a password logs in with a certificate only.
-is_password(undefined, _) -> false;
-is_password(Secret, Given) -> is_secret(Secret, Given).
 
 %% The signature is of this connection's nonce, so it is of no use to anybody who has seen it.
 signed(Method, User = #{nkey := Key}, #{sig := Signature}, #{nonce := Nonce}) when

@@ -31,6 +31,9 @@
 -define(TYPE_SSL, 16#20).
 -define(TYPE_SSL_CN, 16#22).
 
+%% Either bit: the client showed a certificate on this connection, or in the TLS session.
+-define(CLIENT_CERT, 16#06).
+
 %% `nobody': the proxy itself, to see whether we are well, or somebody without an IP address.
 -spec parse(binary()) ->
     more
@@ -113,12 +116,15 @@ client(_, _, error) ->
 client(Source, Destination, Certificate) ->
     #{peername => Source, sockname => Destination, peercert => Certificate}.
 
-%% As esockd tells of it.
+%% As esockd tells of it. A name counts only if the proxy has verified the certificate that it is in:
+%% some are told to pass on clients with others as well.
 certificate(Bytes) ->
     case field(?TYPE_SSL, Bytes) of
-        {ok, <<_Client, _Verified:32, Fields/binary>>} ->
+        {ok, <<Client, Verify:32, Fields/binary>>} ->
+            IsVerified = Verify =:= 0 andalso Client band ?CLIENT_CERT =/= 0,
             case field(?TYPE_SSL_CN, Fields) of
-                {ok, Name} -> [{pp2_ssl_cn, binary:copy(Name)}];
+                {ok, Name} when IsVerified -> [{pp2_ssl_cn, binary:copy(Name)}];
+                {ok, _} -> nossl;
                 none -> nossl;
                 error -> error
             end;

@@ -1,5 +1,5 @@
-%% The listeners of the standalone gateway, or what an EMQX that we run in needs; and the counts of
-%% accounts.
+%% The listeners of the standalone gateway, or what an EMQX that we run in needs; and what all
+%% connections share.
 -module(nats_gateway_sup).
 
 -behaviour(supervisor).
@@ -48,4 +48,5 @@ listeners() ->
 
 init(Children) ->
     {ok, {#{strategy => one_for_one, intensity => 5, period => 10},
-        nats_gateway_accounts:child_specs() ++ Children}}.
+        [#{id => nats_gateway_passwords, start => {nats_gateway_passwords, start_link, []}}] ++
+            nats_gateway_accounts:child_specs() ++ Children}}.

@@ -15,6 +15,7 @@
 -export([has_streams/1]).
 -export([at_rest/1]).
 -export([origin/1]).
+-export([is_open_to_any_page/1]).
 
 -export_type([settings/0, handshake/0, agreed/0, websocket/0, origin/0, error_reason/0]).
 
@@ -56,7 +57,8 @@
     method :: undefined | atom() | binary(),
     path = <<>> :: binary(),
     %% names in lower case, newest first
-    headers = [] :: [{binary(), binary()}]
+    headers = [] :: [{binary(), binary()}],
+    count = 0 :: non_neg_integer()
 }).
 
 -opaque handshake() :: #handshake{}.
@@ -105,6 +107,8 @@
 
 %% Request line and headers together. A JWT in a cookie has room, beside a browser's own.
 -define(MAX_REQUEST, 16384).
+%% Browsers and proxies send some tens. Each takes a hundred times the bytes that it may have.
+-define(MAX_HEADERS, 100).
 -define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
 %% As nats-server: what is shorter is not compressed.
 -define(COMPRESS_ABOVE, 64).
@@ -153,12 +157,17 @@ request(Handshake = #handshake{line = request, pending = Pending}) ->
             refuse(400, <<"not an HTTP request">>)
     end;
 request(Handshake = #handshake{line = header, pending = Pending, headers = Headers}) ->
+    #handshake{count = Count} = Handshake,
     case erlang:decode_packet(httph_bin, Pending, []) of
+        {ok, {http_header, _, _, _, _}, _} when Count =:= ?MAX_HEADERS ->
+            refuse(431, <<"too many headers">>);
         {ok, {http_header, _, _, Name, Value}, Rest} ->
             binary:match(Value, [<<"\r">>, <<"\n">>, <<0>>]) =:= nomatch orelse
                 refuse(400, <<"invalid header">>),
             Header = {lower(Name), trim(Value)},
-            request(Handshake#handshake{pending = Rest, headers = [Header | Headers]});
+            request(Handshake#handshake{
+                pending = Rest, headers = [Header | Headers], count = Count + 1
+            });
         {ok, http_eoh, <<>>} ->
             upgrade(Handshake#handshake{headers = lists:reverse(Headers)});
         {ok, http_eoh, _} ->
@@ -313,6 +322,13 @@ uri(Text) ->
     end.
 
 is_printable(Text) -> lists:all(fun(C) -> C > $\s andalso C < 16#7F end, binary_to_list(Text)).
+
+%% Whether a page of any origin can open a connection with the cookie that its visitor has.
+-spec is_open_to_any_page(settings()) -> boolean().
+is_open_to_any_page(Settings) ->
+    is_map_key(jwt_cookie, Settings) andalso
+        not maps:get(same_origin, Settings, false) andalso
+        maps:get(allowed_origins, Settings, []) =:= [].
 
 check_origin(#handshake{settings = Settings, secure = Secure, headers = Headers}) ->
     Same = maps:get(same_origin, Settings, false),

@@ -1133,3 +1133,102 @@ answers_for_many_sids_come_in_slices_test() ->
     ?assertEqual(15000, length(binary:matches(All, <<"MSG i ">>))),
     ?assertEqual(<<"PONG\r\n">>, binary:part(All, byte_size(All), -6)),
     _ = calls().
+
+%% -------------------------------------------------------------------------------------------
+%% Passwords that take long to compare
+
+passwords_test_() ->
+    {foreach,
+        fun() ->
+            {ok, Pid} = nats_gateway_passwords:start_link(),
+            true = unlink(Pid),
+            Pid
+        end,
+        fun(Pid) ->
+            Monitor = monitor(process, Pid),
+            true = exit(Pid, kill),
+            receive
+                {'DOWN', Monitor, process, _, _} -> flush()
+            end
+        end,
+        [
+            {timeout, 30, Test}
+         || Test <- [
+                fun what_follows_a_password_waits_for_it/0,
+                fun a_wrong_password_is_refused/0,
+                fun no_time_of_the_client_passes/0,
+                fun a_second_connect_is_compared_too/0,
+                fun too_many_logins_close_without_a_text/0
+            ]
+        ]}.
+
+%% Cost 10: some time passes.
+hashed() ->
+    Hash = nats_gateway_nif:bcrypt_hash(<<"w0rd">>, <<"0123456789abcdef">>, 10),
+    {ok, Secret} = nats_gateway_login:secret(Hash),
+    {ok, Login} = nats_gateway_login:new(#{methods => [{token, Secret}]}),
+    {_, Channel} = channel(#{login => Login}),
+    Channel.
+
+connect_with(Token) ->
+    ["CONNECT {\"verbose\":false,\"pedantic\":false,\"auth_token\":\"", Token, "\"}\r\n"].
+
+verified(Take, Channel) ->
+    receive
+        {host, _} = Call -> error({unexpected, Call});
+        Message -> Take(Message, Channel)
+    after 10000 -> timeout
+    end.
+
+what_follows_a_password_waits_for_it() ->
+    {<<>>, Channel} = input([connect_with("w0rd"), "PING\r\nPUB a 1\r\nx\r\n"], hashed()),
+    ?assert(busy(Channel)),
+    ?assert(nats_gateway_channel:is_verifying(Channel)),
+    ?assertEqual([], calls()),
+    %% what nobody waits for
+    {ok, [], Channel} = handle_info(other, Channel),
+    {ok, [], Channel} = nats_gateway_channel:handle_messages([other, another], Channel),
+    {ok, Out, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
+    ?assertEqual(<<"PONG\r\n">>, iolist_to_binary(Out)),
+    ?assertNot(busy(NChannel)),
+    ?assertMatch([{connect, _}, barrier, {publish, _, _}], calls()).
+
+a_wrong_password_is_refused() ->
+    {<<>>, Channel} = input([connect_with("word"), "PING\r\n"], hashed()),
+    Messages = fun(Message, Waiting) ->
+        nats_gateway_channel:handle_messages([other, Message, another], Waiting)
+    end,
+    {stop, authorization_violation, Out, _} = verified(Messages, Channel),
+    ?assertEqual(<<"-ERR 'Authorization Violation'\r\n">>, iolist_to_binary(Out)),
+    ?assertEqual([], calls()).
+
+no_time_of_the_client_passes() ->
+    Before = hashed(),
+    [
+        ?assertMatch({stop, Reason, _, _}, handle_timeout(Timer, Before))
+     || {Timer, Reason} <- [{authentication, authentication_timeout}, {idle, idle_timeout}]
+    ],
+    {<<>>, Channel} = input(connect_with("w0rd"), Before),
+    [{ok, [], Channel} = handle_timeout(Timer, Channel) || Timer <- [authentication, idle]],
+    %% the broker's part
+    {ok, [], Waiting} = begin
+        {_, Broker} = channel(#{fake => #{connect => wait}, auth_required => true}),
+        {Out, Connecting} = input(connect_with("x"), Broker),
+        {ok, binary_to_list(Out), Connecting}
+    end,
+    {ok, [], Waiting} = handle_timeout(authentication, Waiting).
+
+a_second_connect_is_compared_too() ->
+    {<<>>, Channel} = input(connect_with("w0rd"), hashed()),
+    {ok, _, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
+    _ = calls(),
+    {<<>>, Again} = input([connect_with("word"), "PING\r\n"], NChannel),
+    ?assertMatch([{disconnect, login_again}], calls()),
+    {stop, authorization_violation, _, _} = verified(fun nats_gateway_channel:handle_info/2, Again).
+
+too_many_logins_close_without_a_text() ->
+    Channel = hashed(),
+    true = exit(whereis(nats_gateway_passwords), kill),
+    {<<>>, NChannel} = input(connect_with("w0rd"), Channel),
+    {stop, too_many_logins, Out, _} = verified(fun nats_gateway_channel:handle_info/2, NChannel),
+    ?assertEqual(<<>>, iolist_to_binary(Out)).

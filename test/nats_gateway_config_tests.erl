@@ -515,6 +515,41 @@ no_name_is_none_test() ->
         websocket(#{<<"jwt_cookie">> => <<>>, <<"proxy_address_header">> => <<>>})
     ).
 
+%% A cookie with a bearer token, and any page may use it.
+cookies_of_any_page_test() ->
+    [Operator, Account] = [nats_gateway_credentials:pair(Role) || Role <- [operator, account]],
+    Parse = fun(Websocket, Disallow) ->
+        Limits = #{limits => #{disallow_bearer => Disallow}},
+        Jwt = nats_gateway_credentials:account(Account, Limits, Operator),
+        Preload = #{<<"pubkey">> => nats_gateway_credentials:key(Account), <<"jwt">> => Jwt},
+        nats_gateway_config:parse(#{
+            <<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Websocket}}},
+            <<"internal_authn">> => [
+                #{
+                    <<"type">> => <<"jwt">>,
+                    <<"trusted_operators">> => [nats_gateway_credentials:key(Operator)],
+                    <<"resolver">> => #{<<"resolver_preload">> => [Preload]}
+                }
+            ]
+        })
+    end,
+    Cookie = #{<<"jwt_cookie">> => <<"jwt">>},
+    ?assertMatch(
+        {error, <<"listeners.ws.a.websocket.jwt_cookie: needs same_origin or allowed_origins", _/binary>>},
+        Parse(Cookie, false)
+    ),
+    [
+        ?assertMatch({ok, _}, Parse(Websocket, Disallow))
+     || {Websocket, Disallow} <- [
+            {Cookie, true},
+            {#{}, false},
+            {Cookie#{<<"same_origin">> => true}, false},
+            {Cookie#{<<"allowed_origins">> => [<<"https://a.example">>]}, false}
+        ]
+    ],
+    %% without a method that takes it, the cookie is nothing
+    ?assertMatch(#{jwt_cookie := <<"jwt">>}, websocket(Cookie)).
+
 what_is_wrong_with_websocket_is_named_test_() ->
     [
         {binary_to_list(Key), fun() ->

@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_emqx_config, [
-    listeners/1, problem/1, login/2, options/5, esockd_options/1, ranch_options/2, changes/2
+    listeners/1, problem/3, login/2, options/5, esockd_options/1, ranch_options/2, changes/2
 ]).
 
 -define(BIND, {{127, 0, 0, 1}, 4222}).
@@ -306,6 +306,43 @@ websocket_of_the_plugin_s_page_test() ->
     ?assertMatch(#{same_origin := true, jwt_cookie := <<"jwt">>}, Settings),
     ?assertNot(is_map_key(websocket_jwt_cookie, Config)).
 
+%% A cookie with a bearer token, and any page may use it.
+cookies_of_any_page_test() ->
+    Open = (plugin())#{websocket_jwt_cookie => <<"jwt">>},
+    [Bearer, Signed] = [with_account(Disallow) || Disallow <- [false, true]],
+    None = nats_gateway_login:none(),
+    Ask = fun(Changes, Page, Login) ->
+        Gateway = (gateway())#{listeners => #{ws => #{default => ws_conf(Changes)}}},
+        Checked = nats_gateway_emqx_config:check_page(Gateway, Page#{login => Login}),
+        {problem(Gateway, Page, Login), Checked}
+    end,
+    {{websocket_jwt_cookie, #{listener := 'nats:ws:default'}, Text}, {error, Refused}} =
+        Ask(#{}, Open, Bearer),
+    [
+        ?assertNotEqual({nomatch, Name}, {binary:match(Text, Name), Name})
+     || Name <- [<<"websocket_same_origin">>, <<"check_origin_enable">>, <<"disallow_bearer">>]
+    ],
+    ?assertEqual(<<"websocket_jwt_cookie (nats:ws:default): ", Text/binary>>, Refused),
+    [
+        ?assertEqual({none, ok}, Ask(Changes, Page, Login))
+     || {Changes, Page, Login} <- [
+            {#{check_origin_enable => true}, Open, Bearer},
+            {#{}, Open#{websocket_same_origin => true}, Bearer},
+            {#{}, plugin(), Bearer},
+            {#{}, Open, Signed},
+            {#{}, Open, None}
+        ]
+    ].
+
+with_account(DisallowBearer) ->
+    [Operator, Account] = [nats_gateway_credentials:pair(Role) || Role <- [operator, account]],
+    Jwt = nats_gateway_credentials:account(
+        Account, #{limits => #{disallow_bearer => DisallowBearer}}, Operator
+    ),
+    {ok, Trust} = nats_gateway_jwt:trust([nats_gateway_credentials:key(Operator)], [{undefined, Jwt}]),
+    {ok, Login} = nats_gateway_login:new(#{methods => [{jwt, Trust}]}),
+    Login.
+
 behind_a_proxy_test() ->
     Conf = (ws_conf(#{}))#{proxy_protocol => true, proxy_protocol_timeout => 1500},
     ?assertMatch(#{proxy_protocol := 1500}, ws_options(wss, Conf, plugin())),
@@ -319,11 +356,12 @@ behind_a_proxy_test() ->
 wrong_origins_are_named_test() ->
     Gateway = fun(Changes) -> (gateway())#{listeners := #{ws => #{a => ws_conf(Changes)}}} end,
     Wrong = #{check_origins => [<<"https://a">>, <<"a">>]},
-    ?assertEqual(none, problem(Gateway(#{}))),
-    ?assertEqual(none, problem(Gateway(Wrong))),
+    Problem = fun(Changes) -> problem(Gateway(Changes), plugin(), nats_gateway_login:none()) end,
+    ?assertEqual(none, Problem(#{})),
+    ?assertEqual(none, Problem(Wrong)),
     ?assertMatch(
         {check_origins, #{listener := 'nats:ws:a', origin := <<"a">>}, <<_/binary>>},
-        problem(Gateway(Wrong#{check_origin_enable => true}))
+        Problem(Wrong#{check_origin_enable => true})
     ).
 
 ranch_options_test() ->

@@ -42,10 +42,18 @@ ask(Connect, Login) -> ask(Connect, #{}, Login).
 
 %% In one word.
 ask(Connect, Facts, Login) ->
-    case nats_gateway_login:authenticate(Login, Connect, maps:merge(facts(), Facts)) of
-        {ok, #{method := Method, username := Username}} -> {Method, Username};
-        {error, {_, Reason}} -> Reason;
-        ignore -> ignore
+    verdict(nats_gateway_login:authenticate(Login, Connect, maps:merge(facts(), Facts))).
+
+verdict({ok, #{method := Method, username := Username}}) ->
+    {Method, Username};
+verdict({error, {_, Reason}}) ->
+    Reason;
+verdict(ignore) ->
+    ignore;
+verdict({verify, {Given, Hash}, IfRight, IfWrong}) ->
+    case nats_gateway_nif:bcrypt_verify(Given, Hash) of
+        true -> verdict(IfRight);
+        false -> verdict(IfWrong)
     end.
 
 nothing_configured_test() ->

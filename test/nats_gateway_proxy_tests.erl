@@ -14,7 +14,10 @@ v2(Fields) -> v2(16#21, 16#11, <<192, 0, 2, 7, 127, 0, 0, 1, 5555:16, 4222:16, F
 
 field(Type, Value) -> <<Type, (byte_size(Value)):16, Value/binary>>.
 
-ssl(Fields) -> field(16#20, <<1, 0:32, Fields/binary>>).
+ssl(Fields) -> ssl(16#03, 0, Fields).
+
+%% The bits of the client, and 0 where the proxy has verified its certificate.
+ssl(Client, Verify, Fields) -> field(16#20, <<Client, Verify:32, Fields/binary>>).
 
 client() -> client(nossl).
 
@@ -57,6 +60,23 @@ headers() ->
             )},
         {client(), v2(ssl(field(16#21, <<"TLSv1.3">>)))},
         {client(), v2(field(4, <<0:(60000 * 8)>>))}
+    ].
+
+%% With HAProxy's `crt-ignore-err' a client with any certificate comes through.
+only_the_name_of_a_verified_certificate_counts_test_() ->
+    Name = field(16#22, <<"admin">>),
+    [
+        ?_assertEqual({ok, Expected, <<>>}, nats_gateway_proxy:parse(v2(ssl(Client, Verify, Name))))
+     || {Client, Verify, Expected} <- [
+            {16#03, 0, client([{pp2_ssl_cn, <<"admin">>}])},
+            {16#05, 0, client([{pp2_ssl_cn, <<"admin">>}])},
+            {16#07, 0, client([{pp2_ssl_cn, <<"admin">>}])},
+            {16#03, 1, client()},
+            {16#07, 16#FFFFFFFF, client()},
+            {16#01, 0, client()},
+            {16#00, 0, client()},
+            {16#F9, 0, client()}
+        ]
     ].
 
 headers_test() ->

@@ -146,6 +146,22 @@ response_of_refusal_test() ->
     {refuse, 405, Method} = shake(request(<<"PUT / HTTP/1.1">>, headers())),
     ?assertMatch({_, _}, binary:match(Method, <<"\r\nAllow: GET\r\n">>)).
 
+number_of_headers_test() ->
+    Filled = fun(Count) ->
+        More = [{<<"X", (integer_to_binary(N))/binary>>, <<>>} || N <- lists:seq(1, Count)],
+        request(headers() ++ More)
+    end,
+    Most = 100 - length(headers()),
+    ?assertEqual(101, status(Filled(0))),
+    ?assertEqual(101, status(Filled(Most))),
+    ?assertEqual(431, status(Filled(Most + 1))),
+    %% as soon as there are so many, in however many pieces
+    New = nats_gateway_websocket:new(#{max_frame_size => infinity, handshake_timeout => 1}, false),
+    Send = fun(Bytes, {more, Handshake}) -> nats_gateway_websocket:handshake(Bytes, Handshake) end,
+    Begun = Send(<<"GET / HTTP/1.1\r\n">>, {more, New}),
+    Full = lists:foldl(Send, Begun, lists:duplicate(100, <<"a:b\r\n">>)),
+    ?assertMatch({refuse, 431, <<"too many headers">>, _}, Send(<<"a:b\r\nc">>, Full)).
+
 size_limit_test() ->
     Used = byte_size(request(with(<<"X">>, <<>>))),
     Filler = fun(Size) -> request(with(<<"X">>, binary:copy(<<"x">>, Size - Used))) end,

@@ -72,6 +72,32 @@ def test_guessers_lock_nobody_out(hosts: Hosts, place: object, note: Callable[[o
     assert max(times) < TIME_FOR_LOGIN
 
 
+# Of the same password, each with a salt of its own.
+HASHES = (
+    "$2b$10$ij0xw7/IfT8pBzIUusiDHeiOg77I/ggSOklptgrIkTM3MbvUPHzrW",
+    "$2b$10$0DHXcLCV0IPau.2schJBC.8aGKCi1lZkAK9QkePZzGTfXYPy5C6PG",
+    "$2b$10$PEnL8DqfAkFnt3EWSjPa1.Z9KmtiRoGggr1xHg3qsV9765UbIn/Qe",
+    "$2b$10$8yPOcGojJBbZObyh7HIf9OypteTr9QQZIUIg4.UC6lxWKHN1kPuxy",
+)
+
+
+@STANDALONE
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["same_address", "other_address"])
+def test_guessers_lock_nobody_out_at_the_first_login(hosts: Hosts, note: Callable[[object], None], source: str):
+    """Of these users nobody has had a right password yet, so that it would be known; clients give up after two seconds."""
+    users = [{"user": f"user{number}", "password": text} for number, text in enumerate(HASHES)]
+    host = hosts(auth_token=HASH, users=users)
+    with guessing(host, source) as guesses:
+        wait_until(lambda: guesses[0] >= GUESSERS, "guesses", 60.0)
+        times = []
+        for user in users:
+            began = time.monotonic()
+            Client(host.address(), user=user["user"], **{"pass": TOKEN}).close()
+            times.append(time.monotonic() - began)
+    note(f"logins took {', '.join(f'{took:.2f}' for took in times)} s, {guesses[0]} guesses")
+    assert max(times) < TIME_FOR_LOGIN
+
+
 # --- Standalone: connections of the broker ----------------------------------------------------------------------------
 
 

@@ -558,7 +558,7 @@ def test_what_a_client_sent_before_its_fin_counts(servers: Servers, target: str)
 
 # --- Logins ----------------------------------------------------------------------------------------------------------
 
-COOKIE = {"websocket": {"jwt_cookie": "session"}} | JWT
+COOKIE = {"websocket": {"jwt_cookie": "session", "same_origin": True}} | JWT
 BEARER = of_account(bearer_token=True)
 REFUSAL = [Frame(BINARY, b"-ERR 'Authorization Violation'\r\n"), closed(POLICY, "Authentication Failure")]
 
