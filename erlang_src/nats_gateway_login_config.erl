@@ -77,7 +77,8 @@ gateway_schema() ->
     Preload = #{pubkey => {string, required}, jwt => {string, required}},
     Resolver = #{
         type => {{one_of, [memory]}, memory},
-        resolver_preload => {{list, {table, Preload}}, required}
+        %% nobody can log in without, but the operator may not have anybody yet
+        resolver_preload => {{list, {table, Preload}}, []}
     },
     #{
         internal_authn =>
@@ -117,7 +118,6 @@ method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver
     #{resolver_preload := Preload} = Resolver,
     PreloadPath = [<<"resolver_preload">>, <<"resolver">> | Path],
     ok = not_empty(Operators, [<<"trusted_operators">> | Path]),
-    ok = not_empty(Preload, PreloadPath),
     jwt(Operators, [{Key, Jwt} || #{pubkey := Key, jwt := Jwt} <- Preload], fun
         (operator, N) -> [N, <<"trusted_operators">> | Path];
         (account, N) -> [<<"jwt">>, N | PreloadPath];
@@ -155,7 +155,7 @@ of_page(Settings = #{internal_authn := Types}) ->
 used(Key, Type, IsUsed, Settings) ->
     #{Key := {_, Unset}} = page_schema(),
     case maps:get(Key, Settings) of
-        Unset when IsUsed ->
+        Unset when IsUsed, Key =/= resolver_preload ->
             invalid([atom_to_binary(Key)], <<"must not be empty">>);
         Value when Value =/= Unset, not IsUsed ->
             invalid([atom_to_binary(Key)], [

@@ -182,7 +182,7 @@ logins_of_the_page_test_() ->
          || {Expected, Change} <- [
                 {<<"token: must not be empty">>, #{<<"token">> => <<>>}},
                 {<<"nkeys: must not be empty">>, #{<<"nkeys">> => []}},
-                {<<"resolver_preload: must not be empty">>, #{<<"resolver_preload">> => []}},
+                {<<"trusted_operators: must not be empty">>, #{<<"trusted_operators">> => []}},
                 {<<"token: is not used without token in internal_authn">>,
                     #{<<"internal_authn">> => [<<"jwt">>, <<"nkey">>]}},
                 {<<"internal_authn: must be different from each other">>,

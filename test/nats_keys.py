@@ -47,6 +47,14 @@ def jwt(issuer: Key, claims: dict[str, Any]) -> str:
     return f"{signed}.{base64url(issuer.sign(signed.encode()))}"
 
 
+def old_jwt(issuer: Key, kind: str, subject: Key, nats: dict[str, Any], **claims: Any) -> str:
+    """Of version 1, as the tools wrote them until 2020: only the claims are signed."""
+    header = {"typ": "jwt", "alg": "ed25519"}
+    body = {"iss": issuer.public, "iat": int(time.time()), "jti": "test", "sub": subject.public, "type": kind, "nats": nats} | claims
+    header, body = (base64url(json.dumps(part, separators=(",", ":")).encode()) for part in (header, body))
+    return f"{header}.{body}.{base64url(issuer.sign(body.encode()))}"
+
+
 def claims(token: str) -> dict[str, Any]:
     body = token.split(".")[1]
     return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))

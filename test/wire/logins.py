@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nats_keys import Key, account_jwt, operator_jwt, scoped_jwt, user_jwt
+from nats_keys import Key, account_jwt, old_jwt, operator_jwt, scoped_jwt, user_jwt
 
 from .cases import (
     AUTHORIZATION_VIOLATION,
@@ -250,6 +250,13 @@ JWT = {"jwt": {
         SILENT.public: account_jwt(OPERATOR, SILENT, limits={"conn": None}),
     },
 }}
+OLD, OLD_SIGNING = Key("account"), Key("account")
+OLD_LIMITS = {"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "data": -1, "payload": -1, "wildcards": True}
+OLD_JWT = {"jwt": {
+    "operator": old_jwt(OPERATOR, "operator", OPERATOR, {}, name="O"),
+    "accounts": {OLD.public: old_jwt(OPERATOR, "account", OLD, {"limits": OLD_LIMITS, "signing_keys": [OLD_SIGNING.public]}, name="old")},
+}}
+NOBODY_YET = {"jwt": {"operator": operator_jwt(OPERATOR), "accounts": {}}}
 
 
 def by_jwt(token: str, signer: Key | None = USER, **fields: Any) -> Callable[[dict], bytes]:
@@ -277,6 +284,17 @@ accepted("jwt_for_this_network", by_jwt(of_account(src=["10.0.0.0/8", "127.0.0.0
 accepted("jwt_for_networks_as_text", by_jwt(of_account(src="10.0.0.0/8,127.0.0.1/32")), JWT)
 accepted("jwt_issued_after_a_revocation", by_jwt(user_jwt(STRICT, USER)), JWT)
 accepted("jwt_of_a_scoped_key", by_jwt(scoped_jwt(SCOPED, USER, ACCOUNT)), JWT)
+
+OLD_USER = old_jwt(OLD, "user", USER, {"pub": {"allow": ["p.yes"]}, "src": ""})
+accepted("jwt_of_version_1", by_jwt(OLD_USER), OLD_JWT)
+accepted("jwt_of_version_1_of_a_signing_key", by_jwt(old_jwt(OLD_SIGNING, "user", USER, {}, issuer_account=OLD.public)), OLD_JWT)
+accepted("jwt_of_version_2_of_an_account_of_version_1", by_jwt(user_jwt(OLD, USER)), OLD_JWT)
+accepted("jwt_of_version_1_of_an_account_of_version_2", by_jwt(old_jwt(ACCOUNT, "user", USER, {})), JWT)
+refused("jwt_of_version_1_of_another_account", by_jwt(old_jwt(STRANGER, "user", USER, {})), OLD_JWT)
+refused("jwt_of_version_1_with_another_signature", by_jwt(OLD_USER[:-4] + ("AAAA" if OLD_USER[-4:] != "AAAA" else "BBBB")), OLD_JWT)
+refused("jwt_of_an_operator_without_accounts", by_jwt(PLAIN), NOBODY_YET)
+case("jwt_of_version_1_has_its_permissions",
+     A.send(by_jwt(OLD_USER)), A.send(pub(b"p.yes") + pub(b"p.no") + PING), A.expect(no_publish(b"p.no") + PONG), settings=OLD_JWT)
 
 refused("no_jwt", connect(), JWT)
 refused("jwt_that_is_none", by_jwt("x.y.z"), JWT)

@@ -69,7 +69,8 @@ impl Connect {
     /// or `null`.
     ///
     /// Go's reader is imitated where clients could notice: keys match in any letter case, the
-    /// last of several wins, null is as good as absent, bytes that are not UTF-8 become U+FFFD.
+    /// last of several wins, null is as good as absent, bytes that are not UTF-8 and escapes of half
+    /// a surrogate pair (`JSON.stringify` writes them) become U+FFFD.
     #[must_use]
     pub fn from_json(json: &[u8]) -> Option<Self> {
         serde_json::from_str(&String::from_utf8_lossy(json)).ok()
@@ -97,7 +98,7 @@ impl<'de> Visitor<'de> for ConnectVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Connect, A::Error> {
         let mut connect = Connect::default();
-        while let Some(key) = map.next_key::<String>()? {
+        while let Some(Text(key)) = map.next_key()? {
             match fold(&key).as_str() {
                 "verbose" => set(&mut connect.verbose, map.next_value()?),
                 "pedantic" => set(&mut connect.pedantic, map.next_value()?),
@@ -105,17 +106,17 @@ impl<'de> Visitor<'de> for ConnectVisitor {
                 "headers" => set(&mut connect.headers, map.next_value()?),
                 "no_responders" => set(&mut connect.no_responders, map.next_value()?),
                 "protocol" => set(&mut connect.protocol, map.next_value()?),
-                "user" => set(&mut connect.user, map.next_value()?),
-                "pass" => set(&mut connect.pass, map.next_value()?),
-                "auth_token" => set(&mut connect.auth_token, map.next_value()?),
-                "name" => set(&mut connect.name, map.next_value()?),
-                "lang" => set(&mut connect.lang, map.next_value()?),
-                "version" => set(&mut connect.version, map.next_value()?),
+                "user" => set_text(&mut connect.user, map.next_value()?),
+                "pass" => set_text(&mut connect.pass, map.next_value()?),
+                "auth_token" => set_text(&mut connect.auth_token, map.next_value()?),
+                "name" => set_text(&mut connect.name, map.next_value()?),
+                "lang" => set_text(&mut connect.lang, map.next_value()?),
+                "version" => set_text(&mut connect.version, map.next_value()?),
                 "tls_required" => set(&mut connect.tls_required, map.next_value()?),
-                "jwt" => set(&mut connect.jwt, map.next_value()?),
-                "nkey" => set(&mut connect.nkey, map.next_value()?),
-                "sig" => set(&mut connect.sig, map.next_value()?),
-                "account" => set(&mut connect.account, map.next_value()?),
+                "jwt" => set_text(&mut connect.jwt, map.next_value()?),
+                "nkey" => set_text(&mut connect.nkey, map.next_value()?),
+                "sig" => set_text(&mut connect.sig, map.next_value()?),
+                "account" => set_text(&mut connect.account, map.next_value()?),
                 "new_account" => set(&mut connect.new_account, map.next_value()?),
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -124,6 +125,49 @@ impl<'de> Visitor<'de> for ConnectVisitor {
         }
         Ok(connect)
     }
+}
+
+/// A string as Go reads it.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Of a string, serde_json hands out bytes with half pairs in them, but no text.
+        deserializer.deserialize_bytes(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl Visitor<'_> for TextVisitor {
+    type Value = Text;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+        Ok(Text(text.to_owned()))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
+        let mut bytes = bytes.to_vec();
+        let mut at = 0_usize;
+        // Half a pair is three bytes, as U+FFFD is. All else was UTF-8 before it was read.
+        while let Some([first, second, third]) =
+            bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut)
+        {
+            if *first == 0xED && *second >= 0xA0 {
+                (*first, *second, *third) = (0xEF, 0xBF, 0xBD);
+            }
+            at = at.saturating_add(1);
+        }
+        Ok(Text(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+}
+
+fn set_text(field: &mut Option<String>, value: Option<Text>) {
+    set(field, value.map(|Text(text)| text));
 }
 
 /// In Go a null leaves the field as it is, also when an earlier duplicate has set it.
@@ -171,7 +215,7 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        while map.next_entry::<Text, IgnoredAny>()?.is_some() {}
         Ok(Object)
     }
 }

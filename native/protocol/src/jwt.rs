@@ -1,10 +1,13 @@
-//! NATS JWTs, version 2: what an operator says of an account, and an account of a user
+//! NATS JWTs: what an operator says of an account, and an account of a user
 //! (nats-protocol section 7).
 //!
 //! [`decode`] checks a token by itself: its form, the signature of its issuer, and that such an
 //! issuer may issue such a token. Whom to trust, and what of it holds now, is the caller's.
 //!
 //! A limit of -1 is none. One that is not there is 0, as in nats-server: the tools write them all.
+//!
+//! Tokens of version 1 (until 2020) are read as nats-server reads them: kind, tags and account stand
+//! beside `nats`, only the claims are signed, and limits of a user that are not there are none.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,9 +23,6 @@ use thiserror::Error;
 
 use crate::nkey::{Role, role, verify};
 
-/// The only version there has been since 2020.
-const VERSION: i64 = 2;
-
 /// Why a token is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum JwtError {
@@ -30,13 +30,13 @@ pub enum JwtError {
     /// be.
     #[error("not a NATS JWT")]
     Malformed,
-    /// A header other than `{"typ":"JWT","alg":"ed25519-nkey"}`.
+    /// A header other than `{"typ":"JWT","alg":"ed25519-nkey"}`; version 1 had `ed25519`.
     #[error("the header must be of type JWT and algorithm ed25519-nkey")]
     Algorithm,
-    /// `nats.version` is not 2.
-    #[error("only JWTs of version 2 are supported")]
+    /// Neither version 1 nor 2.
+    #[error("only JWTs of versions 1 and 2 are supported")]
     Version,
-    /// `nats.type` is not operator, account or user.
+    /// `nats.type` (`type` in version 1) is not operator, account or user.
     #[error("neither an operator, account nor user JWT")]
     Kind,
     /// `iss` is not the key of one who may issue this.
@@ -261,23 +261,33 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
         return Err(JwtError::Malformed);
     };
     let header: Header = json(&base64(header)?)?;
-    if !header.typ.eq_ignore_ascii_case("JWT") || !header.alg.eq_ignore_ascii_case("ed25519-nkey") {
+    let algorithm = header.alg.to_ascii_lowercase();
+    if !header.typ.eq_ignore_ascii_case("JWT")
+        || !matches!(algorithm.as_str(), "ed25519-nkey" | "ed25519")
+    {
         return Err(JwtError::Algorithm);
     }
     let signature = base64(signature)?;
-    let claims = base64(claims)?;
+    let encoded = claims;
+    let claims = base64(encoded)?;
     let envelope: Envelope<Kind> = json(&claims)?;
-    let signed = token
-        .rsplit_once('.')
-        .map_or("", |(signed, _)| signed)
-        .as_bytes();
-    if !verify(&envelope.iss, signed, &signature) {
+    let (version, kind) = if envelope.r#type.is_empty() {
+        (envelope.nats.version, envelope.nats.r#type.as_str())
+    } else {
+        (1, envelope.r#type.as_str())
+    };
+    let signed = if version < 2 {
+        encoded
+    } else {
+        token.rsplit_once('.').map_or("", |(signed, _)| signed)
+    };
+    if !verify(&envelope.iss, signed.as_bytes(), &signature) {
         return Err(JwtError::Signature);
     }
-    if envelope.nats.version != VERSION {
+    if !(1..=2).contains(&version) {
         return Err(JwtError::Version);
     }
-    let (issuers, subject): (&[Role], Role) = match envelope.nats.r#type.as_str() {
+    let (issuers, subject): (&[Role], Role) = match kind {
         "operator" => (&[Role::Operator], Role::Operator),
         "account" => (&[Role::Operator, Role::Account], Role::Account),
         "user" => (&[Role::Account], Role::User),
@@ -290,14 +300,26 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
         return Err(JwtError::Subject);
     }
     let claims = match subject {
-        Role::Operator => Claims::Operator(json::<Envelope<Operator>>(&claims)?.nats),
+        Role::Operator => {
+            let mut operator = json::<Envelope<Operator>>(&claims)?.nats;
+            // There was no such thing.
+            operator.strict_signing_key_usage &= version > 1;
+            Claims::Operator(operator)
+        }
         Role::Account => {
-            let account = json::<Envelope<Account>>(&claims)?.nats;
+            let mut account = json::<Envelope<Account>>(&claims)?.nats;
+            if version == 1 {
+                account.migrate(&envelope)?;
+            }
             account.validate()?;
             Claims::Account(Box::new(account))
         }
         Role::User | Role::Other => {
-            let user = json::<Envelope<User>>(&claims)?.nats;
+            let mut user = json::<Envelope<User>>(&claims)?.nats;
+            if version == 1 {
+                let stated = json::<Envelope<StatedLimits>>(&claims)?.nats;
+                user.migrate(&envelope, &stated);
+            }
             user.limits.validate()?;
             Claims::User(Box::new(user))
         }
@@ -314,9 +336,31 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
 }
 
 impl Account {
+    /// What of version 1 stood elsewhere, and what it did not have.
+    fn migrate(&mut self, envelope: &Envelope<Kind>) -> Result<(), JwtError> {
+        if self.signing_keys.iter().any(|key| key.template.is_some()) {
+            return Err(JwtError::Malformed);
+        }
+        self.tags.clone_from(&envelope.tags);
+        self.default_permissions = Permissions::default();
+        Ok(())
+    }
+
     fn validate(&self) -> Result<(), JwtError> {
         // Subjects of a template are looked at when it is filled in.
         self.default_permissions.validate()
+    }
+}
+
+impl User {
+    /// What of version 1 stood elsewhere, what it did not have, and its limits.
+    fn migrate(&mut self, envelope: &Envelope<Kind>, stated: &StatedLimits) {
+        self.issuer_account.clone_from(&envelope.issuer_account);
+        self.tags.clone_from(&envelope.tags);
+        self.limits.allowed_connection_types.clear();
+        self.limits.subs = stated.subs.unwrap_or(NO_LIMIT);
+        self.limits.data = stated.data.unwrap_or(NO_LIMIT);
+        self.limits.payload = stated.payload.unwrap_or(NO_LIMIT);
     }
 }
 
@@ -448,6 +492,7 @@ struct Header {
 
 /// The claims that all tokens have; `nats` is what depends on the kind.
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "N: Default + Deserialize<'de>"))]
 struct Envelope<N> {
     #[serde(default, deserialize_with = "nullable")]
     iss: String,
@@ -461,7 +506,26 @@ struct Envelope<N> {
     exp: i64,
     #[serde(default, deserialize_with = "nullable")]
     nbf: i64,
+    /// In version 1 only, as the next two.
+    #[serde(default, deserialize_with = "nullable")]
+    r#type: String,
+    #[serde(default, deserialize_with = "nullable")]
+    tags: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    issuer_account: String,
+    #[serde(default, deserialize_with = "nullable")]
     nats: N,
+}
+
+const NO_LIMIT: i64 = -1;
+
+/// Which of its limits a user's token has at all.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StatedLimits {
+    subs: Option<i64>,
+    data: Option<i64>,
+    payload: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -777,7 +841,7 @@ mod tests {
         for header in [
             json!({"typ": "JWT", "alg": "none"}),
             json!({"typ": "JWT", "alg": "HS256"}),
-            json!({"typ": "JWT", "alg": "ed25519"}),
+            json!({"typ": "JWT", "alg": "ed25519-"}),
             json!({"typ": "JWS", "alg": "ed25519-nkey"}),
         ] {
             assert_eq!(
@@ -826,10 +890,11 @@ mod tests {
             claims["nats"] = nats;
             decode(&token(&account, &claims)).unwrap_err()
         };
-        assert_eq!(with(json!({"type": "user"})), JwtError::Version);
+        // Signed as in version 2, which is none.
+        assert_eq!(with(json!({"type": "user"})), JwtError::Signature);
         assert_eq!(
             with(json!({"type": "user", "version": 1})),
-            JwtError::Version
+            JwtError::Signature
         );
         assert_eq!(
             with(json!({"type": "user", "version": 3})),
@@ -841,6 +906,114 @@ mod tests {
         );
         assert_eq!(with(json!({"version": 2})), JwtError::Kind);
         assert_eq!(with(json!("user")), JwtError::Malformed);
+    }
+
+    /// Of version 1: only the claims are signed.
+    fn old_token(issuer: &KeyPair, claims: &Value) -> String {
+        let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+        let header = encode(&json!({"typ": "jwt", "alg": "ed25519"}));
+        let claims = encode(claims);
+        let signature = issuer.sign(claims.as_bytes()).unwrap();
+        format!("{header}.{claims}.{}", BASE64URL_NOPAD.encode(&signature))
+    }
+
+    fn old_claims(kind: &str, issuer: &KeyPair, subject: &KeyPair, nats: Value) -> Value {
+        json!({
+            "iss": issuer.public_key(), "sub": subject.public_key(), "name": "n", "iat": 1,
+            "type": kind, "tags": ["t:1"], "nats": nats,
+        })
+    }
+
+    #[test]
+    fn users_of_version_1() {
+        let (account, subject) = (KeyPair::new_account(), KeyPair::new_user());
+        let read = |nats: Value| {
+            let mut claims = old_claims("user", &account, &subject, nats);
+            claims["issuer_account"] = json!("A…");
+            match decode(&old_token(&account, &claims)).unwrap().claims {
+                Claims::User(user) => *user,
+                other => panic!("{other:?}"),
+            }
+        };
+        let user = read(json!({
+            "pub": {"allow": ["a"]}, "src": "10.0.0.0/8", "bearer_token": true, "subs": 3, "max": 7,
+            "issuer_account": "B…", "tags": ["b:1"], "allowed_connection_types": ["MQTT"],
+        }));
+        assert_eq!(user.issuer_account, "A…");
+        assert_eq!(user.tags, ["t:1"]);
+        assert_eq!(user.limits.permissions.publish.allow, ["a"]);
+        assert_eq!(user.limits.src, ["10.0.0.0/8"]);
+        assert!(user.limits.bearer_token && user.limits.allowed_connection_types.is_empty());
+        assert_eq!(
+            (user.limits.subs, user.limits.data, user.limits.payload),
+            (3, -1, -1)
+        );
+        let bare = read(json!({"subs": null, "data": 0, "payload": 5})).limits;
+        assert_eq!((bare.subs, bare.data, bare.payload), (-1, 0, 5));
+    }
+
+    #[test]
+    fn accounts_and_operators_of_version_1() {
+        let operator = KeyPair::new_operator();
+        let account = |nats: Value| {
+            let claims = old_claims("account", &operator, &KeyPair::new_account(), nats);
+            decode(&old_token(&operator, &claims)).map(|token| token.claims)
+        };
+        let Ok(Claims::Account(read)) = account(json!({
+            "limits": {"subs": 3, "conn": -1, "payload": 4}, "signing_keys": ["AKEY"], "revocations": {"U": 5},
+            "default_permissions": {"pub": {"deny": ["x"]}},
+        })) else {
+            panic!("no account");
+        };
+        assert_eq!(read.tags, ["t:1"]);
+        assert_eq!((read.limits.subs, read.limits.connections), (3, -1));
+        assert_eq!(read.signing_keys[0].key, "AKEY");
+        assert_eq!(read.revocations["U"], 5);
+        assert_eq!(read.default_permissions, Permissions::default());
+        let scoped = json!({"signing_keys": [{"kind": "user_scope", "key": "A", "template": {}}]});
+        assert_eq!(account(scoped).unwrap_err(), JwtError::Malformed);
+        let nats = json!({"signing_keys": ["OKEY"], "strict_signing_key_usage": true});
+        let claims = old_claims("operator", &operator, &operator, nats);
+        let expected = Operator {
+            signing_keys: vec!["OKEY".to_owned()],
+            strict_signing_key_usage: false,
+        };
+        assert_eq!(
+            decode(&old_token(&operator, &claims)).unwrap().claims,
+            Claims::Operator(expected)
+        );
+        let bare =
+            json!({"iss": operator.public_key(), "sub": operator.public_key(), "type": "operator"});
+        assert!(decode(&old_token(&operator, &bare)).is_ok());
+    }
+
+    /// What is signed and in which algorithm, by version.
+    #[test]
+    fn versions_are_told_apart() {
+        let (account, subject) = (KeyPair::new_account(), KeyPair::new_user());
+        let old = old_claims("user", &account, &subject, json!({}));
+        let new = user_claims(&account, &subject, json!({}));
+        let error = |token: String| decode(&token).err();
+        assert_eq!(error(token(&account, &old)), Some(JwtError::Signature));
+        assert_eq!(error(old_token(&account, &new)), Some(JwtError::Signature));
+        let header = json!({"typ": "JWT", "alg": "ed25519"});
+        assert_eq!(error(token_with(&account, &header, &new)), None);
+        let mut between = new.clone();
+        between["nats"]["version"] = json!(1);
+        assert_eq!(error(old_token(&account, &between)), None);
+        between["nats"]["version"] = json!(0);
+        assert_eq!(
+            error(old_token(&account, &between)),
+            Some(JwtError::Version)
+        );
+        between["nats"]["version"] = json!(3);
+        assert_eq!(error(token(&account, &between)), Some(JwtError::Version));
+        // Whatever `nats` says of it.
+        let mut both = old.clone();
+        both["nats"] = json!({"type": "account", "version": 3});
+        assert_eq!(error(old_token(&account, &both)), None);
+        both["type"] = json!("cluster");
+        assert_eq!(error(old_token(&account, &both)), Some(JwtError::Kind));
     }
 
     #[test]

@@ -199,3 +199,61 @@ fn info_line() {
         expected
     );
 }
+
+/// `JSON.stringify` writes half of a surrogate pair as an escape; Go reads U+FFFD.
+#[test]
+fn half_pairs_are_replacement_characters() {
+    for (written, read) in [
+        (r"\ud83d", "\u{FFFD}"),
+        (r"\uDE00", "\u{FFFD}"),
+        (r"a\ud83d\ud83d\ude00b", "a\u{FFFD}\u{1F600}b"),
+        (r"\ude00\ud83d", "\u{FFFD}\u{FFFD}"),
+        (r"\ud83d\u0041", "\u{FFFD}A"),
+        (r"\ud83dx", "\u{FFFD}x"),
+        (r"\ud83d\n", "\u{FFFD}\n"),
+        (r"\ud7ff\ue000", "\u{D7FF}\u{E000}"),
+        (r"\ud83d\ude00", "\u{1F600}"),
+        ("\u{1F600}\u{D7FF}", "\u{1F600}\u{D7FF}"),
+    ] {
+        for field in [
+            "user",
+            "pass",
+            "auth_token",
+            "name",
+            "lang",
+            "version",
+            "jwt",
+            "nkey",
+            "sig",
+            "account",
+        ] {
+            let json = format!(r#"{{"{field}":"{written}"}}"#);
+            let connect = Connect::from_json(json.as_bytes()).unwrap();
+            let value = match field {
+                "user" => connect.user,
+                "pass" => connect.pass,
+                "auth_token" => connect.auth_token,
+                "name" => connect.name,
+                "lang" => connect.lang,
+                "version" => connect.version,
+                "jwt" => connect.jwt,
+                "nkey" => connect.nkey,
+                "sig" => connect.sig,
+                _ => connect.account,
+            };
+            assert_eq!(value.as_deref(), Some(read), "{json}");
+        }
+        // In a key, and where nobody looks.
+        let json = format!(r#"{{"{written}":"{written}","x":["{written}"],"name":"n"}}"#);
+        let connect = Connect::from_json(json.as_bytes()).unwrap();
+        assert_eq!(connect.name.as_deref(), Some("n"), "{json}");
+    }
+    for wrong in [
+        r#"{"name":"\ud83"}"#,
+        r#"{"name":"\uzzzz"}"#,
+        r#"{"name":[239]}"#,
+        r#"{"name":1}"#,
+    ] {
+        assert!(Connect::from_json(wrong.as_bytes()).is_none(), "{wrong}");
+    }
+}
