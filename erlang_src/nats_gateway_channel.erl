@@ -557,13 +557,15 @@ verified(Message, Channel = #channel{waiting = {login, _, Request, IfRight, IfWr
 
 %% The client is told less than the log.
 refuse(Method, Reason, StopReason, Out, Channel = #channel{client = Client}) ->
-    ?LOG_WARNING(#{
-        msg => login_refused,
-        method => Method,
-        reason => Reason,
-        peername => address_port(maps:get(peername, Client)),
-        listener => maps:get(listener, Client)
-    }),
+    #{listener := Listener, peername := Peername} = Client,
+    nats_gateway_refusals:may_log(Listener) andalso
+        ?LOG_WARNING(#{
+            msg => login_refused,
+            method => Method,
+            reason => Reason,
+            peername => address_port(Peername),
+            listener => Listener
+        }),
     stop(StopReason, Out, Channel).
 
 join_account(#{account := Account, max_account_connections := Limit}) ->
@@ -1263,8 +1265,9 @@ mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
     #channel{settings = {_, _, _, Headers, _}, subscriptions = Subs, sent = Sent} = Channel,
+    Take = Headers andalso header_values(Channel),
     {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
-        fan_out(Deliveries, Headers, [], 0, 0, [], [], Subs),
+        fan_out(Deliveries, Take, [], 0, 0, [], [], Subs),
     Unsubscribed = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
     NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
     Then = [{permitted, Rest} || Rest =/= []],
@@ -1364,8 +1367,13 @@ decline([], Channel) ->
 decline(Declined, Channel = #channel{host = Host, host_state = HostState}) ->
     Channel#channel{host_state = Host:decline(Declined, HostState)}.
 
-take_headers(true, Headers) -> Headers;
-take_headers(false, _) -> undefined.
+%% At a value that is not ASCII jnats stops to read, without a word, until its PINGs are not answered.
+header_values(#channel{client = #{connect := #{lang := <<"java">>}}}) -> ascii;
+header_values(_) -> text.
+
+take_headers(false, _) -> undefined;
+take_headers(ascii, {properties, Pairs, Type}) -> {ascii_properties, Pairs, Type};
+take_headers(_, Headers) -> Headers.
 
 %% -------------------------------------------------------------------------------------------
 %% Timers, which the connection keeps

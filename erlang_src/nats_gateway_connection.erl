@@ -1008,21 +1008,34 @@ leave(Reason, State = #state{channel = Channel, reports = Reports, collected = C
     ok = nats_gateway_channel:terminate(Reason, lists:reverse(Collected), Last),
     State#state{channel = undefined, collected = []}.
 
-%% The one place that words why a connection ended.
-log_end(Reason, State = #state{peername = Peername, options = #{listener := Listener}}) ->
-    Known = #{msg => connection_closed, peername => address(Peername), listener => Listener},
-    Report =
-        case State of
-            #state{detail = none} -> Known;
-            #state{detail = Detail} -> Known#{detail => Detail}
-        end,
-    case Reason of
-        {shutdown, client_closed} ->
-            ?LOG_INFO(maps:merge(Report#{reason => client_closed}, stats(State)));
-        {shutdown, Why} ->
-            ?LOG_NOTICE(maps:merge(Report#{reason => Why}, stats(State)));
-        _ ->
-            ok
+%% The one place that words why a connection ended. Of those that end before their login there may be
+%% any number.
+log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
+    Level = level(Reason),
+    IsConnected = Channel =/= undefined andalso nats_gateway_channel:is_connected(Channel),
+    IsLogged =
+        logger:allow(Level, ?MODULE) andalso
+            (IsConnected orelse nats_gateway_refusals:may_log(maps:get(listener, Options))),
+    case IsLogged of
+        true -> ?LOG(Level, maps:merge(report(Reason, State), stats(State)));
+        false -> ok
+    end;
+log_end(_, _) ->
+    ok.
+
+level(client_closed) -> info;
+level(_) -> notice.
+
+report(Reason, #state{detail = Detail, peername = Peername, options = #{listener := Listener}}) ->
+    Known = #{
+        msg => connection_closed,
+        peername => address(Peername),
+        listener => Listener,
+        reason => Reason
+    },
+    case Detail of
+        none -> Known;
+        _ -> Known#{detail => Detail}
     end.
 
 address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);

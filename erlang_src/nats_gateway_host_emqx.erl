@@ -161,12 +161,13 @@ connect(Client = #{config := #{emqx := Context}}) ->
             Host = connected(Admitted, ConnInfo, Client),
             {ok, identity(Host), Host};
         {error, Reason} ->
-            ?LOG_WARNING(#{
-                msg => "client_login_failed",
-                clientid => ClientId,
-                username => maps:get(username, ClientInfo),
-                reason => Reason
-            }),
+            nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
+                ?LOG_WARNING(#{
+                    msg => "client_login_failed",
+                    clientid => ClientId,
+                    username => maps:get(username, ClientInfo),
+                    reason => Reason
+                }),
             run_hook('client.connack', ConnInfo, [ConnInfo, connack(Reason), #{}], Context),
             {error, close_reason(Reason)}
     end.

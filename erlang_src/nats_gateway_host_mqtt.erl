@@ -275,10 +275,12 @@ credentials(Client = #{connect := Fields, config := Config}) ->
             Id -> Id
         end,
     Username =
-        case UsernameTemplate of
-            undefined -> text(maps:get(username, Login, maps:get(user, Fields, <<>>)));
-            _ -> render(UsernameTemplate, Vars)
-        end,
+        holdable(
+            case UsernameTemplate of
+                undefined -> text(maps:get(username, Login, maps:get(user, Fields, <<>>)));
+                _ -> render(UsernameTemplate, Vars)
+            end
+        ),
     Password =
         case PasswordTemplate of
             undefined when map_size(Login) > 0 -> <<>>;
@@ -302,6 +304,27 @@ credentials(Client = #{connect := Fields, config := Config}) ->
         true when Password =:= <<>> -> {ok, Session, unless_empty(Username), undefined};
         %% MQTT 3.1.1 and the codec want a username with every password.
         true -> {ok, Session, Username, Password}
+    end.
+
+%% nats-server takes any user name. What no MQTT string can hold is U+FFFD upstream: the broker, and a
+%% mountpoint, know the client by that name.
+holdable(Text) ->
+    case nats_gateway_mqtt_nif:is_string(Text) of
+        true ->
+            Text;
+        false ->
+            case unicode:characters_to_list(Text) of
+                Characters when is_list(Characters) ->
+                    unicode:characters_to_binary(lists:map(fun character/1, Characters));
+                _ ->
+                    Text
+            end
+    end.
+
+character(C) ->
+    case nats_gateway_mqtt_nif:is_string(<<C/utf8>>) of
+        true -> C;
+        false -> 16#FFFD
     end.
 
 password(Username, Fields) ->

@@ -117,7 +117,9 @@
     %% a NATS/1.0 block, as it is
     | binary()
     %% MQTT 5 user properties in order, and the Content-Type property
-    | {properties, [{binary(), binary()}], ContentType :: undefined | binary()}.
+    | {properties, [{binary(), binary()}], ContentType :: undefined | binary()}
+    %% the same for a client that takes only ASCII in values
+    | {ascii_properties, [{binary(), binary()}], ContentType :: undefined | binary()}.
 
 %% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
 -type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.

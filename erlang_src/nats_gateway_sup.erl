@@ -48,5 +48,8 @@ listeners() ->
 
 init(Children) ->
     {ok, {#{strategy => one_for_one, intensity => 5, period => 10},
-        [#{id => nats_gateway_passwords, start => {nats_gateway_passwords, start_link, []}}] ++
+        [
+            #{id => Module, start => {Module, start_link, []}}
+         || Module <- [nats_gateway_refusals, nats_gateway_passwords]
+        ] ++
             nats_gateway_accounts:child_specs() ++ Children}}.

@@ -1232,3 +1232,22 @@ too_many_logins_close_without_a_text() ->
     {<<>>, NChannel} = input(connect_with("w0rd"), Channel),
     {stop, too_many_logins, Out, _} = verified(fun nats_gateway_channel:handle_info/2, NChannel),
     ?assertEqual(<<>>, iolist_to_binary(Out)).
+
+%% -------------------------------------------------------------------------------------------
+%% Header values that are not ASCII
+
+header_values_test_() ->
+    Name = <<"Zürich"/utf8>>,
+    Delivery = {
+        {undefined, <<"a">>}, <<"a">>, undefined, {properties, [{<<"City">>, Name}], Name}, <<"x">>, undefined
+    },
+    [
+        {Lang, fun() ->
+            Connect = ["CONNECT {\"verbose\":false,\"headers\":true,\"lang\":\"", Lang, "\"}\r\n"],
+            Channel = open([Connect, "SUB a 1\r\n"]),
+            {Frame, _} = events([{deliver, [Delivery]}], Channel),
+            Line = <<"City: ", Value/binary, "\r\nContent-Type: ", Value/binary, "\r\n\r\nx\r\n">>,
+            ?assertNotEqual(nomatch, binary:match(Frame, Line))
+        end}
+     || {Lang, Value} <- [{"go", Name}, {"python3", Name}, {"java", <<"Z%C3%BCrich">>}]
+    ].

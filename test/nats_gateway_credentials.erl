@@ -1,7 +1,7 @@
 %% NKeys and NATS JWTs for tests, made here and now.
 -module(nats_gateway_credentials).
 
--export([pair/1, public/1, key/1, sign/2, jwt/2, jwt/3, user/3, account/3, operator/2, nats/1]).
+-export([pair/1, public/1, key/1, sign/2, jwt/2, jwt/3, old_jwt/4, user/3, account/3, operator/2, nats/1]).
 
 -type pair() :: {PublicKey :: binary(), Private :: binary()}.
 
@@ -31,6 +31,14 @@ jwt(Header, Claims, Issuer) ->
     Body = maps:merge(#{iss => key(Issuer), iat => erlang:system_time(second)}, Claims),
     Signed = <<(base64url(json(Header)))/binary, $., (base64url(json(Body)))/binary>>,
     <<Signed/binary, $., (sign(Signed, Issuer))/binary>>.
+
+%% Of version 1: only the claims are signed.
+-spec old_jwt(atom(), pair(), map(), pair()) -> binary().
+old_jwt(Type, Subject, Nats, Issuer) ->
+    Header = base64url(json(#{typ => <<"jwt">>, alg => <<"ed25519">>})),
+    Body = #{iss => key(Issuer), iat => erlang:system_time(second), sub => key(Subject)},
+    Claims = base64url(json(Body#{type => Type, nats => Nats})),
+    <<Header/binary, $., Claims/binary, $., (sign(Claims, Issuer))/binary>>.
 
 %% No limits, as the tools write them.
 nats(Nats) -> maps:merge(#{version => 2, subs => -1, data => -1, payload => -1}, Nats).

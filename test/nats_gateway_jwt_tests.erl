@@ -2,7 +2,7 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--import(nats_gateway_credentials, [pair/1, key/1, sign/2, jwt/3, user/3, account/3, operator/2]).
+-import(nats_gateway_credentials, [pair/1, key/1, sign/2, old_jwt/4, user/3, account/3, operator/2]).
 
 -define(NOW, 1700000000).
 -define(NONCE, <<"abcdefghijklmno">>).
@@ -449,11 +449,27 @@ an_expired_account_is_read_test() ->
         )
     ).
 
-old_tokens_are_named_test() ->
-    [Operator, Account] = [pair(operator), pair(account)],
-    Claims = #{sub => key(Account), type => <<"account">>, nats => #{}},
-    {error, {account, 1}, Text} = nats_gateway_jwt:trust(
-        [key(Operator)],
-        [{undefined, jwt(#{typ => <<"jwt">>, alg => <<"ed25519">>}, Claims, Operator)}]
+%% Until 2020: only the claims were signed, and what a user's token does not limit has no limit.
+tokens_of_version_1_test() ->
+    [Operator, Account, User] = [pair(operator), pair(account), pair(user)],
+    Limits = #{subs => -1, payload => 100, conn => 3},
+    {ok, Trust} = nats_gateway_jwt:trust(
+        [old_jwt(operator, Operator, #{}, Operator)],
+        [{key(Account), old_jwt(account, Account, #{limits => Limits}, Operator)}]
     ),
-    ?assertNotEqual(nomatch, binary:match(Text, <<"ed25519-nkey">>)).
+    Login = fun(Jwt, Signature) -> nats_gateway_jwt:login(Jwt, Signature, {Trust, facts()}) end,
+    Old = old_jwt(user, User, #{pub => #{allow => [<<"a">>]}}, Account),
+    Signature = sign(?NONCE, User),
+    {ok, Identity} = Login(Old, Signature),
+    ?assertMatch(
+        #{
+            rules := #{publish := #{allow := [<<"a">>]}},
+            max_payload := 100,
+            max_subscriptions := infinity,
+            max_account_connections := 3
+        },
+        Identity
+    ),
+    ?assertMatch({ok, _}, Login(user(User, #{}, Account), Signature)),
+    ?assertEqual({error, bad_signature}, Login(Old, undefined)),
+    ?assertEqual({error, unknown_account}, Login(old_jwt(user, User, #{}, pair(account)), Signature)).

@@ -538,6 +538,24 @@ def test_awkward_user_properties(tap: Program, bridge: Stack, subject: str):
         talk.finished()
 
 
+WORDS = [("City", "Zürich"), ("Unit", "20 °C"), ("Place", "日本 😀"), ("Plain", "x")]
+
+
+def test_words_in_user_properties(tap: Program, bridge: Stack, subject: str):
+    with (
+        Mqtt(bridge.mqtt) as mqtt,
+        tap.start("tap", url=bridge.url, subject=subject, subjects=[f"{subject}.>"]) as talk,
+    ):
+        talk.expect("ready")
+        for payload in (b"first", b"second"):
+            mqtt.publish(f"{subject}/x", payload, UserProperty=WORDS)
+            (message,) = heard(talk, 1)
+            assert message["payload"] == payload
+            assert [(name, value) for name, value in message["headers"]] == WORDS
+        talk.say(do="stop")
+        talk.finished()
+
+
 async def test_awkward_subjects(bridge: Stack, subject: str):
     """From NATS: every subject arrives as itself, by way of a topic of its own."""
     topics_of = {

@@ -3,7 +3,6 @@
 ITEMS: dict[str, tuple[str, ...]] = {
     "4": ("test_broker.py::test_both_directions",),
     "13": ("test_broker.py::test_a_user_property",),
-    "15": ("test_websocket.py::test_requests", "test_login.py::test_refused_logins"),
     "16": ("test_cpu.py::test_pipelined", "test_cpu.py::test_who_has_left"),
 }
 

@@ -410,6 +410,9 @@ alone("connect_keys_mixed_case", "2",
 alone("connect_key_escaped", "2", b'CONNECT {"verb\\u006fse":false}\r\n')
 alone("connect_key_twice_last_one_counts", "2", b'CONNECT {"verbose":true,"verbose":false}\r\n')
 alone("connect_unknown_fields", "2", b'CONNECT {"verbose":false,"x":1,"y":{"z":[null,{}]},"w":"\\u00e9"}\r\n')
+alone("connect_half_a_surrogate_pair", "2", b'CONNECT {"verbose":false,"name":"\\ud83d","\\ude00":"\\ud83d\\ud83d","user":"\\udfff"}\r\n')
+alone("connect_user_with_characters_that_mqtt_has_not", "2",
+      b'CONNECT {"verbose":false,"user":"a\\u0000b\\u0001\\uffff","pass":"c\\u0000d"}\r\n')
 alone("connect_null_field_is_absent", "2", b'CONNECT {"verbose":null}\r\n', OK)
 alone("connect_all_fields_null", "2",
       b'CONNECT {"verbose":null,"pedantic":null,"echo":null,"headers":null,"no_responders":null,"protocol":null,"user":null,'

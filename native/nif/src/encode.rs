@@ -238,7 +238,8 @@ impl Scratch {
 
     fn write_headers<'a>(&mut self, headers: Term<'a>) -> NifResult<()> {
         let (kind, list, content_type) = headers.decode::<(Atom, Term<'a>, Term<'a>)>()?;
-        if kind != atoms::properties() {
+        let ascii = kind == atoms::ascii_properties();
+        if !ascii && kind != atoms::properties() {
             return Err(Error::BadArg);
         }
         let mut pairs: Vec<(&[u8], &[u8])> = Vec::new();
@@ -247,11 +248,13 @@ impl Scratch {
             pairs.push((name.as_slice(), value.as_slice()));
             Ok(())
         })?;
-        headers::build(
-            pairs.into_iter(),
-            optional_binary(content_type)?,
-            &mut self.headers,
-        );
+        let content_type = optional_binary(content_type)?;
+        let pairs = pairs.into_iter();
+        if ascii {
+            headers::build_ascii(pairs, content_type, &mut self.headers);
+        } else {
+            headers::build(pairs, content_type, &mut self.headers);
+        }
         Ok(())
     }
 }

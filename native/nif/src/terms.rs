@@ -9,7 +9,7 @@ use rustler::{Encoder, Env, NifResult, Term};
 pub mod atoms {
     rustler::atoms! {
         ok, error, undefined, invalid, open, connect_only,
-        connect, ping, pong, sub, unsub, properties, subject, topic,
+        connect, ping, pong, sub, unsub, properties, ascii_properties, subject, topic,
         publish = "pub",
         unknown_protocol_operation, invalid_publish_subject, authorization_violation, maximum_payload_violation,
         maximum_control_line_exceeded, bad_arguments, bad_size, bad_json, headers_not_supported,

@@ -136,10 +136,29 @@ impl<'a> Properties<'a> {
 ///
 /// Whatever the properties are, the block has one line per pair and is not longer than
 /// [`MAX_BLOCK`]: pairs that do not fit are left out. In names, bytes outside 33..126 and `:` are
-/// percent-encoded, and the empty name is `%`; in values, control characters, bytes that are not
-/// ASCII, and blanks at either end. A leading [`STATUS_PROPERTY`] of three digits and an optional
-/// description becomes the status line.
+/// percent-encoded, and the empty name is `%`; in values, control characters, line and paragraph
+/// separators, and white space at either end; all that is not ASCII where it is not UTF-8. A
+/// leading [`STATUS_PROPERTY`] of three digits and an optional description becomes the status line.
 pub fn build<'p>(
+    pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
+    content_type: Option<&[u8]>,
+    out: &mut Vec<u8>,
+) {
+    build_with(write_text, pairs, content_type, out);
+}
+
+/// The same for a client whose reader takes only ASCII in values: jnats stops to read its connection
+/// at anything else.
+pub fn build_ascii<'p>(
+    pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
+    content_type: Option<&[u8]>,
+    out: &mut Vec<u8>,
+) {
+    build_with(write_ascii, pairs, content_type, out);
+}
+
+fn build_with<'p>(
+    write_value: fn(&[u8], &mut Vec<u8>),
     pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     content_type: Option<&[u8]>,
     out: &mut Vec<u8>,
@@ -166,16 +185,22 @@ pub fn build<'p>(
         if name.eq_ignore_ascii_case(CONTENT_TYPE.as_bytes()) {
             content_type = None;
         }
-        write_pair(name, value, start, out);
+        write_pair(name, value, write_value, start, out);
     }
     if let Some(value) = content_type {
-        write_pair(CONTENT_TYPE.as_bytes(), value, start, out);
+        write_pair(CONTENT_TYPE.as_bytes(), value, write_value, start, out);
     }
     out.extend_from_slice(CRLF);
 }
 
 /// Appends one header line, unless the block that began at `start` would become too long.
-fn write_pair(name: &[u8], value: &[u8], start: usize, out: &mut Vec<u8>) {
+fn write_pair(
+    name: &[u8],
+    value: &[u8],
+    write_value: fn(&[u8], &mut Vec<u8>),
+    start: usize,
+    out: &mut Vec<u8>,
+) {
     let before = out.len();
     let room = MAX_BLOCK
         .saturating_sub(before.saturating_sub(start))
@@ -202,7 +227,31 @@ fn write_pair(name: &[u8], value: &[u8], start: usize, out: &mut Vec<u8>) {
     }
 }
 
-fn write_value(value: &[u8], out: &mut Vec<u8>) {
+fn write_text(value: &[u8], out: &mut Vec<u8>) {
+    if value.is_ascii() {
+        return write_ascii(value, out);
+    }
+    let Ok(text) = std::str::from_utf8(value) else {
+        return write_ascii(value, out);
+    };
+    // What some client trims or takes for the end of a line.
+    let inner = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{FEFF}');
+    let (leading, _) = text.split_once(inner).unwrap_or_default();
+    let end = leading.len().saturating_add(inner.len());
+    for (at, character) in text.char_indices() {
+        let within = at >= leading.len() && at < end;
+        let is_plain = !character.is_control() && !matches!(character, '\u{2028}' | '\u{2029}');
+        let mut bytes = [0; 4];
+        let bytes = character.encode_utf8(&mut bytes).as_bytes();
+        if within && is_plain {
+            out.extend_from_slice(bytes);
+        } else {
+            bytes.iter().for_each(|&byte| percent(byte, out));
+        }
+    }
+}
+
+fn write_ascii(value: &[u8], out: &mut Vec<u8>) {
     let inner = trim(value);
     let leading = value.iter().take_while(|&&byte| is_blank(byte)).count();
     for (at, &byte) in value.iter().enumerate() {

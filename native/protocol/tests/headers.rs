@@ -3,7 +3,7 @@
 mod common;
 
 use common::read_headers;
-use nats_protocol::headers::{MAX_BLOCK, MAX_HEADERS, Properties, build};
+use nats_protocol::headers::{MAX_BLOCK, MAX_HEADERS, Properties, build, build_ascii};
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -34,6 +34,11 @@ fn exact_blocks() {
         ("NATS/1.0\r\nA: \r\n\r\n", &[("A", "")], None),
         ("NATS/1.0\r\nA: b: c  d\r\n\r\n", &[("A", "b: c  d")], None),
         ("NATS/1.0\r\nA: 100%25\r\n\r\n", &[("A", "100%25")], None),
+        (
+            "NATS/1.0\r\nA: 20 \u{b0}C\r\n\r\n",
+            &[("A", "20 \u{b0}C")],
+            None,
+        ),
         (
             "NATS/1.0\r\nX: y\r\nContent-Type: text/plain\r\ncontent-type: x\r\n\r\n",
             &[
@@ -104,7 +109,8 @@ fn inexact_blocks() {
         ("NATS/1.0\r\nno colon\r\nC: d\r\n\r\n", &[("C", "d")]),
         ("NATS/1.0\r\n: d\r\n\r\n", &[("", "d")]),
         ("NATS/1.0\r\nA B: d\r\n\r\n", &[("A B", "d")]),
-        ("NATS/1.0\r\nA: \u{e9}\r\n\r\n", &[("A", "\u{e9}")]),
+        ("NATS/1.0\r\nA: \u{a0}b\r\n\r\n", &[("A", "\u{a0}b")]),
+        ("NATS/1.0\r\nA: b\u{2028}c\r\n\r\n", &[("A", "b\u{2028}c")]),
         ("NATS/1.0\r\nA: b\tc\r\n\r\n", &[("A", "b\tc")]),
         ("NATS/1.0\r\nA: b\nC: d\r\n\r\n", &[("A", "b\nC: d")]),
         ("NATS/1.0\r\nA: b\r\n\r\nC: d\r\n\r\n", &[("A", "b")]),
@@ -183,7 +189,7 @@ fn status_property() {
         ("503", "NATS/1.0 503\r\n"),
         ("503 No Responders", "NATS/1.0 503 No Responders\r\n"),
         ("503 a\r\nB: c", "NATS/1.0 503 a%0D%0AB: c\r\n"),
-        ("503 \u{e9}", "NATS/1.0 503 %C3%A9\r\n"),
+        ("503 \u{e9}", "NATS/1.0 503 \u{e9}\r\n"),
         ("999", "NATS/1.0 999\r\n"),
         ("099", "NATS/1.0\r\nNats-Status: 099\r\n"),
         ("50", "NATS/1.0\r\nNats-Status: 50\r\n"),
@@ -217,7 +223,19 @@ fn dangerous_text_is_encoded() {
         ("A", "\t \u{7f}", "A: %09%20%7F"),
         ("A", "  ", "A: %20%20"),
         ("A", "a b\tc", "A: a b%09c"),
-        ("A", "\u{e9}\u{1F600}", "A: %C3%A9%F0%9F%98%80"),
+        ("A", "Z\u{fc}rich \u{1F600}", "A: Z\u{fc}rich \u{1F600}"),
+        // No client may end a line there, or trim it.
+        (
+            "A",
+            "a\u{85}\u{2028}\u{2029}\u{9f}\u{7f}\nb\u{e9}",
+            "A: a%C2%85%E2%80%A8%E2%80%A9%C2%9F%7F%0Ab\u{e9}",
+        ),
+        (
+            "A",
+            "\u{feff}\u{a0} \u{e9}\u{a0}\u{e9}\t\u{3000}",
+            "A: %EF%BB%BF%C2%A0%20\u{e9}\u{a0}\u{e9}%09%E3%80%80",
+        ),
+        ("A", "\u{a0}\u{3000}", "A: %C2%A0%E3%80%80"),
         ("A", "\0", "A: %00"),
         ("A", "%0D%zz", "A: %0D%zz"),
         ("", "b", "%: b"),
@@ -262,7 +280,7 @@ fn blocks_are_bounded() {
     // Encoded text counts as it is written.
     let value = "\r".repeat(MAX_BLOCK / 2);
     assert_eq!(of_text(&[("A", &value)], None), "NATS/1.0\r\n\r\n");
-    let status = format!("503 {}", "\u{e9}".repeat(MAX_BLOCK / 6));
+    let status = format!("503 {}", "\u{e9}".repeat(MAX_BLOCK / 2));
     assert_eq!(
         of_text(&[("Nats-Status", &status)], None),
         "NATS/1.0\r\n\r\n"
@@ -271,4 +289,27 @@ fn blocks_are_bounded() {
     let block = of_text(&many, None);
     assert!(block.len() <= MAX_BLOCK && block.len() > MAX_BLOCK - 20);
     read_headers(block.as_bytes());
+}
+
+/// For jnats.
+#[test]
+fn values_in_ascii() {
+    let pairs: [(&[u8], &[u8]); 3] = [
+        ("\u{e9}".as_bytes(), "Z\u{fc}rich".as_bytes()),
+        (b"A", b" plain "),
+        (b"B", b"\xFF\xC3"),
+    ];
+    let mut out = Vec::new();
+    build_ascii(pairs.into_iter(), Some("\u{b0}C".as_bytes()), &mut out);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        "NATS/1.0\r\n%C3%A9: Z%C3%BCrich\r\nA: %20plain%20\r\nB: %FF%C3\r\nContent-Type: %C2%B0C\r\n\r\n"
+    );
+    let mut out = Vec::new();
+    build_ascii(
+        [(&b"Nats-Status"[..], "503 \u{e9}".as_bytes())].into_iter(),
+        None,
+        &mut out,
+    );
+    assert_eq!(out, b"NATS/1.0 503 %C3%A9\r\n\r\n");
 }
