@@ -32,13 +32,28 @@ def test_the_wire_table(gateway: Gateway, name: str, tmp_path: Path, transport: 
         files = {key: Path(getattr(server, key)).read_text() for key in ("certfile", "keyfile")}
         host, port = gateway.listen(name, "ssl" if transport == "tls" else "wss", ssl_options=files)
         more["WIRE_CAFILE"] = server.cafile
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "gateway-", str(WIRE)],
-        env=os.environ | {"GATEWAY_ADDRESS": f"{host}:{port}"} | more,
+    done = wire_tests((host, port), ["-k", "gateway-", str(WIRE)], more)
+    # Nothing chosen would be a success, too.
+    assert done.returncode == 0 and re.search(r"\b\d{3} passed", done.stdout), done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.plugin
+@pytest.mark.timeout(180, func_only=True)
+def test_random_sessions(gateway: Gateway):
+    """Beside a nats-server, where there is one."""
+    file = WIRE / "test_differential.py"
+    if not file.exists():
+        pytest.skip("test/wire is not here")
+    done = wire_tests(gateway.address, [str(file)], {})
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def wire_tests(address: tuple[str, int], which: list[str], more: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *which],
+        env=os.environ | {"GATEWAY_ADDRESS": "%s:%d" % address} | more,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=170,
     )
-    # Nothing chosen would be a success, too.
-    assert done.returncode == 0 and re.search(r"\b\d{3} passed", done.stdout), done.stdout[-8000:] + done.stderr[-2000:]

@@ -1301,6 +1301,16 @@ def nobody_but(name: str, reason: str, connect: bytes, subscribed: bytes) -> Dif
     )
 
 
+def _late_503() -> Difference:
+    request = A.send(NO_RESPONDERS + _REQUEST + sub(_REPLY, b"1") + PING)
+    return Difference(
+        "no_responders_to_a_later_subscription", "6",
+        "the broker says later that nobody took the request: who has subscribed to its reply subject by then gets the 503",
+        nats_server=(request, A.expect(PONG)),
+        gateway=(request, A.any_of(PONG, _503 + PONG)),
+    )
+
+
 def _queue_over_filters_across_connections() -> Difference:
     steps = (
         *subscriber(B, sub(b"j.*.@@", b"1", b"q")), *subscriber(C, sub(b"j.x.@@", b"2", b"q")),
@@ -1355,6 +1365,7 @@ DIFFERENCES = (
     nobody_but("own_subscription_without_echo", "the broker counts a No Local subscription as one that takes the message",
                b'CONNECT {"verbose":false,"echo":false,"headers":true,"no_responders":true}\r\n', b"svc.@@"),
     nobody_but("parent_of_greater", "the broker counts svc/#, which matches svc", NO_RESPONDERS, b"svc.@@.>"),
+    _late_503(),
     _long_subject(),
     _long_reply(),
     _queue_member_with_max(),

@@ -31,6 +31,11 @@ UNIQUE = b"@@"
 _run_number = itertools.count(int(time.time() * 1000) % 0x80000000)
 
 
+def unique() -> bytes:
+    """What stands for UNIQUE in one run."""
+    return b"%08x" % next(_run_number)
+
+
 # --- Steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -442,7 +447,7 @@ class _Run:
         self.deadline = deadline
         self.probe_close = probe_close
         self.connections: dict[str, Connection] = {}
-        self.unique = b"%08x" % next(_run_number)
+        self.unique = unique()
 
     def play(self, case: Case) -> None:
         try:

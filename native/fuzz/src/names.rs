@@ -101,7 +101,7 @@ fn matches_alike(pattern: &[u8], subject: &[u8]) {
     };
     let canonical = |name| written(|out| write_canonical(name, out));
     let (pattern, subject) = (canonical(pattern), canonical(subject));
-    let hidden = topic.starts_with(b"$") && matches!(filter[0], b'+' | b'#');
+    let hidden = topic.starts_with(b"$") && matches!(filter.first(), Some(b'+' | b'#'));
     let of_parent = pattern
         .strip_suffix(b".>")
         .is_some_and(|parent| subject_matches(parent, &subject));
