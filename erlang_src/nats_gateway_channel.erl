@@ -16,6 +16,7 @@
 -export([unsent/1]).
 -export([is_connected/1]).
 -export([is_verifying/1]).
+-export([leave/1]).
 -export([deadline/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
@@ -85,9 +86,11 @@
     | {connect, login_kind()}
     | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
+    | subscribe_again
     | barrier
     %% before the operation that comes first
     | fence
+    | ready
     | {finish, stop_reason()}.
 
 %% What the channel itself says of a publish, before the host is asked. A request to a name that only
@@ -123,6 +126,8 @@
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
     waiting = none :: waiting(),
+    %% nobody sees any more what is done for it
+    gone = false :: boolean(),
     todo = [] :: [input()],
     %% since the last barrier; and whether nothing has come since that could be on its way
     published = false :: boolean(),
@@ -249,6 +254,16 @@ unsent(#channel{unsent = Unsent}) -> Unsent.
 -spec is_connected(channel()) -> boolean().
 is_connected(#channel{phase = Phase}) -> Phase =:= connected.
 
+%% The client has ended the connection, and the host takes its time with what it has sent before. What
+%% it has published still counts; nothing else that it asks for does.
+-spec leave(channel()) -> channel().
+leave(Channel = #channel{waiting = Waiting}) when
+    Waiting =:= none; element(1, Waiting) =:= login; element(1, Waiting) =:= connect
+->
+    Channel;
+leave(Channel) ->
+    Channel#channel{gone = true}.
+
 %% When to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
 -spec deadline(channel()) -> infinity | integer().
 deadline(#channel{deadline = infinity}) -> infinity;
@@ -346,6 +361,7 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 %% -------------------------------------------------------------------------------------------
 %% Input of the client
 
+%% Whoever leaves the input alone while the channel is busy never makes a second list of it here.
 -spec handle_ops([input()], channel()) -> result().
 handle_ops(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
     run(Ops, [], Channel#channel{fenced = false});
@@ -372,9 +388,10 @@ run(Ops, Out, Channel = #channel{phase = new}) ->
     login(implicit, Ops, Out, Channel);
 run([{pub, ?USER_INFO, _, ReplyTo, _, _, _} = Pub | Rest], Out, Channel) when is_binary(ReplyTo) ->
     user_info(Pub, Rest, Out, Channel);
-run([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
-    {Pubs, Rest} = take_publishes(Ops, []),
-    publish(Pubs, Rest, Out, Channel);
+run([Op | Rest], Out, Channel = #channel{gone = true}) when
+    not is_tuple(Op); element(1, Op) =/= pub
+->
+    run(Rest, Out, Channel);
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(own, HostState) of
         {ok, NHostState} ->
@@ -384,7 +401,16 @@ run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState})
     end;
 run([pong | Rest], Out, Channel) ->
     run(Rest, Out, Channel);
-run([Op | Rest] = Ops, Out, Channel) ->
+run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:ready(HostState) of
+        ok -> take(Ops, Out, Channel);
+        {wait, NHostState} -> wait(ready, Ops, Out, Channel#channel{host_state = NHostState})
+    end.
+
+take([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
+    {Pubs, Rest} = take_publishes(Ops, []),
+    publish(Pubs, Rest, Out, Channel);
+take([Op | Rest] = Ops, Out, Channel) ->
     case comes_after(Op, Channel) of
         nothing -> change(Op, Rest, Out, Channel);
         What -> fence(What, Ops, Out, Channel)
@@ -684,6 +710,8 @@ max_payload(#{max_payload_size := OfServer}, Channel) ->
     min(OfServer, min(OfLogin, OfHost)).
 
 %% After another login, or with another no-local option.
+subscribe_again(Rest, Out, Channel = #channel{gone = true}) ->
+    run(Rest, Out, Channel);
 subscribe_again(Rest, Out, Channel) ->
     {Denied, NChannel = #channel{subscriptions = Subs}} = permit_again(Channel),
     case nats_gateway_subscriptions:count(Subs) > max_subscriptions(NChannel) of
@@ -691,7 +719,7 @@ subscribe_again(Rest, Out, Channel) ->
             stop(maximum_subscriptions_exceeded, [Out | Denied], NChannel);
         false ->
             Keys = nats_gateway_subscriptions:keys(Subs),
-            subscribe_again(Keys, Rest, [Out | Denied], NChannel)
+            subscribe_keys(Keys, Rest, [Out | Denied], NChannel)
     end.
 
 %% Atoms are greater than numbers.
@@ -720,17 +748,18 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
         nats_gateway_subscriptions:list(Subs)
     ).
 
-subscribe_again([], Rest, Out, Channel) ->
+subscribe_keys([], Rest, Out, Channel) ->
     run(Rest, Out, Channel);
-subscribe_again([Key | Keys], Rest, Out, Channel = #channel{host = Host, host_state = HostState}) ->
-    case Host:subscribe(Key, subscribe_options(false, Channel), HostState) of
-        {ok, NHostState} ->
-            subscribe_again(Keys, Rest, Out, Channel#channel{host_state = NHostState});
+subscribe_keys(Keys, Rest, Out, Channel) ->
+    #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
+    case Host:subscribe_again(Keys, subscribe_options(Verbose, Channel), HostState) of
+        {ok, Refusals, NHostState} ->
+            {Refused, NChannel} = reject_all(Refusals, Channel#channel{host_state = NHostState}),
+            run(Rest, [Out | Refused], NChannel);
+        {wait, NHostState} ->
+            wait(subscribe_again, Rest, Out, Channel#channel{host_state = NHostState});
         {stop, Reason, NHostState} ->
-            stop(Reason, Out, Channel#channel{host_state = NHostState});
-        {Refusal, NHostState} ->
-            {Refused, NChannel} = reject(Key, Refusal, Channel#channel{host_state = NHostState}),
-            subscribe_again(Keys, Rest, [Out | Refused], NChannel)
+            stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -781,7 +810,7 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     Published = Channel#channel{published = true, fenced = false, latest = undefined},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
-            NChannel = rejected(Rejections, Published#channel{host_state = NHostState}),
+            NChannel = Published#channel{host_state = NHostState},
             run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
         {wait, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
@@ -822,12 +851,6 @@ is_reserved_reply(<<"_R_.", _/binary>>) -> true;
 is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
 is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
 is_reserved_reply(_) -> false.
-
-%% Whoever asks nobody once may do so often.
-rejected([], Channel) ->
-    Channel;
-rejected(_, Channel = #channel{subscriptions = Subs}) ->
-    Channel#channel{subscriptions = nats_gateway_subscriptions:expect_replies(Subs)}.
 
 %% What the client is told of a batch, in its order.
 answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
@@ -877,10 +900,8 @@ publish_denied(Subject) ->
     violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
-no_responders(ReplyTo, #channel{no_responders = true, subscriptions = Subs}) when
-    is_binary(ReplyTo)
-->
-    case nats_gateway_subscriptions:plain_sid(ReplyTo, Subs) of
+no_responders(ReplyTo, Channel = #channel{no_responders = true}) when is_binary(ReplyTo) ->
+    case plain_sid(nats_gateway_nif:topic(ReplyTo, mountpoint(Channel)), Channel) of
         undefined ->
             [];
         Sid ->
@@ -889,15 +910,21 @@ no_responders(ReplyTo, #channel{no_responders = true, subscriptions = Subs}) whe
 no_responders(_, _) ->
     [].
 
+%% A reply subject that is no topic of its own is nothing that anybody subscribes to.
+plain_sid(ReplyTopic, #channel{subscriptions = Subs}) when is_binary(ReplyTopic) ->
+    nats_gateway_subscriptions:plain_sid(ReplyTopic, Subs);
+plain_sid(_, _) ->
+    undefined.
+
 %% The answer goes to the requester alone, and never to the broker, whose names it would need.
 user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
-    {pub, _, _, ReplyTo, ReplyTopic, _, _} = Pub,
+    {pub, _, _, _, ReplyTopic, _, _} = Pub,
     {Verdict, Permissions} = permit_publish(Pub, fun reply_verdict/1, Old#channel.permissions),
     Channel = Old#channel{received = Received + 1, permissions = Permissions},
     NOut = [Out | answer(Pub, Verdict, Channel)],
     #channel{subscriptions = Subs, config = Config} = Channel,
-    case Verdict =:= pass andalso nats_gateway_subscriptions:plain_sid(ReplyTo, Subs) of
-        Sid when is_binary(Sid), is_binary(ReplyTopic) ->
+    case Verdict =:= pass andalso plain_sid(ReplyTopic, Channel) of
+        Sid when is_binary(Sid) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
             Info = nats_gateway_system:user_info(user(Channel), Config),
             Answer = {Key, ReplyTopic, undefined, undefined, Info, undefined},
@@ -1022,6 +1049,9 @@ reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
      || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
     {Refused, Channel#channel{subscriptions = NSubs}}.
+
+reject_all(Refusals, Channel) ->
+    lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
 
 %% As nats-server where it has such a limit: `max_sub_tokens' and `max_subscriptions'.
 subscribe_refused(denied, Subject, QueueGroup) ->
@@ -1157,13 +1187,17 @@ event(resume, Out, Channel) ->
 event({undeliverable, Count}, Out, Channel = #channel{unroutable = Unroutable}) ->
     {ok, Out, Channel#channel{unroutable = Unroutable + Count}};
 event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
-    NChannel = rejected(Rejections, Channel),
-    resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
+    resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
 event({subscribed, ok}, Out, Channel = #channel{waiting = {subscribe, _}}) ->
     resume(acknowledge(Out, Channel), Channel);
 event({subscribed, Refusal}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
     resume([Out | Refused], NChannel);
+event({subscribed_again, Refusals}, Out, Channel = #channel{waiting = subscribe_again}) ->
+    {Refused, NChannel} = reject_all(Refusals, Channel),
+    resume([Out | Refused], NChannel);
+event(ready, Out, Channel = #channel{waiting = ready}) ->
+    resume(Out, Channel);
 event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume(fun pong/3, Out, Channel);
 event(barrier, Out, Channel = #channel{waiting = fence}) ->
@@ -1177,9 +1211,8 @@ event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, t
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
     stop(Reason, Out, Channel);
-event({publish_rejected, _, ReplyTo, no_responders} = Event, Out, Channel) ->
-    NChannel = rejected([Event], Channel),
-    {ok, [Out | no_responders(ReplyTo, NChannel)], NChannel};
+event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
+    {ok, [Out | no_responders(ReplyTo, Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | publish_denied(Subject)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->

@@ -160,8 +160,7 @@ await({Pid, Monitor}) ->
 
 reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout}) ->
     Tls =:= none orelse readable(Tls),
-    Options = #{send_timeout => Timeout},
-    case nats_gateway_transport:connect({Host, Port}, Tls, Options, Timeout) of
+    case nats_gateway_transport:connect({Host, Port}, Tls, Timeout) of
         {ok, Socket} ->
             nats_gateway_transport:close(Socket);
         {error, {options, Option}} ->

@@ -105,6 +105,7 @@
     | busy
     | behind
     | mute
+    | left
     | streams.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
@@ -138,6 +139,8 @@
 %% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
 %% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
 -define(MUTE_MS, 5000).
+%% A socket whose input waits for the host does not tell when the client has gone: it is asked.
+-define(LEFT_MS, 400).
 %% What a message in the mailbox counts besides its bytes.
 -define(MESSAGE_OVERHEAD, 256).
 %% Times that a client is found stuck within its send timeout.
@@ -554,7 +557,7 @@ ended(_, State) -> State.
 %% Decode what is there, unless more is needed or the host is being waited for.
 decode(State = #state{buffered = Buffered, need = Need, channel = Channel}) ->
     case nats_gateway_channel:busy(Channel) of
-        true -> {noreply, State};
+        true -> paused(State);
         false when Buffered < Need; Buffered =:= 0 -> fetch(State);
         false -> decode(join(State#state.chunks), [], State)
     end.
@@ -610,7 +613,7 @@ continue(Stop) -> Stop.
 
 reactivate(State = #state{ended = Ended, channel = Channel}) when Ended =/= false ->
     case nats_gateway_channel:busy(Channel) of
-        true -> {noreply, State};
+        true -> paused(State);
         false -> result(nats_gateway_channel:handle_ops([Ended], Channel), State)
     end;
 reactivate(State = #state{passive = false}) ->
@@ -618,7 +621,7 @@ reactivate(State = #state{passive = false}) ->
 reactivate(State = #state{socket = Socket, channel = Channel}) ->
     case nats_gateway_channel:busy(Channel) of
         true ->
-            {noreply, State};
+            paused(State);
         false ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {noreply, State#state{passive = false}};
@@ -626,6 +629,14 @@ reactivate(State = #state{socket = Socket, channel = Channel}) ->
                 {error, _} -> gone(State)
             end
     end.
+
+%% The input waits for the host. If nobody is there any more, little of it is worth the work.
+paused(State = #state{passive = Passive, ended = Ended, timers = Timers}) when
+    Passive orelse Ended =/= false, not is_map_key(left, Timers)
+->
+    {noreply, start_timer(left, ?LEFT_MS, State)};
+paused(State) ->
+    {noreply, State}.
 
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
@@ -856,6 +867,16 @@ timeout(mute, State = #state{heard = Heard, channel = Channel}) ->
     case Heard orelse nats_gateway_channel:busy(Channel) of
         true -> {noreply, start_timer(mute, ?MUTE_MS, State#state{heard = false})};
         false -> {stop, {shutdown, client_closed}, State}
+    end;
+timeout(left, State = #state{channel = Channel, socket = Socket, ended = Ended}) ->
+    case nats_gateway_channel:busy(Channel) of
+        false ->
+            {noreply, State};
+        true ->
+            case Ended =/= false orelse nats_gateway_transport:has_left(Socket) of
+                true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});
+                false -> paused(State)
+            end
     end;
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};

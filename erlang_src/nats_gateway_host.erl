@@ -4,6 +4,12 @@
 %% in flight: a callback that answers `{wait, State}' is completed later by the matching event
 %% from `handle_info/2', and until then the channel makes no further request (deliveries and
 %% rejections may arrive at any time).
+%%
+%% No callback waits for a slow broker, and none works for long: the client's end, its timers and
+%% what others ask of it have to be seen meanwhile. A host that is behind keeps the work that is left,
+%% and says so in `ready/1', which the channel asks before each PUB (a run of them is one), SUB and
+%% UNSUB. As long as it is to wait, the connection takes no input: it stays in the socket, and holds
+%% the client back. So what a host keeps is its own bound and one operation more.
 -module(nats_gateway_host).
 
 -export_type([client/0, identity/0, key/0, delivery/0, rejection/0, refusal/0]).
@@ -74,6 +80,8 @@
     | {refused, close_reason()}
     | {published, [{Index :: pos_integer(), rejection()}]}
     | {subscribed, ok | refusal()}
+    | {subscribed_again, [{key(), refusal()}]}
+    | ready
     | barrier
     %% what became of requests that were answered `ok' before the broker had decided
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
@@ -108,6 +116,9 @@
 -callback connect(client()) ->
     {ok, session(), State :: term()} | {wait, State :: term()} | {error, close_reason()}.
 
+%% Whether the host takes another operation now; `{wait, State}' is completed by `ready'.
+-callback ready(State) -> ok | {wait, State} when State :: term().
+
 %% Hand messages to the broker in order. Topic `invalid' goes to nobody.
 %% `confirm': the client is told of each message (verbose), so every rejection must be known when
 %% this completes; QoS 1. Otherwise QoS 0, and rejections may follow as events.
@@ -123,6 +134,16 @@ when
 -callback subscribe(key(), Options, State) ->
     {ok, State}
     | {refusal(), State}
+    | {wait, State}
+    | {stop, close_reason() | permission_denied, State}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
+
+%% All keys of this client at once: those that are subscribed get other options, where these mean
+%% anything for them, and after another login all are subscribed. Complete when the broker has
+%% decided, with those that it has refused.
+-callback subscribe_again([key()], Options, State) ->
+    {ok, [{key(), refusal()}], State}
     | {wait, State}
     | {stop, close_reason() | permission_denied, State}
 when

@@ -14,7 +14,9 @@
 
 -export([connect/1]).
 -export([publish/3]).
+-export([ready/1]).
 -export([subscribe/3]).
+-export([subscribe_again/3]).
 -export([unsubscribe/2]).
 -export([decline/2]).
 -export([barrier/2]).
@@ -107,6 +109,14 @@
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     %% what was authorized, when, and after which drain of EMQX's caches
     decisions = #{} :: #{decision_key() => {allow | deny, At :: integer(), Drained :: integer()}},
+    %% microseconds that subscriptions have taken since the mailbox was looked at
+    spent = 0 :: non_neg_integer(),
+    %% what is to be subscribed again, and what was refused
+    again = none ::
+        none
+        | {[nats_gateway_host:key()], #{atom() => boolean()}, [
+            {nats_gateway_host:key(), nats_gateway_host:refusal()}
+        ]},
     %% as of the last report
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer()
@@ -137,6 +147,9 @@
 -define(HEADER_BLOCK, nats_gateway_header_block).
 -define(REPLY_TO, reply_to).
 -define(NATS_HEADERS, nats_headers).
+
+%% Access control and hooks may take any time, and in the mailbox may be the client's end.
+-define(MAX_SPENT_US, 10000).
 
 %% Deliveries that are taken from the mailbox at once.
 -define(MAX_DELIVERIES, 1000).
@@ -586,7 +599,9 @@ with_content_type(ContentType, Properties) -> Properties#{'Content-Type' => Cont
     {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
 when
     Options :: #{confirm := boolean(), no_local := boolean()}.
-subscribe(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
+
+ask(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
     case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
         allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
@@ -653,10 +668,71 @@ subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = R
 
 broker_key({Share, _}, Topic) -> {Share, emqx_topic:get_shared_real_topic(Topic)}.
 
+%% Adds to what was spent, in the host that the result ends with.
+timed(Fun) ->
+    Started = erlang:monotonic_time(microsecond),
+    Result = Fun(),
+    Host = #host{spent = Spent} = element(tuple_size(Result), Result),
+    Took = erlang:monotonic_time(microsecond) - Started,
+    setelement(tuple_size(Result), Result, Host#host{spent = Spent + Took}).
+
+-spec ready(host()) -> ok | {wait, host()}.
+ready(#host{spent = Spent}) when Spent < ?MAX_SPENT_US ->
+    ok;
+ready(Host) ->
+    self() ! {?MODULE, ready},
+    {wait, Host}.
+
+-spec subscribe_again([nats_gateway_host:key()], Options, host()) ->
+    {ok, [{nats_gateway_host:key(), nats_gateway_host:refusal()}], host()}
+    | {wait, host()}
+    | {stop, permission_denied, host()}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}.
+subscribe_again(Keys, Options, Host) -> again(Keys, Options, [], Host).
+
+again([], _, Refused, Host) ->
+    {ok, Refused, Host#host{again = none}};
+again(Keys, Options, Refused, Host = #host{spent = Spent}) when Spent >= ?MAX_SPENT_US ->
+    self() ! {?MODULE, again},
+    {wait, Host#host{again = {Keys, Options, Refused}}};
+again([Key | Keys], Options, Refused, Host) ->
+    case timed(fun() -> change(Key, Options, Host) end) of
+        {ok, NHost} -> again(Keys, Options, Refused, NHost);
+        {denied, NHost} -> again(Keys, Options, [{Key, denied} | Refused], NHost);
+        Stop -> Stop
+    end.
+
+%% What is subscribed was allowed, and stays the same subscription: the broker is told of its options.
+change(Key = {Share, _}, Options = #{no_local := NoLocal}, Host = #host{subs = Subs}) ->
+    case Subs of
+        #{Key := #sub{topic = Topic, options = OldOptions, no_local = OldNoLocal}} when
+            NoLocal =/= OldNoLocal
+        ->
+            NOptions = OldOptions#{nl => no_local(NoLocal, Share)},
+            NOptions =:= OldOptions orelse
+                emqx_broker:subscribe(Topic, subscription_id(Host), NOptions),
+            {ok, subscribed(Key, Topic, NOptions, NoLocal, Host)};
+        #{Key := _} ->
+            {ok, Host};
+        #{} ->
+            ask(Key, Options, Host)
+    end.
+
 %% What has been delivered to this process by now is still the client's: in a shared group nobody
 %% else gets it. It comes before a message that the process sends itself.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
-unsubscribe(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
+unsubscribe(Key, Host = #host{again = {Keys, Options, Refused}}) ->
+    %% A message has ended it before its turn.
+    leave(Key, Host#host{again = {lists:delete(Key, Keys), Options, Refused}});
+unsubscribe(Key, Host) ->
+    leave(Key, Host).
+
+leave(Key, Host) ->
+    {NHost} = timed(fun() -> {left(Key, Host)} end),
+    NHost.
+
+left(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
     #host{conninfo = ConnInfo, context = Context} = Host,
     case maps:take(Key, Subs) of
         {Sub = #sub{topic = Topic, options = Options}, NSubs} ->
@@ -722,6 +798,14 @@ handle_info({?MODULE, early}, Host) ->
     handle_messages([], Host);
 handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
+handle_info({?MODULE, ready}, Host) ->
+    {[ready], Host#host{spent = 0}};
+handle_info({?MODULE, again}, Host = #host{again = {Keys, Options, Refused}}) ->
+    case again(Keys, Options, Refused, Host#host{spent = 0}) of
+        {ok, NRefused, NHost} -> {[{subscribed_again, NRefused}], NHost};
+        {wait, NHost} -> {[], NHost};
+        {stop, Reason, NHost} -> {[{close, Reason}], NHost}
+    end;
 handle_info({?MODULE, joined, Key}, Host) ->
     {[{joined, Key}], Host};
 handle_info({?MODULE, unsubscribed, Key}, Host) ->

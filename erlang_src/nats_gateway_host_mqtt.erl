@@ -21,7 +21,9 @@
 -export([prepare/1]).
 -export([connect/1]).
 -export([publish/3]).
+-export([ready/1]).
 -export([subscribe/3]).
+-export([subscribe_again/3]).
 -export([unsubscribe/2]).
 -export([barrier/2]).
 -export([handle_info/2]).
@@ -35,7 +37,7 @@
 -type request() ::
     {confirm, Index :: pos_integer(), NoResponders :: boolean()}
     | {request, Subject :: binary(), ReplyTo :: binary()}
-    | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean()}
+    | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean() | again}
     | {unsubscribe, nats_gateway_host:key(), Id :: pos_integer()}
     %% it is subscribed anew right after
     | resubscribe.
@@ -43,12 +45,23 @@
 %% A packet whose identifier is given when it is sent.
 -type item() :: {nats_gateway_mqtt_nif:packet(), request() | none}.
 
+%% Subscriptions that are made again: those to come, the answers that are missing, those refused.
+-record(again, {
+    keys :: [nats_gateway_host:key()],
+    options :: #{confirm := boolean(), no_local := boolean()},
+    asked = 0 :: non_neg_integer(),
+    refused = [] :: [{nats_gateway_host:key(), nats_gateway_host:refusal()}]
+}).
+
 -type waiting() ::
     none
     | {confirm, Left :: pos_integer(), [{pos_integer(), nats_gateway_host:rejection()}]}
-    %% until the queue is empty
-    | {drain, [{pos_integer(), nats_gateway_host:rejection()}]}
+    %% until the broker has taken more of what it was given
+    | ready
     | subscribe
+    | #again{}
+    %% until the queue is empty
+    | barrier
     %% until that many PINGRESP have come and no answer is missing
     | {barrier, Pings :: pos_integer()}.
 
@@ -92,7 +105,10 @@
     %% requests without an answer, and what waits behind the broker's Receive Maximum
     requests = #{} :: #{1..65535 => request()},
     next_packet_id = 1 :: 1..65535,
-    queue = [] :: [item()],
+    queue = queue:new() :: queue:queue(item()),
+    %% in the socket
+    backlog = nats_gateway_backlog:new() :: nats_gateway_backlog:backlog(),
+    looking = false :: false | reference(),
     waiting = none :: waiting(),
     %% subscriptions by key and by identifier
     keys = #{} :: #{nats_gateway_host:key() => pos_integer()},
@@ -156,8 +172,15 @@
 %% Bytes of a topic in the log.
 -define(LOGGED_TOPIC, 128).
 
-%% Of 65535 packet identifiers, so that a free one is soon found.
--define(MAX_REQUESTS, 65000).
+%% Of 65535 packet identifiers: so that a free one is soon found, so that a broker's answers to all of
+%% them come soon, and so that they are encoded within the time of one NIF call.
+-define(MAX_REQUESTS, 4096).
+%% What may wait in the socket before the client's input does. A broker that reads takes it between two
+%% looks.
+-define(MAX_BACKLOG, 1048576).
+%% Between two looks at the socket: while the client waits for it, and to see whether it moves at all.
+-define(LOOK_SOON_MS, 5).
+-define(LOOK_MS, 1000).
 %% Of 2^28 - 1.
 -define(MAX_ID, 268435455).
 -define(MAX_STRING, 65535).
@@ -365,6 +388,28 @@ render(Template, Vars) ->
 %% -------------------------------------------------------------------------------------------
 %% Publish
 
+%% Behind is a broker that has not answered so many requests that others wait, or that does not read.
+-spec ready(host()) -> ok | {wait, host()}.
+ready(Host = #host{backlog = Backlog}) ->
+    case is_ready(?MAX_BACKLOG, Host) of
+        true ->
+            ok;
+        false ->
+            Waiting = Host#host{waiting = ready},
+            case nats_gateway_backlog:bytes(Backlog) > ?MAX_BACKLOG of
+                true -> {wait, look_in(?LOOK_SOON_MS, Waiting)};
+                false -> {wait, Waiting}
+            end
+    end.
+
+is_ready(MaxBacklog, #host{queue = Queue, backlog = Backlog, phase = Phase}) ->
+    Phase =:= closed orelse
+        (queue:is_empty(Queue) andalso nats_gateway_backlog:bytes(Backlog) =< MaxBacklog).
+
+%% After that there is room for many: not for one more with each answer.
+is_ready_again(Host = #host{requests = Requests}) ->
+    map_size(Requests) =< ?MAX_REQUESTS div 2 andalso is_ready(?MAX_BACKLOG div 2, Host).
+
 -spec publish([nats_gateway_nif:publish()], Options, host()) ->
     {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
     | {wait, host()}
@@ -384,10 +429,9 @@ publish(Pubs, Options, Host) ->
 publish(Pubs, Options = #{confirm := Confirm}, Strings, Host) ->
     {Items, Rejections, NHost} = items(Pubs, 1, Options, Strings, Host, [], []),
     case dispatch_suspects(publish, Items, NHost) of
-        {ok, Sent = #host{queue = Queue}} ->
+        {ok, Sent} ->
             case confirmations(Confirm, Items) of
-                0 when Queue =:= [] -> {ok, Rejections, Sent};
-                0 -> {wait, Sent#host{waiting = {drain, Rejections}}};
+                0 -> {ok, Rejections, Sent};
                 Left -> {wait, Sent#host{waiting = {confirm, Left, Rejections}}}
             end;
         {lost, Lost} ->
@@ -597,7 +641,18 @@ subscribe(Key, Options, Host) ->
         Refusal -> {Refusal, Host}
     end.
 
-ask(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+ask(Key, Options = #{confirm := Confirm}, Host) ->
+    {Packet, Id, NHost} = subscription(Key, Options, Host),
+    try dispatch_suspects(subscribe, [{Packet, {subscribe, Key, Id, Confirm}}], NHost) of
+        {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
+        {ok, Sent} -> {ok, Sent};
+        {lost, Lost} -> {stop, upstream_lost, Lost}
+    catch
+        %% No filter that could be sent.
+        error:badarg -> {denied, Host}
+    end.
+
+subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
     {Id, NHost} = subscription_id(Key, Host),
     QoS =
         case Confirm of
@@ -613,15 +668,45 @@ ask(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
             true -> Id;
             false -> undefined
         end,
-    Packet = {subscribe, undefined, Announced, [Filter]},
-    Subscribe = {Packet, {subscribe, Key, Id, Confirm}},
-    try dispatch_suspects(subscribe, instead(Key, Host, [Subscribe]), NHost) of
-        {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
-        {ok, Sent} -> {ok, Sent};
-        {lost, Lost} -> {stop, upstream_lost, Lost}
-    catch
-        %% No filter that could be sent.
-        error:badarg -> {denied, Host}
+    {{subscribe, undefined, Announced, [Filter]}, Id, NHost}.
+
+-spec subscribe_again([nats_gateway_host:key()], Options, host()) ->
+    {ok, [{nats_gateway_host:key(), nats_gateway_host:refusal()}], host()}
+    | {wait, host()}
+    | {stop, upstream_lost, host()}
+when
+    Options :: #{confirm := boolean(), no_local := boolean()}.
+subscribe_again(_, _, Host = #host{phase = closed}) ->
+    {stop, upstream_lost, Host};
+subscribe_again(Keys, Options, Host) ->
+    case again(#again{keys = Keys, options = Options}, Host) of
+        {ok, NHost = #host{waiting = #again{keys = [], asked = 0, refused = Refused}}} ->
+            {ok, Refused, NHost#host{waiting = none}};
+        {ok, NHost} ->
+            {wait, NHost};
+        {lost, Lost} ->
+            {stop, upstream_lost, Lost}
+    end.
+
+%% No more at once than the broker may leave without an answer.
+again(Again = #again{keys = Keys}, Host) ->
+    {Now, Later} = lists:split(min(?MAX_REQUESTS div 2, length(Keys)), Keys),
+    {Items, NAgain, NHost} = lists:foldl(fun ask_again/2, {[], Again#again{keys = Later}, Host}, Now),
+    dispatch_suspects(subscribe, lists:reverse(Items), NHost#host{waiting = NAgain}).
+
+%% A shared subscription has no option that could change.
+ask_again(Key = {Share, _}, {Items, Again, Host = #host{keys = Keys}}) when
+    Share =/= undefined, is_map_key(Key, Keys)
+->
+    {Items, Again, Host};
+ask_again(Key, {Items, Again = #again{options = Options, asked = Asked, refused = Refused}, Host}) ->
+    case available(Key, Host) of
+        ok ->
+            {Packet, Id, NHost} = subscription(Key, Options, Host),
+            Subscribe = {Packet, {subscribe, Key, Id, again}},
+            {[Subscribe | instead(Key, Host, Items)], Again#again{asked = Asked + 1}, NHost};
+        Refusal ->
+            {Items, Again#again{refused = [{Key, Refusal} | Refused]}, Host}
     end.
 
 %% To ask all the same would end the connection.
@@ -674,7 +759,15 @@ subscription_id(Key, Host = #host{keys = Keys, ids = Ids, next_id = Next}) ->
 
 %% The identifier is known until the broker confirms: what it has sent before is still delivered.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
-unsubscribe(Key, Host = #host{keys = Keys}) ->
+unsubscribe(_, Host = #host{phase = closed}) ->
+    Host;
+unsubscribe(Key, Host = #host{waiting = Again = #again{keys = Later}}) ->
+    %% A message has ended it before its turn.
+    leave(Key, Host#host{waiting = Again#again{keys = lists:delete(Key, Later)}});
+unsubscribe(Key, Host) ->
+    leave(Key, Host).
+
+leave(Key, Host = #host{keys = Keys}) ->
     case maps:take(Key, Keys) of
         {Id, NKeys} ->
             case dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{keys = NKeys}) of
@@ -700,12 +793,21 @@ barrier(_, Host = #host{phase = closed}) ->
     {wait, Host};
 barrier(own, Host = #host{unflushed = false, requests = Requests}) when map_size(Requests) =:= 0 ->
     {ok, Host};
-barrier(_, Host) ->
+barrier(_, Host = #host{queue = Queue}) ->
+    case queue:is_empty(Queue) of
+        true ->
+            case fence(Host) of
+                {ok, NHost} -> {wait, NHost};
+                {lost, Lost} -> {wait, tell(Lost)}
+            end;
+        false ->
+            {wait, Host#host{waiting = barrier}}
+    end.
+
+fence(Host) ->
     case ping(Host#host{unflushed = false}) of
-        {ok, NHost = #host{pings_sent = Pings}} ->
-            {wait, NHost#host{waiting = {barrier, Pings}}};
-        {lost, Lost} ->
-            {wait, tell(Lost)}
+        {ok, NHost = #host{pings_sent = Pings}} -> {ok, NHost#host{waiting = {barrier, Pings}}};
+        {lost, Lost} -> {lost, Lost}
     end.
 
 ping(Host = #host{pings_sent = Pings}) ->
@@ -725,7 +827,7 @@ dispatch_suspects(Kind, Items, Host = #host{suspects = Suspects}) ->
 
 suspects(Suspects, _, []) -> Suspects;
 suspects(none, publish, [{Packet, _}]) -> {one, suspect(publish, Packet)};
-suspects(none, subscribe, Items) -> {one, suspect(subscribe, packet(lists:last(Items)))};
+suspects(none, subscribe, [{Packet, _}]) -> {one, suspect(subscribe, Packet)};
 suspects(_, _, _) -> many.
 
 suspect(Kind, Packet) ->
@@ -750,16 +852,19 @@ watch(_, [], Host) ->
 watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, Marks}}) ->
     Suspect = {Packet, _} = suspect(Kind, packet(Item)),
     case dispatch([Item], Host) of
-        {ok, Sent = #host{queue = []}} when not is_map_key(Packet, Cleared) ->
-            case ping(Sent) of
-                {ok, Marked = #host{pings_sent = Pings}} ->
-                    NMarks = Marks ++ [{Pings, Suspect}],
-                    watch(Kind, Items, Marked#host{suspects = {watched, Cleared, NMarks}});
-                {lost, Lost} ->
-                    {lost, Lost}
+        {ok, Sent = #host{queue = Queue}} ->
+            case is_map_key(Packet, Cleared) orelse not queue:is_empty(Queue) of
+                true ->
+                    watch(Kind, Items, Sent);
+                false ->
+                    case ping(Sent) of
+                        {ok, Marked = #host{pings_sent = Pings}} ->
+                            NMarks = Marks ++ [{Pings, Suspect}],
+                            watch(Kind, Items, Marked#host{suspects = {watched, Cleared, NMarks}});
+                        {lost, Lost} ->
+                            {lost, Lost}
+                    end
             end;
-        {ok, Sent} ->
-            watch(Kind, Items, Sent);
         {lost, Lost} ->
             {lost, Lost}
     end;
@@ -795,13 +900,16 @@ report_hangup(Evidence, Host = #host{suspects = Suspects, hangups_key = Key, ups
 %% Sending
 
 %% In order: what follows something that has to wait, waits too.
-dispatch(Items, Host = #host{queue = []}) ->
-    {Packets, Rest, NHost} = take(Items, [], Host),
-    ok = check(Rest),
-    transmit(Packets, NHost#host{queue = Rest});
 dispatch(Items, Host = #host{queue = Queue}) ->
-    ok = check(Items),
-    {ok, Host#host{queue = Queue ++ Items}}.
+    case queue:is_empty(Queue) of
+        true ->
+            {Packets, Rest, NHost} = take(Items, [], Host),
+            ok = check(Rest),
+            transmit(Packets, NHost#host{queue = queue:from_list(Rest)});
+        false ->
+            ok = check(Items),
+            {ok, Host#host{queue = lists:foldl(fun queue:in/2, Queue, Items)}}
+    end.
 
 %% What is queued must not be found to be impossible later.
 check([]) ->
@@ -823,6 +931,18 @@ take([{Packet, Request} | Rest] = Items, Packets, Host) ->
     end;
 take([], Packets, Host) ->
     {Packets, [], Host}.
+
+%% The same of the queue.
+take_queued(Packets, Host = #host{queue = Queue}) ->
+    case queue:out(Queue) of
+        {{value, Item}, Rest} ->
+            case take([Item], Packets, Host) of
+                {NPackets, [], NHost} -> take_queued(NPackets, NHost#host{queue = Rest});
+                {Packets, [Item], Host} -> {Packets, Host}
+            end;
+        {empty, _} ->
+            {Packets, Host}
+    end.
 
 may_send(Request, #host{quota = Quota, requests = Requests}) ->
     map_size(Requests) < ?MAX_REQUESTS andalso (Quota > 0 orelse not is_publish(Request)).
@@ -857,10 +977,41 @@ transmit([], Host) ->
 transmit(Packets, Host) ->
     send(nats_gateway_mqtt_nif:encode(lists:reverse(Packets)), Host#host{unflushed = true}).
 
-send(Bytes, Host = #host{socket = Socket}) ->
-    case nats_gateway_transport:send(Socket, Bytes) of
-        ok -> {ok, Host#host{sent = true}};
+send(Bytes, Host = #host{socket = Socket, backlog = Backlog}) ->
+    Sent =
+        case nats_gateway_transport:send(Socket, Bytes) of
+            ok -> nats_gateway_backlog:sent(iolist_size(Bytes), Socket, Backlog);
+            Error -> Error
+        end,
+    case Sent of
+        {ok, NBacklog} -> {ok, look_later(Host#host{sent = true, backlog = NBacklog})};
         {error, _} -> {lost, close(report_hangup(closed, Host))}
+    end.
+
+%% A socket does not say when what waits in it has left.
+look_later(Host = #host{looking = false, backlog = Backlog}) ->
+    case nats_gateway_backlog:bytes(Backlog) of
+        0 -> Host;
+        Bytes when Bytes > ?MAX_BACKLOG div 2 -> look_in(?LOOK_SOON_MS, Host);
+        _ -> look_in(?LOOK_MS, Host)
+    end;
+look_later(Host) ->
+    Host.
+
+look_in(Milliseconds, Host) ->
+    Look = make_ref(),
+    _ = erlang:send_after(Milliseconds, self(), {?MODULE, Look, look}),
+    Host#host{looking = Look}.
+
+look(Host = #host{socket = Socket, backlog = Backlog}) ->
+    case nats_gateway_backlog:look(Socket, Backlog) of
+        {ok, NBacklog} ->
+            complete(look_later(Host#host{looking = false, backlog = NBacklog}));
+        {error, timeout} ->
+            ?LOG_WARNING(#{msg => upstream_does_not_read}),
+            hung_up(Host);
+        {error, _} ->
+            hung_up(Host)
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -877,6 +1028,8 @@ handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}
     tick(Host);
 handle_info({?MODULE, Timer, lost}, Host = #host{timer = Timer}) when is_reference(Timer) ->
     {[{close, upstream_lost}], Host#host{timer = undefined}};
+handle_info({?MODULE, Look, look}, Host = #host{looking = Look}) ->
+    look(Host);
 handle_info({?MODULE, _, _}, _) ->
     ignore;
 handle_info(_, #host{socket = undefined}) ->
@@ -1340,11 +1493,18 @@ subscribed(Answer, Key, Id, Confirm, Events, Host = #host{keys = Keys}) ->
             false -> Host
         end,
     NEvents = joined(Current andalso Granted, Key, Events),
-    if
-        Confirm -> {[{subscribed, Answer} | NEvents], NHost#host{waiting = none}};
-        Current, not Granted -> {[{subscribe_rejected, Key, Answer} | NEvents], NHost};
-        true -> {NEvents, NHost}
-    end.
+    decided(Confirm, Answer, Current, Key, NEvents, NHost).
+
+decided(true, Answer, _, _, Events, Host) ->
+    {[{subscribed, Answer} | Events], Host#host{waiting = none}};
+decided(again, Answer, Current, Key, Events, Host = #host{waiting = Again}) ->
+    #again{asked = Asked, refused = Refused} = Again,
+    NRefused = [{Key, Answer} || Current, Answer =/= ok] ++ Refused,
+    {Events, Host#host{waiting = Again#again{asked = Asked - 1, refused = NRefused}}};
+decided(false, Answer, true, Key, Events, Host) when Answer =/= ok ->
+    {[{subscribe_rejected, Key, Answer} | Events], Host};
+decided(false, _, _, _, Events, Host) ->
+    {Events, Host}.
 
 joined(true, Key = {Share, _}, Events) when Share =/= undefined -> [{joined, Key} | Events];
 joined(_, _, Events) -> Events.
@@ -1356,19 +1516,9 @@ joined(_, _, Events) -> Events.
 %% broker's answers have made room for here.
 settle(Deliveries, Events, _, Host = #host{phase = closed}) ->
     {lists:reverse(run(Deliveries, Events)), Host};
-settle(Deliveries, Events, Acks, Host = #host{queue = Queue}) ->
+settle(Deliveries, Events, Acks, Host) ->
     NEvents = run(Deliveries, Events),
-    Flushed =
-        case Queue of
-            [] when Acks =:= [] ->
-                {ok, Host};
-            [] ->
-                send(nats_gateway_mqtt_nif:encode(lists:reverse(Acks)), Host);
-            _ ->
-                {Packets, Rest, NHost} = take(Queue, Acks, Host),
-                transmit(Packets, NHost#host{queue = Rest})
-        end,
-    case Flushed of
+    case flush(Acks, Host) of
         {ok, Open} ->
             {Completed, Done} = complete(Open),
             {lists:reverse(NEvents, Completed), Done};
@@ -1376,14 +1526,43 @@ settle(Deliveries, Events, Acks, Host = #host{queue = Queue}) ->
             {lists:reverse(NEvents, [{close, upstream_lost}]), Lost}
     end.
 
-complete(Host = #host{waiting = {drain, Rejections}, queue = []}) ->
-    {[{published, Rejections}], Host#host{waiting = none}};
-complete(Host = #host{waiting = {barrier, Pings}, requests = Requests, queue = []}) when
+flush(Acks, Host = #host{queue = Queue}) ->
+    case queue:is_empty(Queue) of
+        true when Acks =:= [] ->
+            {ok, Host};
+        true ->
+            send(nats_gateway_mqtt_nif:encode(lists:reverse(Acks)), Host);
+        false ->
+            {Packets, NHost} = take_queued(Acks, Host),
+            transmit(Packets, NHost)
+    end.
+
+%% What was waited for, if it is there.
+complete(Host = #host{waiting = none}) ->
+    {[], Host};
+complete(Host = #host{waiting = ready}) ->
+    case is_ready_again(Host) of
+        true -> {[ready], Host#host{waiting = none}};
+        false -> {[], Host}
+    end;
+complete(Host = #host{waiting = #again{keys = [], asked = 0, refused = Refused}}) ->
+    {[{subscribed_again, Refused}], Host#host{waiting = none}};
+complete(Host = #host{waiting = Again = #again{keys = [_ | _], asked = 0}}) ->
+    more(again(Again, Host));
+complete(Host = #host{waiting = barrier, queue = Queue}) ->
+    case queue:is_empty(Queue) of
+        true -> more(fence(Host));
+        false -> {[], Host}
+    end;
+complete(Host = #host{waiting = {barrier, Pings}, requests = Requests}) when
     map_size(Requests) =:= 0, Host#host.pings_answered >= Pings
 ->
     {[barrier], answered(Host#host{waiting = none})};
 complete(Host) ->
     {[], Host}.
+
+more({ok, Host}) -> complete(Host);
+more({lost, Lost}) -> {[{close, upstream_lost}], Lost}.
 
 %% All that was sent is done.
 answered(Host = #host{suspects = {watched, _, _}}) -> Host;
@@ -1478,7 +1657,8 @@ closed(Host) ->
         size = 0,
         skip = 0,
         requests = #{},
-        queue = [],
+        queue = queue:new(),
+        looking = false,
         waiting = none
     }.
 

@@ -18,7 +18,6 @@
 -export([reject/2]).
 -export([deliver/4]).
 -export([is_taken/3]).
--export([expect_replies/1]).
 -export([plain_sid/2]).
 -export([key/2]).
 -export([keys/1]).
@@ -77,7 +76,7 @@
 -record(group, {
     %% those that match one topic only, and the others
     literals = #{} :: #{key() => []},
-    wildcards = nats_gateway_filters:new(topic) :: nats_gateway_filters:filters(),
+    wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
     %% those that the broker does not know yet, or does not know any more perhaps
     joining = #{} :: #{key() => []},
     leaving = #{} :: #{key() => []},
@@ -95,17 +94,12 @@
 %% So many of a line may have left it, whatever its length.
 -define(MAX_LEFT, 16).
 
--record(replies, {
-    subjects = nats_gateway_filters:new(subject) :: nats_gateway_filters:filters(),
-    sids = #{} :: #{Subject :: binary() => #{sid() => []}}
-}).
-
 -record(subscriptions, {
     subs = #{} :: #{sid() => #sub{}},
     entries = #{} :: #{key() => #entry{}},
     groups = #{} :: #{ShareName :: binary() => #group{}},
-    %% plain ones by their subject, once a request has found no responder
-    replies = none :: none | #replies{}
+    %% filters of plain keys
+    wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters()
 }).
 
 -opaque subscriptions() :: #subscriptions{}.
@@ -133,17 +127,14 @@ add(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, entries = Ent
             Sub = sub(Subject, QueueGroup, Key, Delivered),
             {Known, S#subscriptions{
                 subs = Subs#{Sid => Sub},
-                entries = Entries#{Key := enter(Sid, Key, Entry)},
-                replies = with_reply(Sid, Sub, S#subscriptions.replies)
+                entries = Entries#{Key := enter(Sid, Key, Entry)}
             }};
         #{} ->
             Sub = sub(Subject, QueueGroup, Key, 0),
-            {new_key, S#subscriptions{
+            {new_key, join(Key, S#subscriptions{
                 subs = Subs#{Sid => Sub},
-                entries = Entries#{Key => enter(Sid, Key, entry(Key))},
-                groups = join_group(Key, S#subscriptions.groups),
-                replies = with_reply(Sid, Sub, S#subscriptions.replies)
-            }}
+                entries = Entries#{Key => enter(Sid, Key, entry(Key))}
+            })}
     end.
 
 sub(Subject, QueueGroup = undefined, Key, Delivered) ->
@@ -181,8 +172,8 @@ has_place({Sid, Place}, Sids) -> maps:get(Sid, Sids, none) =:= Place.
 -spec remove(sid(), subscriptions()) -> subscriptions().
 remove(Sid, S = #subscriptions{subs = Subs}) ->
     case Subs of
-        #{Sid := #sub{key = Key} = Sub} ->
-            NS = #subscriptions{entries = Entries} = forget(Sid, Sub, S),
+        #{Sid := #sub{key = Key}} ->
+            NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
             case Entries of
                 #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) =:= 0 ->
                     drop(Key, NS);
@@ -194,20 +185,19 @@ remove(Sid, S = #subscriptions{subs = Subs}) ->
     end.
 
 %% The key stays.
-forget(Sid, Sub = #sub{key = Key}, S = #subscriptions{subs = Subs, entries = Entries}) ->
+forget(Sid, Key, S = #subscriptions{subs = Subs, entries = Entries}) ->
     S#subscriptions{
         subs = maps:remove(Sid, Subs),
-        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))},
-        replies = without_reply(Sid, Sub, S#subscriptions.replies)
+        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))}
     }.
 
-drop(Key, S = #subscriptions{entries = Entries, groups = Groups}) ->
-    S#subscriptions{entries = maps:remove(Key, Entries), groups = leave_group(Key, Groups)}.
+drop(Key, S = #subscriptions{entries = Entries}) ->
+    part(Key, S#subscriptions{entries = maps:remove(Key, Entries)}).
 
 %% The sid is free at once. As the last of its key it still gets what comes before the broker has
 %% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
-leave(Sid, Sub = #sub{key = Key, max = Max}, S) ->
-    NS = #subscriptions{entries = Entries} = forget(Sid, Sub, S),
+leave(Sid, #sub{key = Key, max = Max}, S) ->
+    NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
     Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
     case Key of
         _ when map_size(Sids) > 0 ->
@@ -487,54 +477,23 @@ full(Sids, Entry, #subscriptions{subs = Subs}) ->
         delivered(Sub, Entry) >= Sub#sub.max
     ].
 
-%% Before `plain_sid/2' is asked for more than one: from now on it is found without a look at each.
--spec expect_replies(subscriptions()) -> subscriptions().
-expect_replies(S = #subscriptions{replies = none}) -> S#subscriptions{replies = replies(S)};
-expect_replies(S) -> S.
+%% The sid that gets the 503 of a request: a plain subscription that matches the reply subject, which
+%% this is the topic of.
+-spec plain_sid(Topic :: binary(), subscriptions()) -> undefined | sid().
+plain_sid(Topic, #subscriptions{wildcards = Wildcards, entries = Entries}) ->
+    first_sid([Topic | nats_gateway_filters:matching(Topic, Wildcards)], Topic, Entries).
 
-replies(#subscriptions{subs = Subs}) -> maps:fold(fun with_reply/3, #replies{}, Subs).
-
-with_reply(Sid, #sub{subject = Subject, queue_group = undefined}, Replies = #replies{sids = Sids}) ->
-    case Sids of
-        #{Subject := Same} ->
-            Replies#replies{sids = Sids#{Subject := Same#{Sid => []}}};
+first_sid([], _, _) ->
+    undefined;
+first_sid([Filter | Filters], Topic, Entries) ->
+    case Entries of
+        #{{undefined, Filter} := Entry = #entry{sids = Sids}} when map_size(Sids) > 0 ->
+            case is_beyond(Topic, Entry#entry.beyond) of
+                true -> hd(line(Entry));
+                false -> first_sid(Filters, Topic, Entries)
+            end;
         #{} ->
-            #replies{subjects = Subjects} = Replies,
-            Replies#replies{
-                subjects = nats_gateway_filters:add(Subject, Subjects),
-                sids = Sids#{Subject => #{Sid => []}}
-            }
-    end;
-with_reply(_, _, Replies) ->
-    Replies.
-
-without_reply(
-    Sid, #sub{subject = Subject, queue_group = undefined}, Replies = #replies{sids = Sids}
-) ->
-    case maps:remove(Sid, maps:get(Subject, Sids)) of
-        None when map_size(None) =:= 0 ->
-            #replies{subjects = Subjects} = Replies,
-            Replies#replies{
-                subjects = nats_gateway_filters:remove(Subject, Subjects),
-                sids = maps:remove(Subject, Sids)
-            };
-        Same ->
-            Replies#replies{sids = Sids#{Subject := Same}}
-    end;
-without_reply(_, _, Replies) ->
-    Replies.
-
-%% The sid that gets the 503 of a request: a plain subscription that matches the reply subject.
--spec plain_sid(Subject :: binary(), subscriptions()) -> undefined | sid().
-plain_sid(Subject, S = #subscriptions{replies = none}) ->
-    plain_sid(Subject, S#subscriptions{replies = replies(S)});
-plain_sid(Subject, #subscriptions{replies = #replies{subjects = Subjects, sids = Sids}}) ->
-    case nats_gateway_filters:first(Subject, Subjects) of
-        undefined ->
-            undefined;
-        Pattern ->
-            {Sid, _, _} = maps:next(maps:iterator(maps:get(Pattern, Sids))),
-            Sid
+            first_sid(Filters, Topic, Entries)
     end.
 
 %% What the broker is subscribed to for this sid.
@@ -562,8 +521,24 @@ describe(Sid, #subscriptions{subs = Subs, entries = Entries}) ->
         max => Max
     }.
 
-join_group({undefined, _}, Groups) ->
-    Groups;
+join({undefined, Filter}, S = #subscriptions{wildcards = Wildcards}) ->
+    case has_wildcard(Filter) of
+        true -> S#subscriptions{wildcards = nats_gateway_filters:add(Filter, Wildcards)};
+        false -> S
+    end;
+join(Key, S = #subscriptions{groups = Groups}) ->
+    S#subscriptions{groups = join_group(Key, Groups)}.
+
+part({undefined, Filter}, S = #subscriptions{wildcards = Wildcards}) ->
+    case has_wildcard(Filter) of
+        true -> S#subscriptions{wildcards = nats_gateway_filters:remove(Filter, Wildcards)};
+        false -> S
+    end;
+part(Key, S = #subscriptions{groups = Groups}) ->
+    S#subscriptions{groups = leave_group(Key, Groups)}.
+
+has_wildcard(Filter) -> binary:match(Filter, [<<"+">>, <<"#">>]) =/= nomatch.
+
 join_group(Key = {Share, _}, Groups) ->
     case Groups of
         #{Share := Group = #group{joining = Joining}} ->
@@ -573,9 +548,9 @@ join_group(Key = {Share, _}, Groups) ->
     end.
 
 with(Key = {_, Filter}, Group = #group{literals = Literals, wildcards = Wildcards}) ->
-    case binary:match(Filter, [<<"+">>, <<"#">>]) of
-        nomatch -> Group#group{literals = Literals#{Key => []}};
-        _ -> Group#group{wildcards = nats_gateway_filters:add(Filter, Wildcards)}
+    case has_wildcard(Filter) of
+        false -> Group#group{literals = Literals#{Key => []}};
+        true -> Group#group{wildcards = nats_gateway_filters:add(Filter, Wildcards)}
     end.
 
 is_leaving({undefined, _}, Groups) ->
@@ -584,8 +559,6 @@ is_leaving(Key = {Share, _}, Groups) ->
     #{Share := Group = #group{leaving = Leaving}} = Groups,
     Groups#{Share := Group#group{leaving = Leaving#{Key => []}}}.
 
-leave_group({undefined, _}, Groups) ->
-    Groups;
 leave_group(Key = {Share, _}, Groups) ->
     #{Share := Group} = Groups,
     NGroup =

@@ -4,7 +4,7 @@
 
 -export([listen/2]).
 -export([accept/1]).
--export([connect/4]).
+-export([connect/3]).
 -export([from_esockd/1]).
 -export([from_ranch/1]).
 -export([from_proxy/2]).
@@ -15,6 +15,7 @@
 -export([peercert/1]).
 -export([recv/2]).
 -export([activate/1]).
+-export([has_left/1]).
 -export([deactivate/1]).
 -export([classify/2]).
 -export([acknowledge/1]).
@@ -57,6 +58,7 @@
 -define(IPPROTO_TCP, 6).
 -define(TCP_QUICKACK, 12).
 -define(TCP_INFO, 11).
+-define(TCP_ESTABLISHED, 1).
 %% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
 %% much may wait there is the connection's business, which must not wait itself.
 -define(WATERMARK, 16#7FFFFFFF).
@@ -93,14 +95,14 @@ accept({tcp, ListenSocket}) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% To a broker, which may hold us back: a send waits for it, until its timeout.
+%% To a broker. As with clients a send never waits: what the broker does not take yet is in
+%% `pending/1'.
 -spec connect(
     {inet:hostname() | inet:ip_address(), inet:port_number()},
     none | [ssl:tls_client_option()],
-    #{send_timeout := pos_integer()},
     timeout()
 ) -> {ok, socket()} | {error, timeout | inet:posix() | {tls_alert, term()} | {options, term()}}.
-connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
+connect({Address, Port}, Tls, Timeout) ->
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
     Options = [
         binary,
@@ -109,8 +111,7 @@ connect({Address, Port}, Tls, #{send_timeout := SendTimeout}, Timeout) ->
         {nodelay, true},
         {keepalive, true},
         {buffer, ?READ_BUFFER},
-        {send_timeout, SendTimeout},
-        {send_timeout_close, true}
+        {high_watermark, ?WATERMARK}
     ],
     case connect(Address, Port, Options, Deadline, families(Address)) of
         {ok, Socket} when Tls =:= none ->
@@ -275,6 +276,16 @@ classify({ssl_closed, Ssl}, {ssl, Ssl, _}) -> closed;
 classify({ssl_error, Ssl, Reason}, {ssl, Ssl, _}) -> {error, tls_reason(Reason)};
 classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
+
+%% Whether the other side has ended the connection, even if what it sent before is not read yet. Only
+%% Linux tells; elsewhere it is `false'.
+-spec has_left(socket()) -> boolean().
+has_left(Socket) ->
+    os:type() =:= {unix, linux} andalso
+        case inet:getopts(port(Socket), [{raw, ?IPPROTO_TCP, ?TCP_INFO, 1}]) of
+            {ok, [{raw, _, _, <<State>>}]} -> State =/= ?TCP_ESTABLISHED;
+            _ -> false
+        end.
 
 %% What has come is acknowledged now. A peer without TCP_NODELAY, as Mosquitto is unless told
 %% otherwise, holds a small packet back until the one before it is acknowledged, and the kernel

@@ -77,8 +77,6 @@
 %% Logins that try to find out the broker's ways, if the broker denies them what is needed for it.
 -define(MAX_ATTEMPTS, 5).
 
--define(SEND_TIMEOUT, 10000).
-
 -spec child_spec() -> supervisor:child_spec().
 child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}}.
 
@@ -105,7 +103,7 @@ open(Upstream, Timeout) ->
     end.
 
 connect(#{host := Host, port := Port, tls := Tls}, Timeout) ->
-    nats_gateway_transport:connect({Host, Port}, Tls, #{send_timeout => ?SEND_TIMEOUT}, Timeout).
+    nats_gateway_transport:connect({Host, Port}, Tls, Timeout).
 
 %% The broker has accepted a login.
 -spec accepted(facts(), upstream()) -> ok.

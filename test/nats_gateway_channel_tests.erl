@@ -147,11 +147,83 @@ operations_wait_for_the_login_test() ->
     {_, Channel} = channel(#{fake => #{connect => wait}}),
     {<<>>, C1} = input(?CONNECT, Channel),
     ?assert(busy(C1)),
-    {ok, [], C2} = nats_gateway_channel:handle_ops([ping], C1),
     Session = #{mountpoint => <<"m/">>, clientid => <<"c">>},
-    {<<"PONG\r\n">>, C3} = events([{connected, Session}], C2),
-    ?assertNot(busy(C3)),
-    ?assertMatch({_, _, open, false, <<"m/">>}, nats_gateway_channel:settings(C3)).
+    {<<>>, C2} = events([{connected, Session}], C1),
+    ?assertNot(busy(C2)),
+    ?assertMatch({_, _, open, false, <<"m/">>}, nats_gateway_channel:settings(C2)).
+
+%% What gives the host work waits for it; what was delivered meanwhile does not.
+a_host_that_is_behind_gets_nothing_more_test_() ->
+    Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
+    [
+        {Text, fun() ->
+            C0 = set(ready, wait, open([?CONNECT, "SUB a 1\r\n"])),
+            {<<>>, C1} = input([Text, "PING\r\n"], C0),
+            ?assert(busy(C1)),
+            ?assertEqual([], calls()),
+            {<<"MSG a 1 1\r\nx\r\n">>, C2} = events([Deliver], C1),
+            {<<"PONG\r\n">>, C3} = events([ready], set(ready, ok, C2)),
+            ?assertNot(busy(C3)),
+            ?assertMatch([Call, barrier] when element(1, Call) =:= Name, calls())
+        end}
+     || {Text, Name} <- [
+            {"SUB b 2\r\n", subscribe}, {"UNSUB 1\r\n", unsubscribe}, {"PUB b 0\r\n\r\n", publish}
+        ]
+    ].
+
+a_host_may_be_behind_again_and_again_test() ->
+    C0 = set(ready, wait, open(?CONNECT)),
+    {<<>>, C1} = input("SUB a 1\r\nSUB b 2\r\n", C0),
+    {<<>>, C2} = events([ready], C1),
+    ?assert(busy(C2)),
+    ?assertEqual([], calls()).
+
+%% Who has gone is not worth the work for its subscriptions. What it has published counts.
+of_who_has_left_only_messages_count_test() ->
+    C0 = set(ready, wait, open([?CONNECT, "SUB a 1\r\n"])),
+    {<<>>, C1} = input(
+        "SUB b 2\r\nPUB c 1\r\nx\r\nUNSUB 1\r\nPING\r\nSUB d 3\r\nPUB c 1\r\ny\r\n", C0
+    ),
+    C2 = set(ready, ok, nats_gateway_channel:leave(C1)),
+    {<<>>, C3} = events([ready], C2),
+    ?assertMatch(
+        [
+            {publish, [{pub, _, _, _, _, _, <<"x">>}], _},
+            {publish, [{pub, _, _, _, _, _, <<"y">>}], _}
+        ],
+        calls()
+    ),
+    {<<>>, C4} = input("CONNECT {\"echo\":false}\r\n", C3),
+    ?assertEqual([barrier], calls()),
+    ?assertMatch({stop, client_closed, _, _}, nats_gateway_channel:handle_ops([eof], C4)).
+
+%% A login that takes its time is no reason to forget what comes behind it.
+nobody_has_left_before_the_login_test() ->
+    {_, Channel} = channel(#{fake => #{connect => wait}}),
+    {<<>>, C1} = input(?CONNECT, Channel),
+    Session = #{mountpoint => <<>>, clientid => <<"c">>},
+    {<<>>, C2} = events([{connected, Session}], nats_gateway_channel:leave(C1)),
+    {<<>>, _} = input("SUB a 1\r\n", C2),
+    ?assertMatch([{connect, _}, {subscribe, _, _}], calls()).
+
+%% One step for all subscriptions, which what follows waits for.
+another_echo_is_one_step_test() ->
+    Off = "CONNECT {\"echo\":false}\r\n",
+    C0 = set(subscribe_again, wait, open([?CONNECT, "SUB a 1\r\nSUB b q 2\r\n"])),
+    {<<>>, C1} = input(["CONNECT {\"echo\":true}\r\n", Off], C0),
+    ?assert(busy(C1)),
+    Keys = [{undefined, <<"a">>}, {<<"q">>, <<"b">>}],
+    ?assertEqual([{subscribe_again, Keys, #{confirm => false, no_local => true}}], calls()),
+    {<<>>, C2} = events([{subscribed_again, []}], C1),
+    {<<>>, C2} = input(Off, C2),
+    ?assertEqual([], calls()),
+    {Out, C3} =
+        input("CONNECT {\"echo\":true}\r\n", set(subscribe_again, {ok, [{hd(Keys), denied}]}, C2)),
+    ?assertEqual(<<"-ERR 'Permissions Violation for Subscription to \"a\"'\r\n">>, Out),
+    ?assertEqual([{subscribe_again, Keys, #{confirm => false, no_local => false}}], calls()),
+    ?assertMatch([#{sid := <<"2">>}], nats_gateway_channel:subscriptions(C3)),
+    {stop, upstream_lost, <<>>} =
+        input(Off, set(subscribe_again, {stop, upstream_lost}, C3)).
 
 a_login_refused_later_test() ->
     {_, Channel} = channel(#{fake => #{connect => wait}}),
@@ -173,7 +245,7 @@ a_later_connect_merges_test() ->
         [
             {disconnect, _},
             {connect, #{user := <<"u">>, pass := <<"other">>}},
-            {subscribe, {undefined, <<"a">>}, _}
+            {subscribe_again, [{undefined, <<"a">>}], _}
         ],
         calls()
     ).
@@ -1004,7 +1076,8 @@ another_login_loses_what_it_may_not_have_test() ->
         lists:sort(binary:split(Out, <<"\r\n">>, [global, trim]))
     ),
     ?assertMatch(
-        [{disconnect, login_again}, {connect, _}, {subscribe, {undefined, <<"b">>}, _}], calls()
+        [{disconnect, login_again}, {connect, _}, {subscribe_again, [{undefined, <<"b">>}], _}],
+        calls()
     ),
     ?assertMatch([#{sid := <<"2">>}], nats_gateway_channel:subscriptions(Again)).
 

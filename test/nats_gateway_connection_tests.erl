@@ -6,7 +6,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
+-export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
+-export([handle_info/2, disconnect/2]).
 
 -define(WAIT, 10000).
 
@@ -21,6 +22,8 @@ publish(Pubs, _, Test) ->
     {ok, [], Test}.
 
 subscribe(_, _, Test) -> {ok, Test}.
+subscribe_again(_, _, Test) -> {ok, [], Test}.
+ready(_) -> ok.
 unsubscribe(_, Test) -> Test.
 barrier(_, Test) -> {ok, Test}.
 handle_info({deliver, Deliveries}, Test) -> {[{deliver, Deliveries}], Test};

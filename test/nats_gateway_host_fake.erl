@@ -6,7 +6,8 @@
 
 -behaviour(nats_gateway_host).
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2]).
+-export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
+-export([handle_info/2]).
 -export([decline/2, undelivered/2, disconnect/2]).
 
 connect(Client = #{config := Config}) ->
@@ -19,6 +20,12 @@ connect(Client = #{config := Config}) ->
         ok -> {ok, Session, Answers};
         wait -> {wait, Answers};
         {error, Reason} -> {error, Reason}
+    end.
+
+ready(Answers) ->
+    case maps:get(ready, Answers, ok) of
+        ok -> ok;
+        wait -> {wait, Answers}
     end.
 
 publish(Pubs, Options, Answers) ->
@@ -34,6 +41,14 @@ subscribe(Key, Options, Answers) ->
     case maps:get(subscribe, Answers, ok) of
         {stop, Reason} -> {stop, Reason, Answers};
         Answer -> {Answer, Answers}
+    end.
+
+subscribe_again(Keys, Options, Answers) ->
+    tell({subscribe_again, lists:sort(Keys), Options}),
+    case maps:get(subscribe_again, Answers, {ok, []}) of
+        {ok, Refusals} -> {ok, Refusals, Answers};
+        wait -> {wait, Answers};
+        {stop, Reason} -> {stop, Reason, Answers}
     end.
 
 unsubscribe(Key, Answers) ->

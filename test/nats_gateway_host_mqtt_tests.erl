@@ -68,6 +68,7 @@ mosquitto_test_() ->
             fun mosquitto_echo_order/1,
             fun unsubscribe/1,
             fun resubscribe/1,
+            fun resubscribe_many/1,
             fun barrier_only_when_needed/1,
             fun confirmed_subscriber/1,
             fun receive_maximum/1,
@@ -488,12 +489,30 @@ resubscribe(Port) ->
     Key = {undefined, <<"re">>},
     ok = subscribe(Gateway, Key),
     ok = publish(Gateway, [pub(<<"re">>, <<"1">>)]),
-    ok = subscribe(Gateway, Key, #{confirm => false, no_local => true}),
+    {subscribed_again, []} = subscribe_again(Gateway, [Key], #{confirm => false, no_local => true}),
     ok = publish(Gateway, [pub(<<"re">>, <<"2">>)]),
-    ok = subscribe(Gateway, Key),
+    {subscribed_again, []} = subscribe_again(Gateway, [Key], #{confirm => true, no_local => false}),
     ok = publish(Gateway, [pub(<<"re">>, <<"3">>)]),
     ok = barrier(Gateway),
     ?assertEqual([<<"1">>, <<"3">>], [P || {_, _, _, _, P} <- delivered(events(Gateway))]).
+
+%% More than may be without an answer at once; what is shared has no option that could change, and
+%% what the broker refuses is told.
+resubscribe_many(Port) ->
+    Gateway = start(Port),
+    Keys = [{undefined, <<"rm/", (integer_to_binary(N))/binary>>} || N <- lists:seq(1, 5000)],
+    Shared = {<<"q">>, <<"rm/1">>},
+    Denied = {undefined, <<"$share/rm">>},
+    [ok = subscribe(Gateway, Key) || Key <- [Shared | Keys]],
+    Local = #{confirm => false, no_local => true},
+    ?assertEqual(
+        {subscribed_again, [{Denied, denied}]},
+        subscribe_again(Gateway, [Denied, Shared | Keys], Local)
+    ),
+    ok = publish(Gateway, [pub(<<"rm.1">>, <<>>), pub(<<"rm.5000">>, <<>>)]),
+    ok = barrier(Gateway),
+    ?assertMatch([{Shared, _, _, _, _}], delivered(events(Gateway))),
+    ?assertEqual(now, subscribe_again(Gateway, [Shared], #{confirm => false, no_local => false})).
 
 barrier_only_when_needed(Port) ->
     Gateway = start(Port),
@@ -537,7 +556,7 @@ receive_maximum(Port) ->
         end
      || N <- lists:seq(1, 500)
     ],
-    ?assertEqual({published, []}, publish(Gateway, Pubs, requests())),
+    ?assertEqual(ok, publish(Gateway, Pubs, requests())),
     ?assertEqual(
         [integer_to_binary(N) || N <- lists:seq(1, 500)],
         [P || {_, _, _, _, P} <- deliveries(500, Sub)]
@@ -1143,7 +1162,7 @@ receive_maximum_test() ->
     <<16#32, _, 0, 1, "a", Second:16, _:5/binary, "3">> = packet(Socket),
     <<16#30, _, 0, 1, "a", 0, "4">> = packet(Socket),
     receive
-        {published, Outcome} -> ?assertEqual({published, []}, Outcome)
+        {published, Outcome} -> ?assertEqual(ok, Outcome)
     after ?WAIT -> error(not_published)
     end,
     ?assertEqual([{publish_rejected, <<"a">>, <<"r">>, no_responders}], events(Pid)),
@@ -1355,37 +1374,140 @@ keepalive_test_() ->
         ok = gen_tcp:close(Socket)
     end}.
 
-%% A broker that does not read holds up a publisher for the send timeout at most, and nobody at
-%% the end.
+%% Nobody waits for a broker that does not read: not who publishes, whose input is held up until it
+%% reads on, and not who ends.
 stuck_upstream_test_() ->
-    {timeout, 30, fun() ->
-        Payload = binary:copy(<<"x">>, 16777216),
+    Payload = binary:copy(<<"x">>, 16777216),
+    {timeout, 60, fun() ->
         {Pid, Socket} = connected(<<>>),
-        Publish = fun(Host) ->
-            case ?HOST:publish([pub(<<"a">>, Payload)], requests(), Host) of
-                {stop, Reason, NHost} -> {{stop, Reason}, NHost};
-                {ok, [], NHost} -> {ok, NHost}
-            end
-        end,
-        %% not the 10 seconds that it has
-        ok = call(Pid, fun(Host) ->
-            {inet:setopts(socket(Host), [{send_timeout, 500}]), Host}
-        end),
-        Outcomes = [call(Pid, Publish) || _ <- [1, 2]],
-        ?assertEqual({stop, upstream_lost}, lists:last(Outcomes)),
-        ok = gen_tcp:close(Socket),
+        ?assertEqual(now, call(Pid, fun ready_call/1)),
+        {Published, ok} = timer:tc(fun() -> publish(Pid, [pub(<<"a">>, Payload)]) end),
+        ?assert(Published < 1000000),
+        ?assertEqual(wait, call(Pid, fun ready_call/1)),
+        ok = read(Socket, byte_size(Payload)),
+        [ready] = await(Pid, ready),
+        ?assertEqual(now, call(Pid, fun ready_call/1)),
 
-        {Other, OtherSocket} = connected(<<>>),
-        %% what does not go out stays in the socket's queue
-        ok = call(Other, fun(Host) ->
-            ok = inet:setopts(socket(Host), [{high_watermark, 100000000}]),
-            {ok, Host}
-        end),
-        ok = call(Other, Publish),
-        {Microseconds, ok} = timer:tc(fun() -> stop(Other) end),
-        ?assert(Microseconds < 1000000),
-        ok = gen_tcp:close(OtherSocket)
+        ok = publish(Pid, [pub(<<"a">>, Payload)]),
+        {Ended, ok} = timer:tc(fun() -> stop(Pid) end),
+        ?assert(Ended < 1000000),
+        ok = gen_tcp:close(Socket)
     end}.
+
+%% A broker that writes before it reads on, as a process for each connection does: much in both
+%% directions at once must not end with each waiting for the other.
+both_directions_test_() ->
+    [
+        {atom_to_list(Kind), {timeout, 60, fun() -> both_directions(Kind) end}}
+     || Kind <- [tcp, tls]
+    ].
+
+-define(BOTH_WAYS, 16 * 1048576).
+
+both_directions(Kind) ->
+    {Listen, Port} = listen(),
+    Certified = certified(Kind),
+    Broker = spawn_link(fun() -> writes_first(accept(Certified, Listen)) end),
+    Upstream = (upstream(Port))#{tls := upstream_tls(Kind), connect_timeout := 20000},
+    {Pid, Monitor} = spawn_monitor(fun() ->
+        {wait, Host} = ?HOST:connect(client(Port, #{upstream => Upstream}, #{})),
+        flood(binary:copy(<<"x">>, 10000), ?BOTH_WAYS, until(connected, Host))
+    end),
+    receive
+        {'DOWN', Monitor, process, Pid, Reason} -> ?assertEqual(normal, Reason)
+    after 40000 -> error({waiting, process_info(Pid, current_stacktrace)})
+    end,
+    unlink(Broker),
+    exit(Broker, kill),
+    ok = gen_tcp:close(Listen).
+
+%% Publishes whenever the host takes it.
+flood(_, Left, Host) when Left =< 0 ->
+    ok = ?HOST:disconnect(normal, Host);
+flood(Payload, Left, Host) ->
+    case ?HOST:ready(Host) of
+        ok ->
+            {ok, [], NHost} =
+                ?HOST:publish([pub(<<"a">>, Payload)], #{confirm => false, no_responders => false}, Host),
+            flood(Payload, Left - byte_size(Payload), NHost);
+        {wait, NHost} ->
+            flood(Payload, Left, until(ready, NHost))
+    end.
+
+until(Event, Host) ->
+    receive
+        Message ->
+            case ?HOST:handle_info(Message, Host) of
+                ignore -> until(Event, Host);
+                {[Event], NHost} -> NHost;
+                {[{Event, _}], NHost} -> NHost;
+                {[], NHost} -> until(Event, NHost)
+            end
+    after 5000 -> error({missing, Event})
+    end.
+
+certified(tcp) ->
+    none;
+certified(tls) ->
+    Own = [{digest, sha256}, {key, {rsa, 2048, 65537}}],
+    #{server_config := Config} = public_key:pkix_test_data(#{
+        server_chain => #{root => Own, intermediates => [], peer => Own},
+        client_chain => #{root => Own, intermediates => [], peer => Own}
+    }),
+    Config.
+
+accept(none, Listen) ->
+    {ok, Socket} = gen_tcp:accept(Listen, ?WAIT),
+    {gen_tcp, Socket};
+accept(Certified, Listen) ->
+    {ok, Socket} = gen_tcp:accept(Listen, ?WAIT),
+    {ok, Ssl} = ssl:handshake(Socket, Certified, 20000),
+    {ssl, Ssl}.
+
+upstream_tls(tcp) -> none;
+upstream_tls(tls) -> [{verify, verify_none}].
+
+%% Four times what it reads, before it reads on.
+writes_first({Transport, Socket}) ->
+    {ok, _} = Transport:recv(Socket, 0, ?WAIT),
+    ok = Transport:send(Socket, <<16#20, 3, 0, 0, 0>>),
+    %% to a topic that nobody has subscribed to
+    Copy = <<16#30, 16#83, 16#80, 1, 0, 1, "b", 0, (binary:copy(<<"y">>, 16384 - 1))/binary>>,
+    writes_first(Transport, Socket, Copy).
+
+writes_first(Transport, Socket, Copy) ->
+    case Transport:recv(Socket, 0, 30000) of
+        {ok, Bytes} ->
+            Copies = 1 + 4 * byte_size(Bytes) div byte_size(Copy),
+            _ = Transport:send(Socket, lists:duplicate(Copies, Copy)),
+            writes_first(Transport, Socket, Copy);
+        {error, _} ->
+            ok
+    end.
+
+%% If nothing leaves the socket for the time that a write may take, the broker is given up.
+dead_upstream_test_() ->
+    {timeout, 60, fun() ->
+        {Pid, Socket} = connected(<<>>),
+        ok = publish(Pid, [pub(<<"a">>, binary:copy(<<"x">>, 16777216))]),
+        ?assertEqual(wait, call(Pid, fun ready_call/1)),
+        Lost = {close, upstream_lost},
+        Deadline = erlang:monotonic_time(millisecond) + 30000,
+        ?assertEqual([Lost], await(Pid, fun(Event) -> Event =:= Lost end, [], Deadline)),
+        ok = gen_tcp:close(Socket)
+    end}.
+
+read(_, Left) when Left =< 0 ->
+    ok;
+read(Socket, Left) ->
+    {ok, Bytes} = gen_tcp:recv(Socket, 0, ?WAIT),
+    read(Socket, Left - byte_size(Bytes)).
+
+ready_call(Host) ->
+    case ?HOST:ready(Host) of
+        ok -> {now, Host};
+        {wait, NHost} -> {wait, NHost}
+    end.
 
 %% Messages that are not the host's, and those of an earlier connection.
 foreign_messages_test() ->
@@ -1658,6 +1780,18 @@ publish(Pid, Pubs, Options) ->
 requests() -> #{confirm => false, no_responders => true}.
 
 subscribe(Pid, Key) -> subscribe(Pid, Key, #{confirm => false, no_local => false}).
+
+subscribe_again(Pid, Keys, Options) ->
+    Outcome = call(Pid, fun(Host) ->
+        case ?HOST:subscribe_again(Keys, Options, Host) of
+            {ok, [], NHost} -> {now, NHost};
+            {wait, NHost} -> {wait, NHost}
+        end
+    end),
+    case Outcome of
+        wait -> take(Pid, fun(Event) -> element(1, Event) =:= subscribed_again end);
+        _ -> Outcome
+    end.
 
 subscribe(Pid, Key, Options) ->
     Outcome = call(Pid, fun(Host) ->

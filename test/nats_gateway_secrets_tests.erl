@@ -6,7 +6,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
+-export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
+-export([handle_info/2, disconnect/2]).
 -export([log/2]).
 
 -define(WAIT, 5000).
@@ -22,7 +23,9 @@ connect(Client) -> {ok, #{mountpoint => <<>>, clientid => <<"c">>}, Client}.
 
 publish(Pubs, _, Client) -> error({unexpected, Pubs, Client}).
 subscribe({_, Filter}, _, Client) -> lists:keyfind(Client, [Filter], Client).
+subscribe_again(_, _, Client) -> {ok, [], Client}.
 unsubscribe(_, Client) -> Client.
+ready(_) -> ok.
 barrier(_, Client) -> {ok, Client}.
 handle_info({die, How}, Client) -> exit({How, Client});
 handle_info(_, _) -> ignore.

@@ -277,11 +277,17 @@ the_parent_of_a_full_wildcard_is_dropped_test_() ->
 %% nats-protocol section 6: a 503 goes to a plain subscription only.
 no_responders_finds_a_plain_subscription_test() ->
     {_, S0} = add(<<"1">>, <<"_INBOX.x.*">>, <<"q">>, {<<"q">>, <<"_INBOX/x/+">>}, new()),
-    ?assertEqual(undefined, plain_sid(<<"_INBOX.x.1">>, S0)),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX/x/1">>, S0)),
     {_, S1} = add(<<"2">>, <<"_INBOX.x.*">>, undefined, ?PLAIN(<<"_INBOX/x/+">>), S0),
-    ?assertEqual(<<"2">>, plain_sid(<<"_INBOX.x.1">>, S1)),
-    ?assertEqual(undefined, plain_sid(<<"_INBOX.x">>, S1)),
-    ?assertEqual(undefined, plain_sid(<<"_INBOX.y.1">>, S1)).
+    ?assertEqual(<<"2">>, plain_sid(<<"_INBOX/x/1">>, S1)),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX/x">>, S1)),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX/y/1">>, S1)),
+    {_, S2} = add(<<"3">>, <<"_INBOX.x.>">>, undefined, ?PLAIN(<<"_INBOX/x/#">>), S0),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX/x">>, S2)),
+    {_, S3} = add(<<"4">>, <<"_INBOX.x">>, undefined, ?PLAIN(<<"_INBOX/x">>), S2),
+    ?assertEqual(<<"4">>, plain_sid(<<"_INBOX/x">>, S3)),
+    {[_], S4} = limit(<<"4">>, 0, S3),
+    ?assertEqual(undefined, plain_sid(<<"_INBOX/x">>, S4)).
 
 a_rejected_key_frees_all_its_sids_test() ->
     Key = ?PLAIN(<<"a">>),

@@ -113,8 +113,7 @@ reached(Listening, Name) ->
     {ok, Listen = {tcp, ListenSocket}} = nats_gateway_transport:listen({Address, 0}, #{}),
     {ok, Port} = inet:port(ListenSocket),
     Listening =/= nobody orelse gen_tcp:close(ListenSocket),
-    Options = #{send_timeout => 1000},
-    case nats_gateway_transport:connect({Name, Port}, none, Options, 5000) of
+    case nats_gateway_transport:connect({Name, Port}, none, 5000) of
         {ok, Socket} ->
             {ok, Accepted} = nats_gateway_transport:accept(Listen),
             [ok = abort(S) || S <- [Socket, Accepted]],
