@@ -75,14 +75,12 @@ stop(_) ->
     ok.
 
 %% Called on every node before the settings of the plugin's page are saved, also where the
-%% application is not started. What is raised here EMQX writes to its log, with the settings.
+%% application is not started.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
 on_config_changed(Old, New) ->
-    try nats_gateway_nif_loader:with(fun() -> nats_gateway_plugin_config:check(New) end) of
+    case nats_gateway_nif_loader:with(fun() -> nats_gateway_plugin_config:check(New) end) of
         {ok, Settings} -> apply_settings(Settings, Old, whereis(nats_gateway_emqx_takeover));
         {error, Text} -> {error, Text}
-    catch
-        _:_ -> {error, <<"these settings could not be checked">>}
     end.
 
 %% The next start reads what is stored then. EMQX calls this also with what it has found stored when

@@ -4,8 +4,8 @@
 %% It does not know all that clients have to log in with here, and lets everybody in who is not
 %% asked by an authenticator of the gateway. So where this plugin stops, the built-in is not loaded
 %% in its place; and wherever else it may be loaded, an authenticator in EMQX's own settings of the
-%% gateway lets nobody in. That is the bar: a JWT authenticator whose secret nobody knows. EMQX
-%% keeps it, and gives it to all nodes.
+%% gateway lets nobody in. That is the bar: an authenticator of JWTs that nobody has the private key
+%% for. EMQX keeps it, and gives it to all nodes.
 -module(nats_gateway_emqx_built_in).
 
 -export([may_serve/0]).
@@ -17,6 +17,7 @@
 -export([bar/2]).
 
 -include_lib("kernel/include/logger.hrl").
+-include_lib("public_key/include/public_key.hrl").
 
 -ignore_xref([
     {emqx, get_config, 2},
@@ -26,7 +27,6 @@
 
 %% By this it is known again, by operators too: the dashboard shows it.
 -define(BAR, <<"bar_of_the_plugin_nats_gateway">>).
--define(SECRET_BYTES, 32).
 
 %% Whether the built-in may serve in place of this plugin, with the settings there are.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
@@ -94,12 +94,18 @@ authenticator() ->
     #{
         <<"mechanism">> => <<"jwt">>,
         <<"from">> => <<"password">>,
-        <<"algorithm">> => <<"hmac-based">>,
+        <<"algorithm">> => <<"public-key">>,
         <<"use_jwks">> => false,
-        <<"secret">> => binary:encode_hex(crypto:strong_rand_bytes(?SECRET_BYTES)),
+        <<"public_key">> => public_key(),
         <<"acl_claim_name">> => ?BAR,
         <<"enable">> => true
     }.
+
+%% A secret EMQX would show to all who may read its settings. The private key is forgotten.
+public_key() ->
+    {Point, _} = crypto:generate_key(ecdh, secp256r1),
+    Key = {#'ECPoint'{point = Point}, {namedCurve, ?secp256r1}},
+    public_key:pem_encode([public_key:pem_entry_encode('SubjectPublicKeyInfo', Key)]).
 
 %% An authenticator as EMQX has checked it.
 -spec is_bar(map()) -> boolean().

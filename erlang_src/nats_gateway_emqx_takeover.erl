@@ -19,6 +19,8 @@
 -include_lib("kernel/include/logger.hrl").
 
 -ignore_xref([
+    {emqx_alarm, activate, 3},
+    {emqx_alarm, ensure_deactivated, 1},
     {emqx_conf, get, 2},
     {emqx_gateway, load, 2},
     {emqx_gateway, lookup, 1},
@@ -36,6 +38,9 @@
 }).
 
 -define(SCHEMA, emqx_nats_schema).
+
+%% EMQX tells nothing of the health of a plugin that is stopped.
+-define(ALARM, nats_is_not_served).
 
 %% EMQX's gateway application starts within seconds of ours, or much later, or never.
 -define(POLL_MS, 300).
@@ -138,6 +143,7 @@ take() ->
     true = is_pid(Registry),
     ok = serve_with(nats_gateway_emqx),
     load(),
+    _ = emqx_alarm:ensure_deactivated(?ALARM),
     Registry.
 
 give_back(IsStopping) ->
@@ -160,12 +166,14 @@ give_back(IsStopping) ->
 load_built_in(true) ->
     load();
 load_built_in({false, Unknown}) ->
-    ?LOG_WARNING(#{
-        msg => "nats_is_not_served",
-        reason => "EMQX's built-in gateway does not ask for what this plugin asks for",
+    Details = #{
+        reason => <<"EMQX's built-in gateway does not ask for what the plugin nats_gateway asks for">>,
         unknown_to_it => Unknown,
-        hint => "start the plugin, or set built_in_may_serve on its page"
-    }).
+        hint => <<"start the plugin, or set built_in_may_serve on its page">>
+    },
+    ?LOG_WARNING(Details#{msg => "nats_is_not_served"}),
+    _ = emqx_alarm:activate(?ALARM, Details, <<"The gateway nats is not served">>),
+    ok.
 
 %% EMQX's errors may hold its settings.
 adapt_bar(Settings) ->

@@ -475,16 +475,15 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
                     _ ->
                         true
                 end;
-            (_) ->
-                true
+            (Mark) ->
+                Mark =/= {?MODULE, early}
         end,
         drain(?MAX_DELIVERIES)
     ),
-    case {Early, Others} of
-        {[], [_ | _]} -> self() ! {?MODULE, early};
-        _ -> ok
-    end,
-    Host#host{early = lists:reverse(Others, Early)}.
+    %% The mark for those of before has been taken, too.
+    NEarly = lists:reverse(Others, Early),
+    _ = NEarly =/= [] andalso (self() ! {?MODULE, early}),
+    Host#host{early = NEarly}.
 
 is_own(Message, ClientId, #sub{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.

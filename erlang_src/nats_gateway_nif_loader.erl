@@ -13,7 +13,7 @@
 
 -define(ACQUIRED, ?MODULE).
 
-%% For the application.
+%% For the application. Where there is no library, its functions raise `not_loaded'.
 -spec acquire() -> ok | {error, Text :: binary()}.
 acquire() ->
     in_turn(fun() ->
@@ -21,7 +21,6 @@ acquire() ->
             ok ->
                 persistent_term:put(?ACQUIRED, true);
             {error, Text} ->
-                unload(),
                 {error, Text}
         end
     end).
@@ -37,8 +36,7 @@ release() ->
 -spec is_acquired() -> boolean().
 is_acquired() -> persistent_term:get(?ACQUIRED, false).
 
-%% With the library, whether the application is started or not. Where there is none, its functions
-%% raise `not_loaded'.
+%% With the library, whether the application is started or not.
 -spec with(fun(() -> Result)) -> Result when Result :: term().
 with(Fun) ->
     in_turn(fun() ->

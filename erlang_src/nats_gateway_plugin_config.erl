@@ -112,7 +112,11 @@ check(New) ->
             try
                 parse(New)
             catch
-                error:not_loaded -> {error, <<"cannot be checked without the native library">>}
+                error:not_loaded ->
+                    {error, <<"cannot be checked without the native library">>};
+                %% Whoever logs the reason, or the arguments of the functions, logs secrets.
+                _:_ ->
+                    {error, <<"could not be checked">>}
             end;
         [Key | _] ->
             {error, <<Key/binary, ": must be there, because it decides who is let in">>}

@@ -9,6 +9,7 @@
     emqx => ["get_config(_, Default) -> Default."],
     emqx_banned => ["check(_) -> false."],
     emqx_broker => [
+        "safe_publish(_) -> [{here, topic, {ok, 1}}].",
         "subscribe(Topic, _, _) -> self() ! {asked, {subscribe, Topic}}, ok.",
         "unsubscribe(Topic) -> self() ! {asked, {unsubscribe, Topic}}, ok."
     ],
@@ -29,7 +30,9 @@
         "payload(#{payload := Payload}) -> Payload.",
         "get_headers(#{headers := Headers}) -> Headers.",
         "from(#{from := From}) -> From.",
-        "id(#{payload := Payload}) -> Payload."
+        "id(#{payload := Payload}) -> Payload.",
+        "make(From, _, Topic, Payload, _, Headers) ->"
+        " #{from => From, topic => Topic, payload => Payload, headers => Headers}."
     ],
     emqx_metrics => ["inc(_, _) -> ok."],
     emqx_shared_sub => [

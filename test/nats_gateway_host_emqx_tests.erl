@@ -284,6 +284,7 @@ with_emqx_test_() ->
             fun what_comes_behind_an_unsubscribe_is_not_taken_before_it/0,
             fun what_comes_behind_a_barrier_is_not_taken_before_it/0,
             fun a_subscription_that_is_made_again_goes_on/0,
+            fun what_is_put_back_keeps_its_place/0,
             fun what_is_declined_goes_to_another_member/0
         ]}.
 
@@ -366,3 +367,20 @@ what_is_declined_goes_to_another_member() ->
     _ = flush(),
     _ = ?HOST:decline([{Key, Origin}], NHost),
     ?assertEqual([{asked, {dispatch, <<"q">>, <<"a">>, <<"x">>}}], flush()).
+
+%% Who skips its own messages looks for them after each publish, and puts back what it has found.
+what_is_put_back_keeps_its_place() ->
+    Key = {undefined, <<"a">>},
+    {ok, Skips} = ?HOST:subscribe({<<"q">>, <<"b">>}, #{confirm => false, no_local => true}, connected()),
+    _ = flush(),
+    Host = subscribed(Key, Skips),
+    Publish = fun(Payload, Acc) ->
+        %% the broker delivers it before it answers
+        _ = nats_gateway_fake_emqx:deliver(Key, Payload),
+        Pub = {pub, <<"a">>, <<"a">>, undefined, undefined, undefined, Payload},
+        {ok, [], NAcc} = ?HOST:publish([Pub], #{confirm => false, no_responders => false}, Acc),
+        NAcc
+    end,
+    Unsubscribed = ?HOST:unsubscribe(Key, Publish(<<"before">>, Publish(<<"first">>, Host))),
+    {wait, Waiting} = ?HOST:barrier(own, Publish(<<"behind">>, Unsubscribed)),
+    ?assertMatch({[<<"first">>, <<"before">>, {unsubscribed, Key}, barrier], _}, told(Waiting)).

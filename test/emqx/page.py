@@ -8,6 +8,7 @@ from emqx.rest import Answer
 DEFAULTS = {
     "max_control_line": "4KB",
     "max_subscriptions": 100000,
+    "max_sub_tokens": 0,
     "authentication_timeout": "2s",
     "retained_on_subscribe": False,
     "max_pending": "64MB",
