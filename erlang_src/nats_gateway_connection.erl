@@ -1029,23 +1029,17 @@ leave(Reason, State = #state{channel = Channel, reports = Reports, collected = C
     ok = nats_gateway_channel:terminate(Reason, lists:reverse(Collected), Last),
     State#state{channel = undefined, collected = []}.
 
-%% The one place that words why a connection ended. Of those that end before their login there may be
-%% any number.
+%% The one place that words why a connection ended. Of those that are refused there may be any number.
+log_end({shutdown, client_closed}, State) ->
+    ?LOG_INFO(maps:merge(report(client_closed, State), stats(State)));
 log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
-    Level = level(Reason),
     IsConnected = Channel =/= undefined andalso nats_gateway_channel:is_connected(Channel),
     IsLogged =
-        logger:allow(Level, ?MODULE) andalso
+        logger:allow(notice, ?MODULE) andalso
             (IsConnected orelse nats_gateway_refusals:may_log(maps:get(listener, Options))),
-    case IsLogged of
-        true -> ?LOG(Level, maps:merge(report(Reason, State), stats(State)));
-        false -> ok
-    end;
+    IsLogged andalso ?LOG_NOTICE(maps:merge(report(Reason, State), stats(State)));
 log_end(_, _) ->
     ok.
-
-level(client_closed) -> info;
-level(_) -> notice.
 
 report(Reason, #state{detail = Detail, peername = Peername, options = #{listener := Listener}}) ->
     Known = #{

@@ -78,8 +78,12 @@ result(Message, Request) ->
         no_reply -> no_result
     end.
 
-network({A, B, C, D, _, _, _, _}) -> {A, B, C, D, ipv6};
-network(Address) -> Address.
+network({0, 0, 0, 0, 0, 16#FFFF, AB, CD}) ->
+    {AB bsr 8, AB band 16#FF, CD bsr 8, CD band 16#FF};
+network({A, B, C, D, _, _, _, _}) ->
+    {A, B, C, D, ipv6};
+network(Address) ->
+    Address.
 
 init([]) -> {ok, #state{}}.
 

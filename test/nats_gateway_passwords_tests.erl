@@ -126,7 +126,14 @@ addresses_take_turns() ->
     _ = client(right, <<"w0rd">>, Unknown, Six(2, 1)),
     ?assertEqual(right, wait_for(right, 0)),
     ?assert(length([Pid || Pid <- More, is_process_alive(Pid)]) > 20),
-    [true = exit(Pid, kill) || Pid <- More].
+    [true = exit(Pid, kill) || Pid <- More],
+    %% IPv4 at a socket of IPv6.
+    Mapped = fun(Host) -> {0, 0, 0, 0, 0, 16#FFFF, 16#7F00, Host} end,
+    Last = [client({guess, N}, <<"guess">>, Hash, Mapped(1)) || N <- lists:seq(1, 40)],
+    _ = client(right, <<"w0rd">>, hash(<<"w0rd">>, 8), Mapped(2)),
+    ?assertEqual(right, wait_for(right, 0)),
+    ?assert(length([Pid || Pid <- Last, is_process_alive(Pid)]) > 20),
+    [true = exit(Pid, kill) || Pid <- Last].
 
 wait_for(Name, Others) ->
     case told() of
