@@ -57,6 +57,46 @@ a_client_that_does_not_read_does_not_hold_up_a_close_test_() ->
         ]
     ].
 
+%% OTP's own close of TLS waits for 5 s since OTP 27.
+a_client_that_does_not_read_does_not_hold_up_an_abort_of_tls_test_() ->
+    {timeout, 30, fun() ->
+        {ok, _} = application:ensure_all_started(ssl),
+        Key = [{key, {namedCurve, secp256r1}}, {digest, sha256}],
+        Chain = #{root => Key, intermediates => [], peer => Key},
+        #{server_config := Options} = public_key:pkix_test_data(#{
+            server_chain => Chain, client_chain => Chain
+        }),
+        {Socket, Client} = connected(),
+        Peer = spawn_link(fun() ->
+            receive
+                go -> ok
+            end,
+            {ok, _} = ssl:connect(Client, [{verify, verify_none}, {active, false}]),
+            timer:sleep(infinity)
+        end),
+        ok = gen_tcp:controlling_process(Client, Peer),
+        Peer ! go,
+        {ok, Secured = {ssl, _, {tcp, Port}}} = nats_gateway_transport:secure(Socket, Options, 10000),
+        {connected, Tls} = erlang:port_info(Port, connected),
+        Monitor = monitor(process, Tls),
+        ok = send(Secured, binary:copy(<<0>>, ?BYTES)),
+        Owner = spawn(fun() ->
+            receive
+                go -> ok
+            end
+        end),
+        ok = nats_gateway_transport:controlling_process(Secured, Owner),
+        ?assert(milliseconds(fun() -> ok = abort(Secured) end) < 1000),
+        %% Its processes end with that of the client.
+        Owner ! go,
+        receive
+            {'DOWN', Monitor, process, Tls, _} -> ok
+        after 5000 -> ?assert(false)
+        end,
+        true = unlink(Peer),
+        exit(Peer, kill)
+    end}.
+
 what_was_sent_before_a_close_arrives_test_() ->
     [
         {timeout, 30, fun() ->
