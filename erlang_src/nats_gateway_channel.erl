@@ -33,6 +33,7 @@
 -export([info/1]).
 -export([stats/1]).
 -export([sent/1]).
+-export([fanned_out/1]).
 -export([subscriptions/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -144,6 +145,8 @@
     unsent = 0 :: non_neg_integer(),
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
+    %% deliveries of the host that were for somebody
+    fanned_out = 0 :: non_neg_integer(),
     %% to no topic, or in no control line
     unroutable = 0 :: non_neg_integer()
 }).
@@ -289,9 +292,13 @@ stats(Channel) ->
         messages_unroutable => Channel#channel.unroutable
     }.
 
-%% Messages.
+%% Messages, each as often as it goes to a sid.
 -spec sent(channel()) -> non_neg_integer().
 sent(#channel{sent = Sent}) -> Sent.
+
+%% The same, once each.
+-spec fanned_out(channel()) -> non_neg_integer().
+fanned_out(#channel{fanned_out = FannedOut}) -> FannedOut.
 
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
@@ -1301,7 +1308,11 @@ deliver_permitted(Deliveries, Out, Channel) ->
     Take = Headers andalso header_values(Channel),
     {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
         fan_out(Deliveries, Take, [], 0, 0, [], [], Subs),
-    Unsubscribed = unsubscribe(Unused, Channel#channel{subscriptions = NSubs, sent = Sent + Count}),
+    Unsubscribed = unsubscribe(Unused, Channel#channel{
+        subscriptions = NSubs,
+        sent = Sent + Count,
+        fanned_out = Channel#channel.fanned_out + length(Frames)
+    }),
     NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
     Then = [{permitted, Rest} || Rest =/= []],
     case Channel#channel.waiting of

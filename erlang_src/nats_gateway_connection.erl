@@ -73,8 +73,6 @@
     pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
     collected = [] :: [term()],
     count = 0 :: non_neg_integer(),
-    %% that the host was handed
-    taken = 0 :: non_neg_integer(),
     %% has a large heap for a while
     busy = false :: boolean(),
     %% anything from the client since the last look of a timer, and when: milliseconds of monotonic
@@ -497,19 +495,14 @@ busy(_, State) ->
     State.
 
 %% What was collected, and what has come after it.
-deliver_collected(More, State = #state{collected = [], taken = Taken}) ->
-    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State#state{
-        taken = Taken + length(More)
-    });
+deliver_collected(More, State = #state{collected = []}) ->
+    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State);
 deliver_collected(More, State = #state{collected = Messages, count = Count, pace = Pace}) ->
     All = lists:reverse(Messages, More),
     handled(
         nats_gateway_channel:handle_messages(All, State#state.channel),
         cancel_timer(collect, State#state{
-            collected = [],
-            count = 0,
-            taken = State#state.taken + Count + length(More),
-            pace = nats_gateway_pace:collected(Count, Pace)
+            collected = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
         })
     ).
 
@@ -770,7 +763,8 @@ check(Behind, State = #state{socket = Socket, channel = Channel, options = #{con
     end.
 
 %% Those in the mailbox are messages of the broker, or chunks with many of them.
-handled_messages(#state{collects = true, taken = Taken}) -> Taken;
+handled_messages(#state{collects = true, channel = Channel}) ->
+    nats_gateway_channel:fanned_out(Channel);
 handled_messages(#state{channel = Channel}) -> nats_gateway_channel:sent(Channel).
 
 checked(Handled, State = #state{checked = Handled}) ->

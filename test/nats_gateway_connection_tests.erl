@@ -213,6 +213,30 @@ up_to_max_pending_is_sent_test_() ->
         ok = gen_tcp:close(Client)
     end}.
 
+%% What waits in the mailbox is taken to become what such a message became, for all its sids.
+what_waits_in_the_mailbox_counts_test_() ->
+    [
+        {timeout, 30, fun() ->
+            {Pid, _, Client} = subscribed(Sids, #{host => nats_gateway_host_collecting}, #{
+                max_pending => 4 bsl 20
+            }),
+            Monitor = monitor(process, Pid),
+            true = erlang:suspend_process(Pid),
+            _ = [deliver(Pid, binary:copy(<<"x">>, 100)) || _ <- lists:seq(1, Count)],
+            true = erlang:resume_process(Pid),
+            case IsSlow of
+                true ->
+                    ?assertEqual({shutdown, slow_consumer}, ended(Monitor));
+                false ->
+                    Size = Count * Sids * byte_size(<<"MSG a 1 100\r\n\r\n">>) + Count * Sids * 100,
+                    ?assertMatch({ok, _}, gen_tcp:recv(Client, Size, ?WAIT)),
+                    ok = gen_tcp:close(Client),
+                    ?assertEqual({shutdown, client_closed}, ended(Monitor))
+            end
+        end}
+     || {Sids, Count, IsSlow} <- [{1, 5000, false}, {1, 20000, true}, {9, 2500, false}, {9, 20000, true}]
+    ].
+
 %% A client that is behind, and gone: nobody has to wait for what it would have been sent.
 the_end_of_a_client_is_seen_while_it_is_behind_test_() ->
     {timeout, 30, fun() ->
