@@ -72,6 +72,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"headers": True},
     {"verbose": False, "echo": False},
     {"verbose": False, "user": "someone", "pass": "else"},
+    {"verbose": False, "headers": True, "user": "a\x00b", "name": "\ud83d"},
     {},
 )
 # Each closes the connection.
