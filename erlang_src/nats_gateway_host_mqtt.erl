@@ -62,8 +62,8 @@
     | #again{}
     %% until the queue is empty
     | barrier
-    %% until that many PINGRESP have come and no answer is missing
-    | {barrier, Pings :: pos_integer()}.
+    %% until that many PINGRESP have come and no answer is missing, and then so many times again
+    | {barrier, Pings :: pos_integer(), Again :: 0 | 1}.
 
 %% What the length of a packet can say, and the fixed header with it.
 -define(MAX_PACKET, 268435460).
@@ -796,7 +796,7 @@ barrier(own, Host = #host{unflushed = false, requests = Requests}) when map_size
 barrier(_, Host = #host{queue = Queue}) ->
     case queue:is_empty(Queue) of
         true ->
-            case fence(Host) of
+            case fence(answers_again(Host), Host) of
                 {ok, NHost} -> {wait, NHost};
                 {lost, Lost} -> {wait, tell(Lost)}
             end;
@@ -804,10 +804,20 @@ barrier(_, Host = #host{queue = Queue}) ->
             {wait, Host#host{waiting = barrier}}
     end.
 
-fence(Host) ->
+%% A broker that has answered has put the messages into the client's queue at least: they come before
+%% the next answer.
+answers_again(#host{quirks = Quirks}) ->
+    case lists:member(pong_overtakes, Quirks) of
+        true -> 1;
+        false -> 0
+    end.
+
+fence(Again, Host) ->
     case ping(Host#host{unflushed = false}) of
-        {ok, NHost = #host{pings_sent = Pings}} -> {ok, NHost#host{waiting = {barrier, Pings}}};
-        {lost, Lost} -> {lost, Lost}
+        {ok, NHost = #host{pings_sent = Pings}} ->
+            {ok, NHost#host{waiting = {barrier, Pings, Again}}};
+        {lost, Lost} ->
+            {lost, Lost}
     end.
 
 ping(Host = #host{pings_sent = Pings}) ->
@@ -1551,13 +1561,16 @@ complete(Host = #host{waiting = Again = #again{keys = [_ | _], asked = 0}}) ->
     more(again(Again, Host));
 complete(Host = #host{waiting = barrier, queue = Queue}) ->
     case queue:is_empty(Queue) of
-        true -> more(fence(Host));
+        true -> more(fence(answers_again(Host), Host));
         false -> {[], Host}
     end;
-complete(Host = #host{waiting = {barrier, Pings}, requests = Requests}) when
+complete(Host = #host{waiting = {barrier, Pings, Again}, requests = Requests}) when
     map_size(Requests) =:= 0, Host#host.pings_answered >= Pings
 ->
-    {[barrier], answered(Host#host{waiting = none})};
+    case Again of
+        0 -> {[barrier], answered(Host#host{waiting = none})};
+        1 -> more(fence(0, Host))
+    end;
 complete(Host) ->
     {[], Host}.
 

@@ -18,7 +18,8 @@
 %% `no_identifiers': what is delivered does not say for which subscription it is.
 %% `no_shared_identifiers': only what comes for a shared subscription does not.
 %% `merges': one message comes for all plain filters that match it, with the identifier of one.
--type quirk() :: puback_lies | no_identifiers | no_shared_identifiers | merges.
+%% `pong_overtakes': a PINGRESP comes before messages that the client published before its PINGREQ.
+-type quirk() :: puback_lies | no_identifiers | no_shared_identifiers | merges | pong_overtakes.
 
 -record(probe, {
     topic :: binary(),
@@ -27,6 +28,8 @@
     subacks = #{} :: #{1..3 => byte()},
     puback :: waiting | none | byte(),
     ponged = false :: boolean(),
+    %% something of the message came after the PINGRESP
+    overtaken = false :: boolean(),
     %% the identifiers of each copy that has come
     copies = [] :: [[pos_integer()]]
 }).
@@ -93,8 +96,9 @@ packet({puback, ?PUBLISH, Reason}, Probe) ->
     progress(Probe#probe{puback = Reason});
 packet(pingresp, Probe) ->
     progress(Probe#probe{ponged = true});
-packet({publish, Topic, _, _, _, _, _, _, _, _, Ids}, Probe = #probe{topic = Topic, copies = Copies}) ->
-    progress(Probe#probe{copies = [Ids | Copies]});
+packet({publish, Topic, _, _, _, _, _, _, _, _, Ids}, Probe = #probe{topic = Topic}) ->
+    #probe{copies = Copies, ponged = Ponged} = Probe,
+    progress(Probe#probe{copies = [Ids | Copies], overtaken = Ponged});
 packet(_, Probe) ->
     progress(Probe).
 
@@ -125,11 +129,14 @@ quirks(Probe = #probe{copies = Copies}) ->
     Granted = granted(Probe),
     case lists:member(?PLAIN, Granted) andalso Copies =/= [] of
         false -> inconclusive;
-        true -> lies(Probe) ++ unidentified(Granted, Copies)
+        true -> lies(Probe) ++ unidentified(Granted, Copies) ++ overtaken(Probe)
     end.
 
 lies(#probe{puback = ?NO_MATCHING_SUBSCRIBERS}) -> [puback_lies];
 lies(_) -> [].
+
+overtaken(#probe{overtaken = true}) -> [pong_overtakes];
+overtaken(_) -> [].
 
 unidentified(Granted, Copies) ->
     Known = lists:usort(lists:append(Copies)),

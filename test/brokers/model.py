@@ -39,6 +39,8 @@ class Faults:
     identifies_shared: bool = True
     # One copy for all plain filters of a client that match, with the identifier of the first one.
     merges: bool = False
+    # Messages come after the answer to the next PINGREQ, not before.
+    defers: bool = False
 
 
 class ModelBroker(ScriptedBroker):
@@ -48,6 +50,7 @@ class ModelBroker(ScriptedBroker):
         self.logins = 0
         self.topics: list[bytes] = []
         self._turns = itertools.count()
+        self._deferred: list[tuple] = []
 
     def _connected(self, peer: _Peer, body: bytes) -> None:
         self.logins += 1
@@ -77,6 +80,18 @@ class ModelBroker(ScriptedBroker):
             super()._subscribed(peer, body)
         else:
             peer.send(0x90, body[:2] + b"\x00" + bytes([reason]))
+
+    def _pinged(self, peer: _Peer) -> None:
+        super()._pinged(peer)
+        deferred, self._deferred = self._deferred, []
+        for message in deferred:
+            super()._route(*message)
+
+    def _route(self, topic: bytes, properties: bytes, payload: bytes, publisher: _Peer | None) -> int:
+        if not self.faults.defers:
+            return super()._route(topic, properties, payload, publisher)
+        self._deferred.append((topic, properties, payload, publisher))
+        return 1
 
     def _receivers(self, topic: bytes, publisher: _Peer | None) -> list[tuple[_Peer, bytes]]:
         faults, copies, groups = self.faults, [], {}

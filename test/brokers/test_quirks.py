@@ -36,6 +36,7 @@ FAULTS = {
     "no_shared_identifiers": (Faults(identifies_shared=False), ["[no_shared_identifiers]"]),
     "merges": (Faults(merges=True), ["[merges]"]),
     "no_identifiers": (Faults(merges=True, identifies_plain=False, identifies_shared=False), ["[no_identifiers]"]),
+    "pong_overtakes": (Faults(defers=True), ["[pong_overtakes]"]),
     "two at once": (Faults(says=NO_MATCHING_SUBSCRIBERS, merges=True), ["[puback_lies,merges]"]),
 }
 
@@ -52,7 +53,7 @@ def test_a_broker_is_tried_out_once_and_its_quirks_are_told_once(tmp_path: Path,
         assert quirks(gateway) == expected
 
 
-@pytest.mark.parametrize("name", ["none", "no_shared_identifiers", "merges"])
+@pytest.mark.parametrize("name", ["none", "pong_overtakes", "no_shared_identifiers", "merges"])
 def test_each_subscription_gets_each_message_once(tmp_path: Path, name: str):
     faults, _ = FAULTS[name]
     with before(faults, tmp_path) as (gateway, _):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,14 @@ import pytest
 
 from brokers.nats import Client, Closed, message
 from clients.stack import AGAINST_NATS_SERVER, Address, Server, gateway_in_front_of, mosquitto
+from emqx.node import Node, emqx_homes
 from wire.servers import HOST, REPOSITORY, accepts, free_port
 
+HOMES = emqx_homes()
 HERE = Path(__file__).resolve().parent
 BUILD_DEADLINE = 600
+# Of what depends on chance.
+NOT_ALWAYS = "not always"
 
 pytestmark = pytest.mark.skipif(AGAINST_NATS_SERVER, reason="a nats-server has no MQTT broker behind it")
 
@@ -40,6 +45,21 @@ def _mochi(directory: Path) -> Server:
     return _server("mochi", [str(program)], directory)
 
 
+class _Emqx:
+    """What the tests need of a Server."""
+
+    def __init__(self) -> None:
+        self._node = Node(HOMES[0])
+        self.address = self._node.mqtt
+        self.start, self.stop = self._node.start, self._node.remove
+
+
+def _emqx(_: Path) -> _Emqx:
+    if not HOMES:
+        pytest.skip("there is no EMQX")
+    return _Emqx()
+
+
 def _server(name: str, command: list[str], directory: Path) -> Server:
     port = free_port()
     return Server(name, [*command, str(port)], (HOST, port), accepts, directory / f"{name}.log")
@@ -56,12 +76,13 @@ def _build(command: list[str], directory: Path, **environment: str) -> None:
 
 KINDS = {
     "Mosquitto": Kind(_mosquitto),
+    "EMQX": Kind(_emqx, {"subjects of 200 levels": "refused"}),
     "mochi-mqtt": Kind(
         _mochi,
         {
             "two queue groups of one connection, different filters": "one may lose messages",
             "503 when nobody listens": "never",
-            "PONG after own messages": "not always",
+            "PONG after own messages": NOT_ALWAYS,
         },
     ),
 }
@@ -173,8 +194,8 @@ def headers(address: Address) -> str:
 
 
 def large(address: Address) -> str:
-    payload = b"x" * (1 << 20)
     with quiet(address) as client:
+        payload = b"x" * min(client.info["max_payload"], 1 << 20)
         client.send(b"SUB l 1\r\nPUB l %d\r\n%s\r\n" % (len(payload), payload))
         return "yes" if client.until(message("l", 1, payload), 20) else "no"
 
@@ -198,15 +219,22 @@ def barrier(address: Address) -> str:
         for _ in range(300):
             client.send(b"PUB b 2\r\nhi\r\nPING\r\n")
             if message("b", 1, b"hi") not in client.until(b"PONG\r\n"):
-                return "not always"
+                return NOT_ALWAYS
     return "yes"
 
 
 def deep_subject(address: Address) -> str:
+    """Whether a service can be told is one thing, that a client stays connected another one: it does by its third try."""
     subject = ".".join(["a"] * 200).encode()
-    with quiet(address) as client:
-        client.send(b"SUB " + subject + b" 1\r\nPUB " + subject + b" 2\r\nhi\r\n")
-        return "yes" if delivered(gathered(client), 1) == 1 else "no"
+    for _ in range(3):
+        with suppress(Closed), quiet(address) as client:
+            client.send(b"SUB " + subject + b" 1\r\n")
+            refused = b"-ERR" in client.ping()
+            client.send(b"PUB " + subject + b" 2\r\nhi\r\n")
+            said = gathered(client)
+            refused = refused and b"-ERR 'Permissions Violation for Publish" in said
+            return "yes" if delivered(said, 1) == 1 else "refused" if refused else "no"
+    return "no"
 
 
 def confirmed(address: Address) -> str:
@@ -222,7 +250,7 @@ ROWS: dict[str, Callable[[Address], str]] = {
     "request and reply": request_and_reply,
     "503 when nobody listens": no_responders,
     "headers, byte for byte": headers,
-    "payloads of 1 MB": large,
+    "payloads as large as INFO says, up to 1 MB": large,
     "`echo:false`": no_echo,
     "UNSUB with a max": unsubscribe,
     "PONG after own messages": barrier,
@@ -233,7 +261,9 @@ ROWS: dict[str, Callable[[Address], str]] = {
 
 @pytest.mark.parametrize("row", ROWS)
 def test_row(kind: str, gateway: Server, row: str):
-    assert ROWS[row](gateway.address) == KINDS[kind].otherwise.get(row, "yes")
+    expected = KINDS[kind].otherwise.get(row, "yes")
+    seen = ROWS[row](gateway.address)
+    assert seen == expected or (expected, seen) == (NOT_ALWAYS, "yes")
 
 
 def test_the_table_is_in_the_documentation():

@@ -102,13 +102,16 @@ class ScriptedBroker:
             case 10:
                 self._unsubscribed(peer, body)
             case 12:
-                peer.send(0xD0, b"")
+                self._pinged(peer)
             case 14:
                 return False
         return True
 
     def _connected(self, peer: _Peer, body: bytes) -> None:
         peer.send(0x20, b"\x00\x00\x00")
+
+    def _pinged(self, peer: _Peer) -> None:
+        peer.send(0xD0, b"")
 
     def _published(self, peer: _Peer, flags: int, body: bytes) -> None:
         topic, rest = _take_string(body)
