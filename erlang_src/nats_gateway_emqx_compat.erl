@@ -14,6 +14,7 @@
 -export([has_callbacks/1]).
 -export([count/2]).
 -export([needs_authenticator/0]).
+-export([max_topic_levels/0]).
 -export([authz_cache/0]).
 -export([authz_drained_at/0]).
 -export([give_to_another_member/3]).
@@ -22,6 +23,7 @@
 
 -ignore_xref([
     {emqx_banned, check_clientid, 1},
+    {emqx_config, get_zone_conf, 3},
     {emqx_gateway_utils, find_gateway_definitions, 0},
     {emqx_hooks, lookup, 1},
     {emqx_hooks, run, 2},
@@ -200,6 +202,10 @@ count(Name, N) ->
 -spec needs_authenticator() -> boolean().
 needs_authenticator() ->
     feature(security_profile) andalso emqx_security_profile:policy(authn_not_configured) =:= deny.
+
+%% Of the zone of all NATS clients.
+-spec max_topic_levels() -> pos_integer().
+max_topic_levels() -> emqx_config:get_zone_conf(default, [mqtt, max_topic_levels], 65535).
 
 %% How decisions may be cached: not at all, or for how long and how many.
 -spec authz_cache() ->

@@ -12,6 +12,8 @@
 %% the client back. So what a host keeps is its own bound and one operation more.
 -module(nats_gateway_host).
 
+-export([is_too_deep/2]).
+
 -export_type([client/0, identity/0, key/0, delivery/0, rejection/0, refusal/0]).
 -export_type([event/0, close_reason/0]).
 
@@ -179,3 +181,8 @@ when
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
 -optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/2, report/2]).
+
+%% Whether a topic or filter has more levels than a broker takes.
+-spec is_too_deep(binary(), Max :: pos_integer() | infinity) -> boolean().
+is_too_deep(Name, Max) when byte_size(Name) < Max -> false;
+is_too_deep(Name, Max) -> length(binary:matches(Name, <<"/">>)) >= Max.

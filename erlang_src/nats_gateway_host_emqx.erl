@@ -132,6 +132,7 @@
     no_responders :: boolean(),
     now :: integer(),
     drained_at :: integer(),
+    max_levels :: pos_integer(),
     cache :: disabled | #{ttl := non_neg_integer(), max_size := pos_integer(), excludes := list()}
 }).
 
@@ -418,6 +419,7 @@ publish(Pubs, #{confirm := Confirm, no_responders := NoResponders}, Host) ->
         no_responders = NoResponders,
         now = erlang:system_time(millisecond),
         drained_at = nats_gateway_emqx_compat:authz_drained_at(),
+        max_levels = nats_gateway_emqx_compat:max_topic_levels(),
         cache = nats_gateway_emqx_compat:authz_cache()
     },
     publish(Pubs, 1, [], Batch, Host).
@@ -441,9 +443,15 @@ publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
 
 publish_one({pub, _, invalid, ReplyTo, _, _, _}, Batch, Host) ->
     {nobody(ReplyTo, Batch), Host};
-publish_one(Pub, Batch = #batch{qos = QoS}, Host) ->
-    {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
+publish_one(Pub = {pub, _, Topic, _, _, _, _}, Batch = #batch{max_levels = MaxLevels}, Host) ->
     {Name, Correlation} = topic(Topic),
+    case nats_gateway_host:is_too_deep(Name, MaxLevels) of
+        true -> {denied, Host};
+        false -> publish_one(Pub, Name, Correlation, Batch, Host)
+    end.
+
+publish_one(Pub, Name, Correlation, Batch = #batch{qos = QoS}, Host) ->
+    {pub, Subject, _, ReplyTo, ReplyTopic, Block, Payload} = Pub,
     case may_publish(Name, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
             Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
@@ -602,9 +610,14 @@ subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 
 ask(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
-    case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
-        allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
-        deny -> denied(permission_denied, Host)
+    case nats_gateway_host:is_too_deep(Filter, nats_gateway_emqx_compat:max_topic_levels()) of
+        true ->
+            {too_many_tokens, Host};
+        false ->
+            case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
+                allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
+                deny -> denied(permission_denied, Host)
+            end
     end.
 
 subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->

@@ -502,9 +502,7 @@ tolerable(Kind, Name, Host) ->
         false -> ok
     end.
 
-%% A name has at most one level more than bytes.
-is_too_deep(Name, #host{max_levels = Max}) when byte_size(Name) < Max -> false;
-is_too_deep(Name, #host{max_levels = Max}) -> length(binary:matches(Name, <<"/">>)) >= Max.
+is_too_deep(Name, #host{max_levels = Max}) -> nats_gateway_host:is_too_deep(Name, Max).
 
 is_refused(_, _, #host{refused = Refused}) when map_size(Refused) =:= 0 -> false;
 is_refused(Kind, Name, #host{refused = Refused}) ->

@@ -35,6 +35,22 @@ def test_both_directions(gateway: Gateway, name: str):
 
 
 @pytest.mark.plugin
+@pytest.mark.parametrize("levels", [127, 128, 129, 1000])
+def test_subjects_are_as_deep_as_topics_may_be(gateway: Gateway, name: str, levels: int):
+    """mqtt.max_topic_levels; the connection goes on."""
+    subject = ".".join([name] + ["a"] * (levels - 1))
+    lines = f"SUB {subject} 1\r\nSUB {subject} q 2\r\nPUB {subject} 2\r\nhi\r\nPING\r\n".encode()
+    too_many = f"-ERR 'Permissions Violation for Subscription to \"{subject}\", too many tokens'".encode()
+    denied = f"-ERR 'Permissions Violation for Publish to \"{subject}\"'".encode()
+    messages = [line for sid in (1, 2) for line in (f"MSG {subject} {sid} 2".encode(), b"hi")]
+    with gateway.raw() as client:
+        client.login(verbose=False)
+        client.send(lines)
+        said = list(iter(lambda: client.line().strip(), b"PONG"))
+        assert sorted(said) == sorted([too_many, too_many, denied] if levels > 128 else messages)
+
+
+@pytest.mark.plugin
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize("queue", ["", "q "])
 def test_unsub_is_a_fence_for_own_messages(gateway: Gateway, name: str, verbose: bool, queue: str):
