@@ -2,9 +2,9 @@
 %% client that reconnects subscribes again to what it had.
 %%
 %% They are kept by client: by the address of its host, its name at the broker and the name in its
-%% CONNECT. So nobody can make the gateway refuse the subjects of others. Which packet it was is known
-%% where only one was under way. Else the client's next connection is watched: there each topic is
-%% followed by a PINGREQ when it is used first, and what comes after the last answer was it.
+%% CONNECT. So nobody can make the gateway refuse the subjects of others. Which packet it was is
+%% known where only one was under way. Else the client's next connection is watched: there each topic
+%% is followed by a PINGREQ when it is used first, and what comes after the last answer was it.
 %%
 %% A DISCONNECT that names the packet's fault proves it. A connection that just ends may have ended
 %% for another reason: there it takes two.
@@ -46,7 +46,8 @@
 -spec new() -> hangups().
 new() -> #{}.
 
--spec key(inet:ip_address(), Username :: undefined | binary(), Name :: undefined | binary()) -> key().
+-spec key(inet:ip_address(), Username, Name) -> key() when
+    Username :: undefined | binary(), Name :: undefined | binary().
 key(Address, Username, Name) -> erlang:md5(term_to_binary({Address, Username, Name})).
 
 -spec packet(publish | subscribe, Topic :: binary()) -> packet().

@@ -109,8 +109,8 @@
 }.
 -export_type([session/0]).
 
-%% At accept, before INFO: whether the broker is there at all, and what is known of it. Who has not logged in is to cost the
-%% broker nothing.
+%% At accept, before INFO: whether the broker is there at all, and what is known of it. A client that
+%% has not logged in is to cost the broker nothing.
 -callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
 
 %% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the

@@ -134,8 +134,8 @@
 %% A topic, and how it is called in the log.
 -type suspect() :: {nats_gateway_hangups:packet(), Topic :: binary()}.
 
-%% Mostly it is only known whether there is but one since the last barrier. Of a client that was hung
-%% up on each topic is marked by the PINGREQ behind it, until that is answered.
+%% Mostly it is only known whether there is but one since the last barrier. For a client that was
+%% hung up on, each topic is marked by the PINGREQ behind it, until that is answered.
 -type suspects() ::
     none
     | {one, suspect()}
@@ -195,14 +195,14 @@
 
 -spec prepare(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, upstream_lost}.
-prepare(Client = #{config := Config = #{upstream := Upstream}}) ->
+prepare(Client = #{config := #{upstream := Upstream, max_control_line := MaxControlLine}}) ->
     case nats_gateway_upstream:available(Upstream) of
-        {true, Facts} -> {ok, maps:merge(Client, max_payload(Facts, maps:get(max_control_line, Config)))};
+        {true, Facts} -> {ok, maps:merge(Client, max_payload(Facts, MaxControlLine))};
         false -> {error, upstream_lost}
     end.
 
-%% Of the broker's packets something is left for subject and reply subject, which together fit into a
-%% control line, and for what headers need besides their bytes.
+%% Of the broker's packets something is left for subject and reply subject, which together fit into
+%% a control line, and for what headers need besides their bytes.
 max_payload(#{maximum_packet_size := Max}, MaxControlLine) ->
     #{max_payload => Max - min(MaxControlLine + 64, Max div 2)};
 max_payload(#{}, _) ->
@@ -893,14 +893,16 @@ cleared(Host) ->
     Host.
 
 %% The broker has ended the connection, and says whether because of a packet.
-report_hangup(Evidence, Host = #host{suspects = Suspects, hangups_key = Key, upstream = Upstream}) ->
+report_hangup(Evidence, Host = #host{suspects = Suspects}) ->
+    #host{hangups_key = Key, upstream = Upstream} = Host,
     ok =
         case Suspects of
             {one, Suspect} -> nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
             many -> nats_gateway_upstream:hung_up(Key, Evidence, unknown, Upstream);
             {watched, _, [{_, Suspect} | _]} ->
                 nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
-            _ -> ok
+            _ ->
+                ok
         end,
     Host#host{suspects = none}.
 
@@ -1123,8 +1125,8 @@ packet_size(<<0:1, Digit:7, Bytes/binary>>, Length, Factor) ->
 length_size(1) -> 1;
 length_size(Factor) -> 1 + length_size(Factor div 128).
 
-%% A message that no client is sent. It is not kept: what comes of it is thrown away as it comes, and
-%% the broker gets its answer. Its topic must be there first.
+%% A message that no client is sent. It is not kept: what comes of it is thrown away as it comes,
+%% and the broker gets its answer. Its topic must be there first.
 too_large(Bytes, Events, Acks, Host) ->
     {Size, Body} = packet_size(Bytes),
     case {Bytes, Body} of
@@ -1255,9 +1257,9 @@ probe_packet(Packet, Host = #host{probe = Probe}) ->
     end.
 
 %% Identifiers of the probe's packets and subscriptions are not used again.
-probed(Host = #host{probe = Probe, upstream = Upstream, session = Session, keepalive = KeepAlive}) ->
+probed(Host = #host{probe = Probe, session = Session, keepalive = KeepAlive}) ->
     Outcome = nats_gateway_probe:quirks(Probe),
-    ok = nats_gateway_upstream:probed(Outcome, Upstream),
+    ok = nats_gateway_upstream:probed(Outcome, Host#host.upstream),
     Quirks =
         case Outcome of
             inconclusive -> [];
@@ -1320,16 +1322,18 @@ deliver(Packet, Deliveries, Host = #host{ids = Ids, quirks = Quirks}) ->
     case Identifiers of
         [Id] when Quirks =:= [] ->
             case Ids of
-                #{Id := Key} -> {[delivery(Key, Topic, Reply, Headers, Payload) | Deliveries], Host};
-                #{} -> {Deliveries, Host}
+                #{Id := Key} ->
+                    {[delivery(Key, Topic, Reply, Headers, Payload) | Deliveries], Host};
+                #{} ->
+                    {Deliveries, Host}
             end;
         _ ->
             {Keys, NHost} = receivers(Identifiers, Topic, Host),
             {for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries), NHost}
     end.
 
-%% Where a copy does not say for which key it is: all plain ones that match, or else one group. Where
-%% only those for groups do not say it, it is for one of them.
+%% Where a copy does not say for which key it is: all plain ones that match, or else one group.
+%% Where only those for groups do not say it, it is for one of them.
 receivers([], Topic, Host = #host{quirks = Quirks}) ->
     {Plain, Groups} = matching(Topic, Host),
     case Plain =:= [] orelse lists:member(no_shared_identifiers, Quirks) of

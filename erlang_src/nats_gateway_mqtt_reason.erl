@@ -96,8 +96,8 @@ is_blame(Reason) ->
         ?WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
     ]).
 
-%% Of a PUBACK or SUBACK: the log is told, because the client is not told enough. That somebody is not
-%% allowed something is all there is to say.
+%% Of a PUBACK or SUBACK: the log is told, because the client is not told enough. That somebody is
+%% not allowed something is all there is to say.
 -spec is_noted(byte()) -> boolean().
 is_noted(?NOT_AUTHORIZED) -> false;
 is_noted(Reason) -> Reason >= ?UNSPECIFIED_ERROR.

@@ -13,8 +13,8 @@
 
 -export_type([probe/0, quirk/0]).
 
-%% `puback_lies': PUBACK says that there are no subscribers where there is one, so it is no reason for
-%% a 503.
+%% `puback_lies': PUBACK says that there are no subscribers where there is one, so it is no reason
+%% for a 503.
 %% `no_identifiers': what is delivered does not say for which subscription it is.
 %% `no_shared_identifiers': only what comes for a shared subscription does not.
 %% `merges': one message comes for all plain filters that match it, with the identifier of one.
@@ -56,14 +56,13 @@ start(Mountpoint, Available) ->
     Random = binary:encode_hex(crypto:strong_rand_bytes(8)),
     Base = <<Mountpoint/binary, "nats_gateway/probe/">>,
     Topic = <<Base/binary, Random/binary>>,
+    Wildcards = maps:get(wildcard_subscription_available, Available),
+    Shared = maps:get(shared_subscription_available, Available),
     Filters = maps:from_list(
         [{?PLAIN, Topic}] ++
             %% No wildcard that matches what others probe.
-            [{?WILDCARD, <<Topic/binary, "/#">>} || maps:get(wildcard_subscription_available, Available)] ++
-            [
-                {?SHARED, <<"$share/nats_gateway/", Topic/binary>>}
-             || maps:get(shared_subscription_available, Available)
-            ]
+            [{?WILDCARD, <<Topic/binary, "/#">>} || Wildcards] ++
+            [{?SHARED, <<"$share/nats_gateway/", Topic/binary>>} || Shared]
     ),
     QoS = min(1, maps:get(maximum_qos, Available)),
     Announced = maps:get(subscription_identifier_available, Available),

@@ -1,5 +1,5 @@
-%% What is known of the broker, shared by all connections to it: whether it is there, what it hangs up
-%% on, and what the log has told of it already.
+%% What is known of the broker, shared by all connections to it: whether it is there, what it hangs
+%% up on, where it is not to be trusted, and what the log has told of it already.
 %%
 %% A client that is let in only to be closed may wait long before it tries again (nats.js: 20 s), so
 %% the broker is looked for before INFO. One connection, which is closed again, answers all clients
@@ -37,8 +37,8 @@
 }.
 
 %% Why a connection did not become a login: the reason code of CONNACK, or that there was none.
--type refusal() :: byte() | no_answer | closed | malformed_packet | packet_too_large
-    | unexpected_packet | protocol_error | old_version.
+-type refusal() ::
+    byte() | no_answer | closed | protocol_error | nats_gateway_mqtt_nif:decode_error().
 -export_type([refusal/0]).
 
 %% What CONNACK has said.
@@ -84,8 +84,8 @@ child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}}.
 -spec start_link() -> {ok, pid()} | {error, term()}.
 start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
 
-%% Whether the broker can be reached, and what the last login has told of it. Takes up to the connect
-%% timeout.
+%% Whether the broker can be reached, and what the last login has told of it. Takes up to the
+%% connect timeout.
 -spec available(upstream()) -> {true, facts()} | false.
 available(Upstream) -> gen_server:call(?MODULE, {available, Upstream}, infinity).
 

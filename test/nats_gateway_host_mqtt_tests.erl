@@ -91,7 +91,7 @@ login(Port) ->
     ?assertNotEqual(ClientId, Other).
 
 host_name(Port) ->
-    Upstream = #{host => "localhost", port => Port, tls => none, connect_timeout => 2000, keepalive => 60, max_topic_levels => 200, probe => false, max_packet_size => default},
+    Upstream = (upstream(Port))#{host => "localhost"},
     {ok, _} = login_as(client(Port, #{upstream => Upstream}, #{})).
 
 publish_plain(Port) ->
@@ -306,7 +306,8 @@ header_block_of_another(Port) ->
     ?assertEqual(Good, lists:sublist(Headers, 2)),
     [?assertNot(is_binary(Header)) || Header <- lists:nthtail(2, Headers)].
 
-%% A block of another gateway is looked at like one that is built of properties: 64 KiB, 1000 headers.
+%% A block of another gateway is looked at like one that is built of properties: 64 KiB, 1000
+%% headers.
 size_of_a_header_block_of_another(Port) ->
     Other = start(client(Port, #{secret => <<"of another gateway">>}, #{})),
     Gateway = start(Port),
@@ -740,13 +741,19 @@ credentials_of_the_gateway(Port) ->
 %% -------------------------------------------------------------------------------------------
 %% With a scripted broker
 
-%% Whether the broker is there is one question for all who come, and those who have not logged in have no
-%% connection to it.
+%% Whether the broker is there is one question for all who come, and those who have not logged in
+%% have no connection to it.
 who_is_there_costs_the_broker_one_connection_test() ->
     {ok, Server} = nats_gateway_upstream:start_link(),
     {Listen, Port} = listen(),
-    Clients = [spawn_monitor(fun() -> {ok, _} = ?HOST:prepare(client(Port)) end) || _ <- lists:seq(1, 300)],
-    [receive {'DOWN', Ref, process, _, Reason} -> ?assertEqual(normal, Reason) end || {_, Ref} <- Clients],
+    Prepare = fun() -> {ok, _} = ?HOST:prepare(client(Port)) end,
+    Clients = [spawn_monitor(Prepare) || _ <- lists:seq(1, 300)],
+    [
+        receive
+            {'DOWN', Ref, process, _, Reason} -> ?assertEqual(normal, Reason)
+        end
+     || {_, Ref} <- Clients
+    ],
     {ok, Probe} = gen_tcp:accept(Listen, ?WAIT),
     ?assertEqual({error, closed}, gen_tcp:recv(Probe, 0, ?WAIT)),
     ?assertEqual({error, timeout}, gen_tcp:accept(Listen, 0)),
@@ -1016,8 +1023,8 @@ chunks_test() ->
     ?assertEqual([{deliver, Expected}], await_any(Pid)),
     ok = over(Pid, Socket).
 
-%% A message that is larger than what is taken costs no connection and no other message, at every split
-%% of its bytes. It is acknowledged and counted.
+%% A message that is larger than what is taken costs no connection and no other message, at every
+%% split of its bytes. It is acknowledged and counted.
 too_large_test_() ->
     [{integer_to_list(QoS), fun() -> too_large(QoS) end} || QoS <- [0, 1]].
 
@@ -1541,7 +1548,7 @@ listen() ->
     {Listen, Port}.
 
 impatient(Port) ->
-    Upstream = #{host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 300, keepalive => 60, max_topic_levels => 200, probe => false, max_packet_size => default},
+    Upstream = (upstream(Port))#{connect_timeout => 300},
     client(Port, #{upstream => Upstream}, #{}).
 
 connected(Properties) ->
@@ -1590,8 +1597,14 @@ upstream(Port) ->
 client(Port, Config, Fields) ->
     Defaults = #{
         upstream => #{
-            host => {127, 0, 0, 1}, port => Port, tls => none, connect_timeout => 2000, keepalive => 60,
-            max_topic_levels => 200, probe => false, max_packet_size => default
+            host => {127, 0, 0, 1},
+            port => Port,
+            tls => none,
+            connect_timeout => 2000,
+            keepalive => 60,
+            max_topic_levels => 200,
+            max_packet_size => default,
+            probe => false
         },
         clientinfo_override => #{},
         mountpoint => <<>>,

@@ -76,7 +76,8 @@ packets(puback, _) -> [{puback, 4, 0}];
 packets(ping, _) -> [pingresp];
 packets(copies, Topic) -> [copy(Topic, [Id]) || Id <- [1, 2, 3]].
 
-copy(Topic, Ids) -> {publish, Topic, <<>>, 0, false, undefined, undefined, undefined, undefined, [], Ids}.
+copy(Topic, Ids) ->
+    {publish, Topic, <<>>, 0, false, undefined, undefined, undefined, undefined, [], Ids}.
 
 %% What a broker answers, and what is made of it.
 quirks_test_() ->

@@ -7,7 +7,8 @@
 -define(UPSTREAM, nats_gateway_upstream).
 -define(WAIT, 5000).
 
-log(#{msg := {report, Report}}, #{config := Test}) -> Test ! {logged, maps:without([reason], Report)};
+log(#{msg := {report, Report}}, #{config := Test}) ->
+    Test ! {logged, maps:without([reason], Report)};
 log(_, _) -> ok.
 
 it_is_a_part_of_the_standalone_gateway_test() ->
