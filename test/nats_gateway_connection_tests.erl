@@ -113,6 +113,35 @@ a_client_that_is_gone_ends_anyway_test_() ->
     end}.
 
 %% -------------------------------------------------------------------------------------------
+%% Passwords that take long to compare
+
+who_leaves_waits_for_no_password_test_() ->
+    {timeout, 60, fun() ->
+        {ok, Passwords} = nats_gateway_passwords:start_link(),
+        Hash = nats_gateway_nif:bcrypt_hash(<<"w0rd">>, <<"0123456789abcdef">>, 12),
+        {ok, Secret} = nats_gateway_login:secret(Hash),
+        {ok, Login} = nats_gateway_login:new(#{methods => [{token, Secret}]}),
+        %% More than compute at a time, so that the last one waits.
+        Others = [
+            nats_gateway_passwords:verify(<<"guess">>, Hash, {127, 0, 0, N}) || N <- lists:seq(2, 9)
+        ],
+        {Pid, _, Client} = connected(#{}, #{login => Login, auth_required => true}),
+        {ok, <<"INFO ", _/binary>>} = gen_tcp:recv(Client, 0, ?WAIT),
+        Monitor = monitor(process, Pid),
+        ok = gen_tcp:send(Client, <<"CONNECT {\"auth_token\":\"word\"}\r\n">>),
+        ok = gen_tcp:close(Client),
+        ?assertEqual({shutdown, client_closed}, ended(Monitor)),
+        %% before its turn
+        Told = [
+            Request
+         || Request <- Others,
+            gen_server:receive_response(Request, 0) =/= timeout
+        ],
+        ?assert(length(Told) < length(Others)),
+        ok = gen_server:stop(Passwords)
+    end}.
+
+%% -------------------------------------------------------------------------------------------
 %% The memory of compression
 
 %% Again and again, for a host that wants no reports, and long after the time for a CONNECT.
