@@ -3,8 +3,8 @@
 %%
 %% They are kept by client: by the address of its host, its name at the broker and the name in its
 %% CONNECT. So nobody can make the gateway refuse the subjects of others. Which packet it was is
-%% known where only one was under way. Else the client's next connection is watched: there each topic
-%% is followed by a PINGREQ when it is used first, and what comes after the last answer was it.
+%% known where only one was under way. Else the client's next connection is watched: there each
+%% topic is followed by a PINGREQ when it is used first, and what comes after the last answer was it.
 %%
 %% A DISCONNECT that names the packet's fault proves it. A connection that just ends may have ended
 %% for another reason: there it takes two.

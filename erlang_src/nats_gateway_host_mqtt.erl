@@ -802,8 +802,8 @@ barrier(_, Host = #host{queue = Queue}) ->
             {wait, Host#host{waiting = barrier}}
     end.
 
-%% A broker that has answered has put the messages into the client's queue at least: they come before
-%% the next answer.
+%% A broker that has answered has put the messages into the client's queue at least: they come
+%% before the next answer.
 answers_again(#host{quirks = Quirks}) ->
     case lists:member(pong_overtakes, Quirks) of
         true -> 1;
