@@ -137,8 +137,8 @@
     latest :: undefined | nats_gateway_subscriptions:sid(),
     %% deliveries that must not overtake the +OK of the operation being waited for, latest first
     held = [] :: [nats_gateway_nif:delivery()],
-    %% what is to be done once the client has been sent what was returned last, and what has come
-    %% after that, latest first
+    %% what is to be done when the output that was returned last has been sent; and what the host
+    %% has said since, latest first
     left = [] :: [step()],
     later = [] :: [step()],
     %% bytes that the client will be sent for these three, about
@@ -505,7 +505,7 @@ stop(Reason, Out, Channel) ->
         held = [], left = [], later = [], unsent = 0, todo = []
     }}.
 
-%% The client does not get what it is behind with, but what was held back for no fault of its own.
+%% What the client is behind with is dropped. What was held back for a +OK is still sent.
 stop_at_once(Reason, Out, Channel = #channel{held = Held}) ->
     Unsent = bytes([{frames, Held}]),
     steps([{close, Reason}], 0, Out, Channel#channel{left = [], later = [], unsent = Unsent}).

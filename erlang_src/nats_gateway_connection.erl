@@ -62,8 +62,8 @@
     %% nobody takes what is sent any more; what the client sent before still counts
     mute = false :: boolean(),
     %% slow consumers: bytes sent since the socket was asked what waits there, messages handled until
-    %% then and what each became of late, and the octets that had left it when it was last found
-    %% stuck, how often in a row
+    %% then, the bytes that one of them became of late, and the octets that had left the socket when
+    %% it was last found stuck, how often in a row
     unchecked = 0 :: non_neg_integer(),
     checked = 0 :: non_neg_integer(),
     each = 0 :: non_neg_integer(),
@@ -79,9 +79,9 @@
     %% time
     heard = false :: boolean(),
     heard_at = 0 :: integer(),
-    %% what the client was behind with at the PING, and what it had taken when that was last looked at
+    %% bytes that the client had still to take at the PING, and those that it had taken at the last look
     pinged = {0, 0} :: {Behind :: non_neg_integer(), Taken :: integer()},
-    %% to the latest ping of a WebSocket, where too much waits to answer it
+    %% the answer to the latest ping of a WebSocket, while too much waits to send it
     pong = none :: none | iodata(),
     %% the host wants to know the statistics from time to time
     reports = false :: boolean(),
@@ -127,12 +127,12 @@
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
 -define(CHECK_BYTES, 65536).
-%% What TLS is given at once: it makes as many bytes of it, which nobody has a look at meanwhile.
+%% TLS gets so many bytes at once: it encrypts all that it gets before the socket has any of it.
 -define(MAX_PIECE, 1048576).
-%% Whoever has much to be sent is sent it for so long before the mailbox gets a turn: a kick, the
-%% client's end. What comes for it waits at the broker meanwhile, where the broker is asked for it.
+%% A client that is behind is written to for so long before the mailbox gets a turn, which may hold
+%% a kick or the client's end. Standalone, what the broker sends waits in its socket meanwhile.
 -define(BEHIND_MS, 200).
-%% Bytes that wait when the pings of a WebSocket are not answered any more but for the latest.
+%% If so many bytes wait, only the latest ping of a WebSocket is answered, and later.
 -define(PONGS_BELOW, 65536).
 %% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
 %% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
@@ -635,7 +635,8 @@ paused(State) ->
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
         {ok, NState} ->
-            case nats_gateway_channel:is_behind(Channel) orelse nats_gateway_channel:unsent(Channel) > 0 of
+            Unsent = nats_gateway_channel:unsent(Channel),
+            case Unsent > 0 orelse nats_gateway_channel:is_behind(Channel) of
                 true -> catch_up(now_ms() + ?BEHIND_MS, NState);
                 false -> {noreply, login_timer(NState)}
             end;
