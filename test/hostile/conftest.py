@@ -27,7 +27,6 @@ from emqx.conftest import (  # noqa: E402, F401
     page,
     plugin,
 )
-from hostile.awaited import item_of  # noqa: E402
 from hostile.hosts import Emqx, Host, Standalone  # noqa: E402
 from hostile.measure import Address, Seen, watching  # noqa: E402
 
@@ -57,9 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             # The servers have deadlines of their own.
             item.add_marker(pytest.mark.timeout(TEST_DEADLINE, func_only=True))
-        awaited = item_of(item.nodeid)
-        if awaited and not os.environ.get("HOSTILE_AWAITED"):
-            item.add_marker(pytest.mark.skip(reason=f"awaits the fix of item {awaited}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
