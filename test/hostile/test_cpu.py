@@ -20,7 +20,7 @@ MANY = size(20_000, 100_000)
 ROUNDS = 3
 # How many times the cost of one among few one among many may have: caches of the machine are smaller than many.
 # What is quadratic has 10, or 50.
-FACTOR = size(3, 8)
+FACTOR = size(5, 8)
 
 
 def _nothing(_: int) -> bytes:
@@ -148,7 +148,8 @@ def test_pipelined_subscriptions(hosts: Hosts, watch: Watch, kind: str):
         client.send(PIPELINED[kind](count))
         client.ping()
         seen.notes["one of few"] = f"{few * 1e6:.1f} µs"
-    assert seen.cpu < FACTOR * few * count, str(seen)
+    # What is quadratic has 50, or more.
+    assert seen.cpu < 8 * few * count, str(seen)
     seen.stays_below(64 * MB + HELD[kind] * count)
     seen.neighbour_is_well()
 
