@@ -4,14 +4,16 @@
 
 -behaviour(nats_gateway_host).
 
--export([connect/1, publish/3, subscribe/3, unsubscribe/2, barrier/2, handle_info/2, disconnect/2]).
--export([handle_messages/2]).
+-export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
+-export([handle_info/2, handle_messages/2, disconnect/2]).
 
 -define(MAX, 1000).
 
 connect(Client) -> nats_gateway_connection_tests:connect(Client).
+ready(_) -> ok.
 publish(Pubs, Options, Test) -> nats_gateway_connection_tests:publish(Pubs, Options, Test).
 subscribe(_, _, Test) -> {ok, Test}.
+subscribe_again(_, _, Test) -> {ok, [], Test}.
 unsubscribe(_, Test) -> Test.
 barrier(_, Test) -> {ok, Test}.
 handle_info(Message, Test) -> handle_messages([Message], Test).
