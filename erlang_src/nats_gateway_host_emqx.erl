@@ -483,15 +483,16 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
                     _ ->
                         true
                 end;
-            (Mark) ->
-                Mark =/= {?MODULE, early}
+            (_) ->
+                true
         end,
         drain(?MAX_DELIVERIES)
     ),
-    %% The mark for those of before has been taken, too.
-    NEarly = lists:reverse(Others, Early),
-    _ = NEarly =/= [] andalso (self() ! {?MODULE, early}),
-    Host#host{early = NEarly}.
+    case {Early, Others} of
+        {[], [_ | _]} -> self() ! {?MODULE, early};
+        _ -> ok
+    end,
+    Host#host{early = lists:reverse(Others, Early)}.
 
 is_own(Message, ClientId, #sub{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.
@@ -864,15 +865,15 @@ handle_in_order([Message | Messages], Events, Host) ->
 is_deliver({deliver, _, _}) -> true;
 is_deliver(_) -> false.
 
-%% Deliveries that wait in the mailbox, and the marks that this process has put between them: a
-%% delivery behind such a mark must not be taken before it.
+%% Deliveries that wait in the mailbox, and the marks for the end of a plain subscription between
+%% them: EMQX sends some behind that. The other marks may come late: where EMQX gets to know or
+%% forgets a member of a group, a later mark even loses less (`nats_gateway_subscriptions').
 drain(N) when N =< 0 ->
     [];
 drain(N) ->
     receive
         {deliver, _, _} = Deliver -> [Deliver | drain(N - 1)];
-        {?MODULE, _} = Mark -> [Mark | drain(N - 1)];
-        {?MODULE, _, _} = Mark -> [Mark | drain(N - 1)]
+        {?MODULE, unsubscribed, {undefined, _}} = Mark -> [Mark | drain(N - 1)]
     after 0 -> []
     end.
 

@@ -282,7 +282,8 @@ with_emqx_test_() ->
         end,
         [
             fun what_comes_behind_an_unsubscribe_is_not_taken_before_it/0,
-            fun what_comes_behind_a_barrier_is_not_taken_before_it/0,
+            fun a_barrier_is_behind_all_that_has_come/0,
+            fun what_a_member_joins_for_is_known_late/0,
             fun a_subscription_that_is_made_again_goes_on/0,
             fun what_is_put_back_keeps_its_place/0,
             fun what_is_declined_goes_to_another_member/0
@@ -343,13 +344,24 @@ what_comes_behind_an_unsubscribe_is_not_taken_before_it() ->
     _ = nats_gateway_fake_emqx:deliver(Key, <<"behind">>),
     ?assertMatch({[<<"before">>, {unsubscribed, Key}], _}, told(NHost)).
 
-what_comes_behind_a_barrier_is_not_taken_before_it() ->
+%% It is a promise for what came before it only.
+a_barrier_is_behind_all_that_has_come() ->
     Key = {undefined, <<"a">>},
     Host = subscribed(Key, connected()),
     _ = nats_gateway_fake_emqx:deliver(Key, <<"before">>),
     {wait, NHost} = ?HOST:barrier(own, Host),
     _ = nats_gateway_fake_emqx:deliver(Key, <<"behind">>),
-    ?assertMatch({[<<"before">>, barrier, <<"behind">>], _}, told(NHost)).
+    ?assertMatch({[<<"before">>, <<"behind">>, barrier], _}, told(NHost)).
+
+%% A copy that was on its way when EMQX got to know the member comes behind the mark for that.
+what_a_member_joins_for_is_known_late() ->
+    Plain = {undefined, <<"a">>},
+    Key = {<<"q">>, <<"a">>},
+    Host = subscribed(Plain, connected()),
+    _ = nats_gateway_fake_emqx:deliver(Plain, <<"before">>),
+    NHost = subscribed(Key, Host),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"behind">>),
+    ?assertMatch({[<<"before">>, <<"behind">>, {joined, Key}], _}, told(NHost)).
 
 a_subscription_that_is_made_again_goes_on() ->
     Key = {undefined, <<"a">>},
