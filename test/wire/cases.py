@@ -451,6 +451,9 @@ for name, arguments in {
     "protocol_is_true": b' {"protocol":true}',
     "name_is_number": b' {"name":5}',
     "user_is_array": b' {"user":["x"]}',
+    "control_character": b' {"name":"a\x01b"}',
+    "control_character_in_a_key": b' {"na\x01me":"x"}',
+    "tab_in_a_text": b' {"name":"a\tb"}',
 }.items():
     fatal(f"connect_bad_{name}", "2", b"CONNECT" + arguments + b"\r\n" + PING)
 

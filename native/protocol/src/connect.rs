@@ -1,5 +1,6 @@
 //! The JSON of CONNECT and INFO (nats-protocol sections 2 and 3).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -73,7 +74,7 @@ impl Connect {
     /// a surrogate pair (`JSON.stringify` writes them) become U+FFFD.
     #[must_use]
     pub fn from_json(json: &[u8]) -> Option<Self> {
-        serde_json::from_str(&String::from_utf8_lossy(json)).ok()
+        serde_json::from_str(&well_formed(json)?).ok()
     }
 }
 
@@ -188,9 +189,17 @@ fn fold(key: &str) -> String {
         .collect()
 }
 
+/// The text of well-formed JSON. Strings are read as bytes, of which serde_json does not say when a
+/// raw control character is among them.
+fn well_formed(json: &[u8]) -> Option<Cow<'_, str>> {
+    let json = String::from_utf8_lossy(json);
+    serde_json::from_str::<IgnoredAny>(&json).ok()?;
+    Some(json)
+}
+
 /// Whether this is a JSON object, or `null`: all that an INFO from a client is checked for.
 pub(crate) fn is_object(json: &[u8]) -> bool {
-    serde_json::from_str::<Object>(&String::from_utf8_lossy(json)).is_ok()
+    well_formed(json).is_some_and(|json| serde_json::from_str::<Object>(&json).is_ok())
 }
 
 struct Object;

@@ -159,6 +159,7 @@ fn blanks_after_connect_and_info_are_optional() {
         "INFO []\r\n",
         "INFO {\r\n",
         "INFO {} x\r\n",
+        "INFO {\"a\u{1}\":1}\r\n",
     ] {
         assert_eq!(
             error(bad.as_bytes(), &small()),
