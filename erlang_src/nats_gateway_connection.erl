@@ -831,11 +831,14 @@ timeout(heartbeat, State = #state{heard_at = HeardAt, options = #{config := Conf
                 _ -> ping(State)
             end
     end;
-timeout(heartbeat_wait, State = #state{channel = Channel}) ->
-    case still_taking(State) of
-        {true, NState} -> {noreply, await_pong(NState)};
-        false -> result(nats_gateway_channel:handle_timeout(heartbeat_wait, Channel), State)
+timeout(heartbeat_wait, State = #state{passive = true, channel = Channel}) ->
+    %% A PONG may be in the socket, whose input waits for the host.
+    case nats_gateway_channel:busy(Channel) of
+        true -> {noreply, await_pong(State)};
+        false -> heartbeat_wait(State)
     end;
+timeout(heartbeat_wait, State) ->
+    heartbeat_wait(State);
 timeout(behind, State) ->
     case catch_up(now_ms() + ?BEHIND_MS, State) of
         {noreply, NState} -> decode(NState);
@@ -910,6 +913,12 @@ answered(State) ->
 
 await_pong(State = #state{options = #{config := #{heartbeat_wait_timeout := Wait}}}) ->
     start_timer(heartbeat_wait, Wait, State).
+
+heartbeat_wait(State = #state{channel = Channel}) ->
+    case still_taking(State) of
+        {true, NState} -> {noreply, await_pong(NState)};
+        false -> result(nats_gateway_channel:handle_timeout(heartbeat_wait, Channel), State)
+    end.
 
 %% A client that has still to read what it was sent before the PING. If it takes nothing of that, the
 %% write deadline is for it.

@@ -23,10 +23,15 @@ publish(Pubs, _, Test) ->
 
 subscribe(_, _, Test) -> {ok, Test}.
 subscribe_again(_, _, Test) -> {ok, [], Test}.
-ready(_) -> ok.
+ready(Test) ->
+    case persistent_term:get({?MODULE, behind}, false) of
+        true -> {wait, Test};
+        false -> ok
+    end.
 unsubscribe(_, Test) -> Test.
 barrier(_, Test) -> {ok, Test}.
 handle_info({deliver, Deliveries}, Test) -> {[{deliver, Deliveries}], Test};
+handle_info(ready, Test) -> {[ready], Test};
 handle_info(_, _) -> ignore.
 disconnect(_, _) -> ok.
 
@@ -306,6 +311,27 @@ a_ping_comes_after_the_interval_test_() ->
 pinged(Client, Since) ->
     <<"PING\r\n">> = received(Client, <<"PING\r\n">>),
     erlang:monotonic_time(millisecond) - Since.
+
+%% Its PONG may be behind what the host does not take yet.
+a_client_whose_input_waits_is_not_stale_test_() ->
+    {timeout, 60, fun() ->
+        {Pid, _, Client} = connected(#{}, #{
+            default_heartbeat_interval => 100, heartbeat_wait_timeout => 100
+        }),
+        Monitor = monitor(process, Pid),
+        ok = persistent_term:put({?MODULE, behind}, true),
+        Subs = binary:copy(<<"SUB a 1\r\n">>, 2000000),
+        Sender = spawn(fun() -> _ = gen_tcp:send(Client, Subs) end),
+        receive
+            {'DOWN', Monitor, process, _, Reason} -> error(Reason)
+        after 1500 -> ok
+        end,
+        true = persistent_term:erase({?MODULE, behind}),
+        true = exit(Sender, kill),
+        ok = gen_tcp:close(Client),
+        Pid ! ready,
+        ?assertMatch({shutdown, _}, ended(Monitor))
+    end}.
 
 %% The PING comes after what was sent before it, which takes the client many times the wait.
 a_client_that_reads_slowly_is_not_stale_test_() ->
