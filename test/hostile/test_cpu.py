@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from hostile.clients import Client, pub, subs
-from hostile.conftest import Hosts, Watch, size
+from hostile.conftest import PROGRAM, Hosts, Watch, size
 from hostile.measure import IDLE_TIME, MB, wait_until
 
 FEW = 2000
@@ -91,7 +91,9 @@ def cost(host, work: Work, count: int) -> float:
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_cost_of_one_operation(hosts: Hosts, note: Callable[[object], None], name: str):
+def test_cost_of_one_operation(hosts: Hosts, place: object, note: Callable[[object], None], name: str):
+    if place != PROGRAM and name == "unsub":
+        pytest.skip("EMQX has the topics of a process in an ETS bag, where taking one out is linear in their number")
     host = hosts(max_subscriptions=0)
     work = WORKS[name]
     few, many = work.counts
@@ -139,9 +141,9 @@ HELD = {"sub": 2 * 1200, "sub_and_unsub": 0}
 
 
 @pytest.mark.parametrize("kind", PIPELINED)
-def test_pipelined_subscriptions(hosts: Hosts, watch: Watch, kind: str):
-    """So many that a queue of them would be long."""
-    count = size(100_000, 300_000)
+def test_pipelined_subscriptions(hosts: Hosts, place: object, watch: Watch, kind: str):
+    """So many that a queue of them would be long; in EMQX each takes several times as long."""
+    count = size(100_000, 300_000) // (1 if place == PROGRAM else 5)
     host = hosts(max_subscriptions=0)
     few = cost(host, Work(PIPELINED[kind]), FEW)
     with watch(host) as seen, Client(host.address()) as client:

@@ -125,5 +125,6 @@ def test_connections_that_come_and_go_leave_nothing_behind(hosts: Hosts, watch: 
                 Raw(host.address()).close()
         seen.notes["file descriptors"] = f"{files} before"
     wait_until(lambda: host.usage.files() <= files, "no file descriptor is left open")
-    assert host.usage.rss() - memory < 32 * MB
+    # EMQX's own memory comes and goes by tens of megabytes.
+    assert host.usage.rss() - memory < 96 * MB
     seen.neighbour_is_well()
