@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from clients.logins import OwnLogin
+from clients.mqtt import Mqtt
 from clients.program import Program
 from clients.secured import Secured
 from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
@@ -47,3 +50,21 @@ def test_own_login_is_refused(jnats: Program, own_login: OwnLogin, subject: str)
 
 def test_denied_subscribe(jnats: Program, restricted: Stack, subject: str):
     jnats.run("denied_subscribe", url=restricted.url, subject=subject, user=USER, password=PASSWORD, denied=DENIED)
+
+
+def test_words_in_user_properties(jnats: Program, bridge: Stack, subject: str):
+    """MQTT clients say them again and again, until jnats has had enough of them."""
+    with Mqtt(bridge.mqtt) as mqtt, jnats.start("words", url=bridge.url, subject=subject, maxPayload=MAX_PAYLOAD) as talk:
+        done = threading.Event()
+
+        def publish() -> None:
+            while not done.wait(0.1):
+                mqtt.publish(f"{subject}words", b"words", UserProperty=[("City", "Z\u00fcrich"), ("Plain", "x")])
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            talk.finished(DEADLINE)
+        finally:
+            done.set()
+            publisher.join()

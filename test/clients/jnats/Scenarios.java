@@ -51,6 +51,7 @@ public final class Scenarios {
                     Map.entry("requests", Scenarios::requests),
                     Map.entry("no_responders", Scenarios::noResponders),
                     Map.entry("headers", Scenarios::headers),
+                    Map.entry("words", Scenarios::words),
                     Map.entry("drain", Scenarios::drain),
                     Map.entry("unsubscribe_max", Scenarios::unsubscribeMax),
                     Map.entry("largest_payload", Scenarios::largestPayload),
@@ -159,6 +160,18 @@ public final class Scenarios {
         expect(Arrays.asList(""), got.getHeaders().get("lower"));
         expect(2, got.getHeaders().size());
         expect("payload", text(got));
+    }
+
+    /** From MQTT, where values are UTF-8: its reader takes only ASCII, and must go on after them. */
+    private void words() throws Exception {
+        Connection nc = connect();
+        Subscription sub = nc.subscribe(subject);
+        for (int i = 0; i < 2; i++) {
+            Message got = next(sub);
+            expect(Arrays.asList("Z%C3%BCrich"), got.getHeaders().get("City"));
+            expect(Arrays.asList("x"), got.getHeaders().get("Plain"));
+        }
+        nc.flush(DEADLINE);
     }
 
     private void drain() throws Exception {
