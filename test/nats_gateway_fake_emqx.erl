@@ -7,6 +7,7 @@
 %% Each function of a module, as Erlang source.
 -define(MODULES, #{
     emqx => ["get_config(_, Default) -> Default."],
+    emqx_config => ["get_zone_conf(_, _, Default) -> Default."],
     emqx_banned => ["check(_) -> false."],
     emqx_broker => [
         "safe_publish(_) -> [{here, topic, {ok, 1}}].",
