@@ -55,7 +55,8 @@ packet(publish, Topic) -> erlang:md5([$p | Topic]);
 packet(subscribe, Filter) -> erlang:md5([$s | Filter]).
 
 %% Suspect: the packet that it was if it was any, `unknown' where it was one of several.
--spec hung_up(key(), blamed | closed, unknown | packet(), Now :: integer(), hangups()) -> hangups().
+%% `closed_again': of a client that was watched. Others may have lost their connections together.
+-spec hung_up(key(), blamed | closed | closed_again, unknown | packet(), Now :: integer(), hangups()) -> hangups().
 hung_up(Key, Evidence, Suspect, Now, Hangups) ->
     Client = #client{packets = Packets} = maps:get(Key, Hangups, #client{at = Now}),
     NClient = Client#client{at = Now, packets = suspected(Suspect, Evidence, Now, Packets)},
@@ -68,10 +69,12 @@ suspected(Packet, Evidence, Now, Packets) ->
     bounded(?MAX_PACKETS, fun({_, At}) -> At end, NPackets).
 
 verdict(blamed, _, _) -> refused;
-verdict(closed, {refused, _}, _) -> refused;
-verdict(closed, {Strikes, At}, Now) when Now - At < ?WATCH_MS, Strikes + 1 >= ?STRIKES -> refused;
-verdict(closed, {Strikes, At}, Now) when Now - At < ?WATCH_MS -> Strikes + 1;
-verdict(closed, _, _) -> 1.
+verdict(_, {refused, _}, _) -> refused;
+verdict(closed_again, {Strikes, At}, Now) when
+    Now - At < ?WATCH_MS, Strikes + 1 >= ?STRIKES
+->
+    refused;
+verdict(_, _, _) -> 1.
 
 %% The oldest one goes.
 bounded(Max, _, Map) when map_size(Map) =< Max ->

@@ -899,6 +899,8 @@ report_hangup(Evidence, Host = #host{suspects = Suspects}) ->
         case Suspects of
             {one, Suspect} -> nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
             many -> nats_gateway_upstream:hung_up(Key, Evidence, unknown, Upstream);
+            {watched, _, [{_, Suspect} | _]} when Evidence =:= closed ->
+                nats_gateway_upstream:hung_up(Key, closed_again, Suspect, Upstream);
             {watched, _, [{_, Suspect} | _]} ->
                 nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
             _ ->

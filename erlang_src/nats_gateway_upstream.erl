@@ -120,7 +120,7 @@ lost(Upstream) -> report(lost, Upstream).
 %% The same, in the middle of a session with packets under way.
 -spec hung_up(
     nats_gateway_hangups:key(),
-    blamed | closed,
+    blamed | closed | closed_again,
     unknown | {nats_gateway_hangups:packet(), Topic :: binary()},
     upstream()
 ) -> ok.

@@ -42,9 +42,11 @@ one_packet_is_suspected_twice_before_it_is_refused_test() ->
     One = hung_up(closed, packet(<<"a">>), 0, ?HANGUPS:new()),
     ?assertEqual([], refused(0, One)),
     ?assertEqual([], refused(1, hung_up(closed, packet(<<"b">>), 1, One))),
-    Soon = hung_up(closed, packet(<<"a">>), ?WATCHED - 1, One),
+    %% others of the same name, when a broker ends
+    ?assertEqual([], refused(0, hung_up(closed, packet(<<"a">>), 0, One))),
+    Soon = hung_up(closed_again, packet(<<"a">>), ?WATCHED - 1, One),
     ?assertEqual([packet(<<"a">>)], refused(?WATCHED - 1, Soon)),
-    ?assertEqual([], refused(?WATCHED, hung_up(closed, packet(<<"a">>), ?WATCHED, One))).
+    ?assertEqual([], refused(?WATCHED, hung_up(closed_again, packet(<<"a">>), ?WATCHED, One))).
 
 what_is_refused_stays_so_test() ->
     One = hung_up(blamed, packet(<<"a">>), 0, ?HANGUPS:new()),
