@@ -173,17 +173,24 @@ def test_proxy_protocol_comes_before_tls(gateway: Gateway, page: Page, name: str
             gateway.forgotten(name)
 
 
-def test_a_certificate_that_a_proxy_has_verified(gateway: Gateway, page: Page, name: str):
+# What the proxy says of the certificate: TLS, shown on this connection, shown in this session; and 0 is verified.
+@pytest.mark.parametrize(
+    ("client", "verify", "user"),
+    [(7, 0, "alice"), (3, 0, "alice"), (5, 0, "alice"), (1, 0, "mallory"), (7, 1, "mallory")],
+)
+def test_a_certificate_that_a_proxy_has_verified(
+    gateway: Gateway, page: Page, name: str, client: int, verify: int, user: str
+):
     """TLS ends at the proxy, which tells the name (PROXY protocol 2): on a tcp listener."""
     gateway.settings(**NAMED)
     page.change(peer_cert_as_username="cn")
     address = gateway.listen(name, proxy_protocol=True)
-    fields = b"\x01" + struct.pack(">I", 0) + b"\x22" + struct.pack(">H", 5) + b"alice"
+    fields = bytes((client,)) + struct.pack(">I", verify) + b"\x22" + struct.pack(">H", 5) + b"alice"
     extra = b"\x20" + struct.pack(">H", len(fields)) + fields
     places = socket.inet_aton("192.0.2.7") + socket.inet_aton(HOST) + struct.pack(">HH", 5555, 4222)
     header = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11" + struct.pack(">H", len(places + extra)) + places + extra
     with gateway.nats(address, proxy=header, name=name, user="mallory"):
-        assert gateway.known(name)["username"] == "alice"
+        assert gateway.known(name)["username"] == user
 
 
 # --- Certificates of clients -----------------------------------------------------------------------------------------
