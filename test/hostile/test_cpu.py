@@ -157,6 +157,10 @@ def test_pipelined_subscriptions(hosts: Hosts, place: object, watch: Watch, kind
     seen.neighbour_is_well()
 
 
+# Seconds; 1 to 4 were measured.
+GONE_AT_MOST = 15.0
+
+
 @pytest.mark.parametrize("kind", PIPELINED)
 def test_who_has_left_costs_no_more(hosts: Hosts, note: Callable[[object], None], kind: str):
     host = hosts(max_subscriptions=0)
@@ -168,5 +172,6 @@ def test_who_has_left_costs_no_more(hosts: Hosts, note: Callable[[object], None]
     wait_until(usage.is_idle, "the work for it ends", 30.0)
     after = time.monotonic() - left - IDLE_TIME
     note(f"at rest {after:.1f} s after the client has left")
-    # The look at it begins anew every half a second.
-    assert after < 1 + IDLE_TIME
+    # The end of the client's stream is behind what its own kernel still had to hand over: up to some megabytes are read
+    # first. Without a look at the client in between, this took minutes.
+    assert after < GONE_AT_MOST
