@@ -9,7 +9,7 @@ import pytest
 
 from brokers.model import PUBLISH, SUBSCRIBE, Faults, before
 from brokers.nats import Client, Closed, message
-from clients.stack import gateway_in_front_of, mosquitto
+from clients.stack import Stack, gateway_in_front_of, mosquitto
 
 MALFORMED, PROTOCOL_ERROR, TOPIC_NAME_INVALID = 0x81, 0x82, 0x90
 Address = tuple[str, int]
@@ -142,10 +142,8 @@ def test_one_packet_alone_is_known_at_once(tmp_path: Path):
 
 def test_a_broker_that_ends_refuses_nobody_anything(tmp_path: Path):
     broker = mosquitto(tmp_path, "allow_anonymous true\n")
-    broker.start()
     gateway = gateway_in_front_of(broker.address, tmp_path)
-    gateway.start()
-    try:
+    with Stack(gateway, broker):
         for attempt in range(3):
             with Client(gateway.address, verbose=False, name="innocent") as client:
                 client.send(b"SUB t.%d 1\r\n" % attempt * 2 + b"PUB t.%d 2\r\nhi\r\n" % attempt)
@@ -154,6 +152,3 @@ def test_a_broker_that_ends_refuses_nobody_anything(tmp_path: Path):
                 broker.kill()
                 assert b"-ERR" not in client.closed()
             broker.start()
-    finally:
-        gateway.stop()
-        broker.stop()

@@ -21,17 +21,13 @@ MAX_PAYLOAD = MAX_PACKET - 4096 - 64
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("small")
     broker = mosquitto(directory, f"allow_anonymous true\nmax_packet_size {MAX_PACKET}\n")
-    stack = Stack(gateway_in_front_of(broker.address, directory), broker)
-    stack.start()
-    yield stack
-    stack.stop()
+    with Stack(gateway_in_front_of(broker.address, directory), broker) as stack:
+        yield stack
 
 
 def test_who_comes_first_is_told_by_a_second_info(tmp_path: Path):
     broker = mosquitto(tmp_path, f"allow_anonymous true\nmax_packet_size {MAX_PACKET}\n")
-    stack = Stack(gateway_in_front_of(broker.address, tmp_path), broker)
-    stack.start()
-    try:
+    with Stack(gateway_in_front_of(broker.address, tmp_path), broker) as stack:
         with Client(stack.gateway.address) as first:
             assert first.info["max_payload"] > MAX_PAYLOAD
             first.connect()
@@ -40,8 +36,6 @@ def test_who_comes_first_is_told_by_a_second_info(tmp_path: Path):
         until = time.monotonic() + 5
         while (info := told(stack)) != MAX_PAYLOAD:
             assert time.monotonic() < until, info
-    finally:
-        stack.stop()
 
 
 def told(stack: Stack) -> int:
@@ -93,9 +87,7 @@ def test_a_request_is_answered_or_refused(small: Stack):
 def test_a_message_that_is_too_large_for_clients_is_counted_and_named(tmp_path: Path):
     """Four times max_payload and 256 KB of one packet are taken, unless the setting says otherwise."""
     broker = mosquitto(tmp_path, "allow_anonymous true\n")
-    stack = Stack(gateway_in_front_of(broker.address, tmp_path, {"log_level": "info"}), broker)
-    stack.start()
-    try:
+    with Stack(gateway_in_front_of(broker.address, tmp_path, {"log_level": "info"}), broker) as stack:
         with Client(stack.gateway.address, verbose=False) as client:
             client.send(b"SUB big 1\r\n")
             client.ping()
@@ -110,8 +102,6 @@ def test_a_message_that_is_too_large_for_clients_is_counted_and_named(tmp_path: 
             time.sleep(0.01)
         named = [line for line in stack.gateway.log().splitlines() if "message_larger_than_max_packet_size" in line]
         assert len(named) == 1 and " topic=big " in named[0]
-    finally:
-        stack.stop()
 
 
 def publish(stack: Stack, payload: bytes) -> None:

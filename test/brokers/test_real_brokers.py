@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from brokers.nats import Client, Closed, message
-from clients.stack import AGAINST_NATS_SERVER, Address, Server, gateway_in_front_of, mosquitto
+from clients.stack import AGAINST_NATS_SERVER, Address, Server, Stack, gateway_in_front_of, mosquitto
 from emqx.node import Node, emqx_homes
 from wire.servers import HOST, REPOSITORY, accepts, free_port
 
@@ -279,16 +279,11 @@ def test_a_broker_of_mqtt_3_is_named_as_such(tmp_path: Path):
         shutil.copy(HERE / "aedes" / name, directory)
     _build(["npm", "ci", "--no-audit", "--no-fund"], directory)
     broker = _server("aedes", [os.environ.get("NODE", "node"), str(directory / "broker.mjs")], tmp_path)
-    broker.start()
     gateway = gateway_in_front_of(broker.address, tmp_path, ready=accepts)
-    gateway.start()
-    try:
+    with Stack(gateway, broker):
         with Client(gateway.address, verbose=False) as client:
             assert client.closed() == b""
         until = time.monotonic() + 5
         while "reason=it does not speak MQTT 5" not in gateway.log():
             assert time.monotonic() < until
             time.sleep(0.01)
-    finally:
-        gateway.stop()
-        broker.stop()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from brokers.nats import Client, Closed
-from clients.stack import gateway_in_front_of, mosquitto
+from clients.stack import Stack, gateway_in_front_of, mosquitto
 
 SILENT = 60
 
@@ -16,27 +16,20 @@ SILENT = 60
 def test_silent_clients_take_no_connection_of_the_broker(tmp_path: Path):
     """A broker for 30: 60 clients that say nothing keep nobody out."""
     broker = mosquitto(tmp_path, "allow_anonymous true\nmax_connections 30\n")
-    broker.start()
     gateway = gateway_in_front_of(broker.address, tmp_path)
-    gateway.start()
-    try:
+    with Stack(gateway, broker):
         with ExitStack() as silent:
             for _ in range(SILENT):
                 silent.enter_context(Client(gateway.address))
             for _ in range(20):
                 with Client(gateway.address, verbose=False) as client:
                     assert client.ping() == b""
-    finally:
-        gateway.stop()
-        broker.stop()
 
 
 def test_one_line_for_an_outage_and_one_for_its_end(tmp_path: Path):
     broker = mosquitto(tmp_path, "allow_anonymous true\n")
-    broker.start()
     gateway = gateway_in_front_of(broker.address, tmp_path)
-    gateway.start()
-    try:
+    with Stack(gateway, broker):
         with Client(gateway.address, verbose=False) as client:
             client.ping()
             broker.stop()
@@ -46,9 +39,6 @@ def test_one_line_for_an_outage_and_one_for_its_end(tmp_path: Path):
         broker.start()
         with served_again(gateway.address) as client:
             assert client.ping() == b""
-    finally:
-        gateway.stop()
-        broker.stop()
     assert gateway.log().count("upstream_connect_failed") == 1
     assert gateway.log().count("upstream_is_back") == 1
 

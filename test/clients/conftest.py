@@ -72,11 +72,8 @@ def subject() -> str:
 
 
 def _running(stack: Stack) -> Iterator[Stack]:
-    stack.start()
-    try:
+    with stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 def _started_here(what: str) -> None:

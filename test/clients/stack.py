@@ -133,6 +133,13 @@ class Stack:
     def mqtt(self) -> Address:
         return self.broker.address
 
+    def __enter__(self) -> Stack:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> None:
         try:
             if self.broker:
