@@ -833,11 +833,23 @@ is_special({pub, _, {_, _}, _, _, _, _}) -> true;
 is_special({pub, _, _, <<C, _/binary>>, _, _, _}) when C =:= $_; C =:= $$ -> true;
 is_special(_) -> false.
 
-verdict(Pub = {pub, Subject, Topic, ReplyTo, _, _, _}) ->
-    case reply_verdict(Pub) =:= pass andalso is_reserved(Subject, Topic) of
+verdict(Pub) ->
+    case reply_verdict(Pub) of
+        pass -> subject_verdict(Pub);
+        Denied -> Denied
+    end.
+
+reply_verdict({pub, _, _, ReplyTo, _, _, _}) ->
+    case is_reserved_reply(ReplyTo) of
+        true -> reply_denied;
+        false -> pass
+    end.
+
+subject_verdict({pub, Subject, Topic, ReplyTo, _, _, _}) ->
+    case is_reserved(Subject, Topic) of
         true when is_binary(ReplyTo) -> no_responders;
         true -> denied;
-        false -> reply_verdict(Pub)
+        false -> pass
     end.
 
 is_reserved(Subject = <<"$", _/binary>>, _) -> reaches_reserved(Subject);
@@ -940,12 +952,6 @@ user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
             steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
         _ ->
             run(Rest, NOut, Channel)
-    end.
-
-reply_verdict({pub, _, _, ReplyTo, _, _, _}) ->
-    case is_reserved_reply(ReplyTo) of
-        true -> reply_denied;
-        false -> pass
     end.
 
 user(#channel{client = Client = #{sockname := {Host, _}, connect := Connect}} = Channel) ->

@@ -91,7 +91,7 @@ handle_cast({signal, sigusr2}, State = #control{settings = #{config := Config}})
     lame_duck(Grace, max(Grace, Duration), State).
 
 handle_info(look, State) ->
-    case connections() of
+    case nats_gateway_sup:connections() of
         [] -> stop(State);
         _ -> look_later(State)
     end.
@@ -110,7 +110,7 @@ format_status(Status = #{state := #control{lame_duck = LameDuck}}) ->
 lame_duck(Grace, Duration, State) ->
     Listeners = [Pid || {_, Pid} <- nats_gateway_sup:listeners()],
     lists:foreach(fun nats_gateway_listener:stop_accepting/1, Listeners),
-    Connections = connections(),
+    Connections = nats_gateway_sup:connections(),
     ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
     drain(Connections, Grace, Duration),
     handle_info(look, State#control{lame_duck = true}).
@@ -123,12 +123,6 @@ drain(Connections, Grace, Duration) ->
         end,
         lists:zip(lists:seq(1, length(Connections)), Connections)
     ).
-
-connections() ->
-    lists:append([
-        nats_gateway_listener:connections(Pid)
-     || {_, Pid} <- nats_gateway_sup:listeners()
-    ]).
 
 look_later(State) ->
     _ = erlang:send_after(?LOOK_MS, self(), look),

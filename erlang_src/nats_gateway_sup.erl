@@ -9,6 +9,7 @@
 -export([stop_listener/1]).
 -export([start_control/1]).
 -export([listeners/0]).
+-export([connections/0]).
 -export([init/1]).
 
 -spec start_link([supervisor:child_spec()]) -> {ok, pid()} | {error, term()}.
@@ -45,6 +46,11 @@ start_control(Start) ->
 -spec listeners() -> [{binary(), pid()}].
 listeners() ->
     [{Name, Pid} || {Name, Pid, supervisor, _} <- supervisor:which_children(?MODULE), is_pid(Pid)].
+
+%% The connection processes of all listeners.
+-spec connections() -> [pid()].
+connections() ->
+    lists:append([nats_gateway_listener:connections(Pid) || {_, Pid} <- listeners()]).
 
 init(Children) ->
     {ok, {#{strategy => one_for_one, intensity => 5, period => 10},
