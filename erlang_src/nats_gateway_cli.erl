@@ -116,7 +116,7 @@ run(#{check := true}, _) ->
     erlang:halt(0);
 run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners := Listeners}) ->
     UseTls = lists:any(fun uses_tls/1, [Upstream | Listeners]),
-    Loading = load_modules([kernel, stdlib, crypto] ++ [App || App <- ?TLS_APPS, UseTls]),
+    Loading = load_modules([crypto] ++ [App || App <- ?TLS_APPS, UseTls]),
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
     %% When the application ends, so does the process: whoever supervises it starts it again.
@@ -126,10 +126,11 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
     lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
     log_to_stderr(Level),
-    nats_gateway_sup:start_control(#{
+    ok = nats_gateway_sup:start_control(#{
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end
-    }).
+    }),
+    await(load_modules([kernel, stdlib])).
 
 read_again(Arguments) ->
     try settings(Arguments) of
@@ -144,8 +145,8 @@ uses_tls(#{tls := Tls}) -> Tls =/= none;
 uses_tls(#{}) -> false.
 
 %% The runtime loads a module when it is first called, which takes a file descriptor: where there is
-%% none left, what runs for the first time would crash. Loading them takes a third of a start, so it
-%% goes on beside the rest of it.
+%% none left, what runs for the first time would crash. Loading them takes a third of a start: our
+%% own are loaded beside the rest of it, those of the runtime when clients are already served.
 load_modules(Applications) ->
     spawn_monitor(fun() ->
         _ = [application:load(Application) || Application <- Applications],
