@@ -8,7 +8,7 @@
 -export([check/2]).
 -export([valid/1]).
 -export([invalid/2]).
--export([tls_page_schema/0]).
+-export([tls_page_schema/1]).
 -export([websocket_page_schema/0]).
 -export([check_tls_page/1]).
 
@@ -260,7 +260,7 @@ websocket_page_schema() ->
 
 %% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
 tls_schema() ->
-    (tls_page_schema())#{
+    (tls_page_schema(upgrade))#{
         ssl_options =>
             {
                 {table, #{
@@ -289,10 +289,10 @@ check_tls_page(Settings) ->
         {error, Text} -> {error, Text}
     end.
 
--spec tls_page_schema() -> schema().
-tls_page_schema() ->
+-spec tls_page_schema(DefaultMode :: nats_gateway_tls:mode()) -> schema().
+tls_page_schema(DefaultMode) ->
     #{
-        tls_mode => {{one_of, [upgrade, handshake_first, auto]}, upgrade},
+        tls_mode => {{one_of, [upgrade, handshake_first, auto]}, DefaultMode},
         allow_non_tls => {boolean, false},
         handshake_first_wait => {{duration, 1}, 50},
         peer_cert_as_username =>

@@ -74,7 +74,8 @@
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
     Page = lists:foldl(fun maps:merge/2, #{}, [
-        nats_gateway_config:tls_page_schema(),
+        %% The built-in shakes hands first, so the clients that are there do, too.
+        nats_gateway_config:tls_page_schema(auto),
         nats_gateway_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema()
     ]),

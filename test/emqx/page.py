@@ -14,7 +14,7 @@ DEFAULTS = {
     "max_pending": "64MB",
     "send_timeout": "10s",
     "drain_time": "1s",
-    "tls_mode": "upgrade",
+    "tls_mode": "auto",
     "allow_non_tls": False,
     "handshake_first_wait": "50ms",
     "peer_cert_as_username": "disabled",
