@@ -140,7 +140,6 @@ fn info<'a>(env: Env<'a>, fields: Term<'a>) -> NifResult<Term<'a>> {
             "server_name" => info.server_name = text()?,
             "version" => info.version = text()?,
             "proto" => info.proto = Some(number(*value)?),
-            "git_commit" => info.git_commit = text()?,
             "go" => info.go = text()?,
             "host" => info.host = text()?,
             "port" => info.port = Some(number(*value)?),
@@ -153,18 +152,7 @@ fn info<'a>(env: Env<'a>, fields: Term<'a>) -> NifResult<Term<'a>> {
             "client_id" => info.client_id = Some(number(*value)?),
             "client_ip" => info.client_ip = text()?,
             "nonce" => info.nonce = text()?,
-            "cluster" => info.cluster = text()?,
-            "connect_urls" => {
-                let mut urls = Vec::new();
-                terms::for_each(*value, |url| {
-                    urls.push(self::text(url)?);
-                    Ok(())
-                })?;
-                info.connect_urls = Some(urls);
-            }
             "ldm" => info.ldm = flag()?,
-            "domain" => info.domain = text()?,
-            "xkey" => info.xkey = text()?,
             _ => return Err(Error::BadArg),
         }
     }

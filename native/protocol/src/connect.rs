@@ -248,9 +248,6 @@ pub struct Info<'a> {
     /// 1: asynchronous INFO and echo are supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<u32>,
-    /// Commit the server was built from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub git_commit: Option<&'a str>,
     /// Go version, or what stands for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub go: Option<&'a str>,
@@ -287,21 +284,9 @@ pub struct Info<'a> {
     /// What an NKey or JWT login signs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<&'a str>,
-    /// Name of the cluster.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<&'a str>,
-    /// `host:port` of other servers, which clients add to their pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub connect_urls: Option<Vec<&'a str>>,
     /// The server is about to close its connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ldm: Option<bool>,
-    /// JetStream domain.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub domain: Option<&'a str>,
-    /// Public curve key of the server.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub xkey: Option<&'a str>,
 }
 
 impl Info<'_> {

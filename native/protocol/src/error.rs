@@ -4,8 +4,7 @@ use thiserror::Error;
 
 /// A protocol violation of the peer: one variant per rule (nats-protocol section 1).
 ///
-/// Every one of them ends the connection. [`DecodeError::text`] is what the client is told
-/// before that, if anything.
+/// Every one of them ends the connection. Erlang's table of endings has what the client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum DecodeError {
     /// A byte that no operation has in this place, or an operation that clients may not send.
@@ -51,30 +50,4 @@ pub enum DecodeError {
     /// The client sent `-ERR`.
     #[error("the client sent -ERR")]
     ClientError,
-}
-
-impl DecodeError {
-    /// The text between the quotes of `-ERR ''` as nats-server writes it, or `None` where
-    /// nats-server closes without a word. Several official clients close for good on any text
-    /// that they do not know, so there are no others (nats-protocol section 1).
-    #[must_use]
-    pub const fn text(self) -> Option<&'static str> {
-        match self {
-            Self::UnknownOperation | Self::PayloadTerminator { .. } => {
-                Some("Unknown Protocol Operation")
-            }
-            Self::ConnectExpected => Some("Authorization Violation"),
-            Self::PayloadTooLarge => Some("Maximum Payload Violation"),
-            Self::ControlLineTooLong | Self::TooManyIgnoredBytes => {
-                Some("maximum control line exceeded")
-            }
-            Self::ArgumentCount
-            | Self::BadSize
-            | Self::HeaderSizeBeyondTotal
-            | Self::HeadersNotSupported
-            | Self::BadConnect
-            | Self::BadInfo
-            | Self::ClientError => None,
-        }
-    }
 }

@@ -43,6 +43,7 @@
 //! `_MQTT.t<topic>.c<data>`, base64url without padding, the topic without the mountpoint. No state
 //! is kept, so any connection on any node can answer. See [`write_reply`] and [`correlation`].
 
+use data_encoding::BASE64URL_NOPAD;
 use memchr::{memchr, memchr2};
 
 use crate::{hex_digits, percent};
@@ -665,9 +666,9 @@ pub fn write_reply(topic: &[u8], data: Option<&[u8]>, mountpoint: &[u8], out: &m
     {
         out.extend_from_slice(CORRELATED);
         out.push(TOPIC_MARK);
-        write_base64(topic, out);
+        out.extend_from_slice(BASE64URL_NOPAD.encode(topic).as_bytes());
         out.extend_from_slice(&[b'.', DATA_MARK]);
-        write_base64(data, out);
+        out.extend_from_slice(BASE64URL_NOPAD.encode(data).as_bytes());
     } else {
         write_subject(topic, b"", out);
     }
@@ -687,9 +688,14 @@ pub fn correlation(subject: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 
 fn read_correlation(text: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (topic, data) = text.split_at_checked(memchr(b'.', text)?)?;
-    let topic = read_base64(topic.strip_prefix(&[TOPIC_MARK])?)?;
-    let data = read_base64(data.strip_prefix(&[b'.', DATA_MARK])?)?;
+    let topic = decode_base64(topic.strip_prefix(&[TOPIC_MARK])?)?;
+    let data = decode_base64(data.strip_prefix(&[b'.', DATA_MARK])?)?;
     is_topic_name(&topic).then_some((topic, data))
+}
+
+/// Trailing bits must be zero, so that no two texts stand for the same bytes.
+fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+    BASE64URL_NOPAD.decode(text).ok()
 }
 
 /// Whether a client may publish to it (MQTT 5, 4.7).
@@ -702,62 +708,13 @@ fn is_topic_name(topic: &[u8]) -> bool {
 }
 
 fn correlated_size(topic: &[u8], data: &[u8]) -> usize {
-    let base64 = |bytes: &[u8]| bytes.len().saturating_mul(4).div_ceil(3);
+    let base64 = |bytes: &[u8]| BASE64URL_NOPAD.encode_len(bytes.len());
     // The two marks and the dot between them.
     CORRELATED
         .len()
         .saturating_add(3)
         .saturating_add(base64(topic))
         .saturating_add(base64(data))
-}
-
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-/// base64url without padding (RFC 4648, 5).
-fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
-    for group in bytes.chunks(3) {
-        let mut bits = 0_u32;
-        for index in 0..3 {
-            bits = (bits << 8) | u32::from(group.get(index).copied().unwrap_or(0));
-        }
-        for index in 0..=group.len() {
-            let shift = 18_usize.saturating_sub(index.saturating_mul(6));
-            let digit = usize::try_from((bits >> shift) & 0x3F).unwrap_or_default();
-            out.push(BASE64.get(digit).copied().unwrap_or(b'A'));
-        }
-    }
-}
-
-/// Reads what [`write_base64`] writes and nothing else, so that no two texts are the same bytes.
-fn read_base64(text: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len());
-    for group in text.chunks(4) {
-        let mut bits = 0_u32;
-        for &character in group {
-            let digit = match character {
-                b'A'..=b'Z' => character.wrapping_sub(b'A'),
-                b'a'..=b'z' => character.wrapping_sub(b'a').wrapping_add(26),
-                b'0'..=b'9' => character.wrapping_sub(b'0').wrapping_add(52),
-                b'-' => 62,
-                b'_' => 63,
-                _ => return None,
-            };
-            bits = (bits << 6) | u32::from(digit);
-        }
-        let [_, first, second, third] = match group.len() {
-            4 => bits,
-            3 if bits & 0x3 == 0 => bits << 6,
-            2 if bits & 0xF == 0 => bits << 12,
-            _ => return None,
-        }
-        .to_be_bytes();
-        out.extend(
-            [first, second, third]
-                .into_iter()
-                .take(group.len().saturating_sub(1)),
-        );
-    }
-    Some(out)
 }
 
 /// The MQTT share name of a queue group. A name that MQTT allows stays as it is; `/`, `+`, `#`,

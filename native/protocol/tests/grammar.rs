@@ -521,33 +521,3 @@ fn only_connect_before_login() {
     let (ops, end) = drain(b"connect {}\r\nPING\r\n", &settings);
     assert_eq!((ops.len(), end), (1, Err(DecodeError::ConnectExpected)));
 }
-
-#[test]
-fn texts() {
-    use DecodeError as E;
-    for (error, text) in [
-        (E::UnknownOperation, Some("Unknown Protocol Operation")),
-        (
-            E::PayloadTerminator {
-                valid_subject: true,
-            },
-            Some("Unknown Protocol Operation"),
-        ),
-        (E::ConnectExpected, Some("Authorization Violation")),
-        (E::PayloadTooLarge, Some("Maximum Payload Violation")),
-        (E::ControlLineTooLong, Some("maximum control line exceeded")),
-        (
-            E::TooManyIgnoredBytes,
-            Some("maximum control line exceeded"),
-        ),
-        (E::ArgumentCount, None),
-        (E::BadSize, None),
-        (E::HeaderSizeBeyondTotal, None),
-        (E::HeadersNotSupported, None),
-        (E::BadConnect, None),
-        (E::BadInfo, None),
-        (E::ClientError, None),
-    ] {
-        assert_eq!(error.text(), text, "{error:?}");
-    }
-}

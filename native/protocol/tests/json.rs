@@ -183,7 +183,6 @@ fn info_line() {
         client_id: Some(7),
         auth_required: Some(false),
         nonce: Some("x\r\ny"),
-        connect_urls: Some(vec!["a:1", "b:2"]),
         ..Info::default()
     };
     let text = line(&info);
@@ -195,7 +194,7 @@ fn info_line() {
     let expected = serde_json::json!({
         "server_id": "N\"1", "version": "2.10.27", "proto": 1, "go": "go1.24", "host": "0.0.0.0",
         "port": 65535, "headers": true, "max_payload": 1_048_576, "client_id": 7,
-        "auth_required": false, "nonce": "x\r\ny", "connect_urls": ["a:1", "b:2"],
+        "auth_required": false, "nonce": "x\r\ny",
     });
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(json).expect("JSON"),

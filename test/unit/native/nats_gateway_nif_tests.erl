@@ -563,14 +563,12 @@ info_test() ->
         headers => true,
         max_payload => 1048576,
         client_id => 1,
-        auth_required => false,
-        connect_urls => [<<"a:1">>]
+        auth_required => false
     }),
     ?assertEqual(
         <<
             "INFO {\"server_id\":\"id\",\"version\":\"2.10.27\",\"proto\":1,\"port\":4222,"
-            "\"headers\":true,\"auth_required\":false,\"max_payload\":1048576,\"client_id\":1,"
-            "\"connect_urls\":[\"a:1\"]} \r\n"
+            "\"headers\":true,\"auth_required\":false,\"max_payload\":1048576,\"client_id\":1} \r\n"
         >>,
         Line
     ),
@@ -580,11 +578,7 @@ info_fields_test_() ->
     [
         ?_assertMatch({match, _}, re:run(?NIF:info(#{Field => Value}), atom_to_list(Field)))
      || {Fields, Value} <- [
-            {
-                [server_id, server_name, version, git_commit, go, host, client_ip, nonce] ++
-                    [cluster, domain, xkey],
-                <<"text">>
-            },
+            {[server_id, server_name, version, go, host, client_ip, nonce], <<"text">>},
             {[proto, port, max_payload, client_id], 1},
             {[headers, auth_required, tls_required, tls_verify, tls_available, ldm], true}
         ],
@@ -630,7 +624,7 @@ info_badarg_test_() ->
             #{host => "localhost"},
             #{host => <<255>>},
             #{host => undefined},
-            #{connect_urls => [<<"a:1">> | b]}
+            #{connect_urls => [<<"a:1">>]}
         ]
     ].
 
