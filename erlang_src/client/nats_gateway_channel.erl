@@ -557,8 +557,17 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
 
 judged_login({ok, Identity}, Kind, Rest, Out, Channel) ->
     case join_account(Identity) of
-        ok -> connect_host(Kind, Rest, Out, accept(Identity, Channel));
-        full -> refuse(jwt, account_is_full, maximum_account_connections_exceeded, Out, Channel)
+        ok ->
+            connect_host(Kind, Rest, Out, accept(Identity, Channel));
+        full ->
+            #{account := Account, max_account_connections := Limit} = Identity,
+            log_refusal(
+                jwt,
+                account_is_full,
+                (zero_claims(Identity))#{account => Account, limit => Limit},
+                Channel
+            ),
+            stop(maximum_account_connections_exceeded, Out, Channel)
     end;
 judged_login(ignore, Kind, Rest, Out, Channel = #channel{client = Client}) ->
     connect_host(Kind, Rest, Out, Channel#channel{
@@ -589,17 +598,32 @@ verified(Message, Channel = #channel{waiting = {login, _, Request, IfRight, IfWr
     end.
 
 %% The client is told less than the log.
-refuse(Method, Reason, StopReason, Out, Channel = #channel{client = Client}) ->
+refuse(Method, {Reason, Text}, StopReason, Out, Channel) ->
+    log_refusal(Method, Reason, #{detail => Text}, Channel),
+    stop(StopReason, Out, Channel);
+refuse(Method, Reason, StopReason, Out, Channel) ->
+    log_refusal(Method, Reason, #{}, Channel),
+    stop(StopReason, Out, Channel).
+
+log_refusal(Method, Reason, More, #channel{client = Client}) ->
     #{listener := Listener, peername := Peername} = Client,
     nats_gateway_refusals:may_log(Listener) andalso
-        ?LOG_WARNING(#{
+        ?LOG_WARNING(More#{
             msg => login_refused,
             method => Method,
             reason => Reason,
             peername => address_port(Peername),
             listener => Listener
-        }),
-    stop(StopReason, Out, Channel).
+        }).
+
+%% A JWT that was not made for a nats-server may lack what no nats-server would let it lack.
+zero_claims(#{zero_claims := Claims = [_ | _]}) ->
+    #{
+        zero_or_missing => iolist_to_binary(lists:join(<<", ">>, Claims)),
+        hint => <<"a limit that is missing is 0, as in nats-server; -1 is none">>
+    };
+zero_claims(_) ->
+    #{}.
 
 join_account(#{account := Account, max_account_connections := Limit}) ->
     nats_gateway_accounts:join(Account, Limit);
@@ -708,7 +732,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
                 end,
             case Kind =:= again orelse OldEcho =/= NChannel#channel.echo of
                 true -> subscribe_again(Rest, NOut, NChannel);
-                false -> run(Rest, NOut, NChannel)
+                false -> within_limit(fun(Ok) -> run(Rest, NOut, Ok) end, NOut, NChannel)
             end
     end.
 
@@ -721,12 +745,23 @@ subscribe_again(Rest, Out, Channel = #channel{gone = true}) ->
     run(Rest, Out, Channel);
 subscribe_again(Rest, Out, Channel) ->
     {Denied, NChannel = #channel{subscriptions = Subs}} = permit_again(Channel),
-    case nats_gateway_subscriptions:count(Subs) > max_subscriptions(NChannel) of
-        true ->
-            stop(maximum_subscriptions_exceeded, [Out | Denied], NChannel);
-        false ->
-            Keys = nats_gateway_subscriptions:keys(Subs),
-            subscribe_keys(Keys, Rest, [Out | Denied], NChannel)
+    NOut = [Out | Denied],
+    Keys = nats_gateway_subscriptions:keys(Subs),
+    within_limit(fun(Ok) -> subscribe_keys(Keys, Rest, NOut, Ok) end, NOut, NChannel).
+
+%% As in nats-server, a login that leaves no room for another subscription is the connection's end.
+within_limit(GoOn, Out, Channel = #channel{subscriptions = Subs, client = Client}) ->
+    Count = nats_gateway_subscriptions:count(Subs),
+    Max = max_subscriptions(Channel),
+    case Client of
+        #{login := Login = #{method := Method}} when Count >= Max ->
+            More = (zero_claims(Login))#{limit => Max, subscriptions => Count},
+            log_refusal(Method, no_more_subscriptions, More, Channel),
+            stop(maximum_subscriptions_exceeded, Out, Channel);
+        #{} when Count > Max ->
+            stop(maximum_subscriptions_exceeded, Out, Channel);
+        #{} ->
+            GoOn(Channel)
     end.
 
 %% Atoms are greater than numbers.

@@ -55,6 +55,13 @@ data(#{user := User, account := Account, rules := Rules, expires := Expires}) ->
 
 permissions(undefined) ->
     #{};
+%% There is no place for two lists of what is allowed, one of which has to be in the other.
+permissions(Rules = #{publish := Publish, subscribe := Subscribe, outer := Outer}) ->
+    #{publish := OuterPublish, subscribe := OuterSubscribe} = Outer,
+    permissions((maps:remove(outer, Rules))#{
+        publish := narrowed(Publish, OuterPublish),
+        subscribe := narrowed(Subscribe, OuterSubscribe)
+    });
 permissions(#{publish := Publish, subscribe := Subscribe, allow_responses := Responses}) ->
     Given = maps:filter(
         fun(_, Value) -> Value =/= #{} end,
@@ -68,6 +75,11 @@ permissions(#{publish := Publish, subscribe := Subscribe, allow_responses := Res
         0 -> #{};
         _ -> #{permissions => Given}
     end.
+
+narrowed(#{allow := all, deny := Deny}, Outer = #{deny := OuterDeny}) ->
+    Outer#{deny := OuterDeny ++ Deny};
+narrowed(Subjects = #{deny := Deny}, #{deny := OuterDeny}) ->
+    Subjects#{deny := OuterDeny ++ Deny}.
 
 subjects(#{allow := Allow, deny := Deny}) ->
     maps:from_list(

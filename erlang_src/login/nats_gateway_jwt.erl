@@ -11,7 +11,7 @@
 -export([takes_bearer_tokens/1]).
 -export([response_permission/2]).
 
--export_type([trust/0, limits/0]).
+-export_type([trust/0, limits/0, reason/0]).
 
 -type trust() :: #{AccountKey :: binary() => account()}.
 
@@ -41,9 +41,14 @@
     max_subscriptions := non_neg_integer() | infinity,
     %% of all users of the account at a time
     max_account_connections := non_neg_integer() | infinity,
+    %% limits of which nothing is left, for the log
+    zero_claims := [binary()],
     %% milliseconds from now, and what the client is told then
     expires := infinity | {non_neg_integer(), expiry()}
 }.
+
+%% What is wrong with a JWT by itself is said, too.
+-type reason() :: atom() | {bad_jwt, Text :: binary()}.
 
 -type expiry() :: user_authentication_expired | account_authentication_expired.
 
@@ -139,7 +144,7 @@ takes_bearer_tokens(Trust) ->
 %% nats-server tells the client nothing of the reason; it is for the log. Of the facts, now is in
 %% milliseconds of Unix time, and offset the seconds that the local clock is ahead of UTC.
 -spec login(Jwt :: binary(), Signature :: undefined | binary(), {trust(), nats_gateway_login:facts()}) ->
-    {ok, limits()} | {error, Reason :: atom()}.
+    {ok, limits()} | {error, reason()}.
 login(Jwt, Signature, {Trust, Facts}) ->
     try
         {ok, check(token(Jwt), Signature, Trust, Facts)}
@@ -147,7 +152,7 @@ login(Jwt, Signature, {Trust, Facts}) ->
         throw:{refused, Reason} -> {error, Reason}
     end.
 
--spec refuse(atom()) -> no_return().
+-spec refuse(reason()) -> no_return().
 refuse(Reason) -> throw({refused, Reason}).
 
 require(true, _) -> ok;
@@ -157,7 +162,7 @@ token(Jwt) ->
     case nats_gateway_nif:jwt_decode(Jwt) of
         {ok, Token = #{kind := user}} -> Token;
         {ok, _} -> refuse(not_a_user_jwt);
-        {error, _} -> refuse(bad_jwt)
+        {error, Text} -> refuse({bad_jwt, Text})
     end.
 
 check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
@@ -186,10 +191,18 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
         name => Name,
         account => AccountKey,
         account_name => AccountName,
-        rules => rules(maps:get(permissions, Limits), Account),
+        rules => rules(maps:get(permissions, Limits), outer_permissions(Token), Account),
         max_payload => min(limit(Payload), limit(AccountPayload)),
         max_subscriptions => min(limit(Subs), limit(AccountSubs)),
         max_account_connections => limit(Connections),
+        zero_claims => [
+            Claim
+         || {Claim, 0} <- [
+                {<<"nats.limits.conn of the account">>, Connections},
+                {<<"nats.limits.subs of the account">>, AccountSubs},
+                {subs_claim(Token, Account), Subs}
+            ]
+        ],
         expires => expires(Token, Hours, Account, Now)
     }.
 
@@ -217,6 +230,12 @@ limits(Token = #{issuer := Issuer, claims := Claims}, AccountKey, #{issuers := I
             fill_in(Template, Token, AccountKey, Account);
         #{} ->
             refuse(unknown_issuer)
+    end.
+
+subs_claim(#{issuer := Issuer}, #{issuers := Issuers}) ->
+    case Issuers of
+        #{Issuer := undefined} -> <<"nats.subs of the user">>;
+        #{Issuer := _} -> <<"nats.signing_keys.template.subs of the account">>
     end.
 
 is_connection_type_allowed(#{allowed_connection_types := []}, _) ->
@@ -261,11 +280,18 @@ expires(#{expires := UserExpires}, Hours, #{expires := AccountExpires}, Now) ->
 %% Permissions
 
 %% A user without any has those of the account.
-rules(Permissions, #{default_permissions := Default}) ->
-    case is_empty(Permissions) of
-        true -> rules(Default);
-        false -> rules(Permissions)
+rules(Permissions, OuterPermissions, #{default_permissions := Default}) ->
+    Rules =
+        case is_empty(Permissions) of
+            true -> rules(Default);
+            false -> rules(Permissions)
+        end,
+    case is_empty(OuterPermissions) of
+        true -> Rules;
+        false -> Rules#{outer => rules(OuterPermissions)}
     end.
+
+outer_permissions(#{claims := #{outer_permissions := Permissions}}) -> Permissions.
 
 is_empty(#{
     publish := #{allow := [], deny := []},

@@ -86,11 +86,13 @@
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
     max_account_connections => non_neg_integer() | infinity,
+    zero_claims => [binary()],
     expires := infinity | {non_neg_integer(), atom()}
 }.
 
 %% `ignore' leaves the client to the broker. A reason is for the log only.
--type verdict() :: {ok, identity()} | ignore | {error, {Method :: atom(), Reason :: atom()}}.
+-type verdict() ::
+    {ok, identity()} | ignore | {error, {Method :: atom(), nats_gateway_jwt:reason()}}.
 
 %% EMQX's name for all clients with a token.
 -define(TOKEN_USER, <<"token">>).

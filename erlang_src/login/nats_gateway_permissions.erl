@@ -27,10 +27,12 @@
 %% How many answers to one request, and milliseconds after it.
 -type responses() :: #{max := pos_integer() | infinity, expires := pos_integer() | infinity}.
 
+%% What the outer rules do not allow, these do not either.
 -type rules() :: #{
     publish := subjects(),
     subscribe := subjects(),
-    allow_responses := undefined | responses()
+    allow_responses := undefined | responses(),
+    outer => rules()
 }.
 
 %% Subjects without wildcards are looked up, the others tried.
@@ -42,6 +44,7 @@
     subscribe_allow :: all | {set(), [{Subject :: binary(), Queue :: binary()}]},
     subscribe_deny :: {set(), [{binary(), binary()}]},
     responses :: undefined | responses(),
+    outer = none :: none | permissions(),
     %% wildcard subscriptions are there that could be delivered what is denied
     filters = false :: boolean(),
     %% verdicts of late, where finding them takes trying patterns
@@ -62,6 +65,11 @@
 -define(MAX_REPLIES, 2048).
 
 -spec new(rules()) -> none | permissions().
+new(Rules = #{outer := OuterRules}) ->
+    case {new(maps:remove(outer, Rules)), new(OuterRules)} of
+        {none, Outer} -> Outer;
+        {P, Outer} -> P#permissions{outer = Outer}
+    end;
 new(#{
     publish := #{allow := all, deny := []},
     subscribe := #{allow := all, deny := []},
@@ -118,11 +126,26 @@ is_member(Subject, {Literals, Patterns}) ->
 %% Now: milliseconds of a clock that does not go back.
 -spec publish(Subject :: binary(), Now :: fun(() -> integer()), permissions()) ->
     {allow | deny, permissions()}.
+publish(Subject, Now, P = #permissions{outer = none}) ->
+    publish_itself(Subject, Now, P);
 publish(Subject, Now, P) ->
+    both(
+        fun(Outer) -> publish(Subject, Now, Outer) end,
+        fun(Own) -> publish_itself(Subject, Now, Own) end,
+        P
+    ).
+
+publish_itself(Subject, Now, P) ->
     case may_publish(Subject, P) of
         {true, NP} -> {allow, NP};
         {false, NP = #permissions{responses = undefined}} -> {deny, NP};
         {false, NP} -> answer(Subject, Now(), NP)
+    end.
+
+both(OfOuter, OfItself, P = #permissions{outer = Outer}) ->
+    case OfOuter(Outer) of
+        {allow, NOuter} -> OfItself(P#permissions{outer = NOuter});
+        {deny, NOuter} -> {deny, P#permissions{outer = NOuter}}
     end.
 
 may_publish(_, P = #permissions{publish_allow = all, publish_deny = {Literals, []}}) when
@@ -214,10 +237,22 @@ requested(Reply, Now, P) ->
 %% list a plain subscription may, and of the groups v1 only.
 -spec subscribe(Subject :: binary(), QueueGroup :: undefined | binary(), permissions()) ->
     {allow | deny, permissions()}.
-subscribe(Spelled, QueueGroup, P = #permissions{subscribe_allow = Allow, subscribe_deny = Deny}) ->
-    Subject = nats_gateway_nif:canonical_subject(Spelled),
+subscribe(Spelled, QueueGroup, P) ->
+    subscribe_to(nats_gateway_nif:canonical_subject(Spelled), QueueGroup, P).
+
+subscribe_to(Subject, QueueGroup, P = #permissions{outer = none}) ->
+    subscribe_itself(Subject, QueueGroup, P);
+subscribe_to(Subject, QueueGroup, P) ->
+    both(
+        fun(Outer) -> subscribe_to(Subject, QueueGroup, Outer) end,
+        fun(Own) -> subscribe_itself(Subject, QueueGroup, Own) end,
+        P
+    ).
+
+subscribe_itself(Subject, QueueGroup, P = #permissions{filters = Filters}) ->
+    #permissions{subscribe_allow = Allow, subscribe_deny = Deny} = P,
     case is_allowed(Subject, QueueGroup, Allow) andalso not is_denied(Subject, QueueGroup, Deny) of
-        true -> {allow, P#permissions{filters = filters(P) orelse must_filter(Subject, Deny)}};
+        true -> {allow, P#permissions{filters = Filters orelse must_filter(Subject, Deny)}};
         false -> {deny, P}
     end.
 
@@ -271,15 +306,32 @@ denies_any({{Literals, Patterns}, _}) -> map_size(Literals) > 0 orelse Patterns 
 %% Somebody else has subscribed this client, which it needs no permission for; but what is denied
 %% is not delivered.
 -spec subscribed(permissions()) -> permissions().
-subscribed(P = #permissions{subscribe_deny = Deny}) ->
-    P#permissions{filters = filters(P) orelse denies_any(Deny)}.
+subscribed(P = #permissions{filters = Filters, subscribe_deny = Deny, outer = Outer}) ->
+    P#permissions{
+        filters = Filters orelse denies_any(Deny),
+        outer =
+            case Outer of
+                none -> none;
+                _ -> subscribed(Outer)
+            end
+    }.
 
 %% Whether deliveries have to be looked at by `deliver/2'.
 -spec filters(permissions()) -> boolean().
-filters(#permissions{filters = Filters}) -> Filters.
+filters(#permissions{filters = Filters, outer = none}) -> Filters;
+filters(#permissions{filters = Filters, outer = Outer}) -> Filters orelse filters(Outer).
 
 -spec deliver(Subject :: binary(), permissions()) -> {allow | deny, permissions()}.
-deliver(Subject, P = #permissions{delivered = Verdicts, subscribe_deny = {Deny, _}}) ->
+deliver(Subject, P = #permissions{outer = none}) ->
+    deliver_itself(Subject, P);
+deliver(Subject, P) ->
+    both(
+        fun(Outer) -> deliver(Subject, Outer) end,
+        fun(Own) -> deliver_itself(Subject, Own) end,
+        P
+    ).
+
+deliver_itself(Subject, P = #permissions{delivered = Verdicts, subscribe_deny = {Deny, _}}) ->
     case Verdicts of
         #{Subject := Verdict} ->
             {word(Verdict), P};

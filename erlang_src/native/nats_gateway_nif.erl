@@ -168,6 +168,8 @@
     issuer_account := binary(),
     tags := [binary()],
     limits := user_limits(),
+    %% beside those of the limits
+    outer_permissions := permissions(),
     has_limits := boolean()
 }.
 

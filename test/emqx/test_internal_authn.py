@@ -187,6 +187,74 @@ def test_permissions_of_a_jwt(gateway: Gateway, name: str):
         assert b"Permissions Violation for Subscription" in client.line()
 
 
+@pytest.mark.parametrize(("pub", "sub"), [("pub", "sub"), ("publish", "subscribe")])
+def test_permissions_beside_nats(gateway: Gateway, name: str, pub: str, sub: str):
+    """As EMQX's own gateway has them from 6.2 on; no tool of NATS writes them."""
+    gateway.settings(internal_authn=[JWT])
+    permissions = {
+        pub: {"allow": [f"{name}.*", f"{name}.deep.>"], "deny": [f"{name}.no"]},
+        sub: {"allow": [f"{name}.>"], "deny": [f"{name}.secret"]},
+    }
+    token = user_jwt(ACCOUNT, USER, top={"permissions": permissions})
+    with gateway.raw() as client:
+        client.connect(jwt=token, sig=USER.signature(client.info))
+        client.subscribe(f"{name}.open").subscribe(f"{name}.deep.>", "2")
+        for subject in (f"{name}.open", f"{name}.deep.er.still"):
+            client.publish(subject, b"x")
+            assert client.message().payload == b"x"
+        for subject in (f"{name}.no", f"{name}.open.x", name, "elsewhere"):
+            client.publish(subject)
+            assert b"Permissions Violation for Publish" in client.line(), subject
+        for subject in (f"{name}.secret", "elsewhere", ">", "*.open"):
+            client.send(f"SUB {subject} 3\r\n")
+            assert b"Permissions Violation for Subscription" in client.line(), subject
+        client.silent()
+
+
+@pytest.mark.plugin
+def test_permissions_beside_nats_allow_no_more_than_those_within(gateway: Gateway, node: Node, name: str):
+    """The built-in gateway looks at those within alone then, and ignores what it cannot read."""
+    gateway.settings(internal_authn=[JWT])
+    outer = {"pub": {"allow": [f"{name}.a.>"]}, "sub": {"deny": [f"{name}.a.secret"]}}
+    inner = {"pub": {"allow": [f"{name}.*.x"]}, "sub": {"allow": [f"{name}.a.*"]}}
+    with gateway.raw() as client:
+        token = user_jwt(ACCOUNT, USER, top={"permissions": outer}, **inner)
+        client.connect(jwt=token, sig=USER.signature(client.info))
+        client.subscribe(f"{name}.a.*").publish(f"{name}.a.x", b"x")
+        assert client.message().payload == b"x"
+        for subject in (f"{name}.a.y", f"{name}.b.x"):
+            client.publish(subject)
+            client.error(f'Permissions Violation for Publish to "{subject}"')
+        for subject in (f"{name}.a.secret", f"{name}.b.x"):
+            client.send(f"SUB {subject} 2\r\n")
+            client.error(f'Permissions Violation for Subscription to "{subject}"')
+        # nor is what is denied delivered to a wildcard subscription
+        with gateway.mqtt() as mqtt:
+            mqtt.publish(f"{name}/a/secret", b"secret")
+            mqtt.publish(f"{name}/a/open", b"open")
+            assert client.message().payload == b"open"
+    begin = node.log_size
+    for unreadable in (["a"], {"publish": ["a"]}, {"publish": {"allow": "a"}}, {"resp": {}}):
+        token = user_jwt(ACCOUNT, USER, top={"permissions": unreadable})
+        assert not is_accepted(gateway, USER, jwt=token), unreadable
+    wait_until(lambda: "the claim permissions may have pub and sub" in node.log(begin), "the log says why")
+
+
+@pytest.mark.plugin
+def test_limits_that_are_missing(gateway: Gateway, node: Node):
+    """The built-in gateway knows no limits, so its JWTs may lack them. A nats-server takes them for 0."""
+    bare = account_jwt(OPERATOR, ACCOUNT, limits={"conn": None})
+    gateway.settings(internal_authn=[jwt_method(**{ACCOUNT.public: bare})])
+    begin = node.log_size
+    with attempt(gateway, USER, jwt=user_jwt(ACCOUNT, USER)) as client:
+        client.rejected("maximum account active connections exceeded")
+    wait_until(lambda: 'zero_or_missing: <<"nats.limits.conn of the account">>' in node.log(begin), "the log names the claim")
+    gateway.settings(internal_authn=[JWT])
+    with attempt(gateway, USER, jwt=user_jwt(ACCOUNT, USER, subs=None)) as client:
+        client.rejected("maximum subscriptions exceeded")
+    wait_until(lambda: 'zero_or_missing: <<"nats.subs of the user">>' in node.log(begin), "the log names the claim")
+
+
 # --- Several of them, and the authenticators behind them -------------------------------------------------------------
 
 ANNE = user("anne", "secret")

@@ -226,7 +226,7 @@ refused("unknown_nkey_with_a_good_password",
 OPERATOR, ROGUE = Key("operator"), Key("operator")
 ACCOUNT, STRANGER, FULL, SILENT = (Key("account") for _ in range(4))
 SIGNING, SCOPED, NOT_SIGNING = Key("account"), Key("account"), Key("account")
-STRICT, SMALL, EXPIRED_ACCOUNT = Key("account"), Key("account"), Key("account")
+STRICT, SMALL, SUBLESS, EXPIRED_ACCOUNT = (Key("account") for _ in range(4))
 REVOKED = Key("user")
 NOW = int(time.time())
 
@@ -246,6 +246,7 @@ JWT = {"jwt": {
         ),
         STRICT.public: account_jwt(OPERATOR, STRICT, limits={"disallow_bearer": True}, revocations={"*": NOW - 3600}),
         SMALL.public: account_jwt(OPERATOR, SMALL, limits={"payload": 100, "subs": 3}),
+        SUBLESS.public: account_jwt(OPERATOR, SUBLESS, limits={"subs": 0}),
         FULL.public: account_jwt(OPERATOR, FULL, limits={"conn": 0}),
         SILENT.public: account_jwt(OPERATOR, SILENT, limits={"conn": None}),
     },
@@ -372,6 +373,17 @@ case("jwt_subscription_limit_of_a_second_connect",
      A.send(by_jwt(of_account(subs=2))), A.expect(MAXIMUM_SUBSCRIPTIONS),
      # nats-server closes 20 ms later
      A.send(lambda info: time.sleep(0.2) or b""), A.closed(), settings=JWT)
+case("jwt_subscription_limit_that_is_reached_at_a_second_connect",
+     A.send(by_jwt(PLAIN)), A.send(sub(b"a", b"1") + sub(b"b", b"2") + PING), A.expect(PONG),
+     A.send(by_jwt(of_account(subs=2))), A.expect(MAXIMUM_SUBSCRIPTIONS),
+     A.send(lambda info: time.sleep(0.2) or b""), A.closed(), settings=JWT)
+for name, token in {
+    "without_subscriptions": of_account(subs=0),
+    "that_says_nothing_of_subscriptions": of_account(subs=None),
+    "of_an_account_without_subscriptions": user_jwt(SUBLESS, USER),
+}.items():
+    case(f"jwt_{name}", A.send(by_jwt(token)), A.expect(MAXIMUM_SUBSCRIPTIONS),
+         A.send(lambda info: time.sleep(0.2) or b""), A.closed(), settings=JWT)
 case("jwt_subscription_limit_of_the_account",
      A.send(by_jwt(user_jwt(SMALL, USER))), A.send(b"".join(sub(b"a", b"%d" % sid) for sid in range(4)) + PING),
      A.expect(MAXIMUM_SUBSCRIPTIONS + PONG), settings=JWT)

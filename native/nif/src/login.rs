@@ -228,6 +228,10 @@ fn user_term<'a>(env: Env<'a>, user: &User) -> NifResult<Term<'a>> {
             (atoms::issuer_account(), text(env, &user.issuer_account)),
             (atoms::tags(), texts(env, &user.tags)),
             (atoms::limits(), limits_term(env, &user.limits)?),
+            (
+                atoms::outer_permissions(),
+                permissions_term(env, &user.outer_permissions)?,
+            ),
             // A user of a scoped signing key must not say anything of its own.
             (
                 atoms::has_limits(),

@@ -19,6 +19,7 @@ use jiff::tz::{Offset, TimeZone};
 use jiff::{Timestamp, Zoned};
 use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::nkey::{Role, role, verify};
@@ -51,6 +52,11 @@ pub enum JwtError {
     /// A permission with a subject that is none.
     #[error("a permission is not a valid subject")]
     Permission,
+    /// The claim `permissions` beside `nats`, which cannot be read.
+    #[error(
+        "the claim permissions may have pub and sub (or publish and subscribe), with lists allow and deny"
+    )]
+    OuterPermissions,
     /// An entry of `src` is not a network.
     #[error("a source network is not valid")]
     Network,
@@ -162,6 +168,9 @@ pub struct User {
     /// What this user may do.
     #[serde(flatten)]
     pub limits: UserLimits,
+    /// What EMQX's own gateway reads beside `nats`: allows no more than is allowed there.
+    #[serde(skip)]
+    pub outer_permissions: Permissions,
 }
 
 /// What a user may do, and from where and when.
@@ -197,15 +206,15 @@ pub struct UserLimits {
     pub allowed_connection_types: Vec<String>,
 }
 
-/// Subjects to publish and to subscribe to.
+/// Subjects to publish and to subscribe to. The long names are those of EMQX's own gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Permissions {
     /// Publish.
-    #[serde(rename = "pub", deserialize_with = "nullable")]
+    #[serde(rename = "pub", alias = "publish", deserialize_with = "nullable")]
     pub publish: Permission,
     /// Subscribe; `subject queue` is for that queue group.
-    #[serde(rename = "sub", deserialize_with = "nullable")]
+    #[serde(rename = "sub", alias = "subscribe", deserialize_with = "nullable")]
     pub subscribe: Permission,
     /// Publish to the reply subjects of what was received.
     pub resp: Option<ResponsePermission>,
@@ -320,6 +329,8 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
                 let stated = json::<Envelope<StatedLimits>>(&claims)?.nats;
                 user.migrate(&envelope, &stated);
             }
+            user.outer_permissions = outer_permissions(&claims)?;
+            user.outer_permissions.validate()?;
             user.limits.validate()?;
             Claims::User(Box::new(user))
         }
@@ -390,6 +401,45 @@ impl Permissions {
                 None => is_subject(entry),
             });
         valid.then_some(()).ok_or(JwtError::Permission)
+    }
+}
+
+/// nats-server knows no such claim. What cannot be read could be what somebody must not do.
+fn outer_permissions(claims: &[u8]) -> Result<Permissions, JwtError> {
+    #[derive(Deserialize)]
+    struct Outer {
+        #[serde(default)]
+        permissions: Value,
+    }
+    let mut read = Permissions::default();
+    for (key, value) in object(json::<Outer>(claims)?.permissions)? {
+        let permission = match key.as_str() {
+            "pub" | "publish" => &mut read.publish,
+            "sub" | "subscribe" => &mut read.subscribe,
+            _ => return Err(JwtError::OuterPermissions),
+        };
+        if *permission != Permission::default() {
+            return Err(JwtError::OuterPermissions);
+        }
+        for (key, value) in object(value)? {
+            let subjects = match key.as_str() {
+                "allow" => &mut permission.allow,
+                "deny" => &mut permission.deny,
+                _ => return Err(JwtError::OuterPermissions),
+            };
+            let listed: Option<Vec<String>> =
+                serde_json::from_value(value).map_err(|_| JwtError::OuterPermissions)?;
+            *subjects = listed.unwrap_or_default();
+        }
+    }
+    Ok(read)
+}
+
+fn object(value: Value) -> Result<Map<String, Value>, JwtError> {
+    match value {
+        Value::Null => Ok(Map::new()),
+        Value::Object(map) => Ok(map),
+        _ => Err(JwtError::OuterPermissions),
     }
 }
 
@@ -617,7 +667,7 @@ mod tests {
     use super::*;
     use nkeys::KeyPair;
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn token(issuer: &KeyPair, claims: &Value) -> String {
         token_with(
@@ -760,6 +810,96 @@ mod tests {
                 .deny,
             ["a.* q.>"]
         );
+    }
+
+    fn with_permissions(permissions: &Value, nats: Value) -> Result<User, JwtError> {
+        let account = KeyPair::new_account();
+        let mut claims = user_claims(&account, &KeyPair::new_user(), nats);
+        claims["permissions"] = permissions.clone();
+        decode(&token(&account, &claims)).map(|token| match token.claims {
+            Claims::User(user) => *user,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn permissions_beside_nats_are_read() {
+        let read = |permissions| {
+            with_permissions(&permissions, json!({"pub": {"allow": ["n"]}}))
+                .map(|user| (user.outer_permissions, user.limits.permissions))
+        };
+        let inner = Permissions {
+            publish: Permission {
+                allow: vec!["n".into()],
+                deny: vec![],
+            },
+            ..Permissions::default()
+        };
+        let outer = Permissions {
+            publish: Permission {
+                allow: vec!["a.>".into()],
+                deny: vec!["a.b".into()],
+            },
+            subscribe: Permission {
+                allow: vec![],
+                deny: vec!["s q".into()],
+            },
+            resp: None,
+        };
+        for (publish, subscribe) in [("pub", "subscribe"), ("publish", "sub")] {
+            assert_eq!(
+                read(json!({
+                    publish: {"allow": ["a.>"], "deny": ["a.b"]}, subscribe: {"deny": ["s q"]},
+                })),
+                Ok((outer.clone(), inner.clone()))
+            );
+        }
+        for nothing in [
+            json!(null),
+            json!({}),
+            json!({"pub": null}),
+            json!({"sub": {"allow": null}, "publish": {}}),
+        ] {
+            assert_eq!(read(nothing), Ok((Permissions::default(), inner.clone())));
+        }
+    }
+
+    #[test]
+    fn permissions_beside_nats_that_cannot_be_read_are_an_error() {
+        let read = |permissions| with_permissions(&permissions, json!({})).map(drop);
+        for wrong in [
+            json!([]),
+            json!("a.>"),
+            json!(true),
+            json!([{"allow": ["a"]}]),
+            json!({"all": {"deny": ["a"]}}),
+            json!({"resp": {"max": 1}}),
+            json!({"pub": ["a"]}),
+            json!({"pub": "a"}),
+            json!({"pub": {"allow": "a"}}),
+            json!({"pub": {"allow": {"a": true}}}),
+            json!({"pub": {"allow": [42]}}),
+            json!({"pub": {"Allow": ["a"]}}),
+            json!({"pub": {"allow": ["a"]}, "publish": {"allow": ["b"]}}),
+        ] {
+            let error = read(wrong.clone());
+            assert_eq!(error, Err(JwtError::OuterPermissions), "{wrong}");
+        }
+        for wrong in [
+            json!({"pub": {"deny": [""]}}),
+            json!({"publish": {"allow": ["a q"]}}),
+        ] {
+            assert_eq!(read(wrong), Err(JwtError::Permission));
+        }
+    }
+
+    #[test]
+    fn long_names_within_nats_are_the_same_permissions() {
+        let read = limits(json!({"publish": {"deny": ["a"]}, "subscribe": {"allow": ["b"]}}));
+        assert_eq!(read.permissions.publish.deny, ["a"]);
+        assert_eq!(read.permissions.subscribe.allow, ["b"]);
+        let both = user(json!({"publish": {"deny": ["a"]}, "pub": {"deny": ["b"]}}));
+        assert_eq!(both.unwrap_err(), JwtError::Malformed);
     }
 
     #[test]
@@ -1175,6 +1315,8 @@ mod tests {
             "nats",
             "type",
             "version",
+            "permissions",
+            "publish",
             "pub",
             "allow",
             "deny",

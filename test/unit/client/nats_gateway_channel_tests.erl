@@ -4,6 +4,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
+-export([log/2]).
+
 -import(nats_gateway_channel, [handle_info/2, handle_timeout/2, busy/1]).
 
 -define(CONNECT, "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").
@@ -972,20 +974,21 @@ requests_may_be_answered_test_() ->
         ]
     ].
 
-limits_of_a_login_do_not_raise_those_of_the_gateway_test() ->
+%% A channel of a gateway with these settings, and the CONNECT of a user.
+by_jwt(OfAccount, OfUser, Settings) ->
     [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
     {ok, Trust} = nats_gateway_jwt:trust(
         [nats_gateway_credentials:key(Operator)],
-        [{undefined, nats_gateway_credentials:account(Account, #{}, Operator)}]
+        [{undefined, nats_gateway_credentials:account(Account, OfAccount, Operator)}]
     ),
+    Jwt = nats_gateway_credentials:user(User, OfUser#{bearer_token => true}, Account),
+    {_, Channel} = channel(Settings#{login => login([{jwt, Trust}]), auth_required => true}),
+    {["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\"}\r\n"], Channel}.
+
+limits_of_a_login_do_not_raise_those_of_the_gateway_test() ->
     Limits = fun(OfUser) ->
-        Jwt = nats_gateway_credentials:user(
-            User, OfUser#{bearer_token => true}, Account
-        ),
-        {_, Channel} = channel(#{
-            login => login([{jwt, Trust}]), auth_required => true, max_payload_size => 10, max_subscriptions => 2
-        }),
-        {<<>>, Logged} = input(["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\"}\r\n"], Channel),
+        {Connect, Channel} = by_jwt(#{}, OfUser, #{max_payload_size => 10, max_subscriptions => 2}),
+        {<<>>, Logged} = input(Connect, Channel),
         {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Logged),
         {Out, _} = input("SUB a 1\r\nSUB b 2\r\nSUB c 3\r\n", Logged),
         {MaxPayload, length(binary:matches(Out, <<"maximum subscriptions exceeded">>))}
@@ -993,7 +996,62 @@ limits_of_a_login_do_not_raise_those_of_the_gateway_test() ->
     ?assertEqual({10, 1}, Limits(#{payload => 100, subs => 100})),
     ?assertEqual({10, 1}, Limits(#{})),
     ?assertEqual({5, 2}, Limits(#{payload => 5, subs => 1})),
-    ?assertEqual({0, 3}, Limits(#{payload => 0, subs => 0})).
+    ?assertEqual({0, 2}, Limits(#{payload => 0, subs => 1})).
+
+%% The log, as messages.
+log(#{msg := {report, Report}}, #{config := Test}) -> Test ! {logged, Report};
+log(_, _) -> ok.
+
+refusal_of(OfAccount, OfUser) ->
+    {Connect, Channel} = by_jwt(OfAccount, OfUser, #{}),
+    ok = logger:add_handler(?MODULE, ?MODULE, #{config => self(), level => all}),
+    try
+        {stop, Reason, _} = input(Connect, Channel),
+        receive
+            {logged, Report = #{msg := login_refused}} -> {Reason, Report}
+        after 5000 -> Reason
+        end
+    after
+        logger:remove_handler(?MODULE)
+    end.
+
+%% What no tool of NATS leaves out, but tokens for EMQX's own gateway may.
+a_limit_that_is_missing_is_named_in_the_log_test_() ->
+    {setup,
+        fun() ->
+            [
+                element(2, {ok, _} = apply(Module, Function, Arguments))
+             || #{start := {Module, Function, Arguments}} <- nats_gateway_accounts:child_specs()
+            ]
+        end,
+        fun(Pids) -> [gen_server:stop(Pid) || Pid <- lists:reverse(Pids)] end, [
+            ?_assertMatch(
+                {maximum_account_connections_exceeded, #{
+                    method := jwt,
+                    reason := account_is_full,
+                    limit := 0,
+                    account := <<"A", _/binary>>,
+                    zero_or_missing := <<"nats.limits.conn of the account">>
+                }},
+                refusal_of(#{limits => #{conn => null}}, #{})
+            ),
+            ?_assertMatch(
+                {maximum_subscriptions_exceeded, #{
+                    method := jwt,
+                    reason := no_more_subscriptions,
+                    limit := 0,
+                    zero_or_missing :=
+                        <<"nats.limits.subs of the account, nats.subs of the user">>
+                }},
+                refusal_of(#{limits => #{subs => null}}, #{subs => null})
+            ),
+            ?_assertMatch(
+                {authorization_violation, #{
+                    reason := bad_jwt, detail := <<"a permission is not a valid subject">>
+                }},
+                refusal_of(#{}, #{pub => #{allow => [<<"a..b">>]}})
+            )
+        ]}.
 
 %% A change of the settings keeps the limit of the login.
 configure_keeps_the_limit_of_the_login_test() ->

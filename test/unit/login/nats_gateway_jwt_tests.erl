@@ -61,6 +61,7 @@ an_identity_test() ->
             max_payload => infinity,
             max_subscriptions => infinity,
             max_account_connections => infinity,
+            zero_claims => [],
             expires => infinity
         },
         Identity
@@ -148,10 +149,50 @@ absent_limits_allow_nothing_test() ->
     World = #{account := Account, user := User, trust := Trust} = world(),
     Jwt = user(User, #{nats => #{}}, Account),
     ?assertMatch(
-        {ok, #{max_payload := 0, max_subscriptions := 0}},
+        {ok, #{
+            max_payload := 0, max_subscriptions := 0, zero_claims := [<<"nats.subs of the user">>]
+        }},
         nats_gateway_jwt:login(Jwt, sign(?NONCE, User), {Trust, facts()})
     ),
     _ = World.
+
+zero_claims_are_named_test() ->
+    Zero = world(#{limits => #{conn => null, subs => 0}}),
+    ?assertMatch(
+        {ok, #{
+            zero_claims := [
+                <<"nats.limits.conn of the account">>, <<"nats.limits.subs of the account">>
+            ]
+        }},
+        login(#{}, Zero)
+    ),
+    {{ok, #{zero_claims := OfTemplate}}, _} = scoped(#{subs => 0}, #{}),
+    ?assertEqual([<<"nats.signing_keys.template.subs of the account">>], OfTemplate).
+
+%% Beside `nats', as EMQX's own gateway reads them; they do not take the place of the account's.
+outer_permissions_test() ->
+    World = world(#{nats => #{default_permissions => #{pub => #{deny => [<<"d">>]}}}}),
+    Permissions = #{publish => #{allow => [<<"a.>">>]}, sub => #{deny => [<<"s">>]}},
+    ?assertMatch(
+        {ok, #{
+            rules := #{
+                publish := #{allow := all, deny := [<<"d">>]},
+                subscribe := #{allow := all, deny := []},
+                outer := #{
+                    publish := #{allow := [<<"a.>">>], deny := []},
+                    subscribe := #{allow := all, deny := [<<"s">>]},
+                    allow_responses := undefined
+                }
+            }
+        }},
+        login(top(#{permissions => Permissions}, #{}), World)
+    ),
+    {ok, #{rules := Rules}} = login(top(#{permissions => #{}}, #{}), World),
+    ?assertNot(is_map_key(outer, Rules)),
+    ?assertMatch(
+        {error, {bad_jwt, <<"the claim permissions may have ", _/binary>>}},
+        login(top(#{permissions => [<<"a">>]}, #{}), World)
+    ).
 
 rules_test() ->
     {ok, #{rules := Rules}} = login(
@@ -270,9 +311,9 @@ not_a_user_test() ->
     #{operator := Operator, account := Account, trust := Trust} = world(),
     Login = fun(Jwt) -> nats_gateway_jwt:login(Jwt, undefined, {Trust, facts()}) end,
     ?assertEqual({error, not_a_user_jwt}, Login(account(Account, #{}, Operator))),
-    ?assertEqual({error, bad_jwt}, Login(<<"a.b.c">>)),
-    ?assertEqual({error, bad_jwt}, Login(<<>>)),
-    ?assertEqual({error, bad_jwt}, Login(<<255, 0>>)).
+    ?assertEqual({error, {bad_jwt, <<"not a NATS JWT">>}}, Login(<<"a.b.c">>)),
+    ?assertEqual({error, {bad_jwt, <<"not a NATS JWT">>}}, Login(<<>>)),
+    ?assertEqual({error, {bad_jwt, <<"not a NATS JWT">>}}, Login(<<255, 0>>)).
 
 %% -------------------------------------------------------------------------------------------
 %% Scoped signing keys

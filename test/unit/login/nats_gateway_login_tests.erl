@@ -275,7 +275,7 @@ fall_through_test_() ->
             {10, [Token, NKey], true, #{auth_token => <<"x">>}, wrong_token},
             {11, [Token, NKey], true, maps:merge(ByNKey, #{auth_token => <<"x">>}), wrong_token},
             {12, [NKey, Token], true, maps:merge(ByNKey, #{auth_token => <<"x">>}), {nkey, key(Listed)}},
-            {13, [Jwt, Token], true, maps:merge(ByToken, #{jwt => <<"x">>}), bad_jwt},
+            {13, [Jwt, Token], true, maps:merge(ByToken, #{jwt => <<"x">>}), {bad_jwt, <<"not a NATS JWT">>}},
             {14, [NKey], true, ByJwt#{nkey => Name}, unknown_nkey},
             {15, [NKey, Token], false, ByToken#{nkey => Name}, unknown_nkey},
             %% an NKey that comes with a JWT, as some clients send it
@@ -283,7 +283,7 @@ fall_through_test_() ->
             {17, [NKey, Token, Jwt], false, ByJwt#{nkey => Name}, {jwt, Name}},
             {18, [Jwt, NKey], false, ByJwt#{nkey => Name}, {jwt, Name}},
             {19, [NKey, Jwt], false, maps:merge(ByJwt, ByNKey), {nkey, key(Listed)}},
-            {20, [NKey, Jwt], true, #{nkey => Name, jwt => <<"x">>}, bad_jwt},
+            {20, [NKey, Jwt], true, #{nkey => Name, jwt => <<"x">>}, {bad_jwt, <<"not a NATS JWT">>}},
             %% users know their names
             {21, [Users], true, ByUser, {user, <<"ann">>}},
             {22, [Users], true, Unknown, ignore},

@@ -48,6 +48,68 @@ only_denied_test() ->
     ?assertEqual(allow, may_publish(<<"b">>, P)),
     ?assertEqual(allow, may_subscribe(<<"a">>, P)).
 
+%% EMQX's own gateway reads permissions beside those of NATS: what either denies is denied.
+outer_rules_test_() ->
+    Only = fun(Subjects) -> #{allow => Subjects, deny => []} end,
+    P = new(
+        rules(#{
+            publish => #{allow => [<<"a.>">>, <<"both">>], deny => [<<"a.no">>]},
+            subscribe => Only([<<"a.>">>, <<"q g">>]),
+            outer => rules(#{
+                publish => #{allow => [<<"*.x">>, <<"a.no">>, <<"both">>], deny => [<<"a.b">>]},
+                subscribe => #{allow => [<<"a.*">>, <<"q">>], deny => [<<"a.no">>]}
+            })
+        })
+    ),
+    [
+        [
+            ?_assertEqual({Subject, Verdict}, {Subject, may_publish(Subject, P)})
+         || {Verdict, Subjects} <- [
+                {allow, [<<"a.x">>, <<"both">>]},
+                {deny, [<<"b.x">>, <<"a.y">>, <<"a.no">>, <<"a.b">>]}
+            ],
+            Subject <- Subjects
+        ],
+        [
+            ?_assertEqual({Subject, Verdict}, {Subject, may_subscribe(Subject, Group, P)})
+         || {Verdict, Subject, Group} <- [
+                {allow, <<"a.x">>, undefined},
+                {allow, <<"a.*">>, undefined},
+                {allow, <<"q">>, <<"g">>},
+                {deny, <<"q">>, undefined},
+                {deny, <<"q">>, <<"h">>},
+                {deny, <<"a.>">>, undefined},
+                {deny, <<"a.no">>, undefined},
+                {deny, <<"b">>, undefined}
+            ]
+        ]
+    ].
+
+outer_rules_alone_test() ->
+    Outer = rules(#{publish => #{allow => [<<"a">>], deny => []}}),
+    P = new(rules(#{outer => Outer})),
+    ?assertEqual({allow, deny}, {may_publish(<<"a">>, P), may_publish(<<"b">>, P)}),
+    ?assertEqual(none, new(rules(#{outer => rules(#{})}))).
+
+what_outer_rules_deny_is_not_delivered_test() ->
+    Outer = rules(#{subscribe => #{allow => all, deny => [<<"a.no">>]}}),
+    P = new(rules(#{subscribe => #{allow => [<<"a.>">>], deny => []}, outer => Outer})),
+    ?assertNot(filters(P)),
+    {allow, Subscribed} = nats_gateway_permissions:subscribe(<<"a.*">>, undefined, P),
+    ?assert(filters(Subscribed)),
+    ?assert(filters(nats_gateway_permissions:subscribed(P))),
+    {deny, Again} = nats_gateway_permissions:deliver(<<"a.no">>, Subscribed),
+    ?assertMatch({deny, _}, nats_gateway_permissions:deliver(<<"a.no">>, Again)),
+    ?assertMatch({allow, _}, nats_gateway_permissions:deliver(<<"a.yes">>, Again)).
+
+outer_rules_hold_for_answers_test() ->
+    P = requested(<<"inbox.1">>, 0, requested(<<"a.1">>, 0, new(rules(#{
+        allow_responses => #{max => 1, expires => infinity},
+        outer => rules(#{publish => #{allow => [<<"a.*">>], deny => []}})
+    })))),
+    ?assertEqual({allow, deny}, {may_publish(<<"a.1">>, P), may_publish(<<"inbox.1">>, P)}),
+    ?assertEqual(deny, may_publish(<<"a.2">>, P)).
+
 %% What is published goes to a topic, whatever the client calls it.
 another_name_of_a_denied_subject_is_denied_test_() ->
     Wide = <<16#3000/utf8>>,
