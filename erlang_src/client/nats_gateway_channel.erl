@@ -732,9 +732,33 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
                 end,
             case Kind =:= again orelse OldEcho =/= NChannel#channel.echo of
                 true -> subscribe_again(Rest, NOut, NChannel);
-                false -> within_limit(fun(Ok) -> run(Rest, NOut, Ok) end, NOut, NChannel)
+                false ->
+                    Ops =
+                        case Kind of
+                            implicit -> mounted(Rest, Mountpoint);
+                            _ -> Rest
+                        end,
+                    within_limit(fun(Ok) -> run(Ops, NOut, Ok) end, NOut, NChannel)
             end
     end.
+
+%% Operations that were decoded before their own login: behind a CONNECT there are none.
+mounted(Ops, <<>>) -> Ops;
+mounted(Ops, Mountpoint) -> [mount(Op, Mountpoint) || Op <- Ops].
+
+mount({pub, Subject, _, ReplyTo, ReplyTopic, Headers, Payload}, Mountpoint) ->
+    NReplyTopic =
+        case ReplyTopic of
+            undefined -> undefined;
+            invalid -> invalid;
+            _ -> nats_gateway_nif:topic(ReplyTo, Mountpoint)
+        end,
+    Topic = nats_gateway_nif:topic(Subject, Mountpoint),
+    {pub, Subject, Topic, ReplyTo, NReplyTopic, Headers, Payload};
+mount({sub, Subject, _, QueueGroup, Share, Sid}, Mountpoint) ->
+    {sub, Subject, nats_gateway_nif:filter(Subject, Mountpoint), QueueGroup, Share, Sid};
+mount(Op, _) ->
+    Op.
 
 max_payload(#{max_payload_size := OfServer}, Channel) ->
     #channel{max_payload = OfLogin, host_max_payload = OfHost} = Channel,

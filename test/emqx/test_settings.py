@@ -67,6 +67,23 @@ def test_mountpoint(gateway: Gateway, name: str):
         assert (answer.subject, answer.payload) == ("in.answer", b"2")
 
 
+def test_mountpoint_without_connect(gateway: Gateway, name: str):
+    """What a client begins with is under it, too."""
+    gateway.settings(mountpoint=f"{name}/")
+    with gateway.mqtt() as mqtt, gateway.raw() as client:
+        mqtt.subscribe(f"{name}/#")
+        mqtt.subscribe("a")
+        client.send("PUB a 1\r\nx\r\nSUB b 1\r\nPING\r\n")
+        client.expect(b"+OK\r\n+OK\r\nPONG\r\n")
+        message = mqtt.message()
+        assert (message.topic, message.payload) == (f"{name}/a", b"x")
+        mqtt.publish("b", b"of others")
+        mqtt.publish(f"{name}/b", b"y")
+        message = client.message()
+        assert (message.subject, message.payload) == ("b", b"y")
+        assert mqtt.message().payload == b"y"
+
+
 @pytest.mark.parametrize("group", [None, "workers"])
 def test_mountpoint_separates_clients(gateway: Gateway, name: str, group: str | None):
     gateway.settings(mountpoint=f"{name}/${{username}}/")

@@ -154,6 +154,43 @@ operations_wait_for_the_login_test() ->
     ?assertNot(busy(C2)),
     ?assertMatch({_, _, open, false, <<"m/">>}, nats_gateway_channel:settings(C2)).
 
+%% They were decoded when nobody knew the mountpoint yet.
+operations_without_connect_are_under_the_mountpoint_test_() ->
+    Text = "SUB r.* 1\r\nSUB a q 2\r\nPUB a.b r.1 0\r\n\r\nPUB a..b r..1 0\r\n\r\nPUB / 0\r\n\r\nCONNECT {}\r\nPUB c 0\r\n\r\n",
+    Expected = fun(Calls) ->
+        ?assertMatch(
+            [
+                {connect, _},
+                {subscribe, {undefined, <<"m/r/+">>}, _},
+                {subscribe, {<<"q">>, <<"m/a">>}, _},
+                {publish,
+                    [
+                        {pub, <<"a.b">>, <<"m/a/b">>, <<"r.1">>, <<"m/r/1">>, _, _},
+                        {pub, <<"a..b">>, invalid, <<"r..1">>, invalid, _, _},
+                        {pub, <<"/">>, <<"m/">>, undefined, undefined, _, _}
+                    ],
+                    _},
+                {publish, [{pub, <<"c">>, <<"m/c">>, undefined, undefined, _, _}], _}
+            ],
+            [Call || Call <- Calls, Call =/= barrier]
+        )
+    end,
+    [
+        {"at once", fun() ->
+            {_, Channel} = channel(#{mountpoint => <<"m/">>}),
+            _ = input(Text, Channel),
+            Expected(calls())
+        end},
+        {"later", fun() ->
+            {_, Channel} = channel(#{mountpoint => <<"m/">>, fake => #{connect => wait}}),
+            {First, Rest} = lists:split(string:str(Text, "PUB c") - 1, Text),
+            {<<>>, Waiting} = input(First, Channel),
+            {_, Connected} = events([{connected, #{mountpoint => <<"m/">>, clientid => <<"c">>}}], Waiting),
+            _ = input(Rest, Connected),
+            Expected(calls())
+        end}
+    ].
+
 %% What gives the host work waits for it; what was delivered meanwhile does not.
 a_host_that_is_behind_gets_nothing_more_test_() ->
     Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
