@@ -967,8 +967,10 @@ pedantic_answer(_, _) ->
 
 verdict_answer(_, pass, Channel) ->
     acknowledge([], Channel);
-verdict_answer({pub, _, _, ReplyTo, _, _, _}, no_responders, Channel) ->
-    [acknowledge([], Channel) | no_responders(ReplyTo, Channel)];
+verdict_answer({pub, _, _, ReplyTo, invalid, _, _}, no_responders, Channel) ->
+    [acknowledge([], Channel) | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)];
+verdict_answer({pub, _, _, ReplyTo, ReplyTopic, _, _}, no_responders, Channel) ->
+    [acknowledge([], Channel) | no_responders(ReplyTo, ReplyTopic, Channel)];
 verdict_answer({pub, Subject, _, _, _, _, _}, denied, _) ->
     publish_denied(Subject);
 verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, _) ->
@@ -978,15 +980,21 @@ publish_denied(Subject) ->
     violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
-no_responders(ReplyTo, Channel = #channel{no_responders = true}) when is_binary(ReplyTo) ->
-    case plain_sid(nats_gateway_nif:topic(ReplyTo, mountpoint(Channel)), Channel) of
+no_responders(ReplyTo, ReplyTopic, Channel = #channel{no_responders = true}) when
+    is_binary(ReplyTo)
+->
+    case plain_sid(ReplyTopic, Channel) of
         undefined ->
             [];
         Sid ->
             [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
     end;
-no_responders(_, _) ->
+no_responders(_, _, _) ->
     [].
+
+%% Also of one that is spelled otherwise than what the topic would become.
+reply_topic(undefined, _) -> undefined;
+reply_topic(ReplyTo, Channel) -> nats_gateway_nif:topic(ReplyTo, mountpoint(Channel)).
 
 %% A reply subject that is no topic of its own is nothing that anybody subscribes to.
 plain_sid(ReplyTopic, #channel{subscriptions = Subs}) when is_binary(ReplyTopic) ->
@@ -1284,7 +1292,7 @@ event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, t
 event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
     stop(Reason, Out, Channel);
 event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
-    {ok, [Out | no_responders(ReplyTo, Channel)], Channel};
+    {ok, [Out | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | publish_denied(Subject)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->

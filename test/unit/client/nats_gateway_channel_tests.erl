@@ -514,6 +514,15 @@ no_responders_at_once_and_later_test() ->
     %% nobody listens for it
     {<<>>, _} = events([{publish_rejected, <<"svc">>, <<"other">>, no_responders}], C3).
 
+%% Its topic would be another reply subject, but the subscription is the same.
+no_responders_to_a_reply_subject_of_another_spelling_test() ->
+    C0 = open([?CONNECT_REQUESTER, "SUB r.%41 1\r\n"]),
+    C1 = set(publish, {ok, [{1, no_responders}]}, C0),
+    {Out, C2} = input("PUB svc r.%41 0\r\n\r\n", C1),
+    ?assertEqual(<<"HMSG r.%41 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>, Out),
+    {Later, _} = events([{publish_rejected, <<"svc">>, <<"r.%41">>, no_responders}], C2),
+    ?assertEqual(Out, Later).
+
 no_responders_needs_headers_test() ->
     {_, Channel} = channel(),
     ?assertEqual(
