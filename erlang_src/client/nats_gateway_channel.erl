@@ -1071,7 +1071,7 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
                     run(Rest, acknowledge(Out, NChannel), NChannel);
                 {new_key, NSubs} ->
                     NChannel = Channel#channel{subscriptions = NSubs, latest = Sid},
-                    subscribe_key(Key, Rest, Out, NChannel)
+                    subscribe_key(Key, Sid, Rest, Out, NChannel)
             end
     end.
 
@@ -1082,9 +1082,10 @@ permit_subscribe(Subject, QueueGroup, Channel = #channel{permissions = Permissio
         nats_gateway_permissions:subscribe(Subject, QueueGroup, Permissions),
     {Permission, Channel#channel{permissions = NPermissions}}.
 
-subscribe_key(Key, Rest, Out, Channel) ->
+subscribe_key(Key, Sid, Rest, Out, Channel) ->
     #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
-    case Host:subscribe(Key, subscribe_options(Verbose, Channel), HostState) of
+    Options = subscribe_options(Verbose, Channel),
+    case Host:subscribe(Key, Options#{sid => Sid}, HostState) of
         {ok, NHostState} ->
             NChannel = Channel#channel{host_state = NHostState},
             run(Rest, acknowledge(Out, NChannel), NChannel);
@@ -1192,15 +1193,25 @@ handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState
 handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) when
     HostState =/= undefined
 ->
-    case erlang:function_exported(Host, handle_call, 2) of
+    case erlang:function_exported(Host, handle_call, 3) of
         true ->
-            {Reply, Events, NHostState} = Host:handle_call(Request, HostState),
+            {Reply, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
             {Reply, events(Events, [], Channel#channel{host_state = NHostState})};
         false ->
             {ignored, {ok, [], Channel}}
     end;
 handle_call(_, Channel) ->
     {ignored, {ok, [], Channel}}.
+
+%% What the host may want to know for that.
+told(Channel = #channel{subscriptions = Subs}) ->
+    #{
+        may_subscribe => fun({Share, Filter}) ->
+            {Permission, _} = permit_subscribe(subscribed_subject(Filter, Channel), Share, Channel),
+            Permission =:= allow
+        end,
+        sids => fun(Key) -> nats_gateway_subscriptions:sids(Key, Subs) end
+    }.
 
 -spec reports(module()) -> boolean().
 reports(Host) -> erlang:function_exported(Host, report, 2).
@@ -1310,15 +1321,17 @@ event({removed, Key}, Out, Channel) ->
     %% Nothing is said: it is no answer to anything the client did.
     {_, NChannel} = reject(Key, denied, Channel),
     {ok, Out, NChannel};
+event({call, Request}, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    {_, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
+    {sent, 0, Events, Out, Channel#channel{host_state = NHostState}};
 event({close, Reason}, Out, Channel = #channel{held = []}) ->
     stop(Reason, Out, Channel);
 event(Close = {close, _}, Out, Channel) ->
     release(Close, Out, Channel).
 
 %% Somebody else has subscribed this client. Its sid is one that no client library gives.
-add(Key = {Share, Filter}, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
-    #channel{subscriptions = Subs} = Channel,
-    Subject = subscribed_subject(Filter, Mountpoint),
+add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
+    Subject = subscribed_subject(Filter, Channel),
     Sid = unused_sid(?LAST_SID, Subs),
     {_, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, Share, Key, Subs),
     Channel#channel{
@@ -1330,7 +1343,7 @@ add(Key = {Share, Filter}, Channel = #channel{session = #{mountpoint := Mountpoi
             end
     }.
 
-subscribed_subject(Filter, Mountpoint) ->
+subscribed_subject(Filter, #channel{session = #{mountpoint := Mountpoint}}) ->
     Size = byte_size(Mountpoint),
     Unmounted =
         case Filter of

@@ -15,7 +15,7 @@
 -export([is_too_deep/2]).
 
 -export_type([client/0, identity/0, key/0, delivery/0, rejection/0, refusal/0]).
--export_type([event/0, close_reason/0]).
+-export_type([event/0, close_reason/0, channel/0, statistics/0]).
 
 -type client() :: #{
     %% CONNECT fields, merged over all CONNECTs; empty when none was sent
@@ -95,7 +95,30 @@
     %% somebody else has subscribed or unsubscribed this client
     | {added, key()}
     | {removed, key()}
+    %% something for `handle_call/3' that nobody waits for
+    | {call, Request :: term()}
     | {close, close_reason()}.
+
+%% What a host may want to know of its client's channel: whether the login allows a subscription to
+%% this key, and which sids have it, in order.
+-type channel() :: #{
+    may_subscribe := fun((key()) -> boolean()),
+    sids := fun((key()) -> [nats_gateway_subscriptions:sid()])
+}.
+
+%% Of the whole connection: octets and turns of the socket, where it is there still, and what the
+%% channel counts. `operations': those since the last report.
+-type statistics() :: #{
+    octets_received => non_neg_integer(),
+    octets_sent => non_neg_integer(),
+    reads => non_neg_integer(),
+    writes => non_neg_integer(),
+    subscriptions := non_neg_integer(),
+    messages_received := non_neg_integer(),
+    messages_sent := non_neg_integer(),
+    messages_unroutable := non_neg_integer(),
+    operations := [{{received | sent, Kind :: atom()}, pos_integer()}]
+}.
 
 %% What login fixed for this connection.
 -type session() :: #{
@@ -132,14 +155,17 @@
 when
     Options :: #{confirm := boolean(), no_responders := boolean()}, State :: term().
 
-%% Once per key. `confirm' as above, with `{subscribed, ok | refusal()}'.
+%% Once per key. `confirm' as above, with `{subscribed, ok | refusal()}'. `sid': the first one.
 -callback subscribe(key(), Options, State) ->
     {ok, State}
     | {refusal(), State}
     | {wait, State}
     | {stop, close_reason() | permission_denied, State}
 when
-    Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
+    Options :: #{
+        confirm := boolean(), no_local := boolean(), sid => nats_gateway_subscriptions:sid()
+    },
+    State :: term().
 
 %% All keys of this client at once: those that are subscribed get other options, where these mean
 %% anything for them, and after another login all are subscribed. Complete when the broker has
@@ -174,13 +200,15 @@ when
 -callback undelivered([Message :: term()], State) -> State when State :: term().
 
 %% A call to the connection process, by whoever manages the clients of this host.
--callback handle_call(Request :: term(), State) -> {Reply :: term(), [event()], State} when
+-callback handle_call(Request :: term(), channel(), State) ->
+    {Reply :: term(), [event()], State}
+when
     State :: term().
 
 %% What there is to count, every few seconds while there is traffic.
 -callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
 
--optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/2, report/2]).
+-optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2]).
 
 %% Whether a topic or filter has more levels than a broker takes.
 -spec is_too_deep(binary(), Max :: pos_integer() | infinity) -> boolean().

@@ -20,6 +20,7 @@
 -export([is_taken/3]).
 -export([plain_sid/2]).
 -export([key/2]).
+-export([sids/2]).
 -export([keys/1]).
 -export([list/1]).
 
@@ -501,6 +502,16 @@ first_sid([Filter | Filters], Topic, Entries) ->
 key(Sid, #subscriptions{subs = Subs}) ->
     #{Sid := #sub{key = Key}} = Subs,
     Key.
+
+%% Of one key, in order.
+-spec sids(key(), subscriptions()) -> [sid()].
+sids(Key, #subscriptions{entries = Entries}) ->
+    case Entries of
+        #{Key := #entry{sids = Sids}} ->
+            [Sid || {_, Sid} <- lists:sort([{byte_size(Sid), Sid} || Sid <- maps:keys(Sids)])];
+        #{} ->
+            []
+    end.
 
 -spec keys(subscriptions()) -> [key()].
 keys(#subscriptions{entries = Entries}) ->

@@ -22,7 +22,7 @@
 -export([barrier/2]).
 -export([handle_info/2]).
 -export([handle_messages/2]).
--export([handle_call/2]).
+-export([handle_call/3]).
 -export([report/2]).
 -export([undelivered/2]).
 -export([disconnect/2]).
@@ -73,7 +73,8 @@
     {emqx_topic, make_shared_record, 2},
     {emqx_topic, match, 2},
     {emqx_topic, maybe_format_share, 1},
-    {emqx_topic, parse, 1}
+    {emqx_topic, parse, 1},
+    {emqx_topic, validate, 2}
 ]).
 
 %% What is the same for all clients: EMQX's gateway context and the table of its metrics.
@@ -98,6 +99,8 @@
     %% of each message
     headers :: map(),
     retained :: boolean(),
+    %% takes EMQX's automatic subscriptions
+    auto_subscribe :: boolean(),
     subs = #{} :: #{nats_gateway_host:key() => #sub{}},
     %% unsubscribed, but with deliveries in the mailbox perhaps
     leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
@@ -245,7 +248,9 @@ register(ClientInfo, ConnInfo, false) ->
 session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
-    #{emqx := Context, retained_on_subscribe := Retained} = Config,
+    #{
+        emqx := Context, retained_on_subscribe := Retained, auto_subscribe := AutoSubscribe
+    } = Config,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Host = #host{
@@ -255,7 +260,8 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
         clientid = ClientId,
         mountpoint = text(maps:get(mountpoint, ClientInfo)),
         headers = message_headers(ClientInfo, ConnInfo),
-        retained = Retained
+        retained = Retained,
+        auto_subscribe = AutoSubscribe
     },
     Info = #{
         conninfo => ConnInfo,
@@ -606,20 +612,28 @@ with_content_type(ContentType, Properties) -> Properties#{'Content-Type' => Cont
 -spec subscribe(nats_gateway_host:key(), Options, host()) ->
     {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
 when
-    Options :: #{confirm := boolean(), no_local := boolean()}.
+    Options :: #{
+        confirm := boolean(), no_local := boolean(), sid => nats_gateway_subscriptions:sid()
+    }.
 subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 
-ask(Key = {_, Filter}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+ask(Key, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
-    case nats_gateway_host:is_too_deep(Filter, nats_gateway_emqx_compat:max_topic_levels()) of
-        true ->
-            {too_many_tokens, Host};
-        false ->
-            case authorize(#{action_type => subscribe, qos => QoS}, Filter, Host) of
-                allow -> subscribe(Key, QoS, NoLocal, #{}, Host);
-                deny -> denied(permission_denied, Host)
-            end
+    case may_subscribe(Key, QoS, Host) of
+        allow -> subscribe(Key, QoS, NoLocal, sub_props(Options), Host);
+        deny -> denied(permission_denied, Host);
+        Refusal -> {Refusal, Host}
     end.
+
+may_subscribe({_, Filter}, QoS, Host) ->
+    case nats_gateway_host:is_too_deep(Filter, nats_gateway_emqx_compat:max_topic_levels()) of
+        true -> too_many_tokens;
+        false -> authorize(#{action_type => subscribe, qos => QoS}, Filter, Host)
+    end.
+
+%% Under the name of the built-in gateway.
+sub_props(#{sid := Sid}) -> #{sub_props => #{sid => Sid}};
+sub_props(#{}) -> #{}.
 
 subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
     #host{clientinfo = ClientInfo, conninfo = ConnInfo, context = Context} = Host,
@@ -828,16 +842,9 @@ handle_info(clean_authz_cache, Host) ->
     {[], Host#host{decisions = #{}}};
 handle_info({shutdown, _}, Host) ->
     {[{close, kicked}], Host};
-%% EMQX's automatic subscriptions of those who connect.
-handle_info({subscribe, Filters}, Host) when is_list(Filters) ->
-    lists:foldl(
-        fun({Topic, Options}, {Events, Acc}) ->
-            {_, More, NAcc} = add(Topic, Options, Acc),
-            {Events ++ More, NAcc}
-        end,
-        {[], Host},
-        Filters
-    );
+%% EMQX's automatic subscriptions of those who connect, which the built-in gateway does not know.
+handle_info({subscribe, Filters}, Host = #host{auto_subscribe = true}) when is_list(Filters) ->
+    {[{call, {subscribe, Topic, Options}} || {Topic, Options} <- Filters], Host};
 handle_info(_, _) ->
     ignore.
 
@@ -1014,62 +1021,74 @@ scalar(_) -> undefined.
 %% -------------------------------------------------------------------------------------------
 %% Management
 
--spec handle_call(term(), host()) -> {term(), [nats_gateway_host:event()], host()}.
-handle_call(kick, Host) ->
+-spec handle_call(term(), nats_gateway_host:channel(), host()) ->
+    {term(), [nats_gateway_host:event()], host()}.
+handle_call(kick, _, Host) ->
     {ok, [{close, kicked}], Host};
-handle_call(discard, Host) ->
+handle_call(discard, _, Host) ->
     {ok, [{close, {error, discarded}}], Host};
 %% NATS has no session that could be taken over.
-handle_call({takeover, 'begin'}, Host) ->
+handle_call({takeover, 'begin'}, _, Host) ->
     {#{}, [], Host};
-handle_call({takeover, 'end'}, Host) ->
+handle_call({takeover, 'end'}, _, Host) ->
     {[], [{close, {error, takenover}}], Host};
-handle_call(subscriptions, Host = #host{subs = Subs}) ->
-    {{ok, [{Topic, Options} || #sub{topic = Topic, options = Options} <- maps:values(Subs)]}, [],
-        Host};
-handle_call({subscribe, Topic, Options}, Host) ->
-    add(Topic, Options, Host);
-handle_call({unsubscribe, Topic}, Host = #host{subs = Subs}) ->
-    {Key, _} = parse(Topic, Host),
-    Keys = lists:usort([K || K <- [Key, mounted_key(Topic)], is_map_key(K, Subs)]),
+handle_call(subscriptions, #{sids := Sids}, Host = #host{subs = Subs}) ->
+    Listed = [
+        {Topic, maps:merge(Options, sub_props(first(Sids(Key))))}
+     || {Key, #sub{topic = Topic, options = Options}} <- maps:to_list(Subs)
+    ],
+    {{ok, Listed}, [], Host};
+handle_call({subscribe, Topic, Options}, #{may_subscribe := MaySubscribe}, Host) ->
+    case parse(Topic, Host) of
+        {ok, Key, Parsed} -> add(Key, maps:merge(Options, Parsed), MaySubscribe, Host);
+        error -> {{error, <<"no valid topic filter">>}, [], Host}
+    end;
+handle_call({unsubscribe, Topic}, _, Host = #host{subs = Subs}) ->
+    %% The list of the subscriptions shows mounted topics.
+    Parsed = [parse(Topic, Host), parse(Topic, Host#host{mountpoint = <<>>})],
+    Keys = lists:usort([Key || {ok, Key, _} <- Parsed, is_map_key(Key, Subs)]),
     Events = [removed(K, maps:get(K, Subs)) || K <- Keys],
     {ok, Events, lists:foldl(fun unsubscribe/2, Host, Keys)};
-handle_call(stats, Host) ->
+handle_call(stats, _, Host) ->
     {stats(#{}, Host), [], Host};
-handle_call(_, Host) ->
+handle_call(_, _, Host) ->
     {ignored, [], Host}.
 
-add(Topic, Options, Host = #host{subs = Subs}) ->
-    {Key, Parsed} = parse(Topic, Host),
-    case Subs of
-        #{Key := #sub{topic = Mounted, options = Present}} ->
-            {{ok, {Mounted, Present}}, [], Host};
-        #{} ->
-            More = maps:without([nl], maps:merge(Options, Parsed)),
-            case subscribe(Key, maps:get(qos, Options, 0), false, More, Host) of
-                {ok, NHost = #host{subs = NSubs = #{Key := Sub}}} ->
-                    #sub{topic = Mounted, options = NOptions} = Sub,
-                    {{ok, {Mounted, NOptions}}, [{added, Key}], NHost#host{
-                        subs = NSubs#{Key := Sub#sub{added = true}}
-                    }};
-                {denied, NHost} ->
-                    {{error, not_authorized}, [], NHost}
-            end
+first([]) -> #{};
+first(Sids) -> #{sid => hd(Sids)}.
+
+%% It is as much the client's as one that it makes itself, so it must be allowed to it.
+add(Key, _, _, Host = #host{subs = Subs}) when is_map_key(Key, Subs) ->
+    {{error, <<"the client has this subscription already">>}, [], Host};
+add(Key, Options, MaySubscribe, Host) ->
+    QoS = maps:get(qos, Options, 0),
+    case MaySubscribe(Key) andalso may_subscribe(Key, QoS, Host) of
+        allow -> added(Key, subscribe(Key, QoS, false, maps:without([nl], Options), Host));
+        too_many_tokens -> {{error, <<"too many topic levels">>}, [], Host};
+        _ -> {{error, not_authorized}, [], Host}
     end.
+
+added(Key, {ok, Host = #host{subs = Subs}}) ->
+    #{Key := Sub = #sub{topic = Topic, options = Options}} = Subs,
+    NHost = Host#host{subs = Subs#{Key := Sub#sub{added = true}}},
+    {{ok, {Topic, Options}}, [{added, Key}], NHost};
+added(_, {denied, Host}) ->
+    {{error, not_authorized}, [], Host}.
 
 %% The client waits for messages of a subscription that it made: it is told, with the text for one
 %% that is not allowed any more.
 removed(Key, #sub{added = false}) -> {subscribe_rejected, Key, denied};
 removed(Key, #sub{added = true}) -> {removed, Key}.
 
+%% EMQX's REST API takes any text for a topic.
 parse(Topic, Host) ->
-    {Parsed, Options} = emqx_topic:parse(Topic),
-    {key_of(mount(Parsed, Host)), Options}.
-
-%% The list of the subscriptions shows mounted topics.
-mounted_key(Topic) ->
-    {Parsed, _} = emqx_topic:parse(Topic),
-    key_of(Parsed).
+    try
+        true = emqx_topic:validate(filter, Topic),
+        {Parsed, Options} = emqx_topic:parse(Topic),
+        {ok, key_of(mount(Parsed, Host)), Options}
+    catch
+        error:_ -> error
+    end.
 
 key_of(Filter) when is_binary(Filter) -> {undefined, Filter};
 key_of(Shared) -> {share_name(Shared), emqx_topic:get_shared_real_topic(Shared)}.

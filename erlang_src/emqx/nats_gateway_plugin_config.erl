@@ -23,6 +23,7 @@
     max_sub_tokens := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
+    auto_subscribe := boolean(),
     %% slow consumers: bytes that may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
@@ -86,6 +87,7 @@ schema() ->
         max_sub_tokens => {{limit, 255}, infinity},
         authentication_timeout => {{duration, 1}, 2000},
         retained_on_subscribe => {boolean, false},
+        auto_subscribe => {boolean, false},
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},

@@ -303,8 +303,8 @@ must_filter(Subject, Deny) -> denies_any(Deny) andalso has_wildcard(Subject).
 
 denies_any({{Literals, Patterns}, _}) -> map_size(Literals) > 0 orelse Patterns =/= [].
 
-%% Somebody else has subscribed this client, which it needs no permission for; but what is denied
-%% is not delivered.
+%% Somebody else has subscribed this client. What is denied is not delivered, whatever the
+%% subscription is.
 -spec subscribed(permissions()) -> permissions().
 subscribed(P = #permissions{filters = Filters, subscribe_deny = Deny, outer = Outer}) ->
     P#permissions{

@@ -212,3 +212,14 @@ def file_rules(gateway: Gateway, *rules: str) -> Iterator[None]:
         yield
     finally:
         gateway.rest.put(path, before)
+
+
+@contextmanager
+def auto_subscribe(gateway: Gateway, *topics: str) -> Iterator[None]:
+    """EMQX subscribes each MQTT client that connects."""
+    before = gateway.rest.get("/mqtt/auto_subscribe")
+    gateway.rest.put("/mqtt/auto_subscribe", [{"topic": topic} for topic in topics])
+    try:
+        yield
+    finally:
+        gateway.rest.put("/mqtt/auto_subscribe", before)

@@ -11,6 +11,7 @@ DEFAULTS = {
     "max_sub_tokens": 0,
     "authentication_timeout": "2s",
     "retained_on_subscribe": False,
+    "auto_subscribe": False,
     "max_pending": "64MB",
     "send_timeout": "10s",
     "drain_time": "1s",

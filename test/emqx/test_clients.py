@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, unique
+from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, unique
 from emqx.nats import Nats
 from emqx.node import Node, wait_until
 from emqx.rest import quoted
@@ -157,6 +157,8 @@ def test_subscriptions_are_listed(gateway: Gateway, name: str):
         wait_until(
             lambda: topics(gateway, name) == ["$share/workers/b", "a/+/#"], "both are listed", deadline=5
         )
+        listed = {one["topic"]: one["sub_props"] for one in gateway.subscriptions(name)}
+        assert listed == {"a/+/#": {"sid": "1"}, "$share/workers/b": {"sid": "2"}}
         client.send("UNSUB 1\r\n")
         client.ping()
         assert topics(gateway, name) == ["$share/workers/b"]
@@ -173,9 +175,41 @@ def test_a_subscription_is_added_and_removed(gateway: Gateway, name: str):
         mqtt.publish(f"{name}/added", b"x")
         message = client.message()
         assert (message.subject, message.payload) == (f"{name}.added", b"x")
+        [listed] = gateway.subscriptions(name)
+        assert listed["sub_props"] == {"sid": message.sid}
         gateway.rest.delete(f"{path}/{quoted(f'{name}/added')}")
         assert topics(gateway, name) == []
         mqtt.publish(f"{name}/added", b"y")
+        client.silent()
+
+
+def test_a_subscription_that_exists_is_not_added(gateway: Gateway, name: str):
+    """The built-in adds none at all, and answers with the same status."""
+    path = f"/gateways/nats/clients/{quoted(name)}/subscriptions"
+    with gateway.nats(name=name) as client:
+        gateway.known(name)
+        client.subscribe(f"{name}.a").subscribe(f"{name}.b", sid="2", group="workers")
+        for topic in (f"{name}/a", f"$share/workers/{name}/b"):
+            answer = gateway.rest.call("POST", path, {"topic": topic, "qos": 1})
+            assert answer.status == 400 and answer.body["code"] == "BAD_REQUEST", answer
+        listed = {one["topic"]: (one["qos"], one["sub_props"]["sid"]) for one in gateway.subscriptions(name)}
+        assert listed == {f"{name}/a": (0, "1"), f"$share/workers/{name}/b": (0, "2")}
+        client.publish(f"{name}.a", b"x")
+        assert client.message().sid == "1"
+        client.silent()
+
+
+@pytest.mark.plugin
+@pytest.mark.parametrize("topic", ["secret", "secret/#", "#", "$share/workers/secret", "a/#/b", "$share/x", ""])
+def test_a_subscription_that_is_not_allowed_is_not_added(gateway: Gateway, name: str, topic: str):
+    path = f"/gateways/nats/clients/{quoted(name)}/subscriptions"
+    rules = (f'{{deny, {{username, "{name}"}}, subscribe, ["secret/#", {{eq, "#"}}]}}',)
+    with file_rules(gateway, *rules), gateway.nats(name=name, user=name) as client:
+        gateway.known(name)
+        answer = gateway.rest.call("POST", path, {"topic": topic})
+        assert answer.status == 400 and answer.body["code"] == "BAD_REQUEST", answer
+        assert topics(gateway, name) == []
+        client.publish("secret", b"x")
         client.silent()
 
 

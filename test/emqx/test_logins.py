@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, rest_change
+from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, auto_subscribe, file_rules, rest_change
 from emqx.nats import Nats
 from emqx.node import Node
 from emqx.page import Page
+from emqx.rest import quoted
 from nats_keys import Key, account_jwt, user_jwt
 
 pytestmark = pytest.mark.plugin
@@ -334,3 +335,20 @@ def test_a_cookie_that_any_page_could_use_is_refused(gateway: Gateway, page: Pag
     without_bearers = [account_jwt(OPERATOR, ACCOUNT, limits={"disallow_bearer": True})]
     page.change(**cookie | {"resolver_preload": without_bearers})
     assert gateway.change_listener(name, address, "ws", websocket={"check_origin_enable": False}).status == 200
+
+
+def test_what_others_subscribe_needs_the_permission_of_the_login(gateway: Gateway, page: Page, name: str):
+    """Automatic subscriptions, and those over REST."""
+    gateway.settings(**NAMED)
+    page.change(auto_subscribe=True, **BY_JWT)
+    path = f"/gateways/nats/clients/{quoted(name)}/subscriptions"
+    with (
+        auto_subscribe(gateway, f"{name}/no", f"{name}/yes/a"),
+        by_jwt(gateway, name, sub={"allow": [f"{name}.yes.>"]}) as client,
+    ):
+        gateway.known(name)
+        client.ping()
+        assert [one["topic"] for one in gateway.subscriptions(name)] == [f"{name}/yes/a"]
+        answer = gateway.rest.call("POST", path, {"topic": f"{name}/no"})
+        assert answer.status == 400 and answer.body["message"] == "not_authorized", answer
+        assert gateway.rest.call("POST", path, {"topic": f"{name}/yes/b"}).status == 201

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from emqx.gateway import NAMED, Gateway, unique
+from emqx.gateway import NAMED, Gateway, auto_subscribe, file_rules, unique
 from emqx.mqtt import user_properties
 from emqx.nats import Nats, NatsFailure, headers
 from emqx.node import Node, wait_until
@@ -583,18 +583,37 @@ def test_a_topic_rewrite_holds(gateway: Gateway, name: str):
         gateway.rest.put("/mqtt/topic_rewrite", before)
 
 
-def test_auto_subscribe(gateway: Gateway, name: str):
-    """EMQX subscribes each client that connects; it is listed as the client's."""
+def test_a_client_has_no_automatic_subscriptions(gateway: Gateway, name: str):
     gateway.settings(**NAMED)
-    before = gateway.rest.get("/mqtt/auto_subscribe")
-    gateway.rest.put("/mqtt/auto_subscribe", [{"topic": f"{name}/${{clientid}}"}])
-    try:
-        with gateway.nats(name=name):
-            wait_until(
-                lambda: [one["topic"] for one in gateway.subscriptions(name)] == [f"{name}/{name}"], "it is subscribed"
-            )
-    finally:
-        gateway.rest.put("/mqtt/auto_subscribe", before)
+    with auto_subscribe(gateway, f"{name}/auto"), gateway.nats(name=name) as client, gateway.mqtt() as mqtt:
+        gateway.known(name)
+        # what the hook of the login has told the client's process comes before this
+        client.subscribe(f"{name}.own")
+        assert [one["topic"] for one in gateway.subscriptions(name)] == [f"{name}/own"]
+        mqtt.publish(f"{name}/auto", b"x")
+        mqtt.publish(f"{name}/own", b"y")
+        assert client.message().payload == b"y"
+
+
+@pytest.mark.plugin
+def test_automatic_subscriptions(gateway: Gateway, page: Page, name: str):
+    """Those that the client is authorized for, where the page says so; they are listed as the client's."""
+    gateway.settings(**NAMED)
+    page.change(auto_subscribe=True)
+    rule = f'{{deny, {{username, "{name}"}}, subscribe, ["{name}/secret"]}}'
+    topics = (f"{name}/secret", f"{name}/${{clientid}}")
+    with (
+        file_rules(gateway, rule),
+        auto_subscribe(gateway, *topics),
+        gateway.nats(name=name, user=name) as client,
+        gateway.mqtt() as mqtt,
+    ):
+        gateway.known(name)
+        client.ping()
+        assert [one["topic"] for one in gateway.subscriptions(name)] == [f"{name}/{name}"]
+        mqtt.publish(f"{name}/secret", b"x")
+        mqtt.publish(f"{name}/{name}", b"y")
+        assert client.message().payload == b"y"
 
 
 # --- Nodes that still run the built-in -------------------------------------------------------------------------------

@@ -980,6 +980,48 @@ denied_deliveries_of_what_others_have_subscribed_are_dropped_test_() ->
         ]
     ].
 
+%% What a host is told of the channel when others ask something of it.
+a_host_may_ask_what_the_login_allows_test_() ->
+    Rules = #{subscribe => #{allow => [<<"a.>">>, <<"q v1">>], deny => [<<"a.no">>]}},
+    [
+        ?_test(begin
+            {_, Channel} = channel((users([user(<<"u">>, Rules)]))#{mountpoint => <<"m/">>}),
+            {<<>>, Logged} = input(connect("u"), Channel),
+            _ = calls(),
+            {ok, {ok, [], _}} = nats_gateway_channel:handle_call({may_subscribe, Key}, Logged),
+            ?assertEqual([{may_subscribe, Key, Allowed}], calls())
+        end)
+     || {Key, Allowed} <- [
+            {{undefined, <<"m/a/b">>}, true},
+            {{undefined, <<"m/a/+">>}, true},
+            {{undefined, <<"m/a/no">>}, false},
+            {{undefined, <<"m/#">>}, false},
+            {{undefined, <<"m/q">>}, false},
+            {{<<"v1">>, <<"m/q">>}, true}
+        ]
+    ].
+
+a_host_may_ask_for_the_sids_of_a_key_test() ->
+    Channel = open([?CONNECT, "SUB a 10\r\nSUB a 9\r\nSUB b 1\r\n"]),
+    Key = {undefined, <<"a">>},
+    {ok, _} = nats_gateway_channel:handle_call({sids, Key}, Channel),
+    ?assertEqual([{sids, Key, [<<"9">>, <<"10">>]}], calls()).
+
+%% Nobody waits for the answer.
+a_host_may_ask_itself_test() ->
+    {<<>>, _} = events([{call, {sids, {undefined, <<"a">>}}}], open(?CONNECT)),
+    ?assertEqual([{sids, {undefined, <<"a">>}, []}], calls()).
+
+the_host_knows_the_sid_of_a_new_key_test() ->
+    {<<>>, _} = input("SUB a 1\r\nSUB a 2\r\nSUB b 3\r\n", open(?CONNECT)),
+    ?assertMatch(
+        [
+            {subscribe, {undefined, <<"a">>}, #{sid := <<"1">>}},
+            {subscribe, {undefined, <<"b">>}, #{sid := <<"3">>}}
+        ],
+        calls()
+    ).
+
 %% Subscriptions that somebody else has made are under subjects, too.
 another_login_may_not_have_what_others_have_subscribed_test() ->
     Less = #{subscribe => #{allow => [<<"*">>, <<"m.a.*">>], deny => []}},

@@ -7,7 +7,7 @@
 -behaviour(nats_gateway_host).
 
 -export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
--export([handle_info/2]).
+-export([handle_info/2, handle_call/3]).
 -export([decline/2, undelivered/2, disconnect/2]).
 
 connect(Client = #{config := Config}) ->
@@ -62,6 +62,11 @@ barrier(_, Answers) ->
 handle_info({fake, events, Events}, Answers) -> {Events, Answers};
 handle_info({fake, set, Callback, Answer}, Answers) -> {[], Answers#{Callback => Answer}};
 handle_info(_, _) -> ignore.
+
+handle_call({Name, Key}, Told, Answers) ->
+    #{Name := Ask} = Told,
+    tell({Name, Key, Ask(Key)}),
+    {ok, [], Answers}.
 
 decline(Deliveries, Answers) ->
     tell({decline, Deliveries}),

@@ -10,7 +10,8 @@
     emqx_config => ["get_zone_conf(_, _, Default) -> Default."],
     emqx_banned => ["check(_) -> false."],
     emqx_broker => [
-        "safe_publish(_) -> [{here, topic, {ok, 1}}].",
+        "safe_publish(#{topic := Topic}) ->"
+        " get(tells) =:= true andalso (self() ! {asked, {publish, Topic}}), [{here, topic, {ok, 1}}].",
         "subscribe(Topic, _, _) -> self() ! {asked, {subscribe, Topic}}, ok.",
         "unsubscribe(Topic) -> self() ! {asked, {unsubscribe, Topic}}, ok."
     ],
@@ -20,7 +21,9 @@
     ],
     emqx_gateway_ctx => [
         "authenticate(_, Client) -> {ok, Client}.",
-        "authorize(_, _, _, _) -> allow.",
+        "authorize(_, _, _, Topic) ->"
+        " timer:sleep(case get(authorization_ms) of undefined -> 0; Ms -> Ms end),"
+        " case get({denied, Topic}) of true -> deny; _ -> allow end.",
         "connection_expire_interval(_, _) -> undefined."
     ],
     emqx_gateway_metrics => ["tabname(_) -> no_such_table."],
@@ -42,7 +45,9 @@
     ],
     emqx_topic => [
         "get_shared_real_topic({share, _, Topic}) -> Topic; get_shared_real_topic(Topic) -> Topic.",
-        "make_shared_record(Group, Topic) -> {share, Group, Topic}."
+        "make_shared_record(Group, Topic) -> {share, Group, Topic}.",
+        "validate(filter, <<\"bad\">>) -> error(bad); validate(filter, _) -> true.",
+        "parse(Topic) -> {Topic, #{}}."
     ]
 }).
 

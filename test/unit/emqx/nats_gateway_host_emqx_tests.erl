@@ -286,11 +286,18 @@ with_emqx_test_() ->
             fun what_a_member_joins_for_is_known_late/0,
             fun a_subscription_that_is_made_again_goes_on/0,
             fun what_is_put_back_keeps_its_place/0,
-            fun what_is_declined_goes_to_another_member/0
+            fun what_is_declined_goes_to_another_member/0,
+            fun automatic_subscriptions_are_made_if_a_setting_says_so/0,
+            fun somebody_elses_subscription_must_be_allowed/0,
+            fun somebody_elses_subscription_is_a_new_one/0,
+            fun a_subscription_is_listed_with_a_sid/0
         ]}.
 
-connected() ->
-    Config = (nats_gateway_config:defaults())#{
+connected() -> connected(#{}).
+
+connected(Settings) ->
+    Config = (maps:merge(nats_gateway_config:defaults(), Settings))#{
+        auto_subscribe => maps:get(auto_subscribe, Settings, false),
         emqx => ?HOST:context(#{}),
         enable_authn => true,
         login => nats_gateway_login:none(),
@@ -379,6 +386,61 @@ what_is_declined_goes_to_another_member() ->
     _ = flush(),
     _ = ?HOST:decline([{Key, Origin}], NHost),
     ?assertEqual([{asked, {dispatch, <<"q">>, <<"a">>, <<"x">>}}], flush()).
+
+%% What the channel tells a host that asks.
+-define(CHANNEL, #{
+    may_subscribe => fun({_, Filter}) -> Filter =/= <<"no/login">> end,
+    sids => fun(_) -> [<<"7">>, <<"12">>] end
+}).
+
+automatic_subscriptions_are_made_if_a_setting_says_so() ->
+    Message = {subscribe, [{<<"a">>, #{qos => 1}}, {<<"b">>, #{}}]},
+    ?assertEqual(ignore, ?HOST:handle_info(Message, connected())),
+    {Events, _} = ?HOST:handle_info(Message, connected(#{auto_subscribe => true})),
+    ?assertEqual(
+        [{call, {subscribe, <<"a">>, #{qos => 1}}}, {call, {subscribe, <<"b">>, #{}}}], Events
+    ).
+
+somebody_elses_subscription_must_be_allowed() ->
+    put({denied, <<"no/acl">>}, true),
+    [
+        begin
+            Host = connected(),
+            ?assertMatch(
+                {{error, Reason}, [], _}, ?HOST:handle_call({subscribe, Topic, #{}}, ?CHANNEL, Host)
+            ),
+            ?assertEqual([], flush())
+        end
+     || {Topic, Reason} <- [
+            {<<"no/acl">>, not_authorized},
+            {<<"no/login">>, not_authorized},
+            {<<"bad">>, <<"no valid topic filter">>},
+            {binary:copy(<<"/">>, 65536), <<"too many topic levels">>}
+        ]
+    ],
+    erase({denied, <<"no/acl">>}).
+
+%% Whoever made the one that there is.
+somebody_elses_subscription_is_a_new_one() ->
+    Key = {undefined, <<"a">>},
+    Add = fun(Host) -> ?HOST:handle_call({subscribe, <<"a">>, #{qos => 1, rh => 1}}, ?CHANNEL, Host) end,
+    {{ok, {<<"a">>, #{qos := 1}}}, [{added, Key}], Added} = Add(connected()),
+    ?assertEqual([{asked, {subscribe, <<"a">>}}], flush()),
+    lists:foreach(
+        fun(Host) ->
+            _ = flush(),
+            ?assertMatch({{error, <<"the client has this", _/binary>>}, [], _}, Add(Host)),
+            ?assertEqual([], flush())
+        end,
+        [Added, subscribed(Key, connected())]
+    ).
+
+a_subscription_is_listed_with_a_sid() ->
+    Host = subscribed({undefined, <<"a">>}, connected()),
+    ?assertMatch(
+        {{ok, [{<<"a">>, #{qos := 0, sub_props := #{sid := <<"7">>}}}]}, [], _},
+        ?HOST:handle_call(subscriptions, ?CHANNEL, Host)
+    ).
 
 %% Who skips its own messages looks for them after each publish, and puts back what it has found.
 what_is_put_back_keeps_its_place() ->
