@@ -1401,11 +1401,14 @@ deliver_permitted(Deliveries, Out, Channel) ->
     }),
     NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
     Then = [{permitted, Rest} || Rest =/= []],
-    case Channel#channel.waiting of
+    case Channel of
         %% nats-server answers +OK before the message that the operation causes.
-        {publish, _, _} -> hold(Frames, Bytes, Then, Out, NChannel);
-        {subscribe, _} -> hold(Frames, Bytes, Then, Out, NChannel);
-        _ -> send_frames(Frames, Bytes, Then, Out, NChannel)
+        #channel{waiting = {publish, _, _}, verbose = true} ->
+            hold(Frames, Bytes, Then, Out, NChannel);
+        #channel{waiting = {subscribe, _}} ->
+            hold(Frames, Bytes, Then, Out, NChannel);
+        _ ->
+            send_frames(Frames, Bytes, Then, Out, NChannel)
     end.
 
 %% Requests that the login may answer.

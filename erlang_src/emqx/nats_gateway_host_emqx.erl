@@ -114,6 +114,12 @@
     decisions = #{} :: #{decision_key() => {allow | deny, At :: integer(), Drained :: integer()}},
     %% microseconds that subscriptions have taken since the mailbox was looked at
     spent = 0 :: non_neg_integer(),
+    %% what is left of a batch of publishes, the first one's index in it, and what was refused
+    publishing = none ::
+        none
+        | {[nats_gateway_nif:publish()], pos_integer(), publish_options(), [
+            {pos_integer(), nats_gateway_host:rejection()}
+        ]},
     %% what is to be subscribed again, and what was refused
     again = none ::
         none
@@ -129,10 +135,16 @@
 
 -type decision_key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
 
-%% What is looked up once per batch of publishes.
+-type publish_options() :: #{confirm := boolean(), no_responders := boolean()}.
+
+%% What is looked up once per batch of publishes, or where it goes on.
 -record(batch, {
+    options :: publish_options(),
     qos :: 0 | 1,
     no_responders :: boolean(),
+    %% index of its first one, and when the mailbox is to be looked at: microseconds
+    first :: pos_integer(),
+    until :: integer(),
     now :: integer(),
     drained_at :: integer(),
     max_levels :: pos_integer(),
@@ -414,37 +426,50 @@ seconds(Ms) -> Ms div 1000.
 %% -------------------------------------------------------------------------------------------
 %% Publish
 
--spec publish([nats_gateway_nif:publish()], Options, host()) ->
+-spec publish([nats_gateway_nif:publish()], publish_options(), host()) ->
     {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
-    | {stop, nats_gateway_host:close_reason(), host()}
-when
-    Options :: #{confirm := boolean(), no_responders := boolean()}.
-publish(Pubs, #{confirm := Confirm, no_responders := NoResponders}, Host) ->
-    Batch = #batch{
+    | {wait, host()}
+    | {stop, nats_gateway_host:close_reason(), host()}.
+publish(Pubs, Options, Host) -> publish(Pubs, 1, [], batch(1, Options), Host).
+
+batch(First, Options = #{confirm := Confirm, no_responders := NoResponders}) ->
+    #batch{
+        options = Options,
         qos = qos(Confirm),
         no_responders = NoResponders,
+        first = First,
+        until = erlang:monotonic_time(microsecond) + ?MAX_SPENT_US,
         now = erlang:system_time(millisecond),
         drained_at = nats_gateway_emqx_compat:authz_drained_at(),
         max_levels = nats_gateway_emqx_compat:max_topic_levels(),
         cache = nats_gateway_emqx_compat:authz_cache()
-    },
-    publish(Pubs, 1, [], Batch, Host).
+    }.
 
 qos(true) -> 1;
 qos(false) -> 0.
 
-publish([], Index, Rejections, #batch{qos = QoS}, Host) ->
-    received(Index - 1, QoS, Host),
-    {ok, lists:reverse(Rejections), Host};
 publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
     case publish_one(Pub, Batch, Host) of
         {ok, NHost} ->
-            publish(Pubs, Index + 1, Rejections, Batch, NHost);
+            publish_more(Pubs, Index + 1, Rejections, Batch, NHost);
         {stop, Reason, NHost} ->
-            received(Index, Batch#batch.qos, NHost),
+            received(Index + 1, Batch, NHost),
             {stop, Reason, NHost};
         {Rejection, NHost} ->
-            publish(Pubs, Index + 1, [{Index, Rejection} | Rejections], Batch, NHost)
+            publish_more(Pubs, Index + 1, [{Index, Rejection} | Rejections], Batch, NHost)
+    end.
+
+publish_more([], Index, Rejections, Batch, Host) ->
+    received(Index, Batch, Host),
+    {ok, lists:reverse(Rejections), Host};
+publish_more(Pubs, Index, Rejections, Batch = #batch{until = Until, options = Options}, Host) ->
+    case erlang:monotonic_time(microsecond) < Until of
+        true ->
+            publish(Pubs, Index, Rejections, Batch, Host);
+        false ->
+            received(Index, Batch, Host),
+            self() ! {?MODULE, publish},
+            {wait, Host#host{publishing = {Pubs, Index, Options, Rejections}}}
     end.
 
 publish_one({pub, _, invalid, ReplyTo, _, _, _}, Batch, Host) ->
@@ -827,6 +852,13 @@ handle_info({?MODULE, barrier}, Host) ->
     {[barrier], Host};
 handle_info({?MODULE, ready}, Host) ->
     {[ready], Host#host{spent = 0}};
+handle_info({?MODULE, publish}, Host = #host{publishing = {Pubs, Index, Options, Rejections}}) ->
+    Batch = batch(Index, Options),
+    case publish(Pubs, Index, Rejections, Batch, Host#host{publishing = none}) of
+        {ok, NRejections, NHost} -> {[{published, NRejections}], NHost};
+        {wait, NHost} -> {[], NHost};
+        {stop, Reason, NHost} -> {[{close, Reason}], NHost}
+    end;
 handle_info({?MODULE, again}, Host = #host{again = {Keys, Options, Refused}}) ->
     case again(Keys, Options, Refused, Host#host{spent = 0}) of
         {ok, NRefused, NHost} -> {[{subscribed_again, NRefused}], NHost};
@@ -1199,9 +1231,9 @@ fold_hook(Name, ConnInfo, Arguments, Acc, Context) ->
     count_in(Context, Name, 1),
     nats_gateway_emqx_compat:fold_hook(Name, ConnInfo, Arguments, Acc).
 
-received(0, _, _) ->
-    ok;
-received(N, QoS, Host) ->
+%% Those before the one with this index.
+received(Index, #batch{first = First, qos = QoS}, Host) ->
+    N = Index - First,
     count('messages.received', N, Host),
     nats_gateway_emqx_compat:count('messages.received', N),
     nats_gateway_emqx_compat:count(received_metric(QoS), N).

@@ -1,9 +1,10 @@
-"""A tiny HTTP service for EMQX's HTTP authenticator."""
+"""A tiny HTTP service for EMQX's HTTP authenticator and authorizer."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOST = "127.0.0.1"
@@ -12,7 +13,8 @@ HOST = "127.0.0.1"
 class HttpAuthority:
     """Answers by user name; remembers what it was asked."""
 
-    def __init__(self):
+    def __init__(self, delay: float = 0.0):
+        """delay: seconds before each answer."""
         self.answers: dict[str, dict] = {}
         self.requests: list[dict] = []
         authority = self
@@ -23,6 +25,7 @@ class HttpAuthority:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 authority.requests.append(request)
+                time.sleep(delay)
                 answer = json.dumps(authority.answers.get(request.get("username"), {"result": "deny"})).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
@@ -47,17 +50,26 @@ class HttpAuthority:
 
     @property
     def authenticator(self) -> dict:
-        return {
+        return self._service | {
             "mechanism": "password_based",
             "backend": "http",
-            "method": "post",
-            "url": f"http://{HOST}:{self._server.server_port}/login",
-            "headers": {"content-type": "application/json"},
             "body": {
                 "username": "${username}",
                 "password": "${password}",
                 "clientid": "${clientid}",
                 "peerhost": "${peerhost}",
             },
+        }
+
+    @property
+    def authorizer(self) -> dict:
+        return self._service | {"type": "http", "enable": True, "body": {"username": "${username}", "topic": "${topic}"}}
+
+    @property
+    def _service(self) -> dict:
+        return {
+            "method": "post",
+            "url": f"http://{HOST}:{self._server.server_port}/ask",
+            "headers": {"content-type": "application/json"},
             "pool_size": 1,
         }

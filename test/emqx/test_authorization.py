@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, rest_change
+from emqx.http_auth import HttpAuthority
 from emqx.nats import Nats
+from emqx.node import wait_until
 
 SETTINGS = "/authorization/settings"
 
@@ -199,6 +201,34 @@ def test_no_match_deny(gateway: Gateway, name: str):
                 subscribe_denied(client, f"{name}.other")
         finally:
             gateway.rest.put(path, before)
+
+
+@pytest.mark.plugin
+def test_a_long_run_over_slow_access_control(gateway: Gateway, name: str):
+    """What comes meanwhile, and a kick, wait for one decision; not for those of the whole run."""
+    gateway.settings(**NAMED)
+    count, few = 200, 50
+    with HttpAuthority(delay=0.05) as authority:
+        authority.answers[name] = {"result": "allow"}
+        gateway.undo("DELETE", "/authorization/sources/http")
+        gateway.rest.post("/authorization/sources", authority.authorizer)
+        gateway.rest.post("/authorization/sources/http/move", {"position": "front"})
+        with gateway.nats(name=name, user=name) as client, gateway.mqtt(username=name) as mqtt:
+            gateway.known(name)
+            client.subscribe(name)
+            authority.requests.clear()
+            client.send("".join(f"PUB {name}.{number} 1\r\nx\r\n" for number in range(count)))
+            wait_until(lambda: len(authority.requests) > 1, "the run has begun")
+            mqtt.publish(name, b"meanwhile")
+            assert client.message().payload == b"meanwhile"
+            assert len(authority.requests) < count
+            before = len(authority.requests)
+            gateway.kick(name)
+            client.closed()
+            assert len(authority.requests) - before < few
+            # the rest of the run has ended with the client
+            gateway.forgotten(name)
+            assert len(authority.requests) < count
 
 
 @pytest.mark.parametrize("subject", ["$SYS.brokers", "$share.g.t", "$queue.t"])

@@ -1304,6 +1304,25 @@ what_comes_while_a_client_is_behind_comes_after_it_test() ->
     ?assertMatch([barrier, {subscribe, _, _}], calls()),
     ?assertNot(nats_gateway_channel:busy(Done)).
 
+%% Only what an +OK has to come before.
+what_comes_while_the_host_publishes_test_() ->
+    Deliver = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},
+    [
+        {Connect, fun() ->
+            {_, C0} = input([Connect, "SUB a 1\r\n"], element(2, channel())),
+            {<<>>, C1} = input("PUB b 0\r\n\r\n", set(publish, wait, C0)),
+            ?assert(busy(C1)),
+            {Meanwhile, C2} = events([Deliver], C1),
+            ?assertEqual(At, Meanwhile),
+            {Then, _} = events([{published, []}], C2),
+            ?assertEqual(After, Then)
+        end}
+     || {Connect, At, After} <- [
+            {?CONNECT, <<"MSG a 1 1\r\nx\r\n">>, <<>>},
+            {"CONNECT {\"pedantic\":false}\r\n", <<>>, <<"+OK\r\nMSG a 1 1\r\nx\r\n">>}
+        ]
+    ].
+
 %% What was held back for a +OK comes after it, in slices as well.
 what_was_held_back_comes_in_slices_test() ->
     C0 = subscribed(20, "CONNECT {\"pedantic\":false}\r\n"),

@@ -287,6 +287,7 @@ with_emqx_test_() ->
             fun a_subscription_that_is_made_again_goes_on/0,
             fun what_is_put_back_keeps_its_place/0,
             fun what_is_declined_goes_to_another_member/0,
+            fun a_slow_publish_lets_the_mailbox_have_its_turn/0,
             fun automatic_subscriptions_are_made_if_a_setting_says_so/0,
             fun somebody_elses_subscription_must_be_allowed/0,
             fun somebody_elses_subscription_is_a_new_one/0,
@@ -392,6 +393,24 @@ what_is_declined_goes_to_another_member() ->
     may_subscribe => fun({_, Filter}) -> Filter =/= <<"no/login">> end,
     sids => fun(_) -> [<<"7">>, <<"12">>] end
 }).
+
+%% Each decision takes longer than the host may: it is one message, then what has come meanwhile.
+a_slow_publish_lets_the_mailbox_have_its_turn() ->
+    put(authorization_ms, 15),
+    put(tells, true),
+    put({denied, <<"b">>}, true),
+    Host = subscribed({undefined, <<"x">>}, connected()),
+    _ = flush(),
+    Pubs = [{pub, T, T, undefined, undefined, undefined, <<>>} || T <- [<<"a">>, <<"b">>, <<"c">>]],
+    {wait, H1} = ?HOST:publish(Pubs, #{confirm => false, no_responders => false}, Host),
+    _ = nats_gateway_fake_emqx:deliver({undefined, <<"x">>}, <<"meanwhile">>),
+    [{asked, {publish, <<"a">>}}, {?HOST, publish} = GoOn, Deliver] = flush(),
+    {[], H2} = ?HOST:handle_messages([GoOn], H1),
+    {[{deliver, [{_, <<"x">>, _, _, <<"meanwhile">>, _}]}], H3} = ?HOST:handle_messages([Deliver], H2),
+    [GoOn] = flush(),
+    ?assertMatch({[{published, [{2, denied}]}], _}, ?HOST:handle_messages([GoOn], H3)),
+    ?assertEqual([{asked, {publish, <<"c">>}}], flush()),
+    [erase(Key) || Key <- [authorization_ms, tells, {denied, <<"b">>}]].
 
 automatic_subscriptions_are_made_if_a_setting_says_so() ->
     Message = {subscribe, [{<<"a">>, #{qos => 1}}, {<<"b">>, #{}}]},
