@@ -1226,14 +1226,20 @@ report(Octets, Channel = #channel{host = Host, host_state = HostState}) ->
 events(Events, Out, Channel = #channel{left = [], later = []}) ->
     steps(Events, 0, Out, Channel);
 events(Events, Out, Channel = #channel{later = Later, unsent = Unsent}) ->
-    case lists:member({close, kicked}, Events) of
-        true ->
-            stop_at_once(kicked, Out, Channel);
-        false ->
+    case [Reason || {close, Reason} <- Events, is_thrown_out(Reason)] of
+        [Reason | _] ->
+            stop_at_once(Reason, Out, Channel);
+        [] ->
             {ok, Out, Channel#channel{
                 later = lists:reverse(Events, Later), unsent = Unsent + bytes(Events)
             }}
     end.
+
+%% By somebody who does not wait until it has read what it has still to get.
+is_thrown_out(kicked) -> true;
+is_thrown_out({error, discarded}) -> true;
+is_thrown_out({error, takenover}) -> true;
+is_thrown_out(_) -> false.
 
 %% Until so many bytes are to be sent.
 steps([], _, Out, Channel) ->

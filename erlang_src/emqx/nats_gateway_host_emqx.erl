@@ -1172,7 +1172,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     _ = emqx_broker:subscriber_down(self()),
     #host{conninfo = ConnInfo} = Host,
     NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
-    Name = reason(Reason),
+    Name = reason(Reason, ConnInfo),
     case Name of
         login_again ->
             %% So would EMQX's own cache, which does not know that its decisions were for another
@@ -1214,11 +1214,16 @@ await_left(#host{subs = Subs}) ->
             nats_gateway_emqx_compat:await_left(Group, Filter)
     end.
 
-%% One word for the rule engine.
-reason({shutdown, {error, Reason}}) -> reason(Reason);
-reason({shutdown, Reason}) -> reason(Reason);
-reason(Reason) when is_atom(Reason) -> Reason;
-reason(_) -> internal_error.
+%% One word for the rule engine: EMQX's own, where it has one.
+reason({shutdown, {error, Reason}}, ConnInfo) -> reason(Reason, ConnInfo);
+reason({shutdown, Reason}, ConnInfo) -> reason(Reason, ConnInfo);
+reason(client_closed, #{socktype := Type}) when Type =:= ssl; Type =:= wss -> ssl_closed;
+reason(client_closed, _) -> tcp_closed;
+reason(stale_connection, _) -> keepalive_timeout;
+reason(user_authentication_expired, _) -> expired;
+reason(account_authentication_expired, _) -> expired;
+reason(Reason, _) when is_atom(Reason) -> Reason;
+reason(_, _) -> internal_error.
 
 %% -------------------------------------------------------------------------------------------
 %% Hooks and metrics

@@ -707,8 +707,6 @@ status(permission_denied) ->
     {1008, <<"Permission Denied">>};
 status({denied, _}) ->
     {1008, <<"Permission Denied">>};
-status(kicked) ->
-    {1008, <<"Kicked">>};
 status(maximum_payload_violation) ->
     {1009, <<"Maximum Message Payload Exceeded">>};
 status(invalid_client_protocol) ->
@@ -723,6 +721,10 @@ status(Reason) when
     {1002, <<"Protocol Violation">>};
 status(client_error) ->
     {1002, <<"Parse Error">>};
+status(kicked) ->
+    {1011, <<"Kicked">>};
+status(Reason) when Reason =:= discarded; Reason =:= takenover ->
+    {1011, <<"Duplicate Client ID">>};
 status(no_responders_requires_headers) ->
     {1011, <<"No Responders Requires Headers">>};
 status(stale_connection) ->

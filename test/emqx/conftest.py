@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,20 @@ def page(gateway: Gateway, plugin: str) -> Iterator[Page]:
     page = Page(gateway.node, plugin)
     yield page
     page.change()
+
+
+@pytest.fixture
+def rule(gateway: Gateway) -> Callable[[str], str]:
+    """Creates a rule that publishes what it selects, and gives the topic."""
+
+    def create(sql: str) -> str:
+        topic = unique("rule")
+        republish = {"function": "republish", "args": {"topic": topic, "qos": 1, "payload": "${.}"}}
+        made = gateway.rest.post("/rules", {"name": topic, "sql": sql, "actions": [republish]})
+        gateway.undo("DELETE", f"/rules/{made['id']}")
+        return topic
+
+    return create
 
 
 @pytest.fixture

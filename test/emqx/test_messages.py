@@ -433,20 +433,6 @@ def test_delayed(gateway: Gateway, name: str):
 # --- Rules -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rule(gateway: Gateway) -> Callable[[str], str]:
-    """Creates a rule that publishes what it selects, and gives the topic."""
-
-    def create(sql: str) -> str:
-        topic = unique("rule")
-        republish = {"function": "republish", "args": {"topic": topic, "qos": 1, "payload": "${.}"}}
-        made = gateway.rest.post("/rules", {"name": topic, "sql": sql, "actions": [republish]})
-        gateway.undo("DELETE", f"/rules/{made['id']}")
-        return topic
-
-    return create
-
-
 @pytest.mark.parametrize(
     ("event", "expected"),
     [

@@ -1346,7 +1346,12 @@ the_end_of_a_client_that_is_behind_test_() ->
             {First, C1} = events([message(binary:copy(<<"x">>, 100000))], Channel),
             ?assertEqual(Expected, ended(First, handle_info({fake, events, [{close, Reason}]}, C1)))
         end
-     || {Reason, Expected} <- [{upstream_lost, 20}, {kicked, 11}]
+     || {Reason, Expected} <- [
+            {upstream_lost, 20},
+            {kicked, 11},
+            {{error, discarded}, 11},
+            {{error, takenover}, 11}
+        ]
     ].
 
 ended(Sent, {ok, Out, Channel}) ->

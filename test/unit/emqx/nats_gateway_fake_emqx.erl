@@ -13,11 +13,15 @@
         "safe_publish(#{topic := Topic}) ->"
         " get(tells) =:= true andalso (self() ! {asked, {publish, Topic}}), [{here, topic, {ok, 1}}].",
         "subscribe(Topic, _, _) -> self() ! {asked, {subscribe, Topic}}, ok.",
-        "unsubscribe(Topic) -> self() ! {asked, {unsubscribe, Topic}}, ok."
+        "unsubscribe(Topic) -> self() ! {asked, {unsubscribe, Topic}}, ok.",
+        "subscriber_down(_) -> ok."
     ],
     emqx_broker_helper => ["lookup_subid(_) -> undefined."],
+    emqx_flapping => ["detect(_) -> false."],
     emqx_gateway_cm => [
-        "register_channel(_, _, _, _) -> ok.", "insert_channel_info(_, _, _, _) -> ok."
+        "register_channel(_, _, _, _) -> ok.",
+        "insert_channel_info(_, _, _, _) -> ok.",
+        "unregister_channel(_, _) -> ok."
     ],
     emqx_gateway_ctx => [
         "authenticate(_, Client) -> {ok, Client}.",
@@ -27,7 +31,12 @@
         "connection_expire_interval(_, _) -> undefined."
     ],
     emqx_gateway_metrics => ["tabname(_) -> no_such_table."],
-    emqx_hooks => ["lookup(_) -> [].", "run(_, _) -> ok.", "run_fold(_, _, Acc) -> Acc."],
+    emqx_hooks => [
+        "lookup(_) -> [].",
+        "run(Name, Arguments) ->"
+        " get(tells) =:= true andalso (self() ! {asked, {hook, Name, Arguments}}), ok.",
+        "run_fold(_, _, Acc) -> Acc."
+    ],
     emqx_logger => ["set_metadata_clientid(_) -> ok.", "set_metadata_peername(_) -> ok."],
     emqx_message => [
         "topic(#{topic := Topic}) -> Topic.",

@@ -291,12 +291,15 @@ with_emqx_test_() ->
             fun automatic_subscriptions_are_made_if_a_setting_says_so/0,
             fun somebody_elses_subscription_must_be_allowed/0,
             fun somebody_elses_subscription_is_a_new_one/0,
-            fun a_subscription_is_listed_with_a_sid/0
+            fun a_subscription_is_listed_with_a_sid/0,
+            fun an_end_has_emqxs_word/0
         ]}.
 
 connected() -> connected(#{}).
 
-connected(Settings) ->
+connected(Settings) -> connected(tcp, Settings).
+
+connected(Transport, Settings) ->
     Config = (maps:merge(nats_gateway_config:defaults(), Settings))#{
         auto_subscribe => maps:get(auto_subscribe, Settings, false),
         emqx => ?HOST:context(#{}),
@@ -307,7 +310,7 @@ connected(Settings) ->
     {ok, _, Host} = ?HOST:connect(#{
         connect => #{},
         client_id => 1,
-        transport => tcp,
+        transport => Transport,
         listener => 'nats:tcp:default',
         peername => {{127, 0, 0, 1}, 50000},
         sockname => {{127, 0, 0, 1}, 4222},
@@ -459,6 +462,38 @@ a_subscription_is_listed_with_a_sid() ->
     ?assertMatch(
         {{ok, [{<<"a">>, #{qos := 0, sub_props := #{sid := <<"7">>}}}]}, [], _},
         ?HOST:handle_call(subscriptions, ?CHANNEL, Host)
+    ).
+
+an_end_has_emqxs_word() ->
+    lists:foreach(
+        fun({Transport, Reason, Word}) ->
+            Host = connected(Transport, #{}),
+            put(tells, true),
+            ok = ?HOST:disconnect(Reason, Host),
+            erase(tells),
+            ?assertMatch(
+                [
+                    {asked, {hook, 'client.disconnected', [_, Word, #{disconnected_at := _}]}},
+                    {asked, {hook, 'session.terminated', [_, Word, _]}}
+                ],
+                flush()
+            )
+        end,
+        [
+            {tcp, {shutdown, client_closed}, tcp_closed},
+            {ws, {shutdown, client_closed}, tcp_closed},
+            {ssl, {shutdown, client_closed}, ssl_closed},
+            {wss, {shutdown, client_closed}, ssl_closed},
+            {tcp, {shutdown, kicked}, kicked},
+            {tcp, {shutdown, {error, discarded}}, discarded},
+            {tcp, {shutdown, stale_connection}, keepalive_timeout},
+            {tcp, {shutdown, user_authentication_expired}, expired},
+            {tcp, {shutdown, account_authentication_expired}, expired},
+            {tcp, {shutdown, slow_consumer}, slow_consumer},
+            {tcp, {badmatch, x}, internal_error},
+            {tcp, normal, normal},
+            {tcp, shutdown, shutdown}
+        ]
     ).
 
 %% Who skips its own messages looks for them after each publish, and puts back what it has found.
