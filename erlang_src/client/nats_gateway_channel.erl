@@ -148,10 +148,44 @@
     %% deliveries of the host that were for somebody
     fanned_out = 0 :: non_neg_integer(),
     %% to no topic, or in no control line
-    unroutable = 0 :: non_neg_integer()
+    unroutable = 0 :: non_neg_integer(),
+    %% operations of each kind since the last report, for a host that wants to know
+    operations = none :: none | counters:counters_ref()
 }).
 
 -opaque channel() :: #channel{}.
+
+%% Places in the counters.
+-define(KINDS, [
+    {received, connect},
+    {received, ping},
+    {received, pong},
+    {received, pub},
+    {received, hpub},
+    {received, sub},
+    {received, unsub},
+    {sent, info},
+    {sent, ok},
+    {sent, err},
+    {sent, ping},
+    {sent, pong},
+    {sent, msg},
+    {sent, hmsg}
+]).
+-define(CONNECT_IN, 1).
+-define(PING_IN, 2).
+-define(PONG_IN, 3).
+-define(PUB_IN, 4).
+-define(HPUB_IN, 5).
+-define(SUB_IN, 6).
+-define(UNSUB_IN, 7).
+-define(INFO_OUT, 8).
+-define(OK_OUT, 9).
+-define(ERR_OUT, 10).
+-define(PING_OUT, 11).
+-define(PONG_OUT, 12).
+-define(MSG_OUT, 13).
+-define(HMSG_OUT, 14).
 
 -define(OK, <<"+OK\r\n">>).
 -define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
@@ -184,6 +218,7 @@ prepare(Host, Client) ->
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
     #{max_control_line := MaxControlLine, max_payload_size := OfServer, login := Login} = Config,
+    #{enable_stats := EnableStats} = Config,
     Nonce = nats_gateway_login:nonce(Login),
     OfHost = maps:get(max_payload, Client, infinity),
     Channel = #channel{
@@ -191,7 +226,12 @@ init(Host, Client = #{config := Config}) ->
         client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
         host_max_payload = OfHost,
-        settings = {MaxControlLine, min(OfServer, OfHost), phase(Config), false, <<>>}
+        settings = {MaxControlLine, min(OfServer, OfHost), phase(Config), false, <<>>},
+        operations =
+            case EnableStats andalso reports(Host) of
+                true -> counters:new(length(?KINDS), []);
+                false -> none
+            end
     },
     Extra =
         case Nonce of
@@ -370,15 +410,19 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 
 %% Whoever leaves the input alone while the channel is busy never makes a second list of it here.
 -spec handle_ops([input()], channel()) -> result().
-handle_ops(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
+handle_ops(Ops, Channel) ->
+    ok = count_received(Ops, Channel),
+    take_in(Ops, Channel).
+
+take_in(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
     run(Ops, [], Channel#channel{fenced = false});
-handle_ops(Ops, Channel = #channel{todo = Todo}) ->
+take_in(Ops, Channel = #channel{todo = Todo}) ->
     {ok, [], Channel#channel{todo = Todo ++ Ops, fenced = false}}.
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
 run([{error, invalid_publish_subject} | _], Out, Channel = #channel{pedantic = true}) ->
-    finish(unknown_protocol_operation, [Out | ?INVALID_PUBLISH_SUBJECT], Channel);
+    finish(unknown_protocol_operation, [Out | err(?INVALID_PUBLISH_SUBJECT, Channel)], Channel);
 run([{error, invalid_publish_subject} | _], Out, Channel) ->
     finish(unknown_protocol_operation, Out, Channel);
 run([{error, Reason} | _], Out, Channel) ->
@@ -465,8 +509,10 @@ fence(What, Ops, Out, Channel = #channel{host = Host, host_state = HostState}) -
 fenced(Channel) -> Channel#channel{fenced = true, published = false}.
 
 pong(Rest, Out, Channel = #channel{info_due = false}) ->
+    count(?PONG_OUT, 1, Channel),
     run(Rest, [Out | ?PONG], Channel#channel{published = false});
 pong(Rest, Out, Channel) ->
+    count(?PONG_OUT, 1, Channel),
     Info = server_info(#{}, Channel),
     run(Rest, [Out, ?PONG | Info], Channel#channel{info_due = false, published = false}).
 
@@ -497,11 +543,14 @@ release(Step, Out, Channel = #channel{held = Held, unsent = Unsent}) ->
     NChannel = Channel#channel{held = [], unsent = Unsent - bytes([Frames])},
     {sent, 0, [Frames, Step], Out, NChannel}.
 
-acknowledge(Out, #channel{verbose = true}) -> [Out | ?OK];
-acknowledge(Out, #channel{verbose = false}) -> Out.
+acknowledge(Out, Channel = #channel{verbose = true}) ->
+    count(?OK_OUT, 1, Channel),
+    [Out | ?OK];
+acknowledge(Out, #channel{verbose = false}) ->
+    Out.
 
 stop(Reason, Out, Channel) ->
-    {stop, Reason, [Out | error_line(Reason)], Channel#channel{
+    {stop, Reason, [Out | err(error_line(Reason), Channel)], Channel#channel{
         held = [], left = [], later = [], unsent = 0, todo = []
     }}.
 
@@ -805,7 +854,7 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
                     %% The broker has not been asked for it by this login.
                     NSubs = nats_gateway_subscriptions:remove(Sid, AccSubs),
                     {
-                        [Denied | subscribe_denied(Subject, QueueGroup)],
+                        [Denied | err(subscribe_denied(Subject, QueueGroup), NAcc)],
                         NAcc#channel{subscriptions = NSubs}
                     }
             end
@@ -933,8 +982,10 @@ is_reserved_reply(_) -> false.
 %% What the client is told of a batch, in its order.
 answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
     [];
-answers(Pubs, pass, [], #channel{verbose = true, pedantic = false}) ->
-    lists:duplicate(length(Pubs), ?OK);
+answers(Pubs, pass, [], Channel = #channel{verbose = true, pedantic = false}) ->
+    Number = length(Pubs),
+    count(?OK_OUT, Number, Channel),
+    lists:duplicate(Number, ?OK);
 answers(Pubs, pass, Rejections, Channel) ->
     answers(Pubs, [pass || _ <- Pubs], Rejections, 1, Channel);
 answers(Pubs, Verdicts, Rejections, Channel) ->
@@ -957,10 +1008,10 @@ answer(Pub, Verdict, Channel) ->
     [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
 
 %% The message is processed all the same.
-pedantic_answer({pub, Subject, _, _, _, _, _}, #channel{pedantic = true}) ->
+pedantic_answer({pub, Subject, _, _, _, _, _}, Channel = #channel{pedantic = true}) ->
     case nats_gateway_nif:valid_publish_subject(Subject) of
         true -> [];
-        false -> ?INVALID_PUBLISH_SUBJECT
+        false -> err(?INVALID_PUBLISH_SUBJECT, Channel)
     end;
 pedantic_answer(_, _) ->
     [].
@@ -971,10 +1022,10 @@ verdict_answer({pub, _, _, ReplyTo, invalid, _, _}, no_responders, Channel) ->
     [acknowledge([], Channel) | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)];
 verdict_answer({pub, _, _, ReplyTo, ReplyTopic, _, _}, no_responders, Channel) ->
     [acknowledge([], Channel) | no_responders(ReplyTo, ReplyTopic, Channel)];
-verdict_answer({pub, Subject, _, _, _, _, _}, denied, _) ->
-    publish_denied(Subject);
-verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, _) ->
-    violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]).
+verdict_answer({pub, Subject, _, _, _, _, _}, denied, Channel) ->
+    err(publish_denied(Subject), Channel);
+verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, Channel) ->
+    err(violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]), Channel).
 
 publish_denied(Subject) ->
     violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
@@ -987,6 +1038,7 @@ no_responders(ReplyTo, ReplyTopic, Channel = #channel{no_responders = true}) whe
         undefined ->
             [];
         Sid ->
+            count(?HMSG_OUT, 1, Channel),
             [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
     end;
 no_responders(_, _, _) ->
@@ -1054,15 +1106,15 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
     HasTooManyTokens = has_too_many_tokens(Subject, Channel),
     if
         Denied ->
-            run(Rest, [Out | subscribe_denied(Subject, QueueGroup)], Channel);
+            run(Rest, [Out | err(subscribe_denied(Subject, QueueGroup), Channel)], Channel);
         HasTooManyTokens ->
-            run(Rest, [Out | too_many_tokens(Subject)], Channel);
+            run(Rest, [Out | err(too_many_tokens(Subject), Channel)], Channel);
         IsFull ->
-            run(Rest, [Out | error_line(maximum_subscriptions_exceeded)], Channel);
+            run(Rest, [Out | err(error_line(maximum_subscriptions_exceeded), Channel)], Channel);
         InUse ->
             run(Rest, acknowledge(Out, Channel), Channel);
         Filter =:= invalid; Share =:= invalid ->
-            run(Rest, [Out | error_line(invalid_subject)], Channel);
+            run(Rest, [Out | err(error_line(invalid_subject), Channel)], Channel);
         true ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
@@ -1126,7 +1178,7 @@ is_whole_token(_) -> false.
 reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
-        subscribe_refused(Refusal, Subject, QueueGroup)
+        err(subscribe_refused(Refusal, Subject, QueueGroup), Channel)
      || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
     {Refused, Channel#channel{subscriptions = NSubs}}.
@@ -1220,7 +1272,73 @@ reports(Host) -> erlang:function_exported(Host, report, 2).
 report(_, Channel = #channel{host_state = undefined}) ->
     Channel;
 report(Octets, Channel = #channel{host = Host, host_state = HostState}) ->
-    Channel#channel{host_state = Host:report(maps:merge(Octets, stats(Channel)), HostState)}.
+    Counters = maps:merge(Octets, stats(Channel)),
+    Channel#channel{
+        host_state = Host:report(Counters#{operations => take_operations(Channel)}, HostState)
+    }.
+
+%% -------------------------------------------------------------------------------------------
+%% Operations of each kind
+
+count(_, _, #channel{operations = none}) -> ok;
+count(Kind, Number, #channel{operations = Counters}) -> counters:add(Counters, Kind, Number).
+
+%% A line, if there is one.
+err([], _) ->
+    [];
+err(Line, Channel) ->
+    count(?ERR_OUT, 1, Channel),
+    Line.
+
+count_received(_, #channel{operations = none}) -> ok;
+count_received(Ops, #channel{operations = Counters}) -> count_received(Ops, 0, 0, Counters).
+
+%% Most are messages, in long runs.
+count_received([{pub, _, _, _, _, undefined, _} | Ops], Pubs, HPubs, Counters) ->
+    count_received(Ops, Pubs + 1, HPubs, Counters);
+count_received([Pub | Ops], Pubs, HPubs, Counters) when element(1, Pub) =:= pub ->
+    count_received(Ops, Pubs, HPubs + 1, Counters);
+count_received([Op | Ops], Pubs, HPubs, Counters) ->
+    case kind(Op) of
+        none -> ok;
+        Kind -> counters:add(Counters, Kind, 1)
+    end,
+    count_received(Ops, Pubs, HPubs, Counters);
+count_received([], Pubs, HPubs, Counters) ->
+    Pubs > 0 andalso counters:add(Counters, ?PUB_IN, Pubs),
+    HPubs > 0 andalso counters:add(Counters, ?HPUB_IN, HPubs),
+    ok.
+
+kind({connect, _}) -> ?CONNECT_IN;
+kind(ping) -> ?PING_IN;
+kind(pong) -> ?PONG_IN;
+kind({sub, _, _, _, _, _}) -> ?SUB_IN;
+kind({unsub, _, _}) -> ?UNSUB_IN;
+kind(_) -> none.
+
+count_sent(_, _, #channel{operations = none}) ->
+    ok;
+count_sent(Frames, Count, Channel) ->
+    WithHeaders = lists:sum([length(Sids) || {_, Sids, _, Headers, _} <- Frames, has_headers(Headers)]),
+    count(?HMSG_OUT, WithHeaders, Channel),
+    count(?MSG_OUT, Count - WithHeaders, Channel).
+
+%% Properties that there are none of make no header block.
+has_headers(undefined) -> false;
+has_headers({_, [], undefined}) -> false;
+has_headers(_) -> true.
+
+take_operations(#channel{operations = none}) ->
+    [];
+take_operations(#channel{operations = Counters}) ->
+    Taken = [
+        {Kind, counters:get(Counters, Place)}
+     || {Place, Kind} <- lists:enumerate(?KINDS), counters:get(Counters, Place) > 0
+    ],
+    lists:foreach(
+        fun(Place) -> counters:put(Counters, Place, 0) end, lists:seq(1, length(?KINDS))
+    ),
+    Taken.
 
 %% Who is behind gets what has come before.
 events(Events, Out, Channel = #channel{left = [], later = []}) ->
@@ -1311,7 +1429,7 @@ event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
 event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
     {ok, [Out | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
-    {ok, [Out | publish_denied(Subject)], Channel};
+    {ok, [Out | err(publish_denied(Subject), Channel)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
     {ok, [Out | Refused], NChannel};
@@ -1400,6 +1518,7 @@ deliver_permitted(Deliveries, Out, Channel) ->
     Take = Headers andalso header_values(Channel),
     {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
         fan_out(Deliveries, Take, [], 0, 0, [], [], Subs),
+    ok = count_sent(Frames, Count, Channel),
     Unsubscribed = unsubscribe(Unused, Channel#channel{
         subscriptions = NSubs,
         sent = Sent + Count,
@@ -1521,7 +1640,9 @@ take_headers(_, Headers) -> Headers.
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
 handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) ->
     stop_at_once(Reason, [], Channel);
-handle_timeout(heartbeat, Channel) -> {ok, ?PING, Channel};
+handle_timeout(heartbeat, Channel) ->
+    count(?PING_OUT, 1, Channel),
+    {ok, ?PING, Channel};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(_, Channel = #channel{phase = connected}) -> {ok, [], Channel};
 %% The client has done its part, and others take their time: those that guess passwords, or the
@@ -1541,6 +1662,7 @@ server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
     #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
     #{server_id := ServerId, server_name := ServerName} = Config,
     MaxPayload = max_payload(Config, Channel),
+    count(?INFO_OUT, 1, Channel),
     Required =
         case auth_required(Config) of
             true -> #{auth_required => true};

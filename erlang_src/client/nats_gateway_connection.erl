@@ -35,6 +35,11 @@
     key => term()
 }.
 
+%% Statistics of a connection with traffic are reported this often. What somebody does who has been
+%% quiet is looked for soon.
+-define(REPORT_MS, 5000).
+-define(REPORT_SOON_MS, 250).
+
 -record(state, {
     socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
@@ -83,8 +88,11 @@
     pinged = {0, 0} :: {Behind :: non_neg_integer(), Taken :: integer()},
     %% the answer to the latest ping of a WebSocket, while too much waits to send it
     pong = none :: none | iodata(),
-    %% the host wants to know the statistics from time to time
+    %% the host wants to know the statistics from time to time; when it was told, in milliseconds of
+    %% monotonic time, and after what time it is told again
     reports = false :: boolean(),
+    reported_at = never :: never | integer(),
+    report_ms = ?REPORT_SOON_MS :: pos_integer(),
     %% of the login, as the timer for it was started
     deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
@@ -107,9 +115,6 @@
     | streams.
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
-
-%% Statistics of a connection with traffic are reported this often.
--define(REPORT_MS, 5000).
 
 %% With much traffic, what a garbage collection copies is mostly what the next one would have found
 %% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
@@ -850,9 +855,9 @@ timeout(idle, State = #state{channel = Channel}) ->
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel}) ->
-    %% Some seconds after something happened: the memory it took is given back.
+    %% The memory that it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
-    {noreply, State#state{channel = NChannel}, hibernate};
+    {noreply, State#state{channel = NChannel, reported_at = now_ms()}, hibernate};
 timeout(streams, State = #state{websocket = Websocket}) ->
     {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
 timeout(busy, State) ->
@@ -963,9 +968,18 @@ start_login_timer(State = #state{deadline = Deadline}) ->
 report_later(State = #state{reports = true, timers = Timers}) when
     not is_map_key(report, Timers)
 ->
-    start_timer(report, ?REPORT_MS, State);
+    Ms = report_ms(State),
+    start_timer(report, Ms, State#state{report_ms = Ms});
 report_later(State) ->
     State.
+
+report_ms(#state{reported_at = never}) ->
+    ?REPORT_SOON_MS;
+report_ms(#state{reported_at = At, report_ms = Last}) ->
+    case now_ms() - At > ?REPORT_MS of
+        true -> ?REPORT_SOON_MS;
+        false -> min(2 * Last, ?REPORT_MS)
+    end.
 
 start_timer(_, infinity, State) ->
     State;
@@ -1063,7 +1077,8 @@ address(undefined) -> undefined.
 stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined
 ->
-    maps:merge(octets(State), nats_gateway_channel:stats(Channel));
+    Octets = maps:with([octets_received, octets_sent], octets(State)),
+    maps:merge(Octets, nats_gateway_channel:stats(Channel));
 stats(_) ->
     #{}.
 

@@ -205,8 +205,8 @@ when
 when
     State :: term().
 
-%% What there is to count, every few seconds while there is traffic.
--callback report(Statistics :: #{atom() => integer()}, State) -> State when State :: term().
+%% What there is to count, soon after something happened and every few seconds while there is traffic.
+-callback report(statistics(), State) -> State when State :: term().
 
 -optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2]).
 

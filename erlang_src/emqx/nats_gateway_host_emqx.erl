@@ -128,7 +128,8 @@
         ]},
     %% as of the last report
     received = 0 :: non_neg_integer(),
-    sent = 0 :: non_neg_integer()
+    sent = 0 :: non_neg_integer(),
+    operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()}
 }).
 
 -type host() :: #host{}.
@@ -186,7 +187,7 @@ connect(Client = #{config := #{emqx := Context}}) ->
     ok = emqx_logger:set_metadata_peername(format(Peername)),
     case admit(Client, ClientInfo, ConnInfo, Context) of
         {ok, Admitted} ->
-            ok = register(Admitted, ConnInfo, ClientId =:= Generated),
+            ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
             {ok, identity(Host), Host};
         {error, Reason} ->
@@ -249,10 +250,10 @@ connack(_) -> not_authorized.
 
 %% A generated name is nobody else's: there is no session to be taken from anybody, and no lock
 %% of the cluster to be waited for.
-register(#{clientid := ClientId} = ClientInfo, ConnInfo, true) ->
+register(#{clientid := ClientId} = ClientInfo, ConnInfo, Context, true) ->
     ok = emqx_gateway_cm:register_channel(?GATEWAY, ClientId, self(), ConnInfo),
-    nats_gateway_emqx_compat:run_hook('session.created', ConnInfo, [ClientInfo, session(ConnInfo)]);
-register(ClientInfo, ConnInfo, false) ->
+    run_hook('session.created', ConnInfo, [ClientInfo, session(ConnInfo)], Context);
+register(ClientInfo, ConnInfo, _, false) ->
     Session = fun(_, _) -> session(ConnInfo) end,
     {ok, _} = emqx_gateway_cm:open_session(?GATEWAY, true, ClientInfo, ConnInfo, Session),
     ok.
@@ -1130,27 +1131,48 @@ share_name(Shared) ->
     <<"$share/", Rest/binary>> = iolist_to_binary(emqx_topic:maybe_format_share(Shared)),
     hd(binary:split(Rest, <<"/">>)).
 
--spec report(#{atom() => integer()}, host()) -> host().
-report(Counters, Host = #host{clientid = ClientId, received = OldReceived, sent = OldSent}) ->
-    _ = emqx_gateway_cm:do_set_chan_stats(?GATEWAY, ClientId, self(), stats(Counters, Host)),
+-spec report(nats_gateway_host:statistics(), host()) -> host().
+report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut}}) ->
+    Kinds = maps:get(operations, Statistics, []),
+    lists:foreach(fun({Kind, N}) -> count(packets(Kind), N, Host) end, Kinds),
+    In = OldIn + lists:sum([N || {{received, _}, N} <- Kinds]),
+    Out = OldOut + lists:sum([N || {{sent, _}, N} <- Kinds]),
+    Stats = stats(Statistics#{operations_received => In, operations_sent => Out}, Host),
+    _ = emqx_gateway_cm:do_set_chan_stats(?GATEWAY, ClientId, self(), Stats),
+    #host{received = OldReceived, sent = OldSent} = Host,
     #{octets_received := Received, octets_sent := Sent} =
-        maps:merge(#{octets_received => OldReceived, octets_sent => OldSent}, Counters),
+        maps:merge(#{octets_received => OldReceived, octets_sent => OldSent}, Statistics),
     count('bytes.received', Received - OldReceived, Host),
     count('bytes.sent', Sent - OldSent, Host),
-    Host#host{received = Received, sent = Sent}.
+    Host#host{received = Received, sent = Sent, operations = {In, Out}}.
 
-%% Under the names of EMQX's channels.
-stats(Counters, #host{subs = Subs}) ->
-    Value = fun(Name) -> maps:get(Name, Counters, 0) end,
+packets({received, connect}) -> 'packets.connect.received';
+packets({received, ping}) -> 'packets.ping.received';
+packets({received, pong}) -> 'packets.pong.received';
+packets({received, pub}) -> 'packets.pub.received';
+packets({received, hpub}) -> 'packets.hpub.received';
+packets({received, sub}) -> 'packets.sub.received';
+packets({received, unsub}) -> 'packets.unsub.received';
+packets({sent, info}) -> 'packets.info.sent';
+packets({sent, ok}) -> 'packets.ok.sent';
+packets({sent, err}) -> 'packets.err.sent';
+packets({sent, ping}) -> 'packets.ping.sent';
+packets({sent, pong}) -> 'packets.pong.sent';
+packets({sent, msg}) -> 'packets.msg.sent';
+packets({sent, hmsg}) -> 'packets.hmsg.sent'.
+
+%% Under the names of EMQX's channels: `cnt' is of the socket, `pkt' of operations, `msg' of messages.
+stats(Statistics, #host{subs = Subs}) ->
+    Value = fun(Name) -> maps:get(Name, Statistics, 0) end,
     [
         {subscriptions_cnt, map_size(Subs)},
         {recv_oct, Value(octets_received)},
-        {recv_cnt, Value(messages_received)},
-        {recv_pkt, Value(messages_received)},
+        {recv_cnt, Value(reads)},
+        {recv_pkt, Value(operations_received)},
         {recv_msg, Value(messages_received)},
         {send_oct, Value(octets_sent)},
-        {send_cnt, Value(messages_sent)},
-        {send_pkt, Value(messages_sent)},
+        {send_cnt, Value(writes)},
+        {send_pkt, Value(operations_sent)},
         {send_msg, Value(messages_sent)}
         | process_stats(process_info(self(), [message_queue_len, heap_size, reductions]))
     ].

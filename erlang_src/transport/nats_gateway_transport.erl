@@ -364,13 +364,16 @@ sockname({proxied, _, #{sockname := Sockname}}) -> {ok, Sockname};
 sockname({ssl, _, Under}) -> sockname(Under).
 
 %% What went over the network, with TLS's own share.
--spec getstat(socket()) -> {ok, #{octets_received | octets_sent => integer()}} | {error, term()}.
+-spec getstat(socket()) ->
+    {ok, #{octets_received | octets_sent | reads | writes => integer()}} | {error, term()}.
 getstat(Socket) ->
-    case inet:getstat(port(Socket), [recv_oct, send_oct]) of
+    case inet:getstat(port(Socket), [recv_oct, send_oct, recv_cnt, send_cnt]) of
         {ok, Stat} ->
             {ok, #{
                 octets_received => proplists:get_value(recv_oct, Stat),
-                octets_sent => proplists:get_value(send_oct, Stat)
+                octets_sent => proplists:get_value(send_oct, Stat),
+                reads => proplists:get_value(recv_cnt, Stat),
+                writes => proplists:get_value(send_cnt, Stat)
             }};
         {error, Reason} ->
             {error, Reason}

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from emqx.conftest import BUILT_IN
 from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, unique
 from emqx.nats import Nats
 from emqx.node import Node, wait_until
@@ -241,24 +243,87 @@ def test_command_line(gateway: Gateway, node: Node, name: str):
         client.closed()
 
 
-def test_metrics(gateway: Gateway, node: Node, name: str):
-    def metrics() -> dict[str, int]:
-        lines = [line.split(":", 1) for line in node.ctl("gateway-metrics", "nats").splitlines() if ":" in line]
-        return {key.strip(): int(value) for key, value in lines}
+def metrics(node: Node) -> dict[str, int]:
+    lines = [line.split(":", 1) for line in node.ctl("gateway-metrics", "nats").splitlines() if ":" in line]
+    return {key.strip(): int(value) for key, value in lines}
 
-    expected = {"client.connected", "messages.received", "messages.delivered", "bytes.received", "bytes.sent"}
-    before = metrics()
+
+def grown(node: Node, before: dict[str, int], names: Iterable[str]) -> dict[str, int]:
+    """By how much."""
+    now = metrics(node)
+    return {name: now.get(name, 0) - before.get(name, 0) for name in names}
+
+
+def test_metrics(gateway: Gateway, node: Node, name: str):
+    names = {"client.connected", "messages.received", "messages.delivered", "bytes.received", "bytes.sent"}
+    before = metrics(node)
     with gateway.nats(name=name) as client:
         client.subscribe(name)
         for _ in range(5):
             client.publish(name, b"x")
             client.message()
+    wait_until(lambda: all(grown(node, before, names).values()), f"all of {sorted(names)} grow", deadline=20)
 
-    def grown() -> bool:
-        now = metrics()
-        return all(now.get(key, 0) > before.get(key, 0) for key in expected)
 
-    wait_until(grown, f"all of {sorted(expected)} grow", deadline=20)
+@pytest.mark.parametrize("named", [False, True])
+def test_sessions_are_counted(gateway: Gateway, node: Node, name: str, named: bool):
+    """Also those of clients whose id is generated."""
+    gateway.settings(**NAMED if named else {})
+    before = metrics(node)
+    with gateway.nats(name=name):
+        one = {"session.created": 1, "client.connected": 1}
+        wait_until(lambda: grown(node, before, one) == one, "the session is counted")
+
+
+# What of each kind the client of the next test sends and gets. The built-in delivers no headers.
+OPERATIONS = {
+    "packets.connect.received": 1,
+    "packets.ping.received": 2,
+    "packets.pong.received": 1,
+    "packets.sub.received": 2,
+    "packets.pub.received": 1,
+    "packets.hpub.received": 1,
+    "packets.unsub.received": 1,
+    "packets.info.sent": 1,
+    "packets.err.sent": 1,
+    "packets.ok.sent": 0,
+    "packets.pong.sent": 2,
+    "packets.msg.sent": 2 if BUILT_IN else 1,
+    "packets.hmsg.sent": 0 if BUILT_IN else 1,
+}
+
+
+def test_operations_are_counted(gateway: Gateway, node: Node, name: str):
+    """Under the built-in's names, when the client has ended at the latest."""
+    before = metrics(node)
+    rule = f'{{deny, all, subscribe, ["{name}/denied"]}}'
+    with file_rules(gateway, rule), gateway.nats(name=name) as client:
+        client.send(f"SUB {name} 1\r\nSUB {name}.denied 2\r\n")
+        assert client.line().startswith(b"-ERR 'Permissions Violation")
+        client.publish(name, b"x")
+        client.publish(name, b"y", headers=b"NATS/1.0\r\nk: v\r\n\r\n")
+        assert [client.message().payload for _ in range(2)] == [b"x", b"y"]
+        client.send("PONG\r\nUNSUB 1\r\n")
+        client.ping()
+    wait_until(lambda: grown(node, before, OPERATIONS) == OPERATIONS, "all are counted", deadline=20)
+
+
+def test_statistics_of_the_first_seconds(gateway: Gateway, name: str):
+    """Somebody looks at a client that has just come."""
+    with gateway.nats(name=name) as client:
+        client.subscribe(f"{name}.a").subscribe(f"{name}.b", sid="2")
+        client.publish(f"{name}.a", b"x")
+        client.message()
+        expected = {"subscriptions_cnt": 2, "recv_msg": 1, "send_msg": 1}
+
+        def shown() -> bool:
+            known = gateway.known(name)
+            told = all(known[key] == value for key, value in expected.items())
+            # CONNECT, three PINGs, two SUBs and a PUB; INFO, three PONGs and a MSG
+            return told and known["recv_pkt"] == 7 and known["send_pkt"] == 5 and known["recv_oct"] and known["send_oct"]
+
+        # a quarter of a second, on a machine with nothing else to do; it was five
+        wait_until(shown, "all is told", deadline=4)
 
 
 # --- Nothing is left -------------------------------------------------------------------------------------------------

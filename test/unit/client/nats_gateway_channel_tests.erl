@@ -542,6 +542,60 @@ fan_out_to_the_sids_of_a_subject_test() ->
         [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>, undefined}]}], C1
     ).
 
+%% Of each kind, since the last report.
+operations_are_counted_test() ->
+    {_, C0} = input(
+        "CONNECT {\"headers\":true,\"no_responders\":true}\r\nSUB r 1\r\nSUB a 2\r\nSUB a..b 3\r\nUNSUB 9\r\n",
+        element(2, channel())
+    ),
+    C1 = set(publish, {ok, [{2, no_responders}, {3, denied}]}, C0),
+    {_, C2} = input(
+        [
+            "PUB x 0\r\n\r\nPUB y r 0\r\n\r\nHPUB z 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+            "PING\r\nPONG\r\n"
+        ],
+        C1
+    ),
+    With = setelement(4, delivery(<<"a">>, <<"a">>, <<"x">>), {properties, [{<<"k">>, <<"v">>}], undefined}),
+    Empty = setelement(4, With, {properties, [], undefined}),
+    {Messages, C3} = events(
+        [{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>), With, Empty]}], C2
+    ),
+    ?assertMatch({0, 4}, binary:match(Messages, <<"MSG ">>)),
+    ?assertEqual(1, length(binary:matches(Messages, <<"HMSG ">>))),
+    {ok, _, C4} = handle_timeout(heartbeat, C3),
+    {<<"+OK\r\n">>, C5} = input("SUB b 4\r\n", C4),
+    _ = calls(),
+    C6 = nats_gateway_channel:report(#{octets_sent => 1}, C5),
+    [{report, #{octets_sent := 1, messages_received := 3, operations := Operations}}] = calls(),
+    ?assertEqual(
+        [
+            {{received, connect}, 1},
+            {{received, hpub}, 1},
+            {{received, ping}, 1},
+            {{received, pong}, 1},
+            {{received, pub}, 2},
+            {{received, sub}, 4},
+            {{received, unsub}, 1},
+            {{sent, err}, 2},
+            {{sent, hmsg}, 2},
+            {{sent, info}, 1},
+            %% CONNECT, SUB, SUB, UNSUB, PUB, PUB, SUB
+            {{sent, msg}, 2},
+            {{sent, ok}, 7},
+            {{sent, ping}, 1},
+            {{sent, pong}, 1}
+        ],
+        lists:sort(Operations)
+    ),
+    _ = nats_gateway_channel:report(#{}, C6),
+    ?assertMatch([{report, #{operations := []}}], calls()).
+
+nobody_counts_where_there_are_no_statistics_test() ->
+    C = open(?CONNECT, #{enable_stats => false}),
+    _ = nats_gateway_channel:report(#{}, C),
+    ?assertMatch([{report, #{operations := []}}], calls()).
+
 a_message_that_no_control_line_can_hold_is_counted_test() ->
     Channel = open([?CONNECT, "SUB > 1\r\n"]),
     Long = binary:copy(<<"x">>, 4096),

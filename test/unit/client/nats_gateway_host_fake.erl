@@ -8,7 +8,7 @@
 
 -export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
 -export([handle_info/2, handle_call/3]).
--export([decline/2, undelivered/2, disconnect/2]).
+-export([decline/2, undelivered/2, report/2, disconnect/2]).
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
@@ -74,6 +74,10 @@ decline(Deliveries, Answers) ->
 
 undelivered(Messages, Answers) ->
     tell({undelivered, Messages}),
+    Answers.
+
+report(Statistics, Answers) ->
+    tell({report, Statistics}),
     Answers.
 
 disconnect(Reason, _) ->
