@@ -1,22 +1,37 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package test test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx \
-        test-hostile lint bench clean
+.PHONY: help run build package check test test-rust test-unit test-erlang test-cli test-wire test-clients test-brokers \
+        test-emqx test-hostile lint check-types fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
+# The others link with a running Erlang only.
+TESTED_CRATES := -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
 
 help:
-	@echo "make run    install what is missing, build, start the gateway and a broker beside it"
-	@echo "            NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
-	@echo "            EMQX_HOME=/path/to/emqx: in that EMQX, as a plugin"
-	@echo "make test   install what is missing, build, run every test"
-	@echo "make test-hostile  what hostile clients cost, in both hosts; HOSTILE=long: the full sizes, a quarter of an hour"
-	@echo "make build  build only"
-	@echo "make fuzz   look for input that the native code mistakes: FUZZ_SECONDS=60 for each target, or"
-	@echo "            for FUZZ_TARGET=decode alone; see docs/development.md"
+	@echo "make run      install what is missing, build, start the gateway and a broker beside it"
+	@echo "              NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
+	@echo "              EMQX_HOME=/path/to/emqx: in that EMQX, as a plugin"
+	@echo "make build    build only"
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
-	@echo "make bench  measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour"
-	@echo "            BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
+	@echo "make clean    remove all that was built, and .tools"
+	@echo
+	@echo "make check    while you work: lint, and the tests that need no broker; needs Rust and Erlang only"
+	@echo "make test     install what is missing, build, run every test: what follows"
+	@echo "  lint          formats, clippy, xref, ruff; the types, too, where make check-types has run before"
+	@echo "  test-rust     cargo test, and each microbenchmark once"
+	@echo "  test-erlang   EUnit; test-unit is the part of it that needs no broker and measures no time"
+	@echo "  test-cli      make run and bin/nats_gateway"
+	@echo "  test-wire     byte for byte against a nats-server and the gateway"
+	@echo "  test-clients  real NATS and MQTT clients"
+	@echo "  test-brokers  the standalone gateway before other brokers, and broken ones"
+	@echo "  test-emqx     in EMQX_HOME, else in every /opt/emqx-*"
+	@echo "  test-hostile  what hostile clients cost, in both hosts; HOSTILE=long: the full sizes, a quarter of an hour"
+	@echo
+	@echo "make check-types  dialyzer; the first time some minutes, for the types of Erlang/OTP"
+	@echo "make fuzz     look for input that the native code mistakes: FUZZ_SECONDS=60 for each target, or"
+	@echo "              for FUZZ_TARGET=decode alone; see docs/development.md"
+	@echo "make bench    measure against EMQX (EMQX_HOME, else /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour"
+	@echo "              BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
 
 run:
 	@bin/install-missing $(if $(EMQX_HOME),build,run)
@@ -37,12 +52,16 @@ build:
 package: build
 	@bin/package
 
+# The inner loop: no broker, no client, no download.
+check: lint test-unit
+	cargo test --locked $(TESTED_CRATES)
+
 test:
 	@bin/install-missing test
 	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx test-hostile
 
 test-rust:
-	cargo test --locked -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
+	cargo test --locked $(TESTED_CRATES)
 	@# Each microbenchmark once, so that they never rot.
 	cargo bench --locked -p nats-protocol -- --test
 
@@ -52,6 +71,11 @@ fuzz:
 
 test-erlang: build
 	@TERM=dumb rebar3 eunit
+
+# Without the modules that start a Mosquitto, and the one that measures CPU time.
+test-unit: build
+	@TERM=dumb rebar3 eunit --module=$$(grep -rLE 'with_mosquitto|_scaling_tests\)' --include='*_tests.erl' test/unit | \
+	    xargs -n 1 basename -s .erl | paste -sd,)
 
 test-cli: build
 	.tools/venv/bin/pytest test/cli
@@ -74,6 +98,7 @@ test-hostile: package
 	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
 
 lint:
+	@bin/check-text
 	@# Not every Rust comes with them.
 	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; \
 	    else echo "skipped: cargo fmt is not installed"; fi
@@ -81,6 +106,15 @@ lint:
 	    cargo clippy --locked --all-targets -- -D warnings; \
 	    else echo "skipped: cargo clippy is not installed"; fi
 	@TERM=dumb rebar3 xref
+	@if [ -x .tools/venv/bin/ruff ]; then .tools/venv/bin/ruff check -q test; \
+	    else echo "skipped: ruff is not installed; make test installs it"; fi
+	@if ls _build/default/*_plt >/dev/null 2>&1; then $(MAKE) --no-print-directory check-types; \
+	    else echo "skipped: dialyzer; make check-types runs it"; fi
+
+# The first run needs minutes for the types of Erlang/OTP, which it keeps in _build and rebar3's cache.
+check-types:
+	@bin/install-missing types
+	@TERM=dumb rebar3 dialyzer
 
 # Ratios to EMQX's own MQTT listener and built-in NATS gateway, where there is an EMQX; see docs/performance.md.
 bench: package

@@ -98,10 +98,15 @@ schema() ->
 parse(Stored) ->
     case nats_gateway_config:check(schema(), Stored) of
         {ok, Settings} ->
-            case {nats_gateway_config:check_tls_page(Settings), nats_gateway_login_config:of_page(Settings)} of
-                {ok, {ok, Login}} -> {ok, (maps:without(nats_gateway_login_config:page_keys(), Settings))#{login => Login}};
-                {{error, Text}, _} -> {error, Text};
-                {_, {error, Text}} -> {error, Text}
+            Login = nats_gateway_login_config:of_page(Settings),
+            case {nats_gateway_config:check_tls_page(Settings), Login} of
+                {ok, {ok, Known}} ->
+                    Others = maps:without(nats_gateway_login_config:page_keys(), Settings),
+                    {ok, Others#{login => Known}};
+                {{error, Text}, _} ->
+                    {error, Text};
+                {_, {error, Text}} ->
+                    {error, Text}
             end;
         {error, Text} ->
             {error, Text}

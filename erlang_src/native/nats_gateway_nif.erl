@@ -1,7 +1,8 @@
 %% The Rust hot path: NATS framing and the conversions between NATS subjects and MQTT topics.
 %%
-%% Every function is stateless and runs on a normal scheduler, unless it says otherwise. `decode/2' looks at no more than
-%% a bounded number of bytes per call and says so with `Need = 0' (call again with the rest).
+%% Every function is stateless and runs on a normal scheduler, unless it says otherwise. `decode/2'
+%% looks at a bounded number of bytes per call. Where some are left it answers `Need = 0': call it
+%% again with the rest.
 -module(nats_gateway_nif).
 
 -on_load(on_load/0).

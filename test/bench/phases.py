@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clients.stack import gateway_in_front_of, mosquitto  # noqa: E402
-from wire.servers import HOST, accepts, free_port  # noqa: E402
-from wire.transports import server_certificate  # noqa: E402
+from clients.stack import gateway_in_front_of, mosquitto
+from wire.servers import HOST, accepts, free_port
+from wire.transports import server_certificate
 
 CONNECTIONS = 1000
 # The first connections grow tables that all others share.

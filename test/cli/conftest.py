@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli.running import Running  # noqa: E402
-from wire.servers import HOST, accepts, free_port, mosquitto_path  # noqa: E402
+from cli.running import Running
+from wire.servers import HOST, accepts, free_port, mosquitto_path
 
 
 @pytest.fixture

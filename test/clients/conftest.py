@@ -16,11 +16,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clients.broker import ScriptedBroker  # noqa: E402
-from clients.logins import LOGINS, OwnLogin  # noqa: E402
-from clients.program import Program  # noqa: E402
-from clients.secured import WAYS, Secured  # noqa: E402
-from clients.stack import (  # noqa: E402
+from clients.broker import ScriptedBroker
+from clients.logins import LOGINS, OwnLogin
+from clients.program import Program
+from clients.secured import WAYS, Secured
+from clients.stack import (
     AGAINST_NATS_SERVER,
     REPOSITORY,
     Stack,
@@ -33,7 +33,7 @@ from clients.stack import (  # noqa: E402
     tls_stack,
     websocket_stack,
 )
-from wire.transports import authority, server_certificate  # noqa: E402
+from wire.transports import authority, server_certificate
 
 HERE = Path(__file__).resolve().parent
 TEST_DEADLINE = 60.0

@@ -16,10 +16,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emqx.gateway import Gateway, unique  # noqa: E402
-from emqx.node import HOST, Node, emqx_homes, free_port, name_vsn, wait_until  # noqa: E402
-from emqx.package import release  # noqa: E402
-from emqx.page import Page  # noqa: E402
+from emqx.gateway import Gateway, unique
+from emqx.node import HOST, Node, emqx_homes, free_port, name_vsn, wait_until
+from emqx.package import release
+from emqx.page import Page
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

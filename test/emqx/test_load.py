@@ -9,7 +9,6 @@ import pytest
 
 from clients import load
 from emqx.gateway import Gateway
-from emqx.nats import Nats
 from emqx.node import Node
 
 pytestmark = pytest.mark.timeout(3 * load.DEADLINE, func_only=True)
@@ -111,7 +110,7 @@ def many_subscribers(gateway: Gateway, name: str) -> None:
 def test_no_scheduler_is_held_up(gateway: Gateway, node: Node, name: str, work: Callable[[Gateway, str], None]):
     found = []
     for attempt in range(ATTEMPTS):
-        seen = long_schedules(node, lambda: work(gateway, f"{name}a{attempt}"))  # noqa: B023
+        seen = long_schedules(node, lambda: work(gateway, f"{name}a{attempt}"))
         if not any("nats_gateway" in one for one in seen):
             return
         found.append(seen)

@@ -86,7 +86,7 @@ def test_unsub_is_a_fence_for_a_member_that_skips_its_own(gateway: Gateway, name
         client.subscribe(f"{name}.queue", sid="2", group="q")
         client.login(echo=True)
         client.ping()
-        for number in range(100):
+        for _ in range(100):
             client.send(f"SUB {name} 9\r\nPUB {name} 2\r\nhi\r\nUNSUB 9\r\nPUB {name} 2\r\nno\r\nPING\r\n")
             client.expect(f"MSG {name} 9 2\r\nhi\r\nPONG\r\n".encode())
 

@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emqx.conftest import (  # noqa: E402, F401
+from emqx.conftest import (  # noqa: F401
     HOMES,
     NO_EMQX,
     _gateway,
@@ -27,8 +27,8 @@ from emqx.conftest import (  # noqa: E402, F401
     page,
     plugin,
 )
-from hostile.hosts import Emqx, Host, Standalone  # noqa: E402
-from hostile.measure import Address, Seen, watching  # noqa: E402
+from hostile.hosts import Emqx, Host, Standalone
+from hostile.measure import Address, Seen, watching
 
 HERE = Path(__file__).resolve().parent
 LONG = os.environ.get("HOSTILE") == "long"

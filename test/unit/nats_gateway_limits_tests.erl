@@ -32,7 +32,9 @@ every_bound_is_there_test() ->
 rows() ->
     {ok, Text} = file:read_file(?DOCUMENT),
     {match, Rows} = re:run(
-        Text, <<"^\\| `([a-z_A-Z.]+)` \\| ([^|]+) \\| ([^|]+) \\|">>, [global, multiline, {capture, all_but_first, list}]
+        Text,
+        <<"^\\| `([a-z_A-Z.]+)` \\| ([^|]+) \\| ([^|]+) \\|">>,
+        [global, multiline, {capture, all_but_first, list}]
     ),
     [{Key, default(File), default(Page)} || [Key, File, Page] <- Rows].
 
@@ -50,7 +52,10 @@ file(Key, Default) ->
 
 listener("listeners." ++ Key) ->
     [Type | _] = string:split(Key, "."),
-    Certificate = [["listeners.", Type, ".NAME.ssl_options.certfile = \"c.pem\"\n"] || Type =:= "ssl" orelse Type =:= "wss"],
+    Certificate = [
+        ["listeners.", Type, ".NAME.ssl_options.certfile = \"c.pem\"\n"]
+     || Type =:= "ssl" orelse Type =:= "wss"
+    ],
     ["listeners.", Type, ".NAME.bind = \"127.0.0.1:1\"\n" | Certificate];
 listener(_) ->
     [].

@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from certificates import Authority, Certificate, client_context  # noqa: E402
-from websocket_client import Stream, stream  # noqa: E402
+from certificates import Authority, Certificate, client_context
+from websocket_client import Stream, stream
 
 Address = tuple[str, int]
 Settings = dict[str, Any]

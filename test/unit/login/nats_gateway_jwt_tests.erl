@@ -234,7 +234,14 @@ connection_types_test_() ->
     [
         ?_assertEqual(
             {Types, Transport, Expected},
-            {Types, Transport, element(1, login(#{allowed_connection_types => Types}, #{transport => Transport}, world()))}
+            {
+                Types,
+                Transport,
+                element(
+                    1,
+                    login(#{allowed_connection_types => Types}, #{transport => Transport}, world())
+                )
+            }
         )
      || {Types, Transport, Expected} <- [
             {[], tcp, ok},

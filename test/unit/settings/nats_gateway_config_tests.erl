@@ -756,7 +756,9 @@ mistakes_in_logins_are_named_test_() ->
             {<<"no_auth_user: must be one of users">>, #{<<"users">> => [User], <<"no_auth_user">> => S}},
             {<<"no_auth_user: must be one of users">>, #{<<"no_auth_user">> => S}},
             {<<"internal_authn[1].token: is missing">>, #{<<"internal_authn">> => [#{<<"type">> => <<"token">>}]}},
-            {<<"internal_authn[1].type: must be one of jwt, nkey, token">>, #{<<"internal_authn">> => [#{<<"token">> => S}]}},
+            {<<"internal_authn[1].type: must be one of jwt, nkey, token">>, #{
+                <<"internal_authn">> => [#{<<"token">> => S}]
+            }},
             {<<"internal_authn[1]: must be a table">>, #{<<"internal_authn">> => [S]}},
             {<<"internal_authn[1].nkeys: must not be empty">>,
                 #{<<"internal_authn">> => [#{<<"type">> => <<"nkey">>, <<"nkeys">> => []}]}},

@@ -53,7 +53,9 @@ a_client_that_does_not_read_does_not_hold_up_a_close_test_() ->
             ok = gen_tcp:close(Client)
         end}
      || {Close, Longest} <- [
-            {fun nats_gateway_transport:close/1, 4500}, {fun nats_gateway_transport:linger_close/1, 4500}, {fun nats_gateway_transport:abort/1, 1000}
+            {fun nats_gateway_transport:close/1, 4500},
+            {fun nats_gateway_transport:linger_close/1, 4500},
+            {fun nats_gateway_transport:abort/1, 1000}
         ]
     ].
 
