@@ -55,7 +55,7 @@ start_alone({error, Text}) -> {error, {native_library, Text}}.
 prep_stop(State = emqx) ->
     State;
 prep_stop(State) ->
-    lists:foreach(fun nats_gateway_connection:drain/1, nats_gateway_sup:connections()),
+    lists:foreach(fun nats_gateway_connection:drain/1, nats_gateway_listener:connections()),
     State.
 
 %% Nobody runs in the library any more: the connections are gone.

@@ -126,7 +126,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
     lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
     log_to_stderr(Level),
-    ok = nats_gateway_sup:start_control(#{
+    ok = nats_gateway_control:start(#{
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end
     }),
@@ -218,7 +218,7 @@ with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, C
     }.
 
 listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
-    case nats_gateway_sup:start_listener(Listener) of
+    case nats_gateway_listener:start(Listener) of
         ok ->
             io:format("nats_gateway: listening on ~ts~n", [at(inet:ntoa(Address), Port)]);
         {error, {tls, Problem}} ->

@@ -7,7 +7,7 @@
 
 -behaviour(gen_server).
 
--export([child_spec/1]).
+-export([start/1]).
 -export([start_link/1]).
 -export([handle_signals/0]).
 -export([signal/1]).
@@ -38,11 +38,14 @@
 %% How often it is looked whether all clients have gone.
 -define(LOOK_MS, 50).
 
--spec child_spec(start()) -> supervisor:child_spec().
-child_spec(Start) ->
+%% Below the supervisor of the application.
+-spec start(start()) -> ok.
+start(Start) ->
     %% The settings hold passwords, which supervisors would show.
     ok = persistent_term:put(?MODULE, Start),
-    #{id => ?MODULE, start => {?MODULE, start_link, [?MODULE]}}.
+    Child = #{id => ?MODULE, start => {?MODULE, start_link, [?MODULE]}},
+    {ok, _} = supervisor:start_child(nats_gateway_sup, Child),
+    ok.
 
 -spec start_link(Key :: term()) -> gen_server:start_ret().
 start_link(Key) -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, Key).
@@ -91,7 +94,7 @@ handle_cast({signal, sigusr2}, State = #control{settings = #{config := Config}})
     lame_duck(Grace, max(Grace, Duration), State).
 
 handle_info(look, State) ->
-    case nats_gateway_sup:connections() of
+    case nats_gateway_listener:connections() of
         [] -> stop(State);
         _ -> look_later(State)
     end.
@@ -108,9 +111,9 @@ format_status(Status = #{state := #control{lame_duck = LameDuck}}) ->
 %% After the grace period clients are closed one by one, so that they do not all come back to
 %% another server at once.
 lame_duck(Grace, Duration, State) ->
-    Listeners = [Pid || {_, Pid} <- nats_gateway_sup:listeners()],
+    Listeners = [Pid || {_, Pid} <- nats_gateway_listener:all()],
     lists:foreach(fun nats_gateway_listener:stop_accepting/1, Listeners),
-    Connections = nats_gateway_sup:connections(),
+    Connections = nats_gateway_listener:connections(),
     ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
     drain(Connections, Grace, Duration),
     handle_info(look, State#control{lame_duck = true}).
@@ -145,7 +148,7 @@ reload(#{config := New, listeners := NewListeners}, State) ->
     Before = maps:from_list([{Name, Listener} || Listener = #{name := Name} <- OldListeners]),
     After = maps:from_list([{Name, Listener} || Listener = #{name := Name} <- Listeners]),
     Gone = maps:keys(maps:without(maps:keys(After), Before)),
-    lists:foreach(fun nats_gateway_sup:stop_listener/1, Gone),
+    lists:foreach(fun nats_gateway_listener:stop/1, Gone),
     Kept = [Listener || Listener <- Listeners, change(Listener, Before)],
     ?LOG_NOTICE(#{msg => settings_reloaded, listeners => [Name || #{name := Name} <- Kept]}),
     State#control{settings = #{config => Config, listeners => Kept}}.
@@ -157,15 +160,17 @@ same_server(Listener = #{connection := Connection = #{config := Config}}, Same) 
 change(Listener = #{name := Name}, Before) ->
     Done =
         case Before of
-            #{Name := Old} -> change(Old, Listener, proplists:get_value(Name, nats_gateway_sup:listeners()));
-            #{} -> nats_gateway_sup:start_listener(Listener)
+            #{Name := Old} ->
+                change(Old, Listener, proplists:get_value(Name, nats_gateway_listener:all()));
+            #{} ->
+                nats_gateway_listener:start(Listener)
         end,
     case Done of
         ok ->
             true;
         {error, Reason} ->
             ?LOG_ERROR(#{msg => listener_not_changed, listener => Name, reason => Reason}),
-            proplists:is_defined(Name, nats_gateway_sup:listeners())
+            proplists:is_defined(Name, nats_gateway_listener:all())
     end.
 
 change(Old, New = #{name := Name}, Pid) ->
@@ -173,8 +178,8 @@ change(Old, New = #{name := Name}, Pid) ->
         true ->
             nats_gateway_listener:reconfigure(Pid, New);
         false ->
-            ok = nats_gateway_sup:stop_listener(Name),
-            nats_gateway_sup:start_listener(New)
+            ok = nats_gateway_listener:stop(Name),
+            nats_gateway_listener:start(New)
     end.
 
 %% What a listening socket cannot change.

@@ -3,6 +3,10 @@
 
 -behaviour(supervisor).
 
+-export([start/1]).
+-export([stop/1]).
+-export([all/0]).
+-export([connections/0]).
 -export([publish/1]).
 -export([start_link/1]).
 -export([start_acceptor/4]).
@@ -29,6 +33,8 @@
 }.
 -export_type([listener/0]).
 
+-define(SUPERVISOR, nats_gateway_sup).
+
 %% Out of file descriptors: others may be closed soon.
 -define(EMFILE_PAUSE_MS, 100).
 %% All acceptors of a listener find out why nobody can be taken, and again and again: one of them
@@ -38,6 +44,40 @@
 %% Connections beyond the limit that are told so at the same time, each of which may take as long
 %% as its handshake. Those beyond are closed at once.
 -define(MAX_REFUSED, 100).
+
+%% Opens it, below the supervisor of the application.
+-spec start(listener()) -> ok | {error, inet:posix() | {tls, nats_gateway_tls:problem()} | term()}.
+start(Listener = #{name := Name}) ->
+    ok = publish(Listener),
+    Child = #{
+        id => Name,
+        start => {?MODULE, start_link, [Name]},
+        type => supervisor,
+        shutdown => infinity
+    },
+    case supervisor:start_child(?SUPERVISOR, Child) of
+        {ok, _} -> ok;
+        {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
+        {error, {{shutdown, {tls, Problem}}, _}} -> {error, {tls, Problem}};
+        {error, Reason} -> {error, Reason}
+    end.
+
+%% Its clients are closed with it.
+-spec stop(Name :: binary()) -> ok.
+stop(Name) ->
+    ok = supervisor:terminate_child(?SUPERVISOR, Name),
+    supervisor:delete_child(?SUPERVISOR, Name).
+
+-spec all() -> [{Name :: binary(), pid()}].
+all() ->
+    [
+        {Name, Pid}
+     || {Name, Pid, supervisor, _} <- supervisor:which_children(?SUPERVISOR), is_pid(Pid)
+    ].
+
+%% The connection processes of all listeners.
+-spec connections() -> [pid()].
+connections() -> lists:append([connections(Pid) || {_, Pid} <- all()]).
 
 %% For `start_link/1'. Supervisors show the arguments of what they start in their reports: these are
 %% no place for passwords of keys or of the broker. And so no connection has a copy.

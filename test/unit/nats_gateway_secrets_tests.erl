@@ -48,10 +48,10 @@ secrets_test_() ->
 listener_crash(Listener) ->
     Before = processes(),
     Logged = logged(fun() ->
-        ok = nats_gateway_sup:start_listener(Listener#{
+        ok = nats_gateway_listener:start(Listener#{
             name => <<"tcp:other">>, bind => {{127, 0, 0, 1}, free_port()}
         }),
-        {_, Sup} = lists:keyfind(<<"tcp:other">>, 1, nats_gateway_sup:listeners()),
+        {_, Sup} = lists:keyfind(<<"tcp:other">>, 1, nats_gateway_listener:all()),
         {_, Acceptor, _, _} = lists:keyfind({acceptor, 1}, 1, supervisor:which_children(Sup)),
         ?assertNot(lists:member(Acceptor, Before)),
         exit(Acceptor, boom),
@@ -100,7 +100,7 @@ start() ->
         backlog => 10,
         connection => #{host => ?MODULE, config => Config, listener => <<"tcp:secrets">>}
     },
-    ok = nats_gateway_sup:start_listener(Listener),
+    ok = nats_gateway_listener:start(Listener),
     #{bind := {_, Port}} = Listener,
     #{level := Level} = logger:get_primary_config(),
     #{port => Port, level => Level, listener => Listener}.
