@@ -11,7 +11,6 @@
 -export([may_serve/0]).
 -export([judge/0]).
 -export([adapt_bar/1]).
--export([is_bar/1]).
 %% For tests
 -export([unknown/2]).
 -export([bar/2]).
@@ -24,9 +23,6 @@
     {emqx_gateway_conf, add_authn, 2},
     {emqx_gateway_conf, remove_authn, 1}
 ]).
-
-%% By this it is known again, by operators too: the dashboard shows it.
--define(BAR, <<"bar_of_the_plugin_nats_gateway">>).
 
 %% Whether the built-in may serve in place of this plugin, with the settings there are.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
@@ -70,7 +66,7 @@ change_bar(add, _) ->
             ?LOG_NOTICE(#{
                 msg => "authenticator_added",
                 gateway => nats,
-                acl_claim_name => ?BAR,
+                acl_claim_name => nats_gateway_emqx_config:bar_name(),
                 reason => "EMQX's built-in gateway must let nobody in where this plugin does not run"
             });
         {error, Reason} ->
@@ -82,7 +78,12 @@ change_bar(add, _) ->
     end;
 change_bar(remove, saved) ->
     case emqx_gateway_conf:remove_authn(nats) of
-        ok -> ?LOG_NOTICE(#{msg => "authenticator_removed", gateway => nats, acl_claim_name => ?BAR});
+        ok ->
+            ?LOG_NOTICE(#{
+                msg => "authenticator_removed",
+                gateway => nats,
+                acl_claim_name => nats_gateway_emqx_config:bar_name()
+            });
         {error, Reason} -> {error, Reason}
     end;
 change_bar(_, _) ->
@@ -97,7 +98,7 @@ authenticator() ->
         <<"algorithm">> => <<"public-key">>,
         <<"use_jwks">> => false,
         <<"public_key">> => public_key(),
-        <<"acl_claim_name">> => ?BAR,
+        <<"acl_claim_name">> => nats_gateway_emqx_config:bar_name(),
         <<"enable">> => true
     }.
 
@@ -107,12 +108,10 @@ public_key() ->
     Key = {#'ECPoint'{point = Point}, {namedCurve, ?secp256r1}},
     public_key:pem_encode([public_key:pem_entry_encode('SubjectPublicKeyInfo', Key)]).
 
-%% An authenticator as EMQX has checked it.
--spec is_bar(map()) -> boolean().
-is_bar(Authenticator) -> maps:get(acl_claim_name, Authenticator, undefined) =:= ?BAR.
-
-is_barred(#{authentication := Authenticator}) when is_map(Authenticator) -> is_bar(Authenticator);
-is_barred(_) -> false.
+is_barred(#{authentication := Authenticator}) when is_map(Authenticator) ->
+    nats_gateway_emqx_config:is_bar(Authenticator);
+is_barred(_) ->
+    false.
 
 %% What to do: the settings have one authenticator of the gateway at most, and one that is not the
 %% bar is as good as that.

@@ -6,6 +6,8 @@
 -export([check_page/2]).
 -export([login/2]).
 -export([has_authenticators/2]).
+-export([bar_name/0]).
+-export([is_bar/1]).
 -export([listener_id/1]).
 -export([options/5]).
 -export([esockd_options/1]).
@@ -150,11 +152,19 @@ has_authenticators(Gateway, Conf) ->
 
 %% The bar lets nobody in. It is there for the built-in gateway, not for clients of this one.
 authenticators(#{authentication := Authenticators}) when is_list(Authenticators) ->
-    lists:filter(fun(A) -> not nats_gateway_emqx_built_in:is_bar(A) end, Authenticators);
+    lists:filter(fun(A) -> not is_bar(A) end, Authenticators);
 authenticators(#{authentication := Authenticator}) when is_map(Authenticator) ->
     authenticators(#{authentication => [Authenticator]});
 authenticators(_) ->
     [].
+
+%% The claim by which `nats_gateway_emqx_built_in' marks its bar. Operators see it in the dashboard.
+-spec bar_name() -> binary().
+bar_name() -> <<"bar_of_the_plugin_nats_gateway">>.
+
+%% An authenticator as EMQX has checked it.
+-spec is_bar(map()) -> boolean().
+is_bar(Authenticator) -> maps:get(acl_claim_name, Authenticator, undefined) =:= bar_name().
 
 any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end, Authenticators).
 

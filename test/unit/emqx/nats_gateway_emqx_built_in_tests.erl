@@ -2,7 +2,8 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--import(nats_gateway_emqx_built_in, [bar/2, unknown/2, is_bar/1]).
+-import(nats_gateway_emqx_built_in, [bar/2, unknown/2]).
+-import(nats_gateway_emqx_config, [is_bar/1]).
 
 -define(NONE, #{
     login => nats_gateway_login:none(),
