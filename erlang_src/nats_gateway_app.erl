@@ -93,4 +93,4 @@ apply_settings(Settings, _, _) ->
     end.
 
 -spec on_health_check(Options :: map()) -> ok | {error, Text :: binary()}.
-on_health_check(Options) -> nats_gateway_plugin_config:health_check(Options).
+on_health_check(Options) -> nats_gateway_emqx_health:health_check(Options).

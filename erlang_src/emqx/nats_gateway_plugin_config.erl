@@ -1,20 +1,21 @@
 %% The plugin's own page in EMQX's dashboard: the settings that EMQX's NATS page has no field for
-%% (priv/config_schema.avsc draws the form), and what the page says of the plugin's health.
+%% (priv/config_schema.avsc draws the form).
 -module(nats_gateway_plugin_config).
 
 -export([parse/1]).
 -export([check/1]).
 -export([check_stored/1]).
+-export([stored/0]).
 -export([get/0]).
 -export([put/1]).
 -export([in_force/1]).
 -export([forget/0]).
--export([health_check/1]).
--export([diagnose/1]).
 
--export_type([settings/0, facts/0]).
+-export_type([settings/0]).
 
 -include_lib("kernel/include/logger.hrl").
+
+-ignore_xref([{emqx_plugins, get_config, 2}]).
 
 %% Times are milliseconds, sizes bytes.
 -type settings() :: #{
@@ -43,22 +44,6 @@
     built_in_may_serve := boolean()
 }.
 
-%% What `diagnose/1' judges; `nats_gateway_emqx_plugin:facts/0' collects them.
--type facts() :: #{
-    otp := pos_integer(),
-    emqx := {non_neg_integer(), non_neg_integer()} | unknown,
-    gateways := running | off,
-    nats := undefined | module(),
-    %% this application
-    started := boolean(),
-    nif := boolean(),
-    settings := ok | {error, binary()},
-    %% whether EMQX has loaded the gateway
-    loaded := boolean(),
-    %% where this plugin does not run: see `nats_gateway_emqx_built_in:judge/0'
-    built_in := ok | {open, [Text :: binary()]} | logins_lost
-}.
-
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
 
@@ -67,10 +52,6 @@
 -define(DECIDING, [
     <<"internal_authn">>, <<"peer_cert_as_username">>, <<"websocket_same_origin">>
 ]).
-
--define(MIN_OTP, 25).
--define(MAX_OTP, 28).
--define(MIN_EMQX, {5, 10}).
 
 -spec schema() -> nats_gateway_config:schema().
 schema() ->
@@ -135,13 +116,34 @@ check(New) ->
 check_stored({ok, Stored}) -> check(Stored);
 check_stored({error, Text}) -> {error, Text}.
 
+%% As the page saved it. EMQX's own answer for settings that it could not read, or that its schema
+%% of this plugin refuses, would be an empty map. One that is empty was never saved: it is the rest
+%% of a file that was lost.
+-spec stored() -> {ok, map()} | {error, Text :: binary()}.
+stored() ->
+    try emqx_plugins:get_config(name_vsn(), unreadable) of
+        Stored when is_map(Stored), map_size(Stored) > 0 -> {ok, Stored};
+        Stored when is_map(Stored) -> {error, <<"config.hocon of this plugin is lost or empty">>};
+        _ -> unreadable()
+    catch
+        _:_ -> unreadable()
+    end.
+
+unreadable() -> {error, <<"config.hocon of this plugin cannot be read, EMQX's log says why">>}.
+
+name_vsn() ->
+    case application:get_key(nats_gateway, vsn) of
+        {ok, Vsn} -> iolist_to_binary([<<"nats_gateway-">>, Vsn]);
+        undefined -> <<"nats_gateway">>
+    end.
+
 %% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
 %% starts.
 -spec get() -> settings().
 get() ->
     case persistent_term:get(?MODULE, undefined) of
         undefined ->
-            Settings = in_force(nats_gateway_emqx_plugin:stored_config()),
+            Settings = in_force(stored()),
             ok = put(Settings),
             Settings;
         Settings ->
@@ -178,51 +180,3 @@ lets_built_in(_) -> false.
 forget() ->
     _ = persistent_term:erase(?MODULE),
     ok.
-
--spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
-health_check(_) -> diagnose(nats_gateway_emqx_plugin:facts()).
-
-%% The first thing that is wrong, the causes before their consequences.
--spec diagnose(facts()) -> ok | {error, Text :: binary()}.
-diagnose(#{otp := Otp}) when Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
-    wrong("Erlang/OTP ~b is not supported: ~b to ~b are", [Otp, ?MIN_OTP, ?MAX_OTP]);
-diagnose(#{emqx := unknown}) ->
-    wrong("the version of EMQX cannot be told: 5.10 and newer are supported", []);
-diagnose(#{emqx := {Major, Minor}}) when {Major, Minor} < ?MIN_EMQX ->
-    wrong("EMQX ~b.~b is not supported: 5.10 and newer are", [Major, Minor]);
-diagnose(#{started := false, loaded := false}) ->
-    wrong("NATS is not served: this plugin is not started", []);
-diagnose(#{started := false}) ->
-    wrong("NATS is served by EMQX's built-in gateway: this plugin is not started", []);
-diagnose(#{nif := false}) ->
-    wrong("the native library of this plugin cannot be loaded: is it built for this machine?", []);
-diagnose(#{gateways := off}) ->
-    wrong("the gateway application of EMQX is not running: NATS is not served", []);
-diagnose(#{nats := undefined}) ->
-    wrong("no gateway is registered under the name nats: restart the plugin", []);
-diagnose(Facts = #{nats := Module}) ->
-    case atom_to_binary(Module) of
-        <<"nats_gateway_", _/binary>> ->
-            diagnose_settings(Facts);
-        Other ->
-            wrong("the gateway nats is served by ~ts, not by this plugin: restart it", [Other])
-    end.
-
-diagnose_settings(#{settings := {error, Text}}) ->
-    wrong("the stored settings are not valid, so nobody is let in: ~ts", [Text]);
-diagnose_settings(#{built_in := logins_lost}) ->
-    wrong(
-        "the gateway nats has the authenticator that this plugin adds for the logins of its page, but "
-        "the page has none, so nobody is let in: were they lost? To go on without, save the page", []
-    );
-diagnose_settings(#{built_in := {open, [What | _]}}) ->
-    wrong(
-        "where this plugin does not run, EMQX's built-in gateway does not ask for ~ts: give the "
-        "gateway nats an authenticator (README: Where the plugin does not run)",
-        [What]
-    );
-diagnose_settings(_) ->
-    ok.
-
-wrong(Format, Arguments) ->
-    {error, unicode:characters_to_binary(io_lib:format(Format, Arguments))}.
