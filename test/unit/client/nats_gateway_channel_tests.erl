@@ -156,7 +156,9 @@ operations_wait_for_the_login_test() ->
 
 %% They were decoded when nobody knew the mountpoint yet.
 operations_without_connect_are_under_the_mountpoint_test_() ->
-    Text = "SUB r.* 1\r\nSUB a q 2\r\nPUB a.b r.1 0\r\n\r\nPUB a..b r..1 0\r\n\r\nPUB / 0\r\n\r\nCONNECT {}\r\nPUB c 0\r\n\r\n",
+    Text =
+        "SUB r.* 1\r\nSUB a q 2\r\nPUB a.b r.1 0\r\n\r\nPUB a..b r..1 0\r\n\r\n"
+        "PUB / 0\r\n\r\nCONNECT {}\r\nPUB c 0\r\n\r\n",
     Expected = fun(Calls) ->
         ?assertMatch(
             [

@@ -1,0 +1,131 @@
+%% Which room may call which: docs/architecture.md says it, xref finds what is called.
+-module(nats_gateway_architecture_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+%% Circles between modules that are there, each with its reason. None may be added.
+-define(KNOWN_CIRCLES, [
+    %% The schema language and the standalone gateway's file are one module: the file has logins, and
+    %% the settings of logins are written in the language.
+    [nats_gateway_config, nats_gateway_login_config]
+]).
+
+-define(PAGE, "docs/architecture.md").
+-define(FOREIGN, <<"EMQX">>).
+
+%% What a call crosses, other than within a room.
+only_allowed_arrows_test_() ->
+    {timeout, 60, fun() ->
+        Allowed = allowed(),
+        Rooms = rooms(),
+        ?assertEqual(lists:usort(maps:values(Rooms)), lists:sort(maps:keys(Allowed))),
+        ?assertEqual([], [
+            {From, calls, To}
+         || {From, To} <- calls(Rooms), not is_allowed(From, To, Rooms, Allowed)
+        ])
+    end}.
+
+%% An exception that nobody needs would allow what was not thought of.
+every_exception_is_needed_test_() ->
+    {timeout, 60, fun() ->
+        Rooms = rooms(),
+        Used = lists:usort([
+            {maps:get(From, Rooms), atom_to_binary(To)}
+         || {From, To} <- calls(Rooms)
+        ]),
+        Exceptions = [
+            {Room, Target}
+         || {Room, Targets} <- maps:to_list(allowed()),
+            Target = <<"nats_gateway_", _/binary>> <- Targets
+        ],
+        ?assertEqual([], Exceptions -- Used)
+    end}.
+
+no_circles_test_() ->
+    {timeout, 60, fun() ->
+        Rooms = rooms(),
+        Graph = digraph:new(),
+        lists:foreach(fun(Module) -> digraph:add_vertex(Graph, Module) end, maps:keys(Rooms)),
+        _ = [digraph:add_edge(Graph, From, To) || {From, To} <- calls(Rooms), is_map_key(To, Rooms)],
+        Circles = lists:sort([lists:sort(C) || C <- digraph_utils:cyclic_strong_components(Graph)]),
+        ?assertEqual([], Circles -- ?KNOWN_CIRCLES)
+    end}.
+
+%% The test can fail: these calls do not exist.
+forbidden_arrows_are_seen_test() ->
+    Rooms = rooms(),
+    Allowed = allowed(),
+    Forbidden = [
+        {nats_gateway_channel, nats_gateway_emqx},
+        {nats_gateway_channel, emqx_broker},
+        {nats_gateway_transport, nats_gateway_channel},
+        {nats_gateway_host_emqx, nats_gateway_host_mqtt},
+        {nats_gateway_login, nats_gateway_connection},
+        {nats_gateway_host_mqtt, nats_gateway_sup}
+    ],
+    ?assertEqual([], [Call || Call = {From, To} <- Forbidden, is_allowed(From, To, Rooms, Allowed)]).
+
+%% -------------------------------------------------------------------------------------------
+
+is_allowed(From, To, Rooms, Allowed) ->
+    Room = maps:get(From, Rooms),
+    Target = maps:get(To, Rooms, ?FOREIGN),
+    Targets = maps:get(Room, Allowed),
+    Target =:= Room orelse lists:member(Target, Targets) orelse
+        lists:member(atom_to_binary(To), Targets).
+
+%% Calls between two of our modules, and to modules that neither we nor OTP have.
+calls(Rooms) ->
+    {ok, Xref} = xref:start([{xref_mode, modules}]),
+    try
+        ok = xref:set_default(Xref, [{warnings, false}, {verbose, false}]),
+        lists:foreach(fun(File) -> {ok, _} = xref:add_module(Xref, File) end, beams()),
+        {ok, Calls} = xref:q(Xref, "ME"),
+        [
+            Call
+         || Call = {From, To} <- Calls,
+            From =/= To,
+            is_map_key(To, Rooms) orelse is_foreign(To)
+        ]
+    after
+        xref:stop(Xref)
+    end.
+
+is_foreign('$M_EXPR') -> false;
+is_foreign(erlang) -> false;
+is_foreign(Module) -> code:where_is_file(atom_to_list(Module) ++ ".beam") =:= non_existing.
+
+%% By the folder of the source.
+rooms() ->
+    maps:from_list([room(File) || File <- beams()]).
+
+room(File) ->
+    {ok, {Module, [{compile_info, Info}]}} = beam_lib:chunks(File, [compile_info]),
+    Source = proplists:get_value(source, Info),
+    case lists:reverse(filename:split(Source)) of
+        [_, "erlang_src" | _] -> {Module, <<"top">>};
+        [_, Room, "erlang_src" | _] -> {Module, list_to_binary(Room)}
+    end.
+
+%% Of what is built, without the tests.
+beams() ->
+    Ebin = filename:dirname(code:which(nats_gateway_app)),
+    filelib:wildcard(filename:join(Ebin, "*.beam")).
+
+%% The table of the page: room, and what it may call.
+allowed() ->
+    {ok, Page} = file:read_file(?PAGE),
+    [_, Rest] = binary:split(Page, <<"<!-- arrows -->">>),
+    [Table, _] = binary:split(Rest, <<"<!-- end of arrows -->">>),
+    maps:from_list([
+        {Room, targets(Targets)}
+     || Line <- binary:split(Table, <<"\n">>, [global]),
+        [_, First, Targets | _] <- [binary:split(Line, <<"|">>, [global])],
+        [Room] <- [targets(First)]
+    ]).
+
+targets(Cell) ->
+    case re:run(Cell, <<"`([^`]+)`">>, [global, {capture, all_but_first, binary}]) of
+        {match, Names} -> lists:append(Names);
+        nomatch -> []
+    end.
