@@ -34,6 +34,7 @@
 -export([stats/1]).
 -export([sent/1]).
 -export([fanned_out/1]).
+-export([held/1]).
 -export([subscriptions/1]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -339,6 +340,10 @@ sent(#channel{sent = Sent}) -> Sent.
 %% The same, once each.
 -spec fanned_out(channel()) -> non_neg_integer().
 fanned_out(#channel{fanned_out = FannedOut}) -> FannedOut.
+
+%% What the binaries of the subscriptions take, about.
+-spec held(channel()) -> non_neg_integer().
+held(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:bytes(Subs).
 
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).

@@ -80,6 +80,8 @@
     count = 0 :: non_neg_integer(),
     %% has a large heap for a while
     busy = false :: boolean(),
+    %% the bytes of binaries that a garbage collection allows for
+    room = 0 :: non_neg_integer(),
     %% anything from the client since the last look of a timer, and when: milliseconds of monotonic
     %% time
     heard = false :: boolean(),
@@ -120,6 +122,8 @@
 %% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
 -define(BUSY_HEAP_WORDS, 32768).
 -define(BUSY_CHUNK, 32768).
+%% So many of them at once: more, and the binaries that they are would have the heap collected.
+-define(FEW_CHUNKS, 4).
 -define(BUSY_MS, 5000).
 
 %% Compressing takes 320 KB of zlib's memory, which are given back as well.
@@ -385,7 +389,7 @@ introduce(Host, Client, State) ->
 open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
     #{config := Config = #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle}} =
         Options,
-    case nats_gateway_transport:activate(Socket) of
+    case nats_gateway_transport:activate(?FEW_CHUNKS, Socket) of
         ok ->
             Started = start_timer(
                 heartbeat,
@@ -616,17 +620,23 @@ reactivate(State = #state{ended = Ended, channel = Channel}) when Ended =/= fals
     end;
 reactivate(State = #state{passive = false}) ->
     {noreply, State};
-reactivate(State = #state{socket = Socket, channel = Channel}) ->
+reactivate(State = #state{channel = Channel}) ->
     case nats_gateway_channel:busy(Channel) of
         true ->
             paused(State);
         false ->
-            case nats_gateway_transport:activate(Socket) of
+            case activate(State) of
                 ok -> {noreply, State#state{passive = false}};
                 {error, _} when State#state.mute -> reactivate(ended(eof, State));
                 {error, _} -> gone(State)
             end
     end.
+
+%% What comes in large chunks waits in the kernel rather than here.
+activate(#state{socket = Socket, busy = true}) ->
+    nats_gateway_transport:activate(?FEW_CHUNKS, Socket);
+activate(#state{socket = Socket}) ->
+    nats_gateway_transport:activate(Socket).
 
 %% The input waits for the host. If nobody is there any more, little of it is worth the work.
 paused(State = #state{passive = Passive, ended = Ended, timers = Timers}) when
@@ -636,6 +646,20 @@ paused(State = #state{passive = Passive, ended = Ended, timers = Timers}) when
 paused(State) ->
     {noreply, State}.
 
+%% Where old data refers to more bytes of binaries than there is room for, every garbage collection is one
+%% of the whole heap. With very many subscriptions, each would cost the more for it.
+make_room(State = #state{channel = Channel, room = Room}) ->
+    case nats_gateway_channel:held(Channel) of
+        Held when Held >= Room ->
+            {min_bin_vheap_size, Least} = erlang:system_info(min_bin_vheap_size),
+            WordSize = erlang:system_info(wordsize),
+            NRoom = max(Least * WordSize, 2 * Held),
+            _ = process_flag(min_bin_vheap_size, NRoom div WordSize),
+            State#state{room = NRoom};
+        _ ->
+            State
+    end.
+
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
@@ -643,7 +667,7 @@ result({ok, Out, Channel}, State) ->
             Unsent = nats_gateway_channel:unsent(Channel),
             case Unsent > 0 orelse nats_gateway_channel:is_behind(Channel) of
                 true -> catch_up(now_ms() + ?BEHIND_MS, NState);
-                false -> {noreply, login_timer(NState)}
+                false -> {noreply, login_timer(make_room(NState))}
             end;
         {error, Reason, NState} ->
             {stop, {shutdown, send_error(Reason)}, NState}
@@ -863,7 +887,7 @@ timeout(streams, State = #state{websocket = Websocket}) ->
 timeout(busy, State) ->
     {min_heap_size, Words} = erlang:system_info(min_heap_size),
     _ = process_flag(min_heap_size, Words),
-    {noreply, State#state{busy = false}, hibernate};
+    {noreply, make_room(State#state{busy = false, room = 0}), hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
 timeout(mute, State = #state{heard = Heard, channel = Channel}) ->

@@ -6,6 +6,7 @@
 
 -export([new/0]).
 -export([count/1]).
+-export([bytes/1]).
 -export([member/2]).
 -export([add/5]).
 -export([remove/2]).
@@ -92,6 +93,9 @@
 %% Of each of the two generations. The copies of a message come one soon after the other.
 -define(MAX_TAKEN, 128).
 
+%% Besides its subject and its filter.
+-define(SUB_BYTES, 64).
+
 %% So many of a line may have left it, whatever its length.
 -define(MAX_LEFT, 16).
 
@@ -100,7 +104,9 @@
     entries = #{} :: #{key() => #entry{}},
     groups = #{} :: #{ShareName :: binary() => #group{}},
     %% filters of plain keys
-    wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters()
+    wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
+    %% of all subjects and filters
+    bytes = 0 :: non_neg_integer()
 }).
 
 -opaque subscriptions() :: #subscriptions{}.
@@ -111,13 +117,19 @@ new() -> #subscriptions{}.
 -spec count(subscriptions()) -> non_neg_integer().
 count(#subscriptions{subs = Subs}) -> map_size(Subs).
 
+%% What the binaries of all sids take, about.
+-spec bytes(subscriptions()) -> non_neg_integer().
+bytes(#subscriptions{subs = Subs, bytes = Bytes}) -> ?SUB_BYTES * map_size(Subs) + Bytes.
+
 -spec member(sid(), subscriptions()) -> boolean().
 member(Sid, #subscriptions{subs = Subs}) -> is_map_key(Sid, Subs).
 
 %% The sid must be free. `new_key': the broker has to be asked for this key.
 -spec add(sid(), binary(), undefined | binary(), key(), subscriptions()) ->
     {new_key | known_key, subscriptions()}.
-add(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, entries = Entries}) ->
+add(Sid, Subject, QueueGroup, Key, Old = #subscriptions{bytes = Bytes}) ->
+    S = #subscriptions{subs = Subs, entries = Entries} =
+        Old#subscriptions{bytes = Bytes + texts(Subject, Key)},
     case Entries of
         #{Key := Entry = #entry{sids = Sids, delivered = Delivered}} ->
             Known =
@@ -137,6 +149,8 @@ add(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, entries = Ent
                 entries = Entries#{Key => enter(Sid, Key, entry(Key))}
             })}
     end.
+
+texts(Subject, {_, Filter}) -> byte_size(Subject) + byte_size(Filter).
 
 sub(Subject, QueueGroup = undefined, Key, Delivered) ->
     #sub{subject = Subject, queue_group = QueueGroup, key = Key, offset = Delivered};
@@ -186,10 +200,12 @@ remove(Sid, S = #subscriptions{subs = Subs}) ->
     end.
 
 %% The key stays.
-forget(Sid, Key, S = #subscriptions{subs = Subs, entries = Entries}) ->
+forget(Sid, Key, S = #subscriptions{subs = Subs, entries = Entries, bytes = Bytes}) ->
+    {#sub{subject = Subject}, NSubs} = maps:take(Sid, Subs),
     S#subscriptions{
-        subs = maps:remove(Sid, Subs),
-        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))}
+        subs = NSubs,
+        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))},
+        bytes = Bytes - texts(Subject, Key)
     }.
 
 drop(Key, S = #subscriptions{entries = Entries}) ->

@@ -15,6 +15,7 @@
 -export([peercert/1]).
 -export([recv/2]).
 -export([activate/1]).
+-export([activate/2]).
 -export([has_left/1]).
 -export([deactivate/1]).
 -export([classify/2]).
@@ -261,8 +262,12 @@ peercert({tcp, _}) ->
 
 %% The next chunks come as messages; `passive' tells when to activate again.
 -spec activate(socket()) -> ok | {error, term()}.
-activate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, ?ACTIVE_N}]);
-activate(Socket) -> inet:setopts(port(Socket), [{active, ?ACTIVE_N}]).
+activate(Socket) -> activate(?ACTIVE_N, Socket).
+
+%% So many of them.
+-spec activate(pos_integer(), socket()) -> ok | {error, term()}.
+activate(Count, {ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, Count}]);
+activate(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
 
 -spec classify(Message :: term(), socket()) ->
     {data, binary()} | passive | closed | {error, term()} | other.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from clients.broker import ScriptedBroker
 from hostile.clients import Client, pub, subs
-from hostile.conftest import PROGRAM, Hosts, Watch, size
+from hostile.conftest import PROGRAM, STANDALONE, Hosts, Watch, size
 from hostile.measure import IDLE_TIME, MB, wait_until
 
 FEW = 2000
@@ -21,6 +22,8 @@ ROUNDS = 3
 # How many times the cost of one among few one among many may have: caches of the machine are smaller than many.
 # What is quadratic has 10, or 50.
 FACTOR = size(5, 8)
+# The same where nobody else takes part: 1.5 and something for a shared machine.
+BURST_FACTOR = 2.0
 
 
 def _nothing(_: int) -> bytes:
@@ -155,6 +158,27 @@ def test_pipelined_subscriptions(hosts: Hosts, place: object, watch: Watch, kind
     assert seen.cpu < 8 * few * count, str(seen)
     seen.stays_below(64 * MB + HELD[kind] * count)
     seen.neighbour_is_well()
+
+
+BURSTS = (10_000, 100_000)
+
+
+@STANDALONE
+def test_a_large_burst_costs_no_more_each(in_front_of, note: Callable[[object], None]):
+    """Of one client that sends all of it at once, with a broker that answers at once: it is the gateway's own cost."""
+    few, many = BURSTS
+    with ScriptedBroker() as broker:
+        host = in_front_of(broker.address)
+        work = WORKS["sub"]
+        cost(host, work, few)
+        ratios: list[float] = []
+        # What else the machine does adds to either.
+        while not ratios or (min(ratios) > BURST_FACTOR and len(ratios) < ROUNDS):
+            least = min(cost(host, work, few) for _ in range(2))
+            most = cost(host, work, many)
+            ratios.append(most / least)
+    note(f"{least * 1e6:.1f} µs each of {few}, {most * 1e6:.1f} µs each of {many}: {min(ratios):.2f}")
+    assert min(ratios) < BURST_FACTOR
 
 
 # Seconds; 1 to 4 were measured.

@@ -102,7 +102,7 @@ def test_answers_that_nobody_reads(hosts: Hosts, watch: Watch, kind: str):
                 break
             client.send_if_taken(data)
         client.cut_off()
-    # What the kernel buffers is not pending yet. 65 000 requests may be under way, with some 350 bytes each.
+    # What the kernel buffers is not pending yet. 4096 requests may be under way, with some 350 bytes each.
     seen.stays_below(64 * MB)
     seen.neighbour_is_well()
 

@@ -271,6 +271,38 @@ what_waits_in_the_mailbox_counts_test_() ->
      || {Sids, Count, IsSlow} <- [{1, 5000, false}, {1, 20000, true}, {9, 2500, false}, {9, 20000, true}]
     ].
 
+%% The subjects are binaries that stay. Where OTP has no room for them, each garbage collection is one of the
+%% whole heap, and the time for a SUB grows with the number of those before it.
+many_subscriptions_are_not_collected_again_and_again_test_() ->
+    {timeout, 60, fun() ->
+        Many = whole_collections(60000),
+        %% As a heap grows, it is collected now and then.
+        ?assert(Many < 20, Many)
+    end}.
+
+whole_collections(Sids) ->
+    {Pid, _, Client} = connected(#{}),
+    greeted(Client),
+    1 = erlang:trace(Pid, true, [garbage_collection]),
+    Subject = binary:copy(<<"x">>, 300),
+    ok = gen_tcp:send(Client, [
+        <<"CONNECT {\"verbose\":false}\r\n">>,
+        [["SUB ", Subject, $., Sid, $\s, Sid, "\r\n"] || N <- lists:seq(1, Sids), Sid <- [integer_to_list(N)]],
+        <<"PING\r\n">>
+    ]),
+    {ok, <<"PONG\r\n">>} = gen_tcp:recv(Client, 6, 3 * ?WAIT),
+    Monitor = monitor(process, Pid),
+    ok = gen_tcp:close(Client),
+    {shutdown, client_closed} = ended(Monitor),
+    whole_collections_of(Pid).
+
+whole_collections_of(Pid) ->
+    receive
+        {trace, Pid, gc_major_start, _} -> 1 + whole_collections_of(Pid);
+        {trace, Pid, _, _} -> whole_collections_of(Pid)
+    after 0 -> 0
+    end.
+
 %% A client that is behind, and gone: nobody has to wait for what it would have been sent.
 the_end_of_a_client_is_seen_while_it_is_behind_test_() ->
     {timeout, 30, fun() ->

@@ -4,7 +4,7 @@
 
 -import(nats_gateway_subscriptions, [
     new/0, add/5, remove/2, limit/3, joined/2, unsubscribed/2, begin_anew/1, reject/2, deliver/4, plain_sid/2, keys/1,
-    count/1, member/2
+    count/1, bytes/1, member/2
 ]).
 
 -define(PLAIN(Filter), {undefined, Filter}).
@@ -49,6 +49,17 @@ turns(Key, Topic, N, S, Counts) ->
         fun(Sid, Acc) -> maps:update_with(Sid, fun(C) -> C + 1 end, 1, Acc) end, Counts, Sids
     ),
     turns(Key, Topic, N - 1, NS, NCounts).
+
+%% Whatever way a sid leaves, its bytes leave with it.
+bytes_test() ->
+    ?assertEqual(0, bytes(new())),
+    Subs = member_of(<<"q">>, <<"3">>, <<"c">>, plain(<<"2">>, <<"b">>, plain(<<"1">>, <<"a">>, new()))),
+    Longer = plain(<<"4">>, binary:copy(<<"x">>, 100), Subs),
+    ?assertEqual(bytes(Subs) div 3 + 198, bytes(Longer) - bytes(Subs)),
+    {_, S1} = limit(<<"1">>, 0, Longer),
+    {_, S2} = reject(?PLAIN(<<"b">>), S1),
+    {[<<"3">>], _, S3} = deliver({<<"q">>, <<"c">>}, <<"c">>, element(2, limit(<<"3">>, 1, S2))),
+    ?assertEqual(0, bytes(remove(<<"4">>, S3))).
 
 the_broker_is_asked_once_per_key_test() ->
     Key = ?PLAIN(<<"a">>),
