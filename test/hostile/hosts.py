@@ -9,8 +9,8 @@ from typing import Any
 from clients.stack import Address, Server, Stack, gateway_in_front_of, mosquitto
 from emqx.gateway import Gateway, unique
 from emqx.page import Page
-from hostile.measure import Neighbour, Usage
-from wire.servers import HOST, free_port, toml
+from hostile.measure import Neighbour, Usage, wait_until
+from wire.servers import HOST, accepts, free_port, toml
 from wire.transports import server_certificate
 
 # Kind and options of a listener for each transport.
@@ -50,6 +50,8 @@ class Standalone:
 
     def start(self) -> None:
         self._stack.start()
+        # The first listener serves before the others are there.
+        wait_until(lambda: all(accepts((HOST, port)) for port in self._ports.values()), "all listeners are there")
 
     def stop(self) -> None:
         if "neighbour" in self.__dict__:
