@@ -62,6 +62,8 @@
     need = 1 :: non_neg_integer() | infinity,
     %% the socket has used up its chunks and waits for the host to be ready
     passive = false :: boolean(),
+    %% the kernel may take much of what is not read yet
+    wide = false :: boolean(),
     %% how the input ended, the client's FIN mostly; what it sent before is still answered
     ended = false :: false | nats_gateway_channel:input(),
     %% nobody takes what is sent any more; what the client sent before still counts
@@ -147,7 +149,7 @@
 %% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
 -define(MUTE_MS, 5000).
 %% A socket whose input waits for the host does not tell when the client has gone: it is asked.
--define(LEFT_MS, 400).
+-define(LEFT_MS, 200).
 %% What a message in the mailbox counts besides its bytes.
 -define(MESSAGE_OVERHEAD, 256).
 %% Times that a client is found stuck within its send timeout.
@@ -902,7 +904,7 @@ timeout(left, State = #state{channel = Channel, socket = Socket, ended = Ended})
         true ->
             case Ended =/= false orelse nats_gateway_transport:has_left(Socket) of
                 true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});
-                false -> paused(State)
+                false -> paused(widen(State))
             end
     end;
 timeout(writing, State = #state{socket = undefined}) ->
@@ -919,6 +921,17 @@ timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
     end;
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
+
+%% Of more room the other side hears with the next chunk.
+widen(State = #state{passive = true, wide = false, socket = Socket}) ->
+    ok = nats_gateway_transport:widen(Socket),
+    case nats_gateway_transport:activate(1, Socket) of
+        ok -> State#state{wide = true, passive = false};
+        %% The end of the connection comes up when the input is read again.
+        {error, _} -> State#state{wide = true}
+    end;
+widen(State) ->
+    State.
 
 ping(State = #state{channel = Channel, socket = Socket}) ->
     Pinged =

@@ -17,6 +17,7 @@
 -export([activate/1]).
 -export([activate/2]).
 -export([has_left/1]).
+-export([widen/1]).
 -export([deactivate/1]).
 -export([classify/2]).
 -export([acknowledge/1]).
@@ -60,6 +61,10 @@
 -define(TCP_QUICKACK, 12).
 -define(TCP_INFO, 11).
 -define(TCP_ESTABLISHED, 1).
+-define(SOL_SOCKET, 1).
+-define(SO_RCVLOWAT, 18).
+%% What Linux keeps at most for a sender that it has not sent yet (tcp_wmem).
+-define(WIDE, 4194304).
 %% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
 %% much may wait there is the connection's business, which must not wait itself.
 -define(WATERMARK, 16#7FFFFFFF).
@@ -291,6 +296,21 @@ has_left(Socket) ->
             {ok, [{raw, _, _, <<State>>}]} -> State =/= ?TCP_ESTABLISHED;
             _ -> false
         end.
+
+%% Lets the kernel take all that the other side has sent, even if it is not read for a while: the end of
+%% the connection comes behind that. The kernel makes room for a low watermark of the input, up to its own
+%% limits (tcp_rmem), and keeps that room when there is no watermark any more. The other side hears of it
+%% when something is read. Only on Linux.
+-spec widen(socket()) -> ok.
+widen(Socket) ->
+    _ = os:type() =:= {unix, linux} andalso lists:foreach(low_watermark(port(Socket)), [?WIDE, 1]),
+    ok.
+
+%% One call for each: those of one call are not in order.
+low_watermark(Port) ->
+    fun(Bytes) ->
+        inet:setopts(Port, [{raw, ?SOL_SOCKET, ?SO_RCVLOWAT, <<Bytes:32/native>>}])
+    end.
 
 %% What has come is acknowledged now. A peer without TCP_NODELAY, as Mosquitto is unless told
 %% otherwise, holds a small packet back until the one before it is acknowledged, and the kernel

@@ -95,6 +95,10 @@ class Usage:
         """Less than half a core has work for half a second."""
         return self.spent_in(IDLE_TIME) < IDLE_TIME / 2
 
+    def is_at_rest(self) -> bool:
+        """Next to nothing: also a server that waits for others most of the time is not."""
+        return self.spent_in(IDLE_TIME) < IDLE_TIME / 20
+
 
 @dataclass(frozen=True)
 class Latency:

@@ -365,6 +365,43 @@ a_client_whose_input_waits_is_not_stale_test_() ->
         ?assertMatch({shutdown, _}, ended(Monitor))
     end}.
 
+%% Behind megabytes of what is not read, the end of a client is seen all the same: of these it is only the
+%% messages that count.
+who_leaves_is_seen_behind_its_input_test_() ->
+    {timeout, 60, fun() ->
+        ok = persistent_term:put({?MODULE, behind}, true),
+        {Pid, _, Client} = connected(#{}),
+        greeted(Client),
+        Monitor = monitor(process, Pid),
+        1 = erlang:trace(Pid, true, [call]),
+        _ = erlang:trace_pattern({nats_gateway_channel, leave, 1}, true, [global]),
+        _ = erlang:trace_pattern({?MODULE, subscribe, 3}, true, [global]),
+        %% the first one is waited for when the client leaves
+        Subs = [["SUB a.", integer_to_list(N), " ", integer_to_list(N), "\r\n"] || N <- lists:seq(1, 150000)],
+        ok = gen_tcp:send(Client, [Subs, "PUB a 4\r\nlast\r\n"]),
+        ok = gen_tcp:close(Client),
+        Called =
+            receive
+                {trace, _, call, {_, Function, _}} -> Function
+            after ?WAIT -> nothing
+            end,
+        _ = erlang:trace_pattern({nats_gateway_channel, leave, 1}, false, [global]),
+        true = persistent_term:erase({?MODULE, behind}),
+        Pid ! ready,
+        ?assertEqual([<<"last">>], published()),
+        ?assertEqual({shutdown, client_closed}, ended(Monitor)),
+        _ = erlang:trace_pattern({?MODULE, subscribe, 3}, false, [global]),
+        ?assertEqual(leave, Called),
+        ?assertEqual(0, subscribed())
+    end}.
+
+%% Keys that the host was asked for.
+subscribed() ->
+    receive
+        {trace, _, call, {?MODULE, subscribe, _}} -> 1 + subscribed()
+    after 0 -> 0
+    end.
+
 %% The PING comes after what was sent before it, which takes the client many times the wait.
 a_client_that_reads_slowly_is_not_stale_test_() ->
     {timeout, 60, fun() ->

@@ -59,6 +59,63 @@ a_client_that_does_not_read_does_not_hold_up_a_close_test_() ->
         ]
     ].
 
+%% The end of what a client has sent is behind all of it. The kernel takes no more than it has room for.
+the_end_is_seen_behind_what_is_not_read_test_() ->
+    case os:type() of
+        {unix, linux} ->
+            {timeout, 30, fun() ->
+                {Socket = {tcp, Port}, Client} = connected(),
+                Chunk = binary:copy(<<0>>, 65536),
+                Sender = spawn(fun() ->
+                    receive
+                        go -> ok
+                    end,
+                    ok = gen_tcp:send(Client, binary:copy(Chunk, 40)),
+                    ok = gen_tcp:close(Client)
+                end),
+                ok = gen_tcp:controlling_process(Client, Sender),
+                Sender ! go,
+                timer:sleep(500),
+                ?assertNot(nats_gateway_transport:has_left(Socket)),
+                ok = nats_gateway_transport:widen(Socket),
+                {ok, _} = gen_tcp:recv(Port, 1, 1000),
+                ok = wait_until(fun() -> nats_gateway_transport:has_left(Socket) end),
+                %% A single byte is still told of.
+                {ok, _} = gen_tcp:recv(Port, 40 * 65536 - 2, 5000),
+                ok = nats_gateway_transport:activate(1, Socket),
+                receive
+                    {tcp, Port, <<0>>} -> ok
+                after 1000 -> ?assert(false)
+                end,
+                ok = abort(Socket)
+            end};
+        _ ->
+            []
+    end.
+
+a_wide_socket_tells_of_a_byte_test() ->
+    {Socket = {tcp, Port}, Client} = connected(),
+    ok = nats_gateway_transport:widen(Socket),
+    ok = nats_gateway_transport:activate(1, Socket),
+    ok = gen_tcp:send(Client, <<1>>),
+    receive
+        {tcp, Port, <<1>>} -> ok
+    after 5000 -> ?assert(false)
+    end,
+    ok = abort(Socket),
+    ok = gen_tcp:close(Client).
+
+wait_until(Fun) -> wait_until(Fun, 500).
+
+wait_until(Fun, Times) when Times > 0 ->
+    case Fun() of
+        true ->
+            ok;
+        false ->
+            timer:sleep(10),
+            wait_until(Fun, Times - 1)
+    end.
+
 %% OTP's own close of TLS waits for 5 s since OTP 27.
 a_client_that_does_not_read_does_not_hold_up_an_abort_of_tls_test_() ->
     {timeout, 30, fun() ->
