@@ -299,7 +299,7 @@ def test_operations_are_counted(gateway: Gateway, node: Node, name: str):
     rule = f'{{deny, all, subscribe, ["{name}/denied"]}}'
     with file_rules(gateway, rule), gateway.nats(name=name) as client:
         client.send(f"SUB {name} 1\r\nSUB {name}.denied 2\r\n")
-        assert client.line().startswith(b"-ERR 'Permissions Violation")
+        assert b"Permissions Violation" in client.line()
         client.publish(name, b"x")
         client.publish(name, b"y", headers=b"NATS/1.0\r\nk: v\r\n\r\n")
         assert [client.message().payload for _ in range(2)] == [b"x", b"y"]
