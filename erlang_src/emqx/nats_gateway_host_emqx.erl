@@ -511,7 +511,7 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
                 case key(Filter, Message, Host) of
                     Key = {Share, _} when Share =/= undefined, is_map_key(Key, Subs) ->
                         not is_own(Message, ClientId, maps:get(Key, Subs)) orelse
-                            refuse_own(Filter, Key, Message) =/= none;
+                            refuse(Filter, Key, Message) =/= none;
                     _ ->
                         true
                 end;
@@ -970,22 +970,24 @@ payload(Payload) ->
         error:badarg -> Payload
     end.
 
-%% Our key, unless the subscription is gone by now, or wants no message of its own client.
+%% Our key, unless the subscription is gone by now, or wants no message of its own client. A copy that
+%% was assigned to a member of a group is then another member's: who publishes may have chosen this
+%% one before it left, and sends it afterwards.
 recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid = ClientId}) ->
     Key = key(Filter, Message, Host),
     case maps:get(Key, Subs, maps:get(Key, Leaving, none)) of
         none ->
-            none;
+            refuse(Filter, Key, Message);
         Sub ->
             case is_own(Message, ClientId, Sub) of
-                true -> refuse_own(Filter, Key, Message);
+                true -> refuse(Filter, Key, Message);
                 false -> Key
             end
     end.
 
-refuse_own(_, {undefined, _}, _) ->
+refuse(_, {undefined, _}, _) ->
     none;
-refuse_own(Filter, {Group, _}, Message) ->
+refuse(Filter, {Group, _}, Message) ->
     ok = nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message),
     none.
 

@@ -292,7 +292,8 @@ with_emqx_test_() ->
             fun somebody_elses_subscription_must_be_allowed/0,
             fun somebody_elses_subscription_is_a_new_one/0,
             fun a_subscription_is_listed_with_a_sid/0,
-            fun an_end_has_emqxs_word/0
+            fun an_end_has_emqxs_word/0,
+            fun what_comes_for_a_member_that_has_left_is_another_members/0
         ]}.
 
 connected() -> connected(#{}).
@@ -463,6 +464,17 @@ a_subscription_is_listed_with_a_sid() ->
         {{ok, [{<<"a">>, #{qos := 0, sub_props := #{sid := <<"7">>}}}]}, [], _},
         ?HOST:handle_call(subscriptions, ?CHANNEL, Host)
     ).
+
+what_comes_for_a_member_that_has_left_is_another_members() ->
+    Key = {<<"q">>, <<"a">>},
+    Plain = {undefined, <<"a">>},
+    Left = lists:foldl(fun ?HOST:unsubscribe/2, subscribed(Plain, subscribed(Key, connected())), [Key, Plain]),
+    {_, Host} = told(Left),
+    _ = nats_gateway_fake_emqx:deliver(Key, <<"x">>),
+    _ = nats_gateway_fake_emqx:deliver(Plain, <<"y">>),
+    Late = flush(),
+    ?assertMatch({[], _}, ?HOST:handle_messages(Late, Host)),
+    ?assertEqual([{asked, {dispatch, <<"q">>, <<"a">>, <<"x">>}}], flush()).
 
 an_end_has_emqxs_word() ->
     lists:foreach(
