@@ -105,7 +105,7 @@
     client :: nats_gateway_host:client(),
     config :: nats_gateway_config:config(),
     phase = new :: new | connected,
-    %% nats-protocol section 2: the defaults of a client that sent no CONNECT
+    %% docs/protocol.md section 2: the defaults of a client that sent no CONNECT
     verbose = true :: boolean(),
     pedantic = true :: boolean(),
     echo = true :: boolean(),
@@ -972,13 +972,13 @@ is_reserved(_, _) -> false.
 reaches_reserved(Subject) ->
     lists:any(fun is_reserved_name/1, nats_gateway_permissions:targets(Subject)).
 
-%% Names that only the broker itself may publish to (design section 3.3).
+%% Names that only the broker itself may publish to (docs/architecture.md, Mapping, 3).
 is_reserved_name(<<"$SYS.", _/binary>>) -> true;
 is_reserved_name(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_name(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_name(_) -> false.
 
-%% nats-protocol section 1: reply subjects that nats-server keeps to itself.
+%% docs/protocol.md section 1: reply subjects that nats-server keeps to itself.
 is_reserved_reply(<<"_R_.", _/binary>>) -> true;
 is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
 is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
@@ -1170,7 +1170,7 @@ too_many_tokens(Subject) ->
 subscribe_options(Confirm, #channel{echo = Echo}) ->
     #{confirm => Confirm, no_local => not Echo}.
 
-%% Filters that mean something else to a broker (design section 3.3).
+%% Filters that mean something else to a broker (docs/architecture.md, Mapping, 3).
 is_reserved_filter(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_filter(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_filter(<<"$exclusive", Rest/binary>>) -> is_whole_token(Rest);
@@ -1662,7 +1662,7 @@ handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
 
 auth_required(#{auth_required := Required}) -> Required.
 
-%% nats-protocol section 3: no null, a version that clients can parse, `go' for nats-core.
+%% docs/protocol.md section 3: no null, a version that clients can parse, `go' for nats-core.
 server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
     #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
     #{server_id := ServerId, server_name := ServerName} = Config,
@@ -1696,7 +1696,7 @@ address_port({Host, Port}) -> <<(address(Host))/binary, $:, (integer_to_binary(P
 violation(What) -> [<<"-ERR 'Permissions Violation for ">>, What, <<"'\r\n">>].
 
 %% Exactly nats-server's texts and only where it has one: an unknown text makes three of the
-%% official clients close for good (nats-protocol section 1).
+%% official clients close for good (docs/protocol.md section 1).
 error_line(unknown_protocol_operation) -> <<"-ERR 'Unknown Protocol Operation'\r\n">>;
 error_line(authorization_violation) -> <<"-ERR 'Authorization Violation'\r\n">>;
 error_line(authentication_timeout) -> <<"-ERR 'Authentication Timeout'\r\n">>;

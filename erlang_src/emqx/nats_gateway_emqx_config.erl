@@ -28,7 +28,7 @@
     conf := map()
 }.
 
-%% One chunk can hold at most this much; the default would be one segment (design section 5).
+%% One chunk can hold at most this much. The default would be one segment.
 -define(READ_BUFFER, 65536).
 %% The largest that the socket driver takes.
 -define(WATERMARK, 16#7FFFFFFF).

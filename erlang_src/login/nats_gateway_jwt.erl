@@ -1,5 +1,5 @@
 %% Logins with the JWT of a user: issued by an account, which a trusted operator vouches for
-%% (nats-protocol section 7).
+%% (docs/protocol.md section 7).
 %%
 %% Operators and accounts are read once, when the settings are; per login there are two signatures
 %% to check, that of the user's JWT and that of the nonce.

@@ -70,7 +70,7 @@
 
 %% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
 %% Phase `connect_only': any first byte of an operation other than C or c is an
-%% `authorization_violation' (nats-protocol section 1).
+%% `authorization_violation' (docs/protocol.md section 1).
 -type settings() :: {pos_integer(), non_neg_integer(), connect_only | open, boolean(), binary()}.
 
 %% Mounted topic of a subject; `invalid' when no topic can hold it; with the correlation data of

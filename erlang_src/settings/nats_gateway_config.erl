@@ -78,7 +78,7 @@
     websocket => nats_gateway_websocket:settings()
 }.
 
-%% nats-protocol section 1: sizes have at most 9 digits.
+%% docs/protocol.md section 1: sizes have at most 9 digits.
 -define(MAX_SIZE, 999999999).
 %% An MQTT packet has at most 268435455 bytes behind its fixed header: so much for the payload, and
 %% 256 KiB for a topic, a response topic, correlation data and their properties.

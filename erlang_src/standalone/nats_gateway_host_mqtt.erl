@@ -1413,7 +1413,7 @@ reserved([Pair | Properties]) ->
 
 %% A block of our own goes to NATS clients as it is. Another, which a second gateway or any MQTT
 %% client may have written, must be one: else async-nats drops its connection, and again when the
-%% message comes again (nats-protocol section 6).
+%% message comes again (docs/protocol.md section 6).
 header_block([], _) ->
     undefined;
 header_block(Parts, Host) ->

@@ -20,7 +20,7 @@
 
 -export_type([settings/0, plan/0, mode/0, problem/0]).
 
-%% nats-protocol section 9
+%% See docs/protocol.md section 9.
 -type mode() ::
     %% INFO in clear, then the client starts TLS
     upgrade

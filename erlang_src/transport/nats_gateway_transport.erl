@@ -45,7 +45,7 @@
     %% over the one it was before
     | {ssl, ssl:sslsocket(), Under :: socket()}.
 
-%% The default of 1460 bytes caps every chunk at one segment: nothing to batch (design section 5).
+%% The default of 1460 bytes caps every chunk at one segment: nothing to batch.
 -define(READ_BUFFER, 65536).
 %% Chunks in the mailbox before the socket waits to be activated again.
 -define(ACTIVE_N, 32).

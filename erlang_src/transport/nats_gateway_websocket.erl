@@ -1,4 +1,4 @@
-%% WebSocket, the server's side (RFC 6455, nats-protocol section 9): the HTTP request that opens
+%% WebSocket, the server's side (RFC 6455, docs/protocol.md section 9): the HTTP request that opens
 %% it, and then frames in and out. Bytes in, bytes out; no process, no socket, no clock.
 %%
 %% To NATS the messages are one stream of bytes: what arrives is passed on, not collected.

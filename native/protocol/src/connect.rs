@@ -1,4 +1,4 @@
-//! The JSON of CONNECT and INFO (nats-protocol sections 2 and 3).
+//! The JSON of CONNECT and INFO (docs/protocol.md sections 2 and 3).
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! One operation from the front of the received bytes (nats-protocol section 1).
+//! One operation from the front of the received bytes (docs/protocol.md section 1).
 
 use memchr::{memchr, memchr2};
 

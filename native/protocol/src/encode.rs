@@ -1,4 +1,4 @@
-//! MSG and HMSG frames (nats-protocol section 1, delivery side).
+//! MSG and HMSG frames (docs/protocol.md section 1, delivery side).
 //!
 //! One space between fields, no trailing space, CR LF, upper case: the official clients split on
 //! exactly that.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// A protocol violation of the peer: one variant per rule (nats-protocol section 1).
+/// A protocol violation of the peer: one variant per rule (docs/protocol.md section 1).
 ///
 /// Every one of them ends the connection. Erlang's table of endings has what the client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]

@@ -1,4 +1,4 @@
-//! The header block, and its MQTT 5 properties (nats-protocol section 6).
+//! The header block, and its MQTT 5 properties (docs/protocol.md section 6).
 //!
 //! ```text
 //! NATS/1.0[ code[ description]] CR LF

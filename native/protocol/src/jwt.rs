@@ -1,5 +1,5 @@
 //! NATS JWTs: what an operator says of an account, and an account of a user
-//! (nats-protocol section 7).
+//! (docs/protocol.md section 7).
 //!
 //! [`decode`] checks a token by itself: its form, the signature of its issuer, and that such an
 //! issuer may issue such a token. Whom to trust, and what of it holds now, is the caller's.

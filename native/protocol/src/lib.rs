@@ -1,7 +1,7 @@
 //! The NATS client protocol as nats-server speaks it, and its translation to MQTT topics.
 //!
 //! Nothing here does I/O, keeps state or looks at a clock, and no input makes it panic. The rules
-//! are those of `nats-protocol.md`, whose sections the documentation cites.
+//! are those of `docs/protocol.md` in the repository, whose sections the documentation cites.
 //!
 //! # Grammar
 //!

@@ -1,5 +1,5 @@
-//! NKeys: public keys of operators, accounts and users, and what they have signed (nats-protocol
-//! section 7).
+//! NKeys: public keys of operators, accounts and users, and what they have signed
+//! (docs/protocol.md section 7).
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use nkeys::{KeyPair, KeyPairType};

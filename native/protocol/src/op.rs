@@ -27,7 +27,7 @@ pub enum Op<'a> {
 }
 
 /// A published message. Subjects are any run of bytes without blanks and are not checked, as in
-/// nats-server (nats-protocol section 5).
+/// nats-server (docs/protocol.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
     /// Where it goes to.

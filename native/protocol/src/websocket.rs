@@ -1,4 +1,4 @@
-//! WebSocket framing of the server's side (RFC 6455 section 5, nats-protocol section 9).
+//! WebSocket framing of the server's side (RFC 6455 section 5, docs/protocol.md section 9).
 //!
 //! NATS over WebSocket is a stream of bytes: where messages and frames begin and end means
 //! nothing. So a data frame is passed on piece by piece as it arrives, whatever its size, and only

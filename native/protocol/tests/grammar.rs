@@ -1,4 +1,4 @@
-//! The rules of nats-protocol section 1, one by one.
+//! The rules of docs/protocol.md section 1, one by one.
 
 mod common;
 

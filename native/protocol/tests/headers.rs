@@ -1,4 +1,4 @@
-//! Header blocks and MQTT 5 properties (nats-protocol section 6).
+//! Header blocks and MQTT 5 properties (docs/protocol.md section 6).
 
 mod common;
 

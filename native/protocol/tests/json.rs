@@ -1,4 +1,4 @@
-//! CONNECT and INFO (nats-protocol sections 2 and 3).
+//! CONNECT and INFO (docs/protocol.md sections 2 and 3).
 
 use nats_protocol::connect::{Connect, Info};
 

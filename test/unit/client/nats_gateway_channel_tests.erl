@@ -271,7 +271,7 @@ a_login_refused_later_test() ->
     {<<>>, C1} = input(?CONNECT, Channel),
     ?assertEqual({stop, upstream_lost, <<>>}, events([{refused, upstream_lost}], C1)).
 
-%% nats-protocol section 2: a later CONNECT overwrites what it gives, and logs in again only
+%% docs/protocol.md section 2: a later CONNECT overwrites what it gives, and logs in again only
 %% when the credentials change.
 a_later_connect_merges_test() ->
     {_, Channel} = channel(),
@@ -731,7 +731,7 @@ deliveries_go_on_until_the_broker_has_unsubscribed_test() ->
     {<<"MSG a 1 1\r\nx\r\n">>, C1} = events([Deliver], C0),
     {<<>>, _} = events([{unsubscribed, {undefined, <<"a">>}}, Deliver], C1).
 
-%% nats-protocol section 1: an unknown text closes three official clients for good.
+%% docs/protocol.md section 1: an unknown text closes three official clients for good.
 %% What was published before an operation is delivered as if that had not come yet.
 messages_come_before_later_operations_test_() ->
     Copy = {deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]},

@@ -84,7 +84,7 @@ an_unknown_key_is_delivered_to_nobody_test() ->
     ?assertMatch({[], [], S}, deliver(?PLAIN(<<"b">>), <<"b">>, S)),
     ?assertMatch({[], [], S}, deliver({<<"q">>, <<"a">>}, <<"a">>, S)).
 
-%% nats-protocol section 4: the max counts deliveries since the SUB.
+%% docs/protocol.md section 4: the max counts deliveries since the SUB.
 max_counts_from_the_subscription_test() ->
     Key = ?PLAIN(<<"a">>),
     S0 = plain(<<"1">>, <<"a">>, new()),
@@ -130,7 +130,7 @@ a_member_with_a_max_leaves_the_rest_to_the_others_test() ->
     {[], S1} = limit(<<"1">>, 3, S0),
     ?assertEqual(#{<<"1">> => 3, <<"2">> => 17}, turns(Key, <<"a">>, 20, S1)).
 
-%% nats-protocol section 4: one group per queue name, whatever the filters. The broker sends one
+%% docs/protocol.md section 4: one group per queue name, whatever the filters. The broker sends one
 %% copy per filter.
 one_copy_for_a_group_over_several_filters_test() ->
     Narrow = {<<"q">>, <<"a/b">>},
@@ -260,7 +260,7 @@ reductions(Fun) ->
     {reductions, After} = process_info(self(), reductions),
     {After - Before, Result}.
 
-%% design section 3.2
+%% docs/architecture.md, Mapping, 2
 the_parent_of_a_full_wildcard_is_dropped_test_() ->
     Cases = [
         {<<"foo/#">>, <<"foo">>, false},
@@ -285,7 +285,7 @@ the_parent_of_a_full_wildcard_is_dropped_test_() ->
      || {Filter, Topic, Expected} <- Cases
     ].
 
-%% nats-protocol section 6: a 503 goes to a plain subscription only.
+%% docs/protocol.md section 6: a 503 goes to a plain subscription only.
 no_responders_finds_a_plain_subscription_test() ->
     {_, S0} = add(<<"1">>, <<"_INBOX.x.*">>, <<"q">>, {<<"q">>, <<"_INBOX/x/+">>}, new()),
     ?assertEqual(undefined, plain_sid(<<"_INBOX/x/1">>, S0)),

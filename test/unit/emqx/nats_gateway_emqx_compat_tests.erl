@@ -1,4 +1,4 @@
-%% Against stand-ins with the functions that the versions of EMQX have (emqx-integration section 7).
+%% Against stand-ins with the functions that the versions of EMQX have.
 -module(nats_gateway_emqx_compat_tests).
 
 -include_lib("eunit/include/eunit.hrl").
