@@ -520,10 +520,7 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
         end,
         drain(?MAX_DELIVERIES)
     ),
-    case {Early, Others} of
-        {[], [_ | _]} -> self() ! {?MODULE, early};
-        _ -> ok
-    end,
+    _ = Early =:= [] andalso Others =/= [] andalso (self() ! {?MODULE, early}),
     Host#host{early = lists:reverse(Others, Early)}.
 
 is_own(Message, ClientId, #sub{no_local = true}) -> emqx_message:from(Message) =:= ClientId;

@@ -24,7 +24,8 @@
 
 -record(asked, {
     from :: gen_server:from(),
-    client :: reference(),
+    %% while it waits
+    client :: undefined | reference(),
     network :: network(),
     given :: binary(),
     hash :: binary()

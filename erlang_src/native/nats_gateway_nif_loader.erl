@@ -52,10 +52,11 @@ in_turn(Fun) -> global:trans({?MODULE, self()}, Fun, [node()]).
 
 %% Every module of a release is loaded at boot, so one that was purged is not loaded by need.
 load() ->
-    case code:is_loaded(nats_gateway_nif) of
-        false -> {module, _} = code:load_file(nats_gateway_nif);
-        _ -> ok
-    end,
+    _ =
+        case code:is_loaded(nats_gateway_nif) of
+            false -> {module, _} = code:load_file(nats_gateway_nif);
+            _ -> ok
+        end,
     _ = is_acquired() orelse code:purge(nats_gateway_nif),
     nats_gateway_nif:load().
 

@@ -58,7 +58,11 @@
         authentication := boolean()
     },
     %% not in what a connection has
-    listeners => [listener()]
+    listeners => [listener()],
+    %% of connections in EMQX alone
+    emqx => map(),
+    enable_authn => boolean(),
+    auto_subscribe => boolean()
 }.
 
 -type listener() :: #{

@@ -125,7 +125,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     ok = await(Loading),
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
     lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
-    log_to_stderr(Level),
+    _ = log_to_stderr(Level),
     ok = nats_gateway_control:start(#{
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end
