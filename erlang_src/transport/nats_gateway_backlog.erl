@@ -1,5 +1,5 @@
-%% What was sent over a socket and has not left it yet, of a process that never waits for the socket:
-%% a send to one of `nats_gateway_transport' returns at once, however slow the other side reads.
+%% Counts what was sent over a socket and has not left it yet. It is for a process that never waits
+%% for the socket: a send of `nats_gateway_transport' returns at once, even if nobody reads.
 -module(nats_gateway_backlog).
 
 -export([new/0]).
@@ -13,17 +13,17 @@
     %% sent since the socket was asked
     unchecked = 0 :: non_neg_integer(),
     bytes = 0 :: non_neg_integer(),
-    %% octets that had left the socket, and when that was not so yet: milliseconds
+    %% octets that had left the socket, and the last time (milliseconds) that they were fewer
     gone = 0 :: integer(),
     since = 0 :: integer()
 }).
 
 -opaque backlog() :: #backlog{}.
 
-%% The socket is asked whenever so much was sent.
+%% The socket is asked each time that this many bytes were sent.
 -define(CHECK_BYTES, 65536).
 
-%% For so long nothing at all may leave a socket in which something waits: the default of clients.
+%% A socket in which something waits may stand still for this long: the default for clients.
 -define(DEADLINE_MS, 10000).
 
 -spec new() -> backlog().
@@ -33,7 +33,7 @@ new() -> #backlog{}.
 -spec bytes(backlog()) -> non_neg_integer().
 bytes(#backlog{bytes = Bytes}) -> Bytes.
 
-%% So many bytes were sent.
+%% To be called after a send, with the number of bytes.
 -spec sent(non_neg_integer(), nats_gateway_transport:socket(), backlog()) ->
     {ok, backlog()} | {error, timeout | inet:posix()}.
 sent(Size, _, Backlog = #backlog{unchecked = Unchecked}) when Unchecked + Size < ?CHECK_BYTES ->
@@ -41,8 +41,8 @@ sent(Size, _, Backlog = #backlog{unchecked = Unchecked}) when Unchecked + Size <
 sent(_, Socket, Backlog) ->
     look(Socket, Backlog).
 
-%% `timeout': the other side has taken nothing for too long. To be called once a second while
-%% something waits.
+%% To be called once a second while something waits. `timeout': the other side has taken nothing for
+%% too long.
 -spec look(nats_gateway_transport:socket(), backlog()) ->
     {ok, backlog()} | {error, timeout | inet:posix()}.
 look(Socket, #backlog{bytes = Before, gone = Gone, since = Since}) ->

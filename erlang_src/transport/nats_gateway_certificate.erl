@@ -9,17 +9,18 @@
 
 -type name() :: disabled | cn | dn | san_email | san_dns | san_uri.
 
-%% In DER; what the PROXY protocol tells where TLS ended at the proxy; undefined if none was shown.
+%% A certificate in DER; the fields of the PROXY header where TLS ends at the proxy; `undefined' if
+%% the client has shown none.
 -type peercert() :: undefined | binary() | [{pp2_ssl_cn | atom(), term()}].
 
-%% The one that is asked for, if the certificate has it.
+%% The name that is asked for, if the certificate has it.
 -spec name(name(), peercert()) -> {ok, binary()} | none.
 name(disabled, _) ->
     none;
 name(_, undefined) ->
     none;
 name(Which, Fields) when is_list(Fields) ->
-    %% As EMQX: its subject is not known.
+    %% A proxy tells the common name alone. It stands for the subject, too, as in EMQX.
     case lists:keyfind(pp2_ssl_cn, 1, Fields) of
         {_, Name} when Name =/= <<>>, Which =:= cn orelse Which =:= dn -> {ok, Name};
         _ -> none
@@ -38,7 +39,7 @@ name_of(cn, #'OTPTBSCertificate'{subject = {rdnSequence, Sequence}}) ->
     ],
     iolist_to_binary(lists:join($,, Names));
 name_of(dn, #'OTPTBSCertificate'{subject = {rdnSequence, Sequence}}) ->
-    %% RFC 2253, the last one first
+    %% RFC 2253: the last attribute comes first
     iolist_to_binary(
         lists:join($,, [lists:join($+, [attribute(A) || A <- Rdn]) || Rdn <- lists:reverse(Sequence)])
     );
@@ -73,7 +74,7 @@ type(?'id-at-countryName') -> <<"C">>;
 type({2, 5, 4, 9}) -> <<"STREET">>;
 type(?'id-domainComponent') -> <<"DC">>;
 type({0, 9, 2342, 19200300, 100, 1, 1}) -> <<"UID">>;
-%% not in the RFC's table, but in EMQX's
+%% EMQX has this name, the RFC's table does not.
 type(?'id-at-surname') -> <<"SN">>;
 type(?'id-at-givenName') -> <<"GIVENNAME">>;
 type(?'id-at-initials') -> <<"INITIALS">>;
@@ -84,7 +85,7 @@ type(?'id-at-pseudonym') -> <<"PSEUDONYM">>;
 type(?'id-emailAddress') -> <<"EMAILADDRESS">>;
 type(Type) -> lists:join($., [integer_to_binary(N) || N <- tuple_to_list(Type)]).
 
-%% As UTF-8. What OTP has not decoded is a string of some kind, most of the time.
+%% A name as UTF-8. What OTP has not decoded is mostly a string of some other kind.
 text({_, Text}) ->
     text(Text);
 text(Der) when is_binary(Der) ->
@@ -96,7 +97,7 @@ text(Der) when is_binary(Der) ->
 text(Text) ->
     unicode:characters_to_binary([code_point(C) || C <- Text]).
 
-%% OTP's form of what is not in Latin-1.
+%% OTP gives characters outside of Latin-1 in this form.
 code_point({A, B, C, D}) -> (A bsl 24) bor (B bsl 16) bor (C bsl 8) bor D;
 code_point(C) -> C.
 

@@ -1,8 +1,8 @@
-%% What comes between accept and the first operation: a list of steps.
+%% A list of steps leads from accept to the first operation.
 %%
-%% `info', `peername' and `{websocket, _}' are steps of the connection itself. The others wait for
-%% the client, each in a process of its own that owns the socket meanwhile: the connection answers
-%% to everybody else, and takes the step's process with it when it ends.
+%% The connection itself does `info', `peername' and `{websocket, _}'. The other steps wait for the
+%% client. Each of them runs in a process of its own, which owns the socket meanwhile. So the
+%% connection can answer others at any time, and ends the process of the step when it ends.
 -module(nats_gateway_handshake).
 
 -export([steps/2]).
@@ -28,7 +28,7 @@
     %% frames from here on
     | {websocket, nats_gateway_websocket:agreed()}.
 
-%% The reason, and more of it for the log.
+%% The reason, and a detail for the log.
 -type failure() :: {
     client_closed
     | handshake_timeout
@@ -41,7 +41,7 @@
     none | binary()
 }.
 
-%% The first byte of a TLS record that holds a handshake.
+%% A TLS record that holds a handshake begins with this byte.
 -define(TLS_HANDSHAKE, 16#16).
 
 -spec steps(none | nats_gateway_tls:plan(), none | nats_gateway_websocket:settings()) ->
@@ -58,8 +58,8 @@ steps(#{mode := upgrade} = Plan) -> info_first(Plan).
 info_first(#{allow_non_tls := true}) -> [info, sniff];
 info_first(#{allow_non_tls := false}) -> [info, secure].
 
-%% The caller is sent `{Pid, {ok, Socket, MoreSteps} | {error, Failure}}'; it must trap exits.
-%% After a failure the socket is closed.
+%% Sends `{Pid, {ok, Socket, MoreSteps} | {error, Failure}}' to the caller, which must trap exits.
+%% The socket is closed after a failure.
 -spec start(Step, nats_gateway_transport:socket(), Settings) ->
     {ok, pid()} | {error, failure()}
 when
@@ -79,7 +79,7 @@ start(Step, Socket, Settings) ->
             {error, failure(Reason)}
     end.
 
-%% With its socket.
+%% Ends the process of a step. Its socket is closed with it.
 -spec stop(pid()) -> ok.
 stop(Pid) ->
     true = unlink(Pid),
@@ -123,13 +123,13 @@ perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
     case nats_gateway_transport:peek(Socket, Timeout) of
         {ok, ?TLS_HANDSHAKE} -> {ok, Socket, [secure]};
         {ok, _} -> {ok, Socket, []};
-        %% as nats-server: it may be somebody who has nothing to say
+        %% As in nats-server: the client may have nothing to say yet.
         {error, timeout} -> {ok, Socket, []};
         {error, Reason} -> {error, failure(Reason)}
     end;
 perform(secure, Socket, #{handshake_timeout := Timeout, key := Key}) ->
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
-    %% Who does not speak TLS is not told so in TLS.
+    %% A client that does not speak TLS is closed without an alert, which it could not read.
     case nats_gateway_transport:peek(Socket, Timeout) of
         {ok, ?TLS_HANDSHAKE} ->
             Left = max(1, Deadline - erlang:monotonic_time(millisecond)),

@@ -1,8 +1,8 @@
-%% The header of the PROXY protocol, with which a proxy tells of its client.
+%% The header of the PROXY protocol, in which a proxy names its client.
 %%
-%% esockd and ranch have readers of their own. What is written here takes a header of either version
-%% the same on every listener: in however many pieces it comes, without what comes behind it, and
-%% without a crash whatever it is.
+%% esockd and ranch have readers of their own. This one treats both versions alike on every
+%% listener. It takes the header in any number of pieces, leaves the bytes behind it alone, and
+%% crashes on no input.
 -module(nats_gateway_proxy).
 
 -export([parse/1]).
@@ -27,14 +27,14 @@
 -define(TCP6, 16#21).
 -define(UNIX, 16#31).
 
-%% Of what a proxy tells: TLS, and in it the common name of the client's certificate.
+%% Types of the additional fields: TLS, and within it the common name of the client's certificate.
 -define(TYPE_SSL, 16#20).
 -define(TYPE_SSL_CN, 16#22).
 
-%% Either bit: the client showed a certificate on this connection, or in the TLS session.
+%% The client has shown a certificate: one bit for this connection, one for the TLS session.
 -define(CLIENT_CERT, 16#06).
 
-%% `nobody': the proxy itself, to see whether we are well, or somebody without an IP address.
+%% `nobody': the proxy itself, which checks our health, or a client without an IP address.
 -spec parse(binary()) ->
     more
     | {ok, client() | nobody, Rest :: binary()}
@@ -116,8 +116,8 @@ client(_, _, error) ->
 client(Source, Destination, Certificate) ->
     #{peername => Source, sockname => Destination, peercert => Certificate}.
 
-%% As esockd tells of it. A name counts only if the proxy has verified the certificate that it is in:
-%% some are told to pass on clients with others as well.
+%% The certificate in esockd's form. A name counts only if the proxy has verified its certificate:
+%% some proxies also pass on clients whose certificate they have not verified.
 certificate(Bytes) ->
     case field(?TYPE_SSL, Bytes) of
         {ok, <<Client, Verify:32, Fields/binary>>} ->
@@ -136,7 +136,8 @@ certificate(Bytes) ->
             error
     end.
 
-%% The first of its type. Those behind it are looked at, too: all or none is believed.
+%% The first field of a type. The fields behind it are parsed, too, because either all of them are
+%% believed or none is.
 field(Type, Bytes) ->
     case fields(Bytes, []) of
         error ->

@@ -1,8 +1,8 @@
 %% TLS of a listener: its certificates, checked and loaded, and the options of a handshake.
 %%
-%% The files are loaded here and not by OTP: a file that is wrong is named at start, and one that
-%% has changed on disk is used from the next handshake on. While what is there cannot be used (the
-%% new certificate is written, its key not yet) the listener goes on with what it had.
+%% This module loads the files, not OTP. So a start can name a file that is wrong, and a file that
+%% has changed on disk is used from the next handshake on. As long as the files cannot be used (the
+%% new certificate is written, but its key is not), the listener keeps what it had.
 -module(nats_gateway_tls).
 
 -export([load/1]).
@@ -22,21 +22,21 @@
 
 %% See docs/protocol.md section 9.
 -type mode() ::
-    %% INFO in clear, then the client starts TLS
+    %% INFO is sent in clear, then the client starts TLS
     upgrade
     %% INFO comes inside TLS
     | handshake_first
-    %% the one or the other, by what the client does first
+    %% one or the other, depending on what the client does first
     | auto.
 
 -type settings() :: #{
     listener := atom() | binary(),
-    %% under which every handshake finds the certificates
+    %% every handshake finds the certificates under this key
     key := term(),
     mode := mode(),
-    %% who goes on in clear after INFO may
+    %% clients may go on in clear after INFO
     allow_non_tls := boolean(),
-    %% `auto': how long a client has for its first byte
+    %% for `auto': the time that a client has for its first byte
     handshake_first_wait := pos_integer(),
     handshake_timeout := pos_integer(),
     verify := verify_none | verify_peer,
@@ -44,11 +44,11 @@
     keyfile := file:filename_all(),
     cacertfile => file:filename_all(),
     password => fun(() -> iodata()),
-    %% all that is not in files
+    %% all options that are not in files
     options := [ssl:tls_server_option()]
 }.
 
-%% What a connection has of it.
+%% The part of the settings that a connection holds.
 -type plan() :: #{
     key := term(),
     mode := mode(),
@@ -58,7 +58,7 @@
     verify := verify_none | verify_peer
 }.
 
-%% The setting, its file, and what is wrong with it.
+%% The setting, its file, and what is wrong with that.
 -type problem() :: {certfile | keyfile | cacertfile | password, file:filename_all(), binary()}.
 
 -type stamp() ::
@@ -66,7 +66,7 @@
     | {Mtime :: integer(), Size :: integer(), Inode :: integer(), Content :: term()}
     | {error, file:posix()}.
 
-%% The clocks of a file system may differ from ours by less than this.
+%% The clock of a file system differs from ours by less than this.
 -define(SETTLED_S, 2).
 
 -record(loaded, {
@@ -86,10 +86,10 @@ plan(Settings) ->
 %% -------------------------------------------------------------------------------------------
 %% Certificates of a listener
 
-%% For the handshakes to come.
+%% Loads the files for the handshakes to come.
 -spec publish(settings()) -> ok | {error, problem()}.
 publish(Settings = #{key := Key}) ->
-    %% Taken first: a file that changes meanwhile is seen to have changed.
+    %% The stamps are taken first: so a change during the load is noticed.
     Stamps = stamps(Settings),
     case load(Settings) of
         {ok, Options} ->
@@ -105,7 +105,7 @@ forget(Key) ->
     _ = persistent_term:erase({?MODULE, Key}),
     ok.
 
-%% What the next handshake is done with.
+%% The options of the next handshake.
 -spec options(Key :: term()) -> [ssl:tls_server_option()].
 options(Key) ->
     Loaded = #loaded{settings = Settings, options = Options} = persistent_term:get({?MODULE, Key}),
@@ -133,7 +133,7 @@ reload(Key, Old = #loaded{settings = Settings, stamps = Stamps, options = Option
             store(Key, New),
             log(Log, Settings);
         _ ->
-            %% Another handshake was faster, or the listener has other settings by now.
+            %% Another handshake was faster, or the listener has got other settings meanwhile.
             ok
     end,
     New#loaded.options.
@@ -145,8 +145,8 @@ stamps(Settings) -> [stamp(File) || {_, File} <- maps:to_list(files(Settings))].
 
 files(Settings) -> maps:with([certfile, keyfile, cacertfile], Settings).
 
-%% A file that takes the place of another has another inode. One that is written in place may have
-%% the size and, in whole seconds, the time that it had: what has just changed is looked into.
+%% A file that replaces another has another inode. A file that is written in place may keep its size
+%% and, in whole seconds, its time: so the content of a file that has just changed counts as well.
 stamp(File) ->
     case file:read_file_info(File, [raw, {time, posix}]) of
         {ok, #file_info{mtime = Mtime, size = Size, inode = Inode}} ->
@@ -199,7 +199,7 @@ certificates(Setting, File) ->
     ),
     Ders.
 
-%% The key to try it with, and as the handshake takes it.
+%% The key twice: for a signature of our own, and in the form that the handshake takes.
 private_key(File, Settings) ->
     case [Entry || Entry <- entries(keyfile, File), is_private_key(Entry)] of
         [{Type, Der, not_encrypted} = Entry | _] ->
@@ -248,7 +248,7 @@ entries(Setting, File) ->
             problem(Setting, File, file:format_error(Reason))
     end.
 
-%% What the one signs the other verifies.
+%% They belong together if the certificate verifies what the key signs.
 belongs(Key, CertificateDer) ->
     #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{subjectPublicKeyInfo = Info}} =
         public_key:pkix_decode_cert(CertificateDer, otp),
@@ -270,7 +270,7 @@ belongs(Key, CertificateDer) ->
         {Digest, Signature} = sign(Text, Key),
         public_key:verify(Text, Digest, Signature, PublicKey)
     catch
-        %% of different kinds
+        %% The key and the certificate are of different kinds.
         error:_ -> false
     end.
 
@@ -279,7 +279,7 @@ sign(Text, Key = #'ECPrivateKey'{parameters = {namedCurve, Curve}}) when
 ->
     {none, public_key:sign(Text, none, Key)};
 sign(Text, {Key, _Parameters}) ->
-    %% RSA for PSS only
+    %% A key of RSA for PSS only.
     sign(Text, Key);
 sign(Text, Key) ->
     {sha256, public_key:sign(Text, sha256, Key)}.
@@ -290,7 +290,7 @@ problem(Setting, File, Text) ->
 
 %% -------------------------------------------------------------------------------------------
 
-%% What INFO tells of it; `Secured': it is sent inside TLS already. As nats-server.
+%% The fields of INFO, as nats-server has them. `Secured': INFO is sent inside TLS.
 -spec server_info(plan(), Secured :: boolean()) -> #{atom() => true}.
 server_info(#{allow_non_tls := AllowNonTls, verify := Verify}, Secured) ->
     maps:from_list(
@@ -299,7 +299,7 @@ server_info(#{allow_non_tls := AllowNonTls, verify := Verify}, Secured) ->
             [{tls_verify, true} || Verify =:= verify_peer]
     ).
 
-%% By its name in TLS's registry or OpenSSL's.
+%% A cipher suite by its name in the registry of TLS or in OpenSSL.
 -spec cipher_suite(binary()) -> {ok, ssl:erl_cipher_suite()} | error.
 cipher_suite(Name) ->
     try ssl:str_to_suite(binary_to_list(Name)) of
@@ -309,7 +309,7 @@ cipher_suite(Name) ->
         error:_ -> error
     end.
 
-%% A problem in one line, for the one who has written the settings.
+%% A problem in one line, for whoever wrote the settings.
 -spec format_problem(problem()) -> iodata().
 format_problem({Setting, <<>>, Text}) -> [atom_to_binary(Setting), <<" ">>, Text];
 format_problem({Setting, File, Text}) -> [atom_to_binary(Setting), <<": ">>, File, <<": ">>, Text].

@@ -1,5 +1,5 @@
-%% The byte streams that clients come over, and the one to the broker of the standalone gateway. A
-%% socket is tagged with its transport.
+%% The byte streams of the clients, and the one from the standalone gateway to its broker. A socket
+%% is tagged with its transport.
 -module(nats_gateway_transport).
 
 -export([listen/2]).
@@ -40,20 +40,21 @@
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
-    %% behind a proxy: the bytes come over the port, who the client is the proxy has told
+    %% behind a proxy: the bytes come over the port, the client is the one that the proxy has named
     | {proxied, gen_tcp:socket(), nats_gateway_proxy:client()}
-    %% over the one it was before
+    %% TLS over a socket of another kind
     | {ssl, ssl:sslsocket(), Under :: socket()}.
 
-%% The default of 1460 bytes caps every chunk at one segment: nothing to batch.
+%% With the default of 1460 bytes every chunk would be one segment, and there would be nothing to
+%% batch.
 -define(READ_BUFFER, 65536).
-%% Chunks in the mailbox before the socket waits to be activated again.
+%% The socket sends this many chunks to the mailbox before it has to be activated again.
 -define(ACTIVE_N, 32).
-%% What a closing socket still reads, so that unread input does not turn the close into a reset
-%% that takes a last -ERR with it.
+%% For this time a closing socket still reads. Unread input would turn the close into a reset, and
+%% the client would lose a last -ERR.
 -define(LINGER_MS, 500).
-%% What a closing socket still has to send is waited for: as long as some of it leaves within
-%% LINGER_MS, and no longer than this, which is below what supervisors wait.
+%% A close waits for what is still to be sent as long as some of it leaves within LINGER_MS, but no
+%% longer than this, which is below the time that supervisors allow.
 -define(FLUSH_MS, 4000).
 -define(FLUSH_POLL_MS, 10).
 %% Linux.
@@ -63,10 +64,10 @@
 -define(TCP_ESTABLISHED, 1).
 -define(SOL_SOCKET, 1).
 -define(SO_RCVLOWAT, 18).
-%% What Linux keeps at most for a sender that it has not sent yet (tcp_wmem).
+%% Linux keeps at most this much for a sender that it has not sent yet (tcp_wmem).
 -define(WIDE, 4194304).
-%% Bytes in the socket's queue from where on a send would wait: the largest the driver takes. How
-%% much may wait there is the connection's business, which must not wait itself.
+%% A send would wait when this many bytes are in the socket's queue: the largest number that the
+%% driver takes. The connection bounds what waits, and must never wait itself.
 -define(WATERMARK, 16#7FFFFFFF).
 
 -spec listen({inet:ip_address(), inet:port_number()}, #{backlog => pos_integer()}) ->
@@ -81,7 +82,7 @@ listen({Address, Port}, Options) ->
         {nodelay, true},
         {backlog, maps:get(backlog, Options, 1024)},
         {buffer, ?READ_BUFFER},
-        %% After the client's FIN its last requests are still answered.
+        %% A client that has sent FIN still gets the answers to its last requests.
         {exit_on_close, false},
         {high_watermark, ?WATERMARK}
         | family(Address)
@@ -101,8 +102,8 @@ accept({tcp, ListenSocket}) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% To a broker. As with clients a send never waits: what the broker does not take yet is in
-%% `pending/1'.
+%% Connects to a broker. A send never waits, as with clients: `pending/1' tells what the broker has
+%% not taken yet.
 -spec connect(
     {inet:hostname() | inet:ip_address(), inet:port_number()},
     none | [ssl:tls_client_option()],
@@ -134,8 +135,8 @@ connect({Address, Port}, Tls, Timeout) ->
             {error, Reason}
     end.
 
-%% A name may have addresses of either kind, or of one alone. What is told of a failure is that of
-%% the kind that it has, the first one mostly.
+%% A name may have addresses of both kinds or of one. The reason of a failure is that of a kind that
+%% the name has, mostly of the first one.
 families(Address) when tuple_size(Address) =:= 8 -> [inet6];
 families(Address) when tuple_size(Address) =:= 4 -> [inet];
 families(Name) ->
@@ -159,20 +160,20 @@ connect(Address, Port, Options, Deadline, [Family | Families]) ->
 
 left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
 
-%% A socket that EMQX's acceptor made, when its message has come.
+%% Takes over a socket from esockd's acceptor, when the acceptor's message has come.
 -spec from_esockd(gen_tcp:socket()) -> {ok, socket()}.
 from_esockd(Port) ->
     {ok, Port} = esockd_transport:wait(Port),
     {ok, {tcp, Port}}.
 
-%% The same of ranch.
+%% Takes over a socket from ranch.
 -spec from_ranch(atom()) -> {ok, socket()}.
 from_ranch(Ref) ->
     {ok, Port} = ranch:handshake(Ref),
     {ok, {tcp, Port}}.
 
-%% The PROXY header that a socket begins with is read; what has come behind it stays there. For a
-%% socket that is not active.
+%% Reads the PROXY header at the beginning of a socket that is not active. The bytes behind it stay
+%% in the socket.
 -spec from_proxy(socket(), timeout()) ->
     {ok, socket()}
     | {error, timeout | closed | inet:posix() | no_proxy_header | bad_proxy_header}.
@@ -197,7 +198,7 @@ proxied(nobody, Port, ok) -> {ok, {tcp, Port}};
 proxied(Client, Port, ok) -> {ok, {proxied, Port, Client}};
 proxied(_, _, {error, Reason}) -> {error, Reason}.
 
-%% The driver would take nothing at all for the end.
+%% The driver would take an empty binary for the end of the input.
 unrecv(_, <<>>) -> ok;
 unrecv(Port, Bytes) -> gen_tcp:unrecv(Port, Bytes).
 
@@ -205,7 +206,7 @@ unrecv(Port, Bytes) -> gen_tcp:unrecv(Port, Bytes).
 controlling_process({ssl, Ssl, _}, Pid) -> ssl:controlling_process(Ssl, Pid);
 controlling_process(Socket, Pid) -> gen_tcp:controlling_process(port(Socket), Pid).
 
-%% The first byte of what is to be read, which stays there. For a socket that is not active.
+%% The first byte of the input, which stays in the socket. The socket must not be active.
 -spec peek(socket(), timeout()) -> {ok, byte()} | {error, timeout | closed | inet:posix()}.
 peek(Socket, Timeout) ->
     Port = port(Socket),
@@ -219,12 +220,12 @@ peek(Socket, Timeout) ->
             {error, Reason}
     end.
 
-%% The server's side of a TLS handshake. A socket for which it fails is closed.
+%% Does the server's side of a TLS handshake. The socket is closed if it fails.
 -spec secure(socket(), [ssl:tls_server_option()], timeout()) ->
     {ok, socket()} | {error, timeout | closed | {tls_alert, term()} | term()}.
 secure(Socket, Options, Timeout) ->
     Port = port(Socket),
-    %% OTP's TLS waits for ever for the end of a port that outlives the client's FIN.
+    %% OTP's TLS would wait for ever for the end of a port that outlives the client's FIN.
     _ = inet:setopts(Port, [{exit_on_close, true}]),
     case ssl:handshake(Port, Options, Timeout) of
         {ok, Ssl} ->
@@ -234,8 +235,8 @@ secure(Socket, Options, Timeout) ->
             {error, Reason}
     end.
 
-%% What a handshake leaves behind is several times what the connection needs from now on; the
-%% supervisor that OTP gives each connection would keep its share for ever.
+%% A handshake leaves several times the memory behind that the connection needs from now on. OTP
+%% gives each connection a supervisor, which would keep its share for ever.
 forget_handshake(Port) ->
     case erlang:port_info(Port, connected) of
         {connected, Pid} ->
@@ -253,7 +254,7 @@ linked(Pid) ->
 -spec is_secured(socket()) -> boolean().
 is_secured(Socket) -> element(1, Socket) =:= ssl.
 
-%% The certificate that the client has shown, in DER, or what a proxy tells of it.
+%% The client's certificate in DER, or what a proxy says about it.
 -spec peercert(socket()) -> nossl | nats_gateway_certificate:peercert().
 peercert({ssl, Ssl, _}) ->
     case ssl:peercert(Ssl) of
@@ -269,7 +270,7 @@ peercert({tcp, _}) ->
 -spec activate(socket()) -> ok | {error, term()}.
 activate(Socket) -> activate(?ACTIVE_N, Socket).
 
-%% So many of them.
+%% The same with another number of chunks.
 -spec activate(pos_integer(), socket()) -> ok | {error, term()}.
 activate(Count, {ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, Count}]);
 activate(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
@@ -287,8 +288,8 @@ classify({ssl_error, Ssl, Reason}, {ssl, Ssl, _}) -> {error, tls_reason(Reason)}
 classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
-%% Whether the other side has ended the connection, even if what it sent before is not read yet. Only
-%% Linux tells; elsewhere it is `false'.
+%% Whether the other side has ended the connection, even if its last bytes are not read yet. Only
+%% Linux tells; elsewhere the answer is `false'.
 -spec has_left(socket()) -> boolean().
 has_left(Socket) ->
     os:type() =:= {unix, linux} andalso
@@ -297,25 +298,25 @@ has_left(Socket) ->
             _ -> false
         end.
 
-%% Lets the kernel take all that the other side has sent, even if it is not read for a while: the end of
-%% the connection comes behind that. The kernel makes room for a low watermark of the input, up to its own
-%% limits (tcp_rmem), and keeps that room when there is no watermark any more. The other side hears of it
-%% when something is read. Only on Linux.
+%% Lets the kernel take all that the other side has sent, even if nobody reads it for a while: the
+%% end of the connection comes behind that. The kernel makes room for a low watermark of the
+%% input, up to its own limits (tcp_rmem), and keeps the room when the watermark is gone. The other
+%% side learns of the room when something is read. Only on Linux.
 -spec widen(socket()) -> ok.
 widen(Socket) ->
     _ = os:type() =:= {unix, linux} andalso lists:foreach(low_watermark(port(Socket)), [?WIDE, 1]),
     ok.
 
-%% One call for each: those of one call are not in order.
+%% Each value has a call of its own, because the options of one call are not set in order.
 low_watermark(Port) ->
     fun(Bytes) ->
         inet:setopts(Port, [{raw, ?SOL_SOCKET, ?SO_RCVLOWAT, <<Bytes:32/native>>}])
     end.
 
-%% What has come is acknowledged now. A peer without TCP_NODELAY, as Mosquitto is unless told
-%% otherwise, holds a small packet back until the one before it is acknowledged, and the kernel
-%% takes 40 ms for that: a request with its PUBACK and its answer took 44 ms, and takes 0.4 ms
-%% with this. The option lasts until the next segment is sent.
+%% Acknowledges at once what has come. A peer without TCP_NODELAY (Mosquitto by default) holds a
+%% small packet back until the one before it is acknowledged, and the kernel delays that by 40 ms: a
+%% request with its PUBACK and its answer took 44 ms, and takes 0.4 ms with this. The option lasts
+%% until the next segment is sent.
 -spec acknowledge(socket()) -> ok.
 acknowledge(Socket) ->
     _ = os:type() =:= {unix, linux} andalso
@@ -331,7 +332,7 @@ send({ssl, Ssl, _}, Data) ->
 send(Socket, Data) ->
     gen_tcp:send(port(Socket), Data).
 
-%% Bytes that were sent but have not left, and the octets that have.
+%% Bytes that were sent but have not left the socket, and the octets that have left it.
 -spec pending(socket()) ->
     {ok, Pending :: non_neg_integer(), Gone :: integer()} | {error, inet:posix()}.
 pending(Socket) ->
@@ -343,8 +344,8 @@ pending(Socket) ->
             {error, Reason}
     end.
 
-%% Bytes that have not left the socket, those that the peer has not acknowledged (with these), and
-%% those that it has. A system that does not tell takes for acknowledged what has left.
+%% Bytes that have not left the socket, bytes that the peer has not acknowledged (these included),
+%% and bytes that it has. Where the system does not tell, what has left counts as acknowledged.
 -spec taken(socket()) ->
     {ok, Pending :: non_neg_integer(), Behind :: non_neg_integer(), Taken :: integer()}
     | {error, inet:posix()}.
@@ -359,12 +360,12 @@ taken(Socket) ->
 
 acknowledged(Port, Otherwise) ->
     case os:type() =:= {unix, linux} andalso inet:getopts(Port, [{raw, ?IPPROTO_TCP, ?TCP_INFO, 128}]) of
-        %% tcpi_bytes_acked of the kernel's struct tcp_info
+        %% tcpi_bytes_acked in the kernel's struct tcp_info
         {ok, [{raw, _, _, <<_:120/binary, Acknowledged:64/unsigned-native>>}]} -> Acknowledged;
         _ -> Otherwise
     end.
 
-%% So many bytes of what is longer than that, and the rest.
+%% Splits what is longer than this many bytes: the first of them, and the rest.
 -spec split(erlang:iovec(), pos_integer()) -> {erlang:iovec(), erlang:iovec()}.
 split(Parts, Size) -> split(Parts, Size, []).
 
@@ -388,7 +389,7 @@ sockname({tcp, Socket}) -> inet:sockname(Socket);
 sockname({proxied, _, #{sockname := Sockname}}) -> {ok, Sockname};
 sockname({ssl, _, Under}) -> sockname(Under).
 
-%% What went over the network, with TLS's own share.
+%% Counts what went over the network, including what TLS adds.
 -spec getstat(socket()) ->
     {ok, #{octets_received | octets_sent | reads | writes => integer()}} | {error, term()}.
 getstat(Socket) ->
@@ -407,7 +408,7 @@ getstat(Socket) ->
 -spec linger_close(socket()) -> ok.
 linger_close(Socket) -> linger_close(Socket, ?LINGER_MS).
 
-%% Waiting longer for the other side.
+%% The same with a longer wait for the other side.
 -spec linger_close(socket(), Milliseconds :: pos_integer()) -> ok.
 linger_close(Socket, Ms) ->
     case is_flushed(Socket, Ms) of
@@ -420,7 +421,7 @@ linger_close(Socket, Ms) ->
             abort(Socket)
     end.
 
-%% The driver itself would wait for minutes for a client that does not read.
+%% The driver's own close would wait for minutes for a client that does not read.
 is_flushed(Socket, Ms) ->
     case pending(Socket) of
         {ok, 0, _} ->
@@ -447,7 +448,7 @@ is_flushed(Socket, Ms, Gone, Stuck, Deadline) ->
 shutdown_write({ssl, Ssl, _}) -> ssl:shutdown(Ssl, write);
 shutdown_write(Socket) -> gen_tcp:shutdown(port(Socket), write).
 
-%% What has come already stays in the mailbox.
+%% Messages that have come already stay in the mailbox.
 -spec deactivate(socket()) -> ok | {error, term()}.
 deactivate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, false}]);
 deactivate(Socket) -> inet:setopts(port(Socket), [{active, false}]).
@@ -463,7 +464,7 @@ discard(Socket, Deadline) ->
             end
     end.
 
-%% What has come, at least one byte. For a socket that is not active.
+%% Reads what has come, at least one byte. The socket must not be active.
 -spec recv(socket(), timeout()) ->
     {ok, binary()} | {error, timeout | closed | tls_alert | tls_error | inet:posix()}.
 recv({ssl, Ssl, _}, Timeout) ->
@@ -474,7 +475,7 @@ recv({ssl, Ssl, _}, Timeout) ->
 recv(Socket, Timeout) ->
     gen_tcp:recv(port(Socket), 0, Timeout).
 
-%% What was sent before still arrives, if the client reads.
+%% Closes the socket. What was sent before still arrives, if the client reads.
 -spec close(socket()) -> ok.
 close(Socket) ->
     case is_flushed(Socket, ?LINGER_MS) of
@@ -482,12 +483,12 @@ close(Socket) ->
         false -> abort(Socket)
     end.
 
-%% What waits to be sent is thrown away.
+%% Closes the socket, and throws away what waits to be sent.
 -spec abort(socket()) -> ok.
 abort(Socket) ->
     Port = port(Socket),
     _ = inet:setopts(Port, [{linger, {true, 0}}]),
-    %% TLS of OTP 27 would wait for 5 s for the other side, which does not read.
+    %% TLS in OTP 27 would wait 5 s for the other side, which does not read.
     gen_tcp:close(Port).
 
 close_now({ssl, Ssl, _}) ->
@@ -496,7 +497,7 @@ close_now({ssl, Ssl, _}) ->
 close_now(Socket) ->
     gen_tcp:close(port(Socket)).
 
-%% What the bytes go over.
+%% The port that the bytes go over.
 port({tcp, Port}) -> Port;
 port({proxied, Port, _}) -> Port;
 port({ssl, _, Under}) -> port(Under).

@@ -19,28 +19,29 @@
 
 -export_type([settings/0, handshake/0, agreed/0, websocket/0, origin/0, error_reason/0]).
 
-%% Of a listener. What is not there is off: any path, any origin, no compression, no cookie.
+%% The settings of a listener. A key that is absent switches its feature off: any path, any origin,
+%% no compression, no cookie.
 -type settings() :: #{
-    %% and what is below it
+    %% this path and all below it
     path => binary(),
-    %% where a browser's page may come from: the host it connects to, and one of these
+    %% a browser's page must come from the host that it connects to, and from one of these origins
     same_origin => boolean(),
     allowed_origins => [origin()],
-    %% whether a request may lack the Origin header, as all but browsers' do (true)
+    %% whether a request without an Origin header is allowed; only browsers send one (true)
     allow_origin_absence => boolean(),
-    %% offered ones that are answered, besides `nats'; in lower case
+    %% subprotocols that are accepted besides `nats', in lower case
     subprotocols => [binary()],
     compress => boolean(),
     deflate_options => #{
         level => zlib:zlevel(), mem_level => zlib:zmemlevel(), strategy => zlib:zstrategy()
     },
-    %% bytes; of a message that is sent compressed, inflated
+    %% bytes; of a compressed message, after inflation
     max_frame_size := pos_integer() | infinity,
-    %% milliseconds for the whole request
+    %% time for the whole request in milliseconds
     handshake_timeout := pos_integer(),
-    %% its value stands for the `jwt' of CONNECT
+    %% this cookie's value takes the place of `jwt' in CONNECT
     jwt_cookie => binary(),
-    %% headers of a trusted proxy with the client's address and port; in lower case
+    %% headers in which a trusted proxy names the client's address and port, in lower case
     proxy_address_header => binary(),
     proxy_port_header => binary()
 }.
@@ -63,9 +64,9 @@
 
 -opaque handshake() :: #handshake{}.
 
-%% What the handshake has found out and agreed on.
+%% The result of the handshake.
 -type agreed() :: #{
-    %% as the proxy says
+    %% from the proxy's headers
     address => inet:ip_address(),
     port => inet:port_number(),
     cookies => #{jwt => binary()},
@@ -105,18 +106,20 @@
     | websocket_message_too_large
     | websocket_bad_compression.
 
-%% Request line and headers together. A JWT in a cookie has room, beside a browser's own.
+%% The request line and the headers together. A JWT in a cookie has room besides a browser's own
+%% headers.
 -define(MAX_REQUEST, 16384).
-%% Browsers and proxies send some tens. Each takes a hundred times the bytes that it may have.
+%% Browsers and proxies send some tens of headers. Each may take a hundred times its size of memory.
 -define(MAX_HEADERS, 100).
 -define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
-%% As nats-server: what is shorter is not compressed.
+%% Shorter messages are not compressed, as in nats-server.
 -define(COMPRESS_ABOVE, 64).
-%% Bytes in a frame to the client: nats.go hangs up at one of more than 8 times INFO's max_payload,
-%% and others have limits of their own, from this on.
+%% Bytes in a frame to the client. nats.go hangs up at a frame of more than 8 times INFO's
+%% max_payload. The limits of other clients begin at MAX_FRAME.
 -define(PAYLOADS_PER_FRAME, 8).
 -define(MAX_FRAME, 1048576).
-%% Of any compressed message; what is allowed of max_payload_size is nats-server's rule.
+%% Any compressed message may have this size after inflation. The factor of max_payload_size is
+%% nats-server's.
 -define(MIN_MAX_MESSAGE, 1048576).
 -define(PAYLOADS_PER_MESSAGE, 8).
 -define(NO_LIMIT, 16#FFFFFFFFFFFFFFFF).
@@ -124,11 +127,12 @@
 %% -------------------------------------------------------------------------------------------
 %% Handshake
 
-%% Secure: the request comes over TLS.
+%% `Secure': the request comes over TLS.
 -spec new(settings(), Secure :: boolean()) -> handshake().
 new(Settings, Secure) -> #handshake{settings = Settings, secure = Secure}.
 
-%% The next bytes of the request. What is refused gets the response, and the connection ends.
+%% Takes the next bytes of the request. After a refusal the client is sent the response, and the
+%% connection ends.
 -spec handshake(binary(), handshake()) ->
     {more, handshake()}
     | {upgrade, Response :: iodata(), agreed()}
@@ -150,7 +154,7 @@ request(Handshake = #handshake{line = request, pending = Pending}) ->
                 line = header, pending = Rest, method = Method, path = path(Target)
             });
         {more, _} ->
-            %% Something else than HTTP need not be waited for until its line ends.
+            %% What cannot become HTTP is refused before its line ends.
             is_method(Pending) orelse refuse(400, <<"not an HTTP request">>),
             {more, Handshake};
         _ ->
@@ -219,7 +223,7 @@ upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = 
     ],
     {upgrade, Response, maps:merge(client(Settings, Headers), Deflate)}.
 
-%% Or below, as EMQX takes it.
+%% Paths below the setting's are taken, too, as in EMQX.
 is_at(Path, Requested) ->
     Below = <<(string:trim(Path, trailing, "/"))/binary, "/">>,
     Requested =:= Path orelse binary:longest_common_prefix([Requested, Below]) =:= byte_size(Below).
@@ -237,13 +241,13 @@ first(Name, Headers) ->
 has_token(Name, Token, Headers) ->
     lists:member(Token, [lower(Value) || Value <- list(Name, Headers)]).
 
-%% All elements of a header that is a list, which may come in several lines.
+%% All elements of a header that is a list. The header may come in several lines.
 list(Name, Headers) ->
     lists:flatmap(fun(Value) -> split(Value, <<",">>) end, values(Name, Headers)).
 
 split(Text, Separator) -> [trim(Part) || Part <- binary:split(Text, Separator, [global])].
 
-%% What is in a header is bytes: it need not be text in any encoding.
+%% Headers are bytes, which need not be text in any encoding.
 trim(Text) -> trim_end(trim_front(Text)).
 
 trim_front(<<C, Rest/binary>>) when C =:= $\s; C =:= $\t -> trim_front(Rest);
@@ -262,7 +266,7 @@ lower(Text) -> <<<<(lower_letter(C))>> || <<C>> <= Text>>.
 lower_letter(C) when C >= $A, C =< $Z -> C + 32;
 lower_letter(C) -> C.
 
-%% Only to one who asks: browsers fail on a subprotocol that they did not offer.
+%% The answer has a subprotocol only if the client offered it: browsers fail on any other.
 subprotocol(Settings, Headers) ->
     Known = [<<"nats">> | maps:get(subprotocols, Settings, [])],
     Offered = list(<<"sec-websocket-protocol">>, Headers),
@@ -299,7 +303,7 @@ reason(505) -> <<"HTTP Version Not Supported">>.
 %% -------------------------------------------------------------------------------------------
 %% Origin
 
-%% `https://example.com', with the default port of its scheme.
+%% Parses `https://example.com'. Without a port it has that of its scheme.
 -spec origin(binary()) -> {ok, origin()} | error.
 origin(Text) ->
     case uri(Text) of
@@ -314,7 +318,7 @@ port(#{port := Port}, _) when is_integer(Port) -> Port;
 port(_, true) -> 443;
 port(_, false) -> 80.
 
-%% OTP's parser takes only text.
+%% OTP's parser takes text only.
 uri(Text) ->
     case is_printable(Text) of
         true -> uri_string:parse(Text);
@@ -323,7 +327,7 @@ uri(Text) ->
 
 is_printable(Text) -> lists:all(fun(C) -> C > $\s andalso C < 16#7F end, binary_to_list(Text)).
 
-%% Whether a page of any origin can open a connection with the cookie that its visitor has.
+%% Whether a page of any origin can open a connection with its visitor's cookie.
 -spec is_open_to_any_page(settings()) -> boolean().
 is_open_to_any_page(Settings) ->
     is_map_key(jwt_cookie, Settings) andalso
@@ -351,7 +355,7 @@ check_origin(#handshake{settings = Settings, secure = Secure, headers = Headers}
             end
     end.
 
-%% Where the client takes itself to be connected to.
+%% The origin that the client has connected to, by its Host header.
 requested(Secure, Headers) ->
     case uri(<<"//", (first(<<"host">>, Headers))/binary>>) of
         Uri = #{host := Host} -> {lower(Host), port(Uri, Secure)};
@@ -364,7 +368,8 @@ requested(Secure, Headers) ->
 client(Settings, Headers) ->
     maps:merge(address(Settings, Headers), cookies(Settings, Headers)).
 
-%% The first of several is the client's; who trusts the header trusts its proxy to have set it.
+%% The first of several addresses is the client's. Whoever configures the header trusts the proxy to
+%% set it.
 address(#{proxy_address_header := Name} = Settings, Headers) ->
     case list(Name, Headers) of
         [First | _] ->
@@ -420,7 +425,7 @@ unquote(Value) ->
 %% -------------------------------------------------------------------------------------------
 %% permessage-deflate (RFC 7692)
 
-%% Both sides begin anew with each message, as nats-server has it and nats.go insists on.
+%% Both sides begin anew with each message. nats-server does so, and nats.go insists on it.
 extensions(#{compress := true} = Settings, Headers) ->
     Offers = [
         split(Offer, <<";">>)
@@ -446,7 +451,7 @@ extensions(#{compress := true} = Settings, Headers) ->
 extensions(_, _) ->
     {[], #{}}.
 
-%% One with a parameter that is unknown, or that can't be met, has to be declined.
+%% An offer has to be declined if a parameter is unknown or cannot be met.
 offer([Name | Parameters]) ->
     lower(Name) =:= <<"permessage-deflate">> andalso parameters(Parameters, {15, []}).
 
@@ -459,7 +464,7 @@ parameters([Parameter | Parameters], Accepted) ->
         [<<"client_no_context_takeover">>] ->
             parameters(Parameters, Accepted);
         [<<"client_max_window_bits">> | _] ->
-            %% We inflate with the largest window, which fits every other.
+            %% We inflate with the largest window, which fits all others.
             parameters(Parameters, Accepted);
         [<<"server_max_window_bits">>, Value] ->
             case number(unquote(Value)) of
@@ -488,7 +493,7 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
         max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
     }.
 
-%% The next bytes of the socket. Pongs is what they are to be answered with.
+%% Takes the next bytes of the socket. `Pongs' are the answers that they need.
 -spec feed(binary(), websocket()) -> {Pongs :: [iodata()], websocket()}.
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
@@ -501,7 +506,7 @@ feed(Bytes, Ws = #websocket{rest = Rest, need = Need}) ->
         false -> decode(Joined, [], [], Ws)
     end.
 
-%% Parts and pings: of the calls that this chunk has taken so far, newest first.
+%% `Parts' and `Pings' are those of this chunk so far, newest first.
 decode(Bytes, Parts, Pings, Ws = #websocket{decode = Settings, position = Position}) ->
     {MoreParts, MorePings, Next} = nats_gateway_nif:websocket_decode(Bytes, Settings, Position),
     NParts = [MoreParts | Parts],
@@ -530,7 +535,7 @@ decoded(Parts, Pings, Ws = #websocket{parts = Before}) ->
 
 in_order(NewestFirst) -> lists:append(lists:reverse(NewestFirst)).
 
-%% Echoed, where it is a close frame that may be sent.
+%% The close frame is echoed, if its code may be sent.
 closed_by_client(<<>>) ->
     {client_closed, none, <<>>};
 closed_by_client(<<Code:16, Text/binary>>) ->
@@ -546,12 +551,12 @@ closed_by_client(<<Code:16, Text/binary>>) ->
 closed_by_client(_) ->
     {client_closed, 1002, <<"invalid close frame">>}.
 
-%% RFC 6455 section 7.4, and what has been registered since.
+%% The codes of RFC 6455 section 7.4, and those registered since.
 is_valid_code(Code) when Code >= 1000, Code =< 1003; Code >= 1007, Code =< 1014 -> true;
 is_valid_code(Code) -> Code >= 3000 andalso Code =< 4999.
 
-%% Some of the stream: what a NATS client would have sent over TCP. At the end, what to tell the
-%% client.
+%% Takes the next part of the stream, which is what a NATS client would have sent over TCP. At its
+%% end comes the reason, with the close frame for the client.
 -spec take(websocket()) ->
     {data, binary(), websocket()}
     | {empty, websocket()}
@@ -568,13 +573,13 @@ take(Ws = #websocket{parts = [{deflated, Data, Ends} | Parts]}) ->
 take(Ws = #websocket{parts = [{inflating, Ends} | Parts], inflater = Z}) ->
     inflate(fun() -> zlib:safeInflate(Z, []) end, Ends, Ws#websocket{parts = Parts}).
 
-%% What every compressed message ends with, and the client leaves out.
+%% Every compressed message ends with these bytes, which the client leaves out.
 tail(Data, true) -> [Data, <<0, 0, 16#FF, 16#FF>>];
 tail(Data, false) -> Data.
 
 begin_inflate(Ws = #websocket{inflated = idle, inflater = undefined}) ->
     Z = zlib:open(),
-    %% A client may end the deflate stream with its message, too: a new one follows then.
+    %% A client may end the deflate stream with its message. Then a new stream begins.
     ok = zlib:inflateInit(Z, -15, reset),
     Ws#websocket{inflated = 0, inflater = Z};
 begin_inflate(Ws = #websocket{inflated = idle, inflater = Z}) ->
@@ -583,7 +588,7 @@ begin_inflate(Ws = #websocket{inflated = idle, inflater = Z}) ->
 begin_inflate(Ws) ->
     Ws.
 
-%% A little at a time: a message may be a thousand times as large as what was sent for it.
+%% Inflates a little at a time: a message may be a thousand times as large as its compressed bytes.
 inflate(Step, Ends, Ws = #websocket{parts = Parts, inflated = Inflated, max_message = Max}) ->
     try Step() of
         {Kind, Output} when Kind =:= continue; Kind =:= finished ->
@@ -616,15 +621,15 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% Bytes that the next frame may have. MaxPayload is what INFO says. The first frame is INFO, whole:
-%% clients take all that is in one frame with it for it.
+%% The most bytes that the next frame may have. `MaxPayload' is that of INFO. The first frame holds
+%% exactly INFO: clients take all of that frame for INFO.
 -spec max_frame(MaxPayload :: non_neg_integer(), websocket()) -> pos_integer() | infinity.
 max_frame(_, #websocket{introduced = false}) -> infinity;
-%% To nats.go, 0 is no limit.
+%% nats.go reads 0 as no limit.
 max_frame(0, _) -> ?MAX_FRAME;
 max_frame(MaxPayload, _) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
 
-%% These bytes, which are so many, in a binary frame that is a message of its own.
+%% Puts these bytes (`Size' of them) into a binary frame that is a whole message.
 -spec frame(iodata(), Size :: pos_integer(), Compress :: boolean(), websocket()) ->
     {iodata(), websocket()}.
 frame(Data, Size, Compress, Ws = #websocket{deflate = Deflate}) when
@@ -638,7 +643,7 @@ frame(Data, Size, _, Ws) ->
         Deflated when Deflated < Size ->
             {[header(deflated, Deflated) | binary:part(Flushed, 0, Deflated)], NWs};
         _ ->
-            %% Random bytes are longer than before.
+            %% Random bytes become longer by compression.
             {[header(binary, Size) | Data], NWs}
     end.
 
@@ -653,12 +658,12 @@ begin_deflate(Ws = #websocket{deflater = Z}) ->
     ok = zlib:deflateReset(Z),
     Ws.
 
-%% Whether there is something for `at_rest/1' to give back.
+%% Whether `at_rest/1' has something to give back.
 -spec has_streams(websocket()) -> boolean().
 has_streams(#websocket{inflater = undefined, deflater = undefined}) -> false;
 has_streams(#websocket{}) -> true.
 
-%% Memory that is only needed while there is traffic.
+%% Gives back memory that is needed only while there is traffic.
 -spec at_rest(websocket()) -> websocket().
 at_rest(Ws = #websocket{inflated = Inflated, inflater = Inflater, deflater = Deflater}) ->
     close_stream(Deflater),
@@ -673,8 +678,8 @@ at_rest(Ws = #websocket{inflated = Inflated, inflater = Inflater, deflater = Def
 close_stream(undefined) -> ok;
 close_stream(Z) -> zlib:close(Z).
 
-%% The last frame, after what the client was told in the words of NATS. Codes and texts are
-%% nats-server's where it has such a reason.
+%% The last frame, which follows the -ERR if there is one. Codes and texts are those of nats-server
+%% for the reasons that it has.
 -spec close_frame(Reason :: term()) -> iodata().
 close_frame(Reason) ->
     {Code, Text} = status(Reason),
@@ -729,6 +734,6 @@ status(no_responders_requires_headers) ->
     {1011, <<"No Responders Requires Headers">>};
 status(stale_connection) ->
     {1001, <<"Stale Connection">>};
-%% What will pass: the client may come again.
+%% Other reasons will pass: the client may come again.
 status(_) ->
     {1001, <<"Server Shutdown">>}.
