@@ -73,8 +73,8 @@
 %% `authorization_violation' (docs/protocol.md section 1).
 -type settings() :: {pos_integer(), non_neg_integer(), connect_only | open, boolean(), binary()}.
 
-%% Mounted topic of a subject; `invalid' when no topic can hold it; with the correlation data of
-%% an MQTT 5 request when the subject is a reply subject that `encode/2' made.
+%% The topic of a subject, mounted. `invalid': no topic can hold the subject. A reply subject that
+%% `encode/2' made comes with the correlation data of its MQTT 5 request.
 -type topic() :: binary() | invalid | {binary(), CorrelationData :: binary()}.
 
 %% {pub, Subject, Topic, ReplyTo, ReplyTopic, HeaderBlock, Payload}.
@@ -125,19 +125,19 @@
 %% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
 -type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.
 
-%% {MaxFrame, Deflate}: most bytes of a data frame, and whether compressed messages were agreed on.
+%% {MaxFrame, Deflate}: the most bytes of a data frame, and whether messages may be compressed.
 -type websocket_settings() :: {0..16#FFFFFFFFFFFFFFFF, boolean()}.
 
-%% {Remaining, Key, Message, LastFrame} of the data frame that is under way: bytes still to come,
-%% the key for them, the kind of its message, and whether it is the last frame of that. The
-%% beginning of the stream is {0, 0, none, false}.
+%% {Remaining, Key, Message, LastFrame} of the data frame that is under way: the bytes still to
+%% come, their key, the kind of the message, and whether this is its last frame. A stream begins
+%% with {0, 0, none, false}.
 -type websocket_position() ::
     {non_neg_integer(), 0..16#FFFFFFFF, none | plain | deflated, boolean()}.
 
-%% Bytes of the stream, or of a compressed message and whether it ends with them.
+%% Bytes of the stream, or bytes of a compressed message and whether they end it.
 -type websocket_part() :: binary() | {deflated, binary(), boolean()}.
 
-%% What a NATS JWT says. Times are seconds of Unix time, 0 where there is none.
+%% The claims of a NATS JWT. Times are seconds of Unix time, and 0 where there is none.
 -type token() :: #{
     kind := operator | account | user,
     issuer := binary(),
@@ -152,9 +152,9 @@
 -type operator_claims() :: #{signing_keys := [binary()], strict_signing_key_usage := boolean()}.
 
 -type account_claims() :: #{
-    %% with what its users may do, where the key is scoped
+    %% a scoped key has a template of what its users may do
     signing_keys := [{binary(), Template :: undefined | user_limits()}],
-    %% issued up to that time; `*' is all users
+    %% JWTs of this user that were issued up to that time; `*' is all users
     revocations := [{User :: binary(), integer()}],
     default_permissions := permissions(),
     tags := [binary()],
@@ -174,7 +174,7 @@
     has_limits := boolean()
 }.
 
-%% Numbers below 0 are no limit.
+%% A negative number is no limit.
 -type user_limits() :: #{
     permissions := permissions(),
     src := [binary()],
@@ -186,21 +186,21 @@
     allowed_connection_types := [binary()]
 }.
 
-%% An empty `allow' is all. Responses: their number, and nanoseconds; 0 is the default, below is no
-%% limit.
+%% An empty `allow' allows everything. Responses are a number and nanoseconds: 0 is the default, a
+%% negative value is no limit.
 -type permissions() :: #{
     publish := #{allow := [binary()], deny := [binary()]},
     subscribe := #{allow := [binary()], deny := [binary()]},
     responses := undefined | {integer(), integer()}
 }.
 
-%% A module without its library is no reason to refuse the module: who starts the gateway calls
-%% `load/0', and says what is wrong.
+%% The module loads also without its library: whoever starts the gateway calls `load/0', and reports
+%% what is wrong.
 on_load() ->
     _ = load_library(),
     ok.
 
-%% Loads the library, if the module does not have it yet. The text is the operating system's.
+%% Loads the library, unless the module has it already. The text is the operating system's.
 -spec load() -> ok | {error, Text :: binary()}.
 load() ->
     case load_library() of
@@ -211,8 +211,8 @@ load() ->
 
 load_library() -> erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
 
-%% `code:priv_dir/1' knows the directory only once the application is in the code path under
-%% its own name, which a plugin loader does not promise.
+%% `code:priv_dir/1' knows the directory only if the application is in the code path under its own
+%% name, and a plugin loader does not promise that.
 priv_dir() ->
     case code:priv_dir(nats_gateway) of
         {error, bad_name} ->
@@ -221,10 +221,10 @@ priv_dir() ->
             Dir
     end.
 
-%% All complete operations of the bytes, the rest, and the number of bytes the rest must have
-%% before another call can yield more (0: call again at once; a CONNECT ends a call, because it
-%% may change the settings). On an error the operations before it are still valid. No part keeps
-%% more bytes alive than 64 times its own; what a SUB or an UNSUB consists of keeps its own only.
+%% All complete operations of the bytes, the rest, and the number of bytes that the rest must have
+%% before another call can yield more. 0: call again at once; a CONNECT ends a call, because it may
+%% change the settings. Operations before an error are valid. No part keeps more bytes alive than 64
+%% times its own size. The parts of SUB and UNSUB keep nothing but themselves.
 -spec decode(binary(), settings()) ->
     {ok, [op()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, error_reason(), [op()]}.
@@ -232,12 +232,13 @@ decode(Bytes, Settings) -> decode_chunk(Bytes, binary:referenced_byte_size(Bytes
 
 decode_chunk(_Bytes, _Referenced, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, the number of those that were left out, and the deliveries that are left for
-%% another call, because this one has done a bounded amount of work. Mountpoint is removed from
-%% topics. The arguments of a frame have at most 4096 bytes, which is all that some clients take: a
-%% message whose reply subject does not fit goes without, one whose subject does not fit is left out.
-%% So is one whose topic, reply, headers or payload are not of the given types: messages come from
-%% everybody, and one must not be in the way of the others. Wrong sids are an error `badarg'.
+%% MSG and HMSG frames, the number of deliveries that were left out, and the deliveries for the next
+%% call, because each call does a bounded amount of work. The mountpoint is removed from topics.
+%%
+%% The arguments of a frame have at most 4096 bytes, because some clients take no more. A message
+%% goes without its reply subject if that does not fit, and is left out if its subject does not fit.
+%% A message is also left out if its topic, reply, headers or payload have another type: anybody may
+%% send one, and it must not stop the others. Wrong sids are an error `badarg'.
 -spec encode([delivery()], Mountpoint :: binary()) ->
     {iodata(), LeftOut :: non_neg_integer(), [delivery()]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
@@ -246,9 +247,9 @@ encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 -spec info(#{atom() => binary() | boolean() | integer()}) -> binary().
 info(_Fields) -> erlang:nif_error(not_loaded).
 
-%% JSON text of maps (keys: atoms or binaries), lists, integers of 64 bits, UTF-8 binaries and atoms,
-%% of which `true', `false' and `null' are JSON's own. Members of an object are in the order of
-%% their keys. At most 32 levels deep. Else `badarg'.
+%% JSON of maps (with atoms or binaries as keys), lists, integers of 64 bits, UTF-8 binaries and
+%% atoms; `true', `false' and `null' are JSON's own. The members of an object are sorted by their
+%% keys. Other terms, and more than 32 levels, are an error `badarg'.
 -spec json(term()) -> binary().
 json(_Term) -> erlang:nif_error(not_loaded).
 
@@ -262,24 +263,25 @@ filter(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
 -spec subject(Topic :: binary(), Mountpoint :: binary()) -> binary().
 subject(_Topic, _Mountpoint) -> erlang:nif_error(not_loaded).
 
-%% The spelling that deliveries have, of all subjects that stand for the same topic or filter.
+%% Of all subjects that stand for the same topic or filter, the one that deliveries have.
 -spec canonical_subject(Subject :: binary()) -> binary().
 canonical_subject(_Subject) -> erlang:nif_error(not_loaded).
 
-%% The canonical subject that subscribers know a publish to this subject by: of a reply subject
-%% with correlation data that of the response topic.
+%% The canonical subject that subscribers get for a publish to this subject. For a reply subject
+%% with correlation data it is that of the response topic.
 -spec published_subject(Subject :: binary()) -> binary().
 published_subject(_Subject) -> erlang:nif_error(not_loaded).
 
-%% The MQTT share name of a queue group, reversible.
+%% The MQTT share name of a queue group, from which the group can be told again.
 -spec share_name(QueueGroup :: binary()) -> binary() | invalid.
 share_name(_QueueGroup) -> erlang:nif_error(not_loaded).
 
-%% NATS rules: `*' is one token, a final `>' one or more.
+%% Matches by NATS's rules: `*' is one token, a final `>' is one or more.
 -spec subject_matches(Pattern :: binary(), Subject :: binary()) -> boolean().
 subject_matches(_Pattern, _Subject) -> erlang:nif_error(not_loaded).
 
-%% MQTT rules, `#' matching the parent level and `$' topics hidden from first-level wildcards.
+%% Matches by MQTT's rules: `#' matches the parent level, too, and a wildcard in the first level
+%% does not match topics that begin with `$'.
 -spec topic_matches(Filter :: binary(), Topic :: binary()) -> boolean().
 topic_matches(_Filter, _Topic) -> erlang:nif_error(not_loaded).
 
@@ -287,8 +289,8 @@ topic_matches(_Filter, _Topic) -> erlang:nif_error(not_loaded).
 -spec valid_publish_subject(binary()) -> boolean().
 valid_publish_subject(_Subject) -> erlang:nif_error(not_loaded).
 
-%% The MQTT 5 side of a header block. `Exact' is true when building the block from these
-%% properties again gives the same bytes; otherwise the host must carry the block itself too.
+%% The MQTT 5 properties of a header block. `Exact': these properties give the same bytes again.
+%% Otherwise the host must carry the block itself, too.
 -spec header_properties(binary()) ->
     {[{binary(), binary()}], ContentType :: undefined | binary(), Exact :: boolean()}.
 header_properties(_Block) -> erlang:nif_error(not_loaded).
@@ -297,11 +299,11 @@ header_properties(_Block) -> erlang:nif_error(not_loaded).
 -spec quote(binary()) -> binary().
 quote(_Text) -> erlang:nif_error(not_loaded).
 
-%% What has arrived of a client's WebSocket frames: the parts in order, the payloads of pings, and
-%% how it goes on. Data frames are passed on as they arrive; `Rest' is less than a header or a
+%% Decodes what has arrived of a client's WebSocket frames: the parts in order, the payloads of
+%% pings, and how it goes on. Data is passed on as it arrives. `Rest' is less than a header or a
 %% control frame, and must have `Need' bytes before another call can yield more (0: call again at
-%% once). Parts and pings before a close frame or an error are valid. Code is that of the close
-%% frame to send.
+%% once). Parts and pings before a close frame or an error are valid. `Code' is for the close frame
+%% to send.
 -spec websocket_decode(binary(), websocket_settings(), websocket_position()) ->
     {[websocket_part()], Pings :: [binary()],
         {more, Rest :: binary(), Need :: non_neg_integer(), websocket_position()}
@@ -309,7 +311,7 @@ quote(_Text) -> erlang:nif_error(not_loaded).
         | {error, Code :: 1000..4999, Text :: binary()}}.
 websocket_decode(_Bytes, _Settings, _Position) -> erlang:nif_error(not_loaded).
 
-%% The header of a frame to the client, whose payload of Length bytes follows as it is.
+%% The header of a frame to the client. A payload of `Length' bytes follows it unchanged.
 -spec websocket_header(binary | deflated | pong | close, Length :: non_neg_integer()) -> binary().
 websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
 
@@ -317,38 +319,38 @@ websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
 -spec reply_subject(reply(), Mountpoint :: binary()) -> binary().
 reply_subject(_Reply, _Mountpoint) -> erlang:nif_error(not_loaded).
 
-%% Whose public NKey this is; `other' are those that nobody logs in with.
+%% The role of a public NKey. `other': nobody logs in with such a key.
 -spec nkey_role(binary()) -> operator | account | user | other | invalid.
 nkey_role(_PublicKey) -> erlang:nif_error(not_loaded).
 
-%% Signature is base64 in any of the spellings that clients use.
+%% `Signature' is base64 in any of the forms that clients use.
 -spec nkey_verify(PublicKey :: binary(), Message :: binary(), Signature :: binary()) -> boolean().
 nkey_verify(_PublicKey, _Message, _Signature) -> erlang:nif_error(not_loaded).
 
-%% Checks the form and the signature of the token's own issuer, not whether anybody trusts that.
-%% On a dirty scheduler.
+%% Checks the form of the token and the signature of its issuer, but not whether the issuer is
+%% trusted. Runs on a dirty scheduler.
 -spec jwt_decode(binary()) -> {ok, token()} | {error, Text :: binary()}.
 jwt_decode(_Token) -> erlang:nif_error(not_loaded).
 
-%% Whether the address, as text, is in one of the networks, or there are none.
+%% Whether the address (as text) is in one of the networks. Without networks every address is.
 -spec jwt_source_allowed([binary()], Address :: binary()) -> boolean().
 jwt_source_allowed(_Networks, _Address) -> erlang:nif_error(not_loaded).
 
-%% Milliseconds until the end of the hours that now is in. Offset: seconds that the local clock is
-%% ahead of UTC, for an empty location; Now: milliseconds of Unix time.
+%% Milliseconds until the end of the current hours. `Offset' is for an empty location: the seconds
+%% that the local clock is ahead of UTC. The last argument is now, in milliseconds of Unix time.
 -spec jwt_hours([{binary(), binary()}], Location :: binary(), Offset :: integer(), integer()) ->
     pos_integer() | infinity | closed.
 jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
 
-%% On a dirty scheduler: it takes milliseconds, by design.
+%% Runs on a dirty scheduler, because bcrypt takes milliseconds by design.
 -spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
 bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
 
-%% On a dirty scheduler, too. A password of more than 71 bytes is too long: bcrypt takes 72 with the
-%% NUL it adds. The salt has 16 bytes, the cost is 4 to 31.
+%% Runs on a dirty scheduler, too. A password may have 71 bytes: bcrypt takes 72 with the NUL that
+%% it adds. The salt has 16 bytes.
 -spec bcrypt_hash(Password :: binary(), Salt :: binary(), Cost :: 4..31) -> binary() | too_long.
 bcrypt_hash(_Password, _Salt, _Cost) -> erlang:nif_error(not_loaded).
 
-%% Twice the time for each one more.
+%% The cost of a hash. Each step more doubles the time.
 -spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.
 bcrypt_cost(_Hash) -> erlang:nif_error(not_loaded).

@@ -1,9 +1,9 @@
 %% Loads the native library where it is needed, and unloads it afterwards.
 %%
-%% A plugin loader may load the module again at any time, and a library can be loaded again only
-%% after both generations of its module are gone. So the library is loaded when the application
-%% starts, not with the module, and a stopped plugin has none. Who needs it only for a moment may
-%% come while the application starts or stops: they take turns.
+%% A plugin loader may load the module again at any time. A library can be loaded again only after
+%% both generations of its module are gone. So the library is loaded when the application starts,
+%% not with the module, and a stopped plugin has none. Others need it for a moment, perhaps while
+%% the application starts or stops: all of them take turns.
 -module(nats_gateway_nif_loader).
 
 -export([acquire/0]).
@@ -13,7 +13,7 @@
 
 -define(ACQUIRED, ?MODULE).
 
-%% For the application. Where there is no library, its functions raise `not_loaded'.
+%% Loads the library for the application. Without it the functions raise `not_loaded'.
 -spec acquire() -> ok | {error, Text :: binary()}.
 acquire() ->
     in_turn(fun() ->
@@ -25,7 +25,7 @@ acquire() ->
         end
     end).
 
-%% Nobody may run in the module any more.
+%% Unloads the library. No process may run in its module any more.
 -spec release() -> ok.
 release() ->
     in_turn(fun() ->
@@ -36,7 +36,7 @@ release() ->
 -spec is_acquired() -> boolean().
 is_acquired() -> persistent_term:get(?ACQUIRED, false).
 
-%% With the library, whether the application is started or not.
+%% Calls the function with the library loaded, whether the application is started or not.
 -spec with(fun(() -> Result)) -> Result when Result :: term().
 with(Fun) ->
     in_turn(fun() ->
@@ -50,7 +50,7 @@ with(Fun) ->
 
 in_turn(Fun) -> global:trans({?MODULE, self()}, Fun, [node()]).
 
-%% Every module of a release is loaded at boot, so one that was purged is not loaded by need.
+%% A release loads all modules at boot, so a module that was purged is not loaded on demand.
 load() ->
     _ =
         case code:is_loaded(nats_gateway_nif) of
