@@ -300,6 +300,11 @@ sysmon.os.mem_check_interval = disabled
             timeout=COMMAND_DEADLINE,
         )
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Of EMQX: 5, 10, 4."""
+        return tuple(int(number) for number in re.match(r"[\d.]+", self.rest.get("/nodes")[0]["version"])[0].split("."))
+
     # --- Plugins -----------------------------------------------------------------------------------------------------
 
     def upload(self, package: Path) -> Answer:
