@@ -32,7 +32,8 @@
 -record(control, {
     settings :: settings(),
     read :: fun(() -> {ok, settings()} | {error, iodata()}),
-    lame_duck = false :: boolean()
+    %% the signal that has begun it
+    lame_duck = none :: none | sigterm | sigusr2
 }).
 
 %% How often it is looked whether all clients have gone.
@@ -74,6 +75,10 @@ init(Key) ->
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
+%% Nothing may listen again.
+handle_cast({signal, sighup}, State = #control{lame_duck = Signal}) when Signal =/= none ->
+    ?LOG_ERROR(#{msg => reload_failed, reason => <<"the gateway is in lame duck mode">>}),
+    {noreply, State};
 handle_cast({signal, sighup}, State = #control{read = Read}) ->
     case Read() of
         {ok, Settings} ->
@@ -82,16 +87,20 @@ handle_cast({signal, sighup}, State = #control{read = Read}) ->
             ?LOG_ERROR(#{msg => reload_failed, reason => iolist_to_binary(Text)}),
             {noreply, State}
     end;
-handle_cast({signal, sigterm}, State = #control{lame_duck = true}) ->
-    stop(State);
-handle_cast({signal, sigterm}, State = #control{settings = #{config := Config}}) ->
+handle_cast({signal, sigterm}, State = #control{lame_duck = none, settings = #{config := Config}}) ->
     #{lame_duck_grace_period := Grace} = Config,
-    lame_duck(Grace, Grace, State);
-handle_cast({signal, sigusr2}, State = #control{lame_duck = true}) ->
+    lame_duck(sigterm, Grace, Grace, State);
+handle_cast({signal, sigterm}, State = #control{lame_duck = sigterm}) ->
+    stop(State);
+%% As nats-server, in which a service manager that sends both cuts nothing short.
+handle_cast({signal, sigterm}, State = #control{lame_duck = sigusr2}) ->
+    ?LOG_NOTICE(#{msg => lame_duck_goes_on, signal => sigterm}),
     {noreply, State};
-handle_cast({signal, sigusr2}, State = #control{settings = #{config := Config}}) ->
+handle_cast({signal, sigusr2}, State = #control{lame_duck = none, settings = #{config := Config}}) ->
     #{lame_duck_grace_period := Grace, lame_duck_duration := Duration} = Config,
-    lame_duck(Grace, max(Grace, Duration), State).
+    lame_duck(sigusr2, Grace, max(Grace, Duration), State);
+handle_cast({signal, sigusr2}, State) ->
+    {noreply, State}.
 
 handle_info(look, State) ->
     case nats_gateway_listener:connections() of
@@ -110,13 +119,13 @@ format_status(Status = #{state := #control{lame_duck = LameDuck}}) ->
 
 %% After the grace period clients are closed one by one, so that they do not all come back to
 %% another server at once.
-lame_duck(Grace, Duration, State) ->
+lame_duck(Signal, Grace, Duration, State) ->
     Listeners = [Pid || {_, Pid} <- nats_gateway_listener:all()],
     lists:foreach(fun nats_gateway_listener:stop_accepting/1, Listeners),
     Connections = nats_gateway_listener:connections(),
     ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
     drain(Connections, Grace, Duration),
-    handle_info(look, State#control{lame_duck = true}).
+    handle_info(look, State#control{lame_duck = Signal}).
 
 drain(Connections, Grace, Duration) ->
     Count = max(1, length(Connections)),
@@ -133,7 +142,7 @@ look_later(State) ->
 
 stop(State) ->
     ok = init:stop(),
-    {noreply, State#control{lame_duck = true}}.
+    {noreply, State}.
 
 %% -------------------------------------------------------------------------------------------
 %% Reload

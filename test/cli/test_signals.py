@@ -66,6 +66,34 @@ def test_a_second_sigterm_does_not_wait(gateway: Running):
             assert gateway.ended() == 0
 
 
+def test_a_sigterm_leaves_a_lame_duck_its_time(gateway: Running):
+    """As on a nats-server: a service manager may send both."""
+    with started(gateway, lame_duck_grace_period="1h", lame_duck_duration="1h"):
+        with gateway.client(protocol=1) as client:
+            gateway.signal(signal.SIGUSR2)
+            assert b'"ldm":true' in client.line(5)
+            for times in (1, 2):
+                gateway.signal(signal.SIGTERM)
+                gateway.until(lambda: gateway.log.count("lame_duck_goes_on") == times, "it has heard of it")
+            client.ping()
+        assert gateway.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_lame_duck_opens_no_listener(gateway: Running, number: int):
+    more, moved = free_port(), free_port()
+    with started(gateway, listeners={"a": gateway.port}, lame_duck_grace_period="1h", lame_duck_duration="1h"):
+        with gateway.client(protocol=1) as client:
+            gateway.signal(number)
+            assert b'"ldm":true' in client.line(5)
+            gateway.write(listeners={"a": moved, "b": more})
+            gateway.reload("reload_failed")
+            assert "lame duck" in gateway.log
+            assert refused(gateway.port) and refused(more) and refused(moved)
+            client.ping()
+        assert gateway.ended() == 0
+
+
 def test_no_grace_period(gateway: Running):
     with started(gateway, lame_duck_grace_period="0s"), gateway.client(protocol=1) as client:
         gateway.signal(signal.SIGTERM)
