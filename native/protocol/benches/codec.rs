@@ -1,5 +1,7 @@
 //! Time per operation, both ways, topic conversion included.
 
+#![allow(clippy::restriction)]
+
 use std::hint::black_box;
 use std::time::Duration;
 

@@ -663,6 +663,7 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JwtError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::restriction)]
 mod tests {
     use super::*;
     use nkeys::KeyPair;

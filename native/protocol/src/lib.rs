@@ -40,19 +40,6 @@
 //! assert_eq!((message.subject, message.payload, used), (&b"a.b"[..], &b"hi"[..], 15));
 //! ```
 
-#![forbid(unsafe_code)]
-#![deny(missing_docs)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 pub mod connect;
 mod decode;
 pub mod encode;

@@ -47,6 +47,7 @@ pub fn signature(text: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::restriction)]
 mod tests {
     use super::*;
     use data_encoding::{BASE64, BASE64URL};

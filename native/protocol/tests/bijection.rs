@@ -1,6 +1,8 @@
 //! Subjects and topics are two spellings of the same names: shown for all names over the bytes
 //! that matter, up to the lengths that fit into a test run.
 
+#![allow(clippy::restriction)]
+
 use nats_protocol::subject::{plain_topic, write_subject, write_topic};
 
 fn topic(subject: &[u8]) -> Vec<u8> {

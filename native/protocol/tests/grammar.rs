@@ -1,5 +1,7 @@
 //! The rules of docs/protocol.md section 1, one by one.
 
+#![allow(clippy::restriction)]
+
 mod common;
 
 use common::{drain, error, one, small};

@@ -1,5 +1,7 @@
 //! Header blocks and MQTT 5 properties (docs/protocol.md section 6).
 
+#![allow(clippy::restriction)]
+
 mod common;
 
 use common::read_headers;

@@ -1,5 +1,7 @@
 //! CONNECT and INFO (docs/protocol.md sections 2 and 3).
 
+#![allow(clippy::restriction)]
+
 use nats_protocol::connect::{Connect, Info};
 
 fn connect(json: &str) -> Connect {

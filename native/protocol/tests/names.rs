@@ -1,5 +1,7 @@
 //! Mounting, filters, matching, share names, quoting and correlated reply subjects.
 
+#![allow(clippy::restriction)]
+
 use nats_protocol::subject::{
     MAX_CORRELATED_REPLY, MAX_TOPIC, correlation, is_valid_publish_subject, plain_topic, quote,
     share_name, subject_matches, topic_matches, write_filter, write_reply, write_reply_topic,

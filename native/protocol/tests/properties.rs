@@ -1,5 +1,7 @@
 //! What holds for every input.
 
+#![allow(clippy::restriction)]
+
 mod common;
 
 use common::{check_text, drain, feed, read_frames, read_headers, show};

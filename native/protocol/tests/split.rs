@@ -1,5 +1,7 @@
 //! How the stream is cut into reads must never change what is decoded.
 
+#![allow(clippy::restriction)]
+
 mod common;
 
 use common::{drain, feed, small};

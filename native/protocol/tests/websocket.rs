@@ -1,5 +1,7 @@
 //! WebSocket framing: every cut, every limit, and frames of another implementation.
 
+#![allow(clippy::restriction)]
+
 use nats_protocol::websocket::{
     Frame, FrameError, MAX_CONTROL, Position, ServerFrame, Settings, Step, decode, header,
 };
