@@ -32,7 +32,6 @@
 -export([jwt_source_allowed/2]).
 -export([jwt_hours/4]).
 -export([bcrypt_verify/2]).
--export([bcrypt_hash/3]).
 -export([bcrypt_cost/1]).
 
 -nifs([
@@ -60,7 +59,6 @@
     jwt_source_allowed/2,
     jwt_hours/4,
     bcrypt_verify/2,
-    bcrypt_hash/3,
     bcrypt_cost/1
 ]).
 
@@ -345,11 +343,6 @@ jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
 %% Runs on a dirty scheduler, because bcrypt takes milliseconds by design.
 -spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
 bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
-
-%% Runs on a dirty scheduler, too. A password may have 71 bytes: bcrypt takes 72 with the NUL that
-%% it adds. The salt has 16 bytes.
--spec bcrypt_hash(Password :: binary(), Salt :: binary(), Cost :: 4..31) -> binary() | too_long.
-bcrypt_hash(_Password, _Salt, _Cost) -> erlang:nif_error(not_loaded).
 
 %% The cost of a hash. Each step more doubles the time.
 -spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use bcrypt::BcryptError;
 use nats_protocol::jwt::{
     self, Account, Claims, Hours, JwtError, Operator, Permission, Permissions, TimeRange, Token,
     User, UserLimits,
@@ -89,24 +88,6 @@ fn jwt_hours<'a>(
 #[rustler::nif(schedule = "DirtyCpu")]
 fn bcrypt_verify(password: Binary<'_>, hash: Binary<'_>) -> bool {
     str(&hash).is_some_and(|hash| bcrypt::verify(password.as_slice(), hash).unwrap_or(false))
-}
-
-#[rustler::nif(schedule = "DirtyCpu")]
-fn bcrypt_hash<'a>(
-    env: Env<'a>,
-    password: Binary<'a>,
-    salt: Binary<'a>,
-    cost: u32,
-) -> NifResult<Term<'a>> {
-    let salt = salt
-        .as_slice()
-        .try_into()
-        .map_err(|_| rustler::Error::BadArg)?;
-    match bcrypt::non_truncating_hash_with_salt(password.as_slice(), cost, salt) {
-        Ok(parts) => Ok(parts.to_string().encode(env)),
-        Err(BcryptError::Truncation(_)) => Ok(atoms::too_long().encode(env)),
-        Err(_) => Err(rustler::Error::BadArg),
-    }
 }
 
 #[rustler::nif]

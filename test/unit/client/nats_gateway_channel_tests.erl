@@ -1463,7 +1463,7 @@ passwords_test_() ->
 
 %% Cost 10: some time passes.
 hashed() ->
-    Hash = nats_gateway_nif:bcrypt_hash(<<"w0rd">>, <<"0123456789abcdef">>, 10),
+    Hash = nats_gateway_hashes:bcrypt(<<"w0rd">>, 10),
     {ok, Secret} = nats_gateway_login:secret(Hash),
     {ok, Login} = nats_gateway_login:new(#{methods => [{token, Secret}]}),
     {_, Channel} = channel(#{login => Login}),

@@ -123,7 +123,7 @@ a_client_that_is_gone_ends_anyway_test_() ->
 who_leaves_waits_for_no_password_test_() ->
     {timeout, 60, fun() ->
         {ok, Passwords} = nats_gateway_passwords:start_link(),
-        Hash = nats_gateway_nif:bcrypt_hash(<<"w0rd">>, <<"0123456789abcdef">>, 12),
+        Hash = nats_gateway_hashes:bcrypt(<<"w0rd">>, 12),
         {ok, Secret} = nats_gateway_login:secret(Hash),
         {ok, Login} = nats_gateway_login:new(#{methods => [{token, Secret}]}),
         %% More than compute at a time, so that the last one waits.

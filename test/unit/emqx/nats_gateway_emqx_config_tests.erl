@@ -171,7 +171,7 @@ the_gateways_settings_come_before_the_page_test() ->
         }),
         Settings
     end,
-    [One, Other] = [nats_gateway_nif:bcrypt_hash(Token, <<0:128>>, 4) || Token <- [<<"a">>, <<"b">>]],
+    [One, Other] = [nats_gateway_hashes:bcrypt(Token, 4) || Token <- [<<"a">>, <<"b">>]],
     OfGateway = (gateway())#{internal_authn => [#{type => token, token => One}]},
     ?assertEqual(login(OfGateway, plugin()), login(gateway(), Page(One))),
     ?assertEqual(login(OfGateway, plugin()), login(OfGateway, Page(Other))),
