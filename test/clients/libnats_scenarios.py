@@ -228,6 +228,23 @@ def headers(given: dict) -> None:
     assert got.payload == b"payload"
 
 
+def words(given: dict) -> None:
+    nc, expected = Connection(given), given["words"]
+    sub = nc.subscribe(f"{given['subject']}.in")
+    nc.flush()
+    print('{"event": "ready"}', flush=True)
+    for _ in range(2):
+        got = sub.next()
+        assert {name: got.values(name) for name in got.names()} == expected
+        assert got.payload == b"words"
+        back = Message(f"{given['subject']}.out")
+        for name, values in expected.items():
+            for value in values:
+                call("natsMsgHeader_Add", back.pointer, name.encode(), value.encode())
+        call("natsConnection_PublishMsg", nc.pointer, back.pointer)
+    nc.flush()
+
+
 def unsubscribe_max(given: dict) -> None:
     nc, subject = Connection(given), given["subject"]
     sub = nc.subscribe(subject)
@@ -290,6 +307,7 @@ SCENARIOS: list[Callable[[dict], None]] = [
     requests,
     no_responders,
     headers,
+    words,
     unsubscribe_max,
     drain,
     largest_payload,

@@ -16,6 +16,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from clients.program import Program
 from clients.stack import Address
 
 DEADLINE = 10.0
@@ -148,3 +149,20 @@ class MosquittoSub:
 
 def topics(messages: Iterable[MQTTMessage]) -> list[str]:
     return [message.topic for message in messages]
+
+
+# Values of user properties that are not ASCII.
+WORDS = {"City": ["Zürich", "Genève"], "Unit": ["20 °C"], "Place": ["日本 😀"], "Plain": ["x"]}
+
+
+def exchange_words(program: Program, url: str, broker: Address, subject: str) -> None:
+    """The program says back what it was told, twice: its connection has to outlive the first one."""
+    pairs = [(name, value) for name, values in WORDS.items() for value in values]
+    with Mqtt(broker) as mqtt, program.start("words", url=url, subject=subject, words=WORDS) as talk:
+        mqtt.subscribe(f"{subject}/out")
+        talk.expect("ready")
+        for _ in range(2):
+            mqtt.publish(f"{subject}/in", b"words", UserProperty=pairs)
+        for message in mqtt.take(2, what="from the client"):
+            assert sorted(user_properties(message)) == sorted(pairs)
+        talk.finished()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clients.logins import OwnLogin
+from clients.mqtt import exchange_words
 from clients.program import Program
 from clients.secured import Secured
 from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
@@ -45,3 +46,7 @@ def test_own_login_is_refused(libnats: Program, own_login: OwnLogin, subject: st
 
 def test_denied_subscribe(libnats: Program, restricted: Stack, subject: str):
     libnats.run("denied_subscribe", url=restricted.url, subject=subject, user=USER, password=PASSWORD, denied=DENIED)
+
+
+def test_words_in_user_properties(libnats: Program, bridge: Stack, subject: str):
+    exchange_words(libnats, bridge.url, bridge.mqtt, subject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clients.mqtt import exchange_words
 from clients.program import Program
 from clients.stack import DENIED, MAX_PAYLOAD, PASSWORD, USER, Stack
 
@@ -36,3 +37,7 @@ def test_bad_login(nats_go: Program, login: Stack, subject: str, user: str, pass
 
 def test_denied_subscribe(nats_go: Program, restricted: Stack, subject: str):
     nats_go.run("denied_subscribe", url=restricted.url, subject=subject, user=USER, password=PASSWORD, denied=DENIED)
+
+
+def test_words_in_user_properties(nats_go: Program, bridge: Stack, subject: str):
+    exchange_words(nats_go, bridge.url, bridge.mqtt, subject)

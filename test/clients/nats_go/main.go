@@ -19,6 +19,7 @@ const deadline = 10 * time.Second
 type given struct {
 	URL, Subject, User, Password, Token, Seed, Creds, Denied string
 	MaxPayload                                               int
+	Words                                                    nats.Header
 	TLS                                                      struct {
 		CAFile, CertFile, KeyFile string
 		First                     bool
@@ -129,6 +130,22 @@ var scenarios = map[string]func(given){
 		got := next(sub)
 		expect(fmt.Sprint(got.Header), fmt.Sprint(message.Header))
 		expect(string(got.Data), "payload")
+	},
+	"words": func(g given) {
+		nc := g.connect()
+		sub, err := nc.SubscribeSync(g.Subject + ".in")
+		check(err)
+		check(nc.Flush())
+		fmt.Println(`{"event": "ready"}`)
+		for i := 0; i < 2; i++ {
+			got := next(sub)
+			expect(fmt.Sprint(got.Header), fmt.Sprint(g.Words))
+			expect(string(got.Data), "words")
+			back := nats.NewMsg(g.Subject + ".out")
+			back.Header = g.Words
+			check(nc.PublishMsg(back))
+		}
+		check(nc.Flush())
 	},
 	"drain": func(g given) {
 		closed := make(chan struct{})
