@@ -31,6 +31,9 @@
     %% the socket begins with a PROXY header, which may take so long
     proxy_protocol => pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
+    %% of the socket
+    active_n => pos_integer(),
+    keepalive => {Idle :: pos_integer(), Interval :: pos_integer(), Count :: pos_integer()},
     %% where the options are kept, shared by all connections of a listener
     key => term()
 }.
@@ -269,7 +272,13 @@ handle_cast({message, Message}, State) ->
 handle_cast(_, State) ->
     {noreply, State}.
 
-greet(State = #state{options = Options = #{host := Host, config := Config}}) ->
+greet(State = #state{socket = Socket, options = Options = #{host := Host, config := Config}}) ->
+    %% A socket that takes no options is closed: that comes up below.
+    _ =
+        case Options of
+            #{keepalive := KeepAlive} -> nats_gateway_transport:keep_alive(Socket, KeepAlive);
+            #{} -> ok
+        end,
     Steps = nats_gateway_handshake:steps(
         maps:get(tls, Options, none), maps:get(websocket, Options, none)
     ),
@@ -391,7 +400,7 @@ introduce(Host, Client, State) ->
 open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
     #{config := Config = #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle}} =
         Options,
-    case nats_gateway_transport:activate(?FEW_CHUNKS, Socket) of
+    case activate(?FEW_CHUNKS, State) of
         ok ->
             Started = start_timer(
                 heartbeat,
@@ -635,10 +644,11 @@ reactivate(State = #state{channel = Channel}) ->
     end.
 
 %% What comes in large chunks waits in the kernel rather than here.
-activate(#state{socket = Socket, busy = true}) ->
-    nats_gateway_transport:activate(?FEW_CHUNKS, Socket);
-activate(#state{socket = Socket}) ->
-    nats_gateway_transport:activate(Socket).
+activate(State = #state{busy = true}) -> activate(?FEW_CHUNKS, State);
+activate(State) -> activate(nats_gateway_transport:max_active_n(), State).
+
+activate(Chunks, #state{socket = Socket, options = Options}) ->
+    nats_gateway_transport:activate(min(Chunks, maps:get(active_n, Options, Chunks)), Socket).
 
 %% The input waits for the host. If nobody is there any more, little of it is worth the work.
 paused(State = #state{passive = Passive, ended = Ended, timers = Timers}) when

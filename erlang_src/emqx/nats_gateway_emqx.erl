@@ -34,6 +34,8 @@
     listeners = [] :: [nats_gateway_emqx_config:listener()],
     plugin :: nats_gateway_plugin_config:settings(),
     login = nats_gateway_login:none() :: nats_gateway_login:login(),
+    %% in the log, of settings that are not honoured
+    told = [] :: [{Where :: atom(), nats_gateway_emqx_settings:refusal()}],
     defaults = nats_gateway_config:defaults() :: nats_gateway_config:config()
 }).
 
@@ -170,11 +172,28 @@ apply_listeners(New = #state{listeners = Listeners}, Old) ->
         ok ->
             lists:foreach(fun close/1, Others),
             reset_all(Keep, Old, New),
-            {ok, New};
+            {ok, tell_not_honoured(New)};
         {error, Reason} ->
             _ = open_all(InTheWay, Old),
             {error, Reason}
     end.
+
+%% Once, as long as it is so.
+tell_not_honoured(State = #state{gateway = Gateway, listeners = Listeners, told = Told}) ->
+    Refusals =
+        [{nats, R} || R <- nats_gateway_emqx_settings:not_honoured(nats_gateway_emqx_settings:gateway(), Gateway)] ++
+            [
+                {nats_gateway_emqx_config:listener_id(Id), R}
+             || #{id := Id = {Type, _}, conf := Conf} <- Listeners,
+                R <- nats_gateway_emqx_settings:not_honoured(nats_gateway_emqx_settings:listener(Type), Conf)
+            ],
+    lists:foreach(
+        fun({Where, Refusal}) ->
+            ?LOG_WARNING(Refusal#{msg => "setting_is_not_honoured", of_what => Where})
+        end,
+        Refusals -- Told
+    ),
+    State#state{told = Refusals}.
 
 %% What can be known before anything is changed.
 problem(Gateway, Listeners, State = #state{plugin = Plugin, login = Login}) ->

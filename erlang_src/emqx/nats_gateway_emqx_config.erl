@@ -30,6 +30,9 @@
 
 %% One chunk can hold at most this much. The default would be one segment.
 -define(READ_BUFFER, 65536).
+%% EMQX's defaults, which may be set to nothing else than what they are for: ours hold.
+-define(EMQX_BUFFER, 4096).
+-define(EMQX_SEND_TIMEOUT_MS, 15000).
 %% The largest that the socket driver takes.
 -define(WATERMARK, 16#7FFFFFFF).
 %% What esockd waits for a handshake when nothing is set.
@@ -185,6 +188,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
     Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, Plugin),
+    Tcp = maps:get(tcp_options, Conf, #{}),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
         maps:merge(Own, defined(Page)),
@@ -198,6 +202,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
             idle_timeout => interval(maps:get(idle_timeout, Gateway, undefined)),
             max_payload_size => maps:get(max_payload_size, Protocol, undefined),
             enable_stats => maps:get(enable_stats, Gateway, undefined),
+            send_timeout => send_timeout(maps:get(send_timeout, Tcp, undefined)),
             clientinfo_override => override(maps:get(clientinfo_override, Gateway, undefined)),
             login => Login,
             auth_required =>
@@ -207,7 +212,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
                     )
         })
     ),
-    Options = #{
+    Options = (connection_options(Tcp))#{
         host => nats_gateway_host_emqx,
         listener => listener_id(Id),
         transport => Type,
@@ -226,8 +231,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         false -> Proxied
     end.
 
-%% What EMQX's page has of it, and ours. A list of subprotocols is what may be answered, never what
-%% must be asked for.
+%% What EMQX's page has of it, and ours.
 -spec websocket(Conf :: map(), Plugin :: map()) -> nats_gateway_websocket:settings().
 websocket(Conf, Plugin) ->
     Ws = maps:get(websocket, Conf, #{}),
@@ -246,6 +250,7 @@ websocket(Conf, Plugin) ->
             string:lowercase(iolist_to_binary(Name))
          || Name <- maps:get(supported_subprotocols, Ws, [])
         ],
+        needs_subprotocol => maps:get(fail_if_no_subprotocol, Ws, false),
         compress => maps:get(compress, Ws, false),
         deflate_options => deflate_options(maps:get(deflate_opts, Ws, #{})),
         max_frame_size =>
@@ -275,6 +280,10 @@ origins(_) ->
 deflate_options(Options) -> defined(maps:with([level, mem_level, strategy], Options)).
 
 defined(Map) -> maps:filter(fun(_, Value) -> Value =/= undefined end, Map).
+
+%% Of the listener, else of the page.
+send_timeout(?EMQX_SEND_TIMEOUT_MS) -> undefined;
+send_timeout(Ms) -> Ms.
 
 %% EMQX's default is the same on every node; clients take it for the name of one server.
 server_id(<<"emqx_nats_gateway">>) -> undefined;
@@ -388,21 +397,39 @@ tcp_options(Tcp) ->
     Configured = maps:to_list(
         defined(maps:with([backlog, recbuf, sndbuf, nodelay, reuseaddr], Tcp))
     ),
+    NoLinger = maps:get(nolinger, Tcp, false),
     [
         binary,
         {packet, raw},
-        {buffer, max(?READ_BUFFER, maps:get(buffer, Tcp, 0))},
+        {buffer, buffer(maps:get(buffer, Tcp, ?EMQX_BUFFER))},
         %% A send never waits: what waits for the client is the connection's business.
         {high_watermark, ?WATERMARK},
-        {keepalive, keepalive(maps:get(keepalive, Tcp, "none"))},
         %% After the client's FIN its last requests are still answered.
-        {exit_on_close, false}
+        {exit_on_close, false},
+        %% Also when it is off: it may have been on.
+        {linger, {NoLinger, 0}}
         | Configured
     ].
 
-keepalive(Text) when is_list(Text) -> Text =/= "none";
-keepalive(Text) when is_binary(Text) -> Text =/= <<"none">>;
-keepalive(_) -> false.
+buffer(?EMQX_BUFFER) -> ?READ_BUFFER;
+buffer(Bytes) -> Bytes.
+
+%% What of them is for the connection.
+connection_options(Tcp) ->
+    defined(#{
+        active_n => active_n(maps:get(active_n, Tcp, undefined)),
+        keepalive => keepalive(maps:get(keepalive, Tcp, "none"))
+    }).
+
+active_n(N) when is_integer(N), N >= 1 -> min(N, nats_gateway_transport:max_active_n());
+active_n(_) -> undefined.
+
+%% EMQX has checked that they are three numbers.
+keepalive(Text) ->
+    case string:lexemes(unicode:characters_to_list(Text), ", ") of
+        [_, _, _] = Numbers -> list_to_tuple(lists:map(fun list_to_integer/1, Numbers));
+        _ -> undefined
+    end.
 
 %% What has to be done to get from the old listeners to the new ones. One that is bound to another
 %% address is another one.

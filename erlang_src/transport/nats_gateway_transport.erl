@@ -16,6 +16,8 @@
 -export([recv/2]).
 -export([activate/1]).
 -export([activate/2]).
+-export([max_active_n/0]).
+-export([keep_alive/2]).
 -export([has_left/1]).
 -export([widen/1]).
 -export([deactivate/1]).
@@ -61,6 +63,9 @@
 -define(IPPROTO_TCP, 6).
 -define(TCP_QUICKACK, 12).
 -define(TCP_INFO, 11).
+-define(TCP_KEEPIDLE, 4).
+-define(TCP_KEEPINTVL, 5).
+-define(TCP_KEEPCNT, 6).
 -define(TCP_ESTABLISHED, 1).
 -define(SOL_SOCKET, 1).
 -define(SO_RCVLOWAT, 18).
@@ -274,6 +279,29 @@ activate(Socket) -> activate(?ACTIVE_N, Socket).
 -spec activate(pos_integer(), socket()) -> ok | {error, term()}.
 activate(Count, {ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, Count}]);
 activate(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
+
+%% What is in the mailbox has been read, and nobody else bounds it.
+-spec max_active_n() -> pos_integer().
+max_active_n() -> ?ACTIVE_N.
+
+%% The kernel asks a peer that has been silent for so many seconds, and again after so many, until
+%% that number of questions had no answer. Elsewhere than on Linux the numbers are the system's.
+-spec keep_alive(socket(), {Idle :: pos_integer(), Interval :: pos_integer(), Count :: pos_integer()}) ->
+    ok | {error, inet:posix()}.
+keep_alive(Socket, {Idle, Interval, Count}) ->
+    Numbers =
+        case os:type() of
+            {unix, linux} ->
+                [
+                    {raw, ?IPPROTO_TCP, Option, <<Value:32/native>>}
+                 || {Option, Value} <- [
+                        {?TCP_KEEPIDLE, Idle}, {?TCP_KEEPINTVL, Interval}, {?TCP_KEEPCNT, Count}
+                    ]
+                ];
+            _ ->
+                []
+        end,
+    inet:setopts(port(Socket), [{keepalive, true} | Numbers]).
 
 -spec classify(Message :: term(), socket()) ->
     {data, binary()} | passive | closed | {error, term()} | other.

@@ -31,6 +31,8 @@
     allow_origin_absence => boolean(),
     %% subprotocols that are accepted besides `nats', in lower case
     subprotocols => [binary()],
+    %% whether a request must offer one of them (false)
+    needs_subprotocol => boolean(),
     compress => boolean(),
     deflate_options => #{
         level => zlib:zlevel(), mem_level => zlib:zmemlevel(), strategy => zlib:zstrategy()
@@ -272,7 +274,10 @@ subprotocol(Settings, Headers) ->
     Offered = list(<<"sec-websocket-protocol">>, Headers),
     case [Name || Name <- Offered, lists:member(lower(Name), Known)] of
         [Name | _] -> [<<"Sec-WebSocket-Protocol: ">>, Name, <<"\r\n">>];
-        [] -> []
+        [] ->
+            maps:get(needs_subprotocol, Settings, false) andalso
+                refuse(400, <<"no supported subprotocol is offered">>),
+            []
     end.
 
 -spec refuse(400..505, binary()) -> no_return().

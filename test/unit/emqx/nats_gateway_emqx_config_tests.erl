@@ -207,10 +207,89 @@ esockd_options_test() ->
     {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}} | Tcp]),
     ok = gen_tcp:close(Socket).
 
-a_larger_buffer_stays_test() ->
-    Conf = (conf())#{tcp_options => #{buffer => 1 bsl 20}},
-    Tcp = proplists:get_value(tcp_options, esockd_options(listener(Conf))),
-    ?assertEqual(1 bsl 20, proplists:get_value(buffer, Tcp)).
+%% As a client's connection has it.
+tcp_options_test_() ->
+    [
+        ?_assertEqual({ok, [{Name, Expected}]}, option(Name, Tcp))
+     || {Name, Expected, Tcp} <- [
+            {buffer, 65536, #{}},
+            %% EMQX's default
+            {buffer, 65536, #{buffer => 4096}},
+            {buffer, 8192, #{buffer => 8192}},
+            {buffer, 8192, #{buffer => 8192, recbuf => 1 bsl 18}},
+            {buffer, 1 bsl 20, #{buffer => 1 bsl 20}},
+            %% Linux doubles them
+            {recbuf, 8192, #{recbuf => 4096}},
+            {sndbuf, 16384, #{sndbuf => 8192}},
+            {nodelay, true, #{nodelay => true}},
+            {nodelay, false, #{nodelay => false}},
+            {linger, {true, 0}, #{nolinger => true}},
+            {linger, {false, 0}, #{nolinger => false}},
+            {linger, {false, 0}, #{}},
+            {keepalive, false, #{}},
+            {keepalive, false, #{keepalive => "none"}},
+            {keepalive, true, #{keepalive => "60,10,3"}},
+            {idle, 60, #{keepalive => "60,10,3"}},
+            {interval, 10, #{keepalive => <<"60, 10, 3">>}},
+            {count, 3, #{keepalive => "60,10,3"}},
+            {high_watermark, 16#7FFFFFFF, #{high_watermark => 1048576}},
+            {exit_on_close, false, #{}}
+        ]
+    ].
+
+option(Name, Tcp) ->
+    Listener = listener((conf())#{tcp_options => Tcp}),
+    {ok, Listening} = gen_tcp:listen(0, [
+        {ip, {127, 0, 0, 1}} | proplists:get_value(tcp_options, esockd_options(Listener))
+    ]),
+    {ok, Port} = inet:port(Listening),
+    {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, Port, []),
+    {ok, Socket} = gen_tcp:accept(Listening),
+    Options = options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults()),
+    case Options of
+        #{keepalive := KeepAlive} -> ok = nats_gateway_transport:keep_alive({tcp, Socket}, KeepAlive);
+        #{} -> ok
+    end,
+    Value =
+        case lists:keyfind(Name, 1, [{idle, 4}, {interval, 5}, {count, 6}]) of
+            {_, Raw} ->
+                {ok, [{raw, 6, Raw, <<Seconds:32/native>>}]} = inet:getopts(Socket, [{raw, 6, Raw, 4}]),
+                {ok, [{Name, Seconds}]};
+            false ->
+                inet:getopts(Socket, [Name])
+        end,
+    lists:foreach(fun gen_tcp:close/1, [Socket, Client, Listening]),
+    Value.
+
+reuseaddr_and_backlog_test() ->
+    Tcp = fun(Options) ->
+        proplists:get_value(tcp_options, esockd_options(listener((conf())#{tcp_options => Options})))
+    end,
+    ?assertEqual(false, proplists:get_value(reuseaddr, Tcp(#{reuseaddr => false}))),
+    ?assertEqual(7, proplists:get_value(backlog, Tcp(#{backlog => 7}))).
+
+chunks_at_once_test_() ->
+    Most = nats_gateway_transport:max_active_n(),
+    [
+        ?_assertEqual(Expected, maps:get(active_n, tcp_connection(#{active_n => N}), none))
+     || {Expected, N} <- [{1, 1}, {10, 10}, {Most, 100}, {none, 0}]
+    ].
+
+tcp_connection(Tcp) ->
+    Listener = listener((conf())#{tcp_options => Tcp}),
+    options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults()).
+
+%% Of the listener, unless it is what EMQX fills in; else that of the page.
+send_timeout_test_() ->
+    [
+        ?_assertMatch(#{config := #{send_timeout := Expected}}, tcp_connection(Tcp))
+     || {Expected, Tcp} <- [
+            {7000, #{}},
+            {7000, #{send_timeout => 15000}},
+            {3000, #{send_timeout => 3000}},
+            {60000, #{send_timeout => 60000}}
+        ]
+    ].
 
 changes_test() ->
     A = listener(conf()),
@@ -269,6 +348,7 @@ websocket_options_test() ->
             allowed_origins => [],
             allow_origin_absence => true,
             subprotocols => [<<"nats/1.0">>, <<"nats">>],
+            needs_subprotocol => false,
             compress => false,
             deflate_options => #{mem_level => 8, strategy => default},
             max_frame_size => infinity,
@@ -294,6 +374,7 @@ websocket_settings_test_() ->
             {max_frame_size, 1, #{max_frame_size => 1}},
             {max_frame_size, infinity, #{max_frame_size => 0}},
             {subprotocols, [], #{supported_subprotocols => []}},
+            {needs_subprotocol, true, #{fail_if_no_subprotocol => true}},
             {proxy_address_header, none, #{proxy_address_header => ""}},
             {allowed_origins, [{<<"http">>, <<"localhost">>, 18083}], #{check_origin_enable => true}},
             {allow_origin_absence, false, #{allow_origin_absence => false}}

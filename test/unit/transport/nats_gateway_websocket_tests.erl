@@ -211,6 +211,19 @@ subprotocol_test_() ->
         ?_assertEqual(none, Answer(<<>>, More))
     ].
 
+a_subprotocol_may_be_needed_test_() ->
+    Needed = #{subprotocols => [<<"nats/1.0">>], needs_subprotocol => true},
+    Offering = fun(Names) -> request(with(<<"Sec-WebSocket-Protocol">>, Names)) end,
+    [
+        ?_assertEqual(Expected, status(Request, Needed))
+     || {Expected, Request} <- [
+            {101, Offering(<<"nats/1.0">>)},
+            {101, Offering(<<"mqtt, NATS">>)},
+            {400, Offering(<<"mqtt">>)},
+            {400, request(headers())}
+        ]
+    ].
+
 origin_test() ->
     ?assertEqual({ok, {<<"https">>, <<"a.example">>, 443}}, ?WS:origin(<<"https://A.example">>)),
     ?assertEqual({ok, {<<"http">>, <<"a.example">>, 80}}, ?WS:origin(<<"http://a.example">>)),
