@@ -104,6 +104,8 @@ def link_release(home: Path, root: Path, etc: Path) -> Path:
     """
     home = home.resolve()
     shutil.copytree(home / "bin", root / "bin")
+    # Whoever removes it must be able to.
+    (root / "bin").chmod(0o755)
     (root / "releases").mkdir()
     for entry in (*home.iterdir(), *(home / "releases").iterdir()):
         place = root / entry.relative_to(home)
@@ -149,7 +151,8 @@ class Node:
             directory.mkdir()
         released = link_release(self._home, self._root, etc)
         for name in ("vm.args", "ssl_dist.conf"):
-            shutil.copy(released / name, etc)
+            # Without the mode: it is written to, below, whoever may write to the release.
+            shutil.copyfile(released / name, etc / name)
         with (etc / "vm.args").open("a") as arguments:
             # Idle schedulers cost no CPU; the distribution listens on loopback only.
             arguments.write("\n+sbwt none\n+sbwtdcpu none\n+sbwtdio none\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -53,6 +55,7 @@ def test_an_untouched_release_with_other_settings(tmp_path: Path, etc: str):
     names = f'REL_VSN="1.0"\nEMQX_ETC_DIR="{etc}"\nRUNNER_BIN_DIR="/usr/bin"\nRUNNER_USER="emqx"\n'
     write(home / "releases" / "emqx_vars", names)
     before = sorted(home.rglob("*"))
+    belongs_to_another(home)
 
     released = link_release(home, root, tmp_path / "mine")
 
@@ -61,6 +64,15 @@ def test_an_untouched_release_with_other_settings(tmp_path: Path, etc: str):
     assert said == f"{tmp_path / 'mine'}|{root / 'bin'}||1.0|library|emqx.boot"
     assert sorted(home.rglob("*")) == before
     assert (home / "releases" / "emqx_vars").read_text() == names
+    assert (root / "bin").stat().st_mode & stat.S_IWUSR
+
+
+def belongs_to_another(home: Path) -> None:
+    """As the files of the official image, for whoever is not its user."""
+    for path in (home, *home.rglob("*")):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+        if os.geteuid() == 0:
+            os.chown(path, 1000, 1000)
 
 
 def write(path: Path, text: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from emqx.gateway import Gateway
-from emqx.nats import Nats
+from emqx.gateway import NAMED, Gateway
 from emqx.node import wait_until
-from websocket_client import request
+from emqx.page import Page
+from websocket_client import WebSocket, request
 
 pytestmark = pytest.mark.plugin
 
@@ -79,6 +79,14 @@ def test_tcp_options_are_those_of_the_socket(gateway: Gateway, name: str, kind: 
         client.ping()
 
 
+def test_a_websocket_may_need_a_subprotocol(gateway: Gateway, name: str):
+    address = gateway.listen(name, "ws", websocket={"fail_if_no_subprotocol": True})
+    for offered, status in ((None, 400), ("mqtt", 400), ("nats", 101)):
+        with WebSocket.connect(address) as client:
+            client.send(request(Sec_WebSocket_Protocol=offered))
+            assert client.response().status == status, offered
+
+
 @pytest.mark.parametrize("kind", ["tcp", "ws"])
 def test_what_is_not_honoured_is_in_the_log_with_its_name(gateway: Gateway, name: str, kind: str):
     begin = gateway.node.log_size
@@ -103,14 +111,14 @@ def test_what_is_not_honoured_is_in_the_log_with_its_name(gateway: Gateway, name
     assert gateway.node.log(begin).count("setting_is_not_honoured") == log.count("setting_is_not_honoured")
 
 
-def test_send_timeout_of_a_listener(gateway: Gateway, name: str):
-    """A client that takes nothing is closed by that of its listener; the page says 10 s."""
+def test_send_timeout_of_a_listener_goes_before_that_of_the_page(gateway: Gateway, page: Page, name: str):
+    page.change(send_timeout="1h", max_pending="1GB")
     address = gateway.listen(name, tcp_options={"send_timeout": "1s"})
-    begin = gateway.node.log_size
-    with Nats(address).connect(name=name) as reader, gateway.nats() as writer:
-        reader.subscribe(name)
-        reader.ping()
+    gateway.settings(**NAMED)
+    with gateway.nats(address, name=name) as slow, gateway.nats() as sender:
+        slow.subscribe(name).ping()
+        gateway.known(name)
         for _ in range(40):
-            writer.publish(name, b"x" * 1000000)
-        writer.ping(30)
-        wait_until(lambda: "slow_consumer" in gateway.node.log(begin), "it is closed", 9)
+            sender.publish(name, b"x" * 500000)
+        sender.ping()
+        wait_until(lambda: gateway.client(name) is None, "the slow client is gone", deadline=30)
