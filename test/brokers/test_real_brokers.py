@@ -46,6 +46,12 @@ def _mochi(directory: Path) -> Server:
     return _server("mochi", [str(program)], directory)
 
 
+def _rumqttd(directory: Path) -> Server:
+    target = REPOSITORY / "target" / "brokers" / "rumqttd"
+    _build(["cargo", "build", "--quiet", "--locked"], HERE / "rumqttd", CARGO_TARGET_DIR=str(target))
+    return _server("rumqttd", [str(target / "debug" / "rumqttd-broker")], directory)
+
+
 class _Emqx:
     """What the tests need of a Server."""
 
@@ -86,6 +92,7 @@ KINDS = {
             "PONG after own messages": NOT_ALWAYS,
         },
     ),
+    "rumqttd": Kind(_rumqttd, {"503 when nobody listens": "never", "`echo:false`": "no"}),
 }
 
 
