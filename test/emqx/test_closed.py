@@ -14,6 +14,7 @@ from emqx.nats import Address, Nats, NatsFailure
 from emqx.node import Node, name_vsn, wait_until
 from emqx.package import release, with_version
 from emqx.page import Page
+from emqx.rest import Answer
 
 pytestmark = [pytest.mark.plugin, pytest.mark.kills, pytest.mark.timeout(240, func_only=True)]
 
@@ -287,33 +288,45 @@ BROKEN: dict[str, Callable[[str], str | None]] = {
 
 
 @contextmanager
-def stored(node: Node, package: Path, change: Callable[[str], str | None]) -> Iterator[None]:
-    """The file as the plugin finds it when it is installed; the node need not be restarted."""
+def stored(node: Node, package: Path, change: Callable[[str], str | None]) -> Iterator[bool]:
+    """The file as the plugin finds it when it is installed; the node need not be restarted.
+
+    Whether EMQX has installed it: EMQX 6.3 refuses a plugin whose stored settings do not fit its schema.
+    """
     file = node.data / "plugins" / "nats_gateway" / "config.hocon"
     before = file.read_text()
 
-    def install(text: str | None) -> None:
-        node.stop_plugin(package)
-        node.uninstall(package)
+    def install(text: str | None) -> Answer:
+        if node.plugin("nats_gateway") is not None:
+            node.stop_plugin(package)
+            node.uninstall(package)
         file.unlink(missing_ok=True)
         if text is not None:
             file.write_text(text)
-        node.install(package)
-        node.start_plugin(package)
+        node.ctl("plugins", "allow", name_vsn(package))
+        answer = node.upload(package)
+        if answer.status == 204:
+            node.start_plugin(package)
+        return answer
 
-    install(change(before))
     try:
-        yield
+        answer = install(change(before))
+        assert answer.status in (204, 400), answer
+        yield answer.status == 204
     finally:
-        install(before)
+        assert install(before).status == 204
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_settings_that_cannot_be_read(demanding: Gateway, node: Node, package: Path, page: Page, kind: str):
-    with watched(demanding), stored(node, package, BROKEN[kind]):
-        wait_until(demanding.served, "the plugin serves")
+    with watched(demanding), stored(node, package, BROKEN[kind]) as installed:
+        if installed:
+            wait_until(demanding.served, "the plugin serves")
+            assert "nobody is let in" in page.health()
+        else:
+            assert node.version >= (6, 3)
+            assert demanding.rest.get("/gateways/nats")["status"] == "unloaded"
         assert is_shut(demanding) and not lets_in(demanding.address, auth_token=TOKEN)
-        assert "nobody is let in" in page.health()
     wait_until(demanding.served, "the plugin serves")
     assert is_demanded(demanding) and page.health() == ""
 
@@ -344,11 +357,17 @@ def test_a_boot_with_settings_that_cannot_be_read(demanding: Gateway, node: Node
     before = file.read_text()
     file.write_text(f"{before}\nkey_of_a_newer_version = 1\n")
     try:
+        begin = node.log_size
         with watched(demanding):
             node.restart()
-            wait_until(demanding.served, "the plugin serves", deadline=30)
+            # EMQX 6.3 does not load the plugin then: its built-in gateway serves, behind the bar.
+            by_us = node.version < (6, 3)
+            wait_until(lambda: demanding.served(by_us), "somebody serves", deadline=30)
         assert is_shut(demanding) and not lets_in(demanding.address, auth_token=TOKEN)
-        assert "nobody is let in" in page.health()
+        if by_us:
+            assert "nobody is let in" in page.health()
+        else:
+            assert "key_of_a_newer_version" in node.log(begin)
     finally:
         file.write_text(before)
         node.restart()
