@@ -114,9 +114,11 @@ def test_no_scheduler_is_held_up(gateway: Gateway, node: Node, name: str, work: 
         if not any("nats_gateway" in one for one in seen):
             return
         found.append(seen)
-    if all(any(one.startswith("{control") for one in seen) for seen in found):
+    # Where one process that does nothing but yield was held up, too, an attempt says nothing.
+    undisturbed = [seen for seen in found if not any(one.startswith("{control") for one in seen)]
+    if len(undisturbed) < ATTEMPTS / 2:
         pytest.skip("the machine is too busy: it stops every process for more than 20 ms")
-    pytest.fail(f"more than {LONG_MS} ms in each of {ATTEMPTS} attempts: {found}")
+    pytest.fail(f"more than {LONG_MS} ms in each of {ATTEMPTS} attempts: {undisturbed}")
 
 
 def test_the_watcher_sees_what_holds_up(node: Node):
