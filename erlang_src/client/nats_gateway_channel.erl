@@ -189,6 +189,7 @@
 -define(HMSG_OUT, 14).
 
 -define(OK, <<"+OK\r\n">>).
+-define(INVALID_SUBJECT, <<"-ERR 'Invalid Subject'\r\n">>).
 -define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
@@ -555,7 +556,7 @@ acknowledge(Out, #channel{verbose = false}) ->
     Out.
 
 stop(Reason, Out, Channel) ->
-    {stop, Reason, [Out | err(error_line(Reason), Channel)], Channel#channel{
+    {stop, Reason, [Out | err(nats_gateway_ending:error_line(Reason), Channel)], Channel#channel{
         held = [], left = [], later = [], unsent = 0, todo = []
     }}.
 
@@ -1028,12 +1029,9 @@ verdict_answer({pub, _, _, ReplyTo, invalid, _, _}, no_responders, Channel) ->
 verdict_answer({pub, _, _, ReplyTo, ReplyTopic, _, _}, no_responders, Channel) ->
     [acknowledge([], Channel) | no_responders(ReplyTo, ReplyTopic, Channel)];
 verdict_answer({pub, Subject, _, _, _, _, _}, denied, Channel) ->
-    err(publish_denied(Subject), Channel);
+    err(nats_gateway_ending:publish_denied(Subject), Channel);
 verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, Channel) ->
-    err(violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]), Channel).
-
-publish_denied(Subject) ->
-    violation([<<"Publish to ">>, nats_gateway_nif:quote(Subject)]).
+    err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]), Channel).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
 no_responders(ReplyTo, ReplyTopic, Channel = #channel{no_responders = true}) when
@@ -1115,11 +1113,11 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
         HasTooManyTokens ->
             run(Rest, [Out | err(too_many_tokens(Subject), Channel)], Channel);
         IsFull ->
-            run(Rest, [Out | err(error_line(maximum_subscriptions_exceeded), Channel)], Channel);
+            run(Rest, [Out | err(nats_gateway_ending:error_line(maximum_subscriptions_exceeded), Channel)], Channel);
         InUse ->
             run(Rest, acknowledge(Out, Channel), Channel);
         Filter =:= invalid; Share =:= invalid ->
-            run(Rest, [Out | err(error_line(invalid_subject), Channel)], Channel);
+            run(Rest, [Out | err(?INVALID_SUBJECT, Channel)], Channel);
         true ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
@@ -1165,7 +1163,7 @@ has_too_many_tokens(Subject, #channel{config = #{max_sub_tokens := Max}}) ->
 
 too_many_tokens(Subject) ->
     Quoted = nats_gateway_nif:quote(Subject),
-    violation([<<"Subscription to ">>, Quoted, <<", too many tokens">>]).
+    nats_gateway_ending:violation([<<"Subscription to ">>, Quoted, <<", too many tokens">>]).
 
 subscribe_options(Confirm, #channel{echo = Echo}) ->
     #{confirm => Confirm, no_local => not Echo}.
@@ -1195,16 +1193,16 @@ reject_all(Refusals, Channel) ->
 subscribe_refused(denied, Subject, QueueGroup) ->
     subscribe_denied(Subject, QueueGroup);
 subscribe_refused(too_many_tokens, Subject, _) ->
-    violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject), <<", too many tokens">>]);
+    nats_gateway_ending:violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject), <<", too many tokens">>]);
 subscribe_refused(invalid_subject, _, _) ->
-    error_line(invalid_subject);
+    ?INVALID_SUBJECT;
 subscribe_refused(subscriptions_exceeded, _, _) ->
-    error_line(maximum_subscriptions_exceeded).
+    nats_gateway_ending:error_line(maximum_subscriptions_exceeded).
 
 subscribe_denied(Subject, undefined) ->
-    violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject)]);
+    nats_gateway_ending:violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject)]);
 subscribe_denied(Subject, QueueGroup) ->
-    violation([
+    nats_gateway_ending:violation([
         <<"Subscription to ">>,
         nats_gateway_nif:quote(Subject),
         <<" using queue ">>,
@@ -1434,7 +1432,7 @@ event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
 event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
     {ok, [Out | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
-    {ok, [Out | err(publish_denied(Subject), Channel)], Channel};
+    {ok, [Out | err(nats_gateway_ending:publish_denied(Subject), Channel)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
     {ok, [Out | Refused], NChannel};
@@ -1692,26 +1690,3 @@ server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
 address(Host) -> list_to_binary(inet:ntoa(Host)).
 
 address_port({Host, Port}) -> <<(address(Host))/binary, $:, (integer_to_binary(Port))/binary>>.
-
-violation(What) -> [<<"-ERR 'Permissions Violation for ">>, What, <<"'\r\n">>].
-
-%% Exactly nats-server's texts and only where it has one: an unknown text makes three of the
-%% official clients close for good (docs/protocol.md section 1).
-error_line(unknown_protocol_operation) -> <<"-ERR 'Unknown Protocol Operation'\r\n">>;
-error_line(authorization_violation) -> <<"-ERR 'Authorization Violation'\r\n">>;
-error_line(authentication_timeout) -> <<"-ERR 'Authentication Timeout'\r\n">>;
-error_line(user_authentication_expired) -> <<"-ERR 'User Authentication Expired'\r\n">>;
-error_line(account_authentication_expired) -> <<"-ERR 'Account Authentication Expired'\r\n">>;
-error_line(maximum_payload_violation) -> <<"-ERR 'Maximum Payload Violation'\r\n">>;
-error_line(maximum_control_line_exceeded) -> <<"-ERR 'maximum control line exceeded'\r\n">>;
-error_line(maximum_connections_exceeded) -> <<"-ERR 'maximum connections exceeded'\r\n">>;
-error_line(maximum_account_connections_exceeded) ->
-    <<"-ERR 'maximum account active connections exceeded'\r\n">>;
-error_line(maximum_subscriptions_exceeded) -> <<"-ERR 'maximum subscriptions exceeded'\r\n">>;
-error_line(invalid_subject) -> <<"-ERR 'Invalid Subject'\r\n">>;
-error_line(invalid_client_protocol) -> <<"-ERR 'invalid client protocol'\r\n">>;
-error_line(no_responders_requires_headers) ->
-    <<"-ERR 'no responders requires headers support'\r\n">>;
-error_line(stale_connection) -> <<"-ERR 'Stale Connection'\r\n">>;
-error_line({denied, Subject}) -> publish_denied(Subject);
-error_line(_) -> [].

@@ -1057,24 +1057,26 @@ terminate(Reason, State = #state{socket = Socket}) ->
     %% The listener closes.
     _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
-    case {Reason, State} of
-        {{shutdown, slow_consumer}, _} ->
+    case nats_gateway_ending:socket(reason(Reason)) of
+        abort ->
             nats_gateway_transport:abort(Socket);
-        {_, #state{websocket = Websocket}} when Websocket =/= none ->
+        _ when State#state.websocket =/= none ->
             _ = nats_gateway_transport:send(Socket, farewell(Reason, State)),
             nats_gateway_transport:linger_close(Socket);
-        {{shutdown, client_closed}, _} ->
+        close ->
             nats_gateway_transport:close(Socket);
-        _ ->
+        linger ->
             nats_gateway_transport:linger_close(Socket)
     end.
 
-farewell({shutdown, Reason}, #state{farewell = none}) ->
-    nats_gateway_websocket:close_frame(Reason);
 farewell(Reason, #state{farewell = none}) ->
-    nats_gateway_websocket:close_frame(Reason);
+    {Code, Text} = nats_gateway_ending:websocket_close(reason(Reason)),
+    nats_gateway_websocket:close_frame(Code, Text);
 farewell(_, #state{farewell = Close}) ->
     Close.
+
+reason({shutdown, Reason}) -> Reason;
+reason(Reason) -> Reason.
 
 send_lame_duck(State = #state{channel = undefined}) ->
     {ok, State};
@@ -1095,14 +1097,14 @@ leave(Reason, State = #state{channel = Channel, reports = Reports, collected = C
     State#state{channel = undefined, collected = []}.
 
 %% The one place that words why a connection ended. Of those that are refused there may be any number.
-log_end({shutdown, client_closed}, State) ->
-    ?LOG_INFO(maps:merge(report(client_closed, State), stats(State)));
 log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
+    Level = nats_gateway_ending:log_level(Reason),
     IsConnected = Channel =/= undefined andalso nats_gateway_channel:is_connected(Channel),
     IsLogged =
-        logger:allow(notice, ?MODULE) andalso
-            (IsConnected orelse nats_gateway_refusals:may_log(maps:get(listener, Options))),
-    IsLogged andalso ?LOG_NOTICE(maps:merge(report(Reason, State), stats(State)));
+        logger:allow(Level, ?MODULE) andalso
+            (IsConnected orelse Level =:= info orelse
+                nats_gateway_refusals:may_log(maps:get(listener, Options))),
+    IsLogged andalso ?LOG(Level, maps:merge(report(Reason, State), stats(State)));
 log_end(_, _) ->
     ok.
 

@@ -1236,15 +1236,9 @@ await_left(#host{subs = Subs}) ->
     end.
 
 %% One word for the rule engine: EMQX's own, where it has one.
-reason({shutdown, {error, Reason}}, ConnInfo) -> reason(Reason, ConnInfo);
 reason({shutdown, Reason}, ConnInfo) -> reason(Reason, ConnInfo);
 reason(client_closed, #{socktype := Type}) when Type =:= ssl; Type =:= wss -> ssl_closed;
-reason(client_closed, _) -> tcp_closed;
-reason(stale_connection, _) -> keepalive_timeout;
-reason(user_authentication_expired, _) -> expired;
-reason(account_authentication_expired, _) -> expired;
-reason(Reason, _) when is_atom(Reason) -> Reason;
-reason(_, _) -> internal_error.
+reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 
 %% -------------------------------------------------------------------------------------------
 %% Hooks and metrics

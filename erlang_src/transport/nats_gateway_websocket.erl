@@ -11,7 +11,7 @@
 -export([take/1]).
 -export([frame/4]).
 -export([max_frame/2]).
--export([close_frame/1]).
+-export([close_frame/2]).
 -export([has_streams/1]).
 -export([at_rest/1]).
 -export([origin/1]).
@@ -683,62 +683,9 @@ at_rest(Ws = #websocket{inflated = Inflated, inflater = Inflater, deflater = Def
 close_stream(undefined) -> ok;
 close_stream(Z) -> zlib:close(Z).
 
-%% The last frame, which follows the -ERR if there is one. Codes and texts are those of nats-server
-%% for the reasons that it has.
--spec close_frame(Reason :: term()) -> iodata().
-close_frame(Reason) ->
-    {Code, Text} = status(Reason),
-    close_frame(Code, Text).
-
+%% The last frame, after what the client was told in the words of NATS.
+-spec close_frame(Code :: none | 1000..4999, Text :: binary()) -> iodata().
 close_frame(none, _) ->
     header(close, 0);
 close_frame(Code, Text) ->
     [header(close, 2 + byte_size(Text)), <<Code:16>>, Text].
-
-status(client_closed) ->
-    {1000, <<"Client Closed">>};
-status(authorization_violation) ->
-    {1008, <<"Authentication Failure">>};
-status(authentication_timeout) ->
-    {1008, <<"Authentication Timeout">>};
-status(user_authentication_expired) ->
-    {1008, <<"Authentication Expired">>};
-status(maximum_connections_exceeded) ->
-    {1008, <<"Maximum Connections Exceeded">>};
-status(maximum_account_connections_exceeded) ->
-    {1008, <<"Maximum Account Connections Exceeded">>};
-status(maximum_subscriptions_exceeded) ->
-    {1008, <<"Maximum Subscriptions Exceeded">>};
-status(maximum_control_line_exceeded) ->
-    {1008, <<"Maximum Control Line Exceeded">>};
-status(slow_consumer) ->
-    {1008, <<"Slow Consumer (Write Deadline)">>};
-status(permission_denied) ->
-    {1008, <<"Permission Denied">>};
-status({denied, _}) ->
-    {1008, <<"Permission Denied">>};
-status(maximum_payload_violation) ->
-    {1009, <<"Maximum Message Payload Exceeded">>};
-status(invalid_client_protocol) ->
-    {1002, <<"Bad Client Protocol Version">>};
-status(Reason) when
-    Reason =:= unknown_protocol_operation;
-    Reason =:= bad_arguments;
-    Reason =:= bad_size;
-    Reason =:= bad_json;
-    Reason =:= headers_not_supported
-->
-    {1002, <<"Protocol Violation">>};
-status(client_error) ->
-    {1002, <<"Parse Error">>};
-status(kicked) ->
-    {1011, <<"Kicked">>};
-status(Reason) when Reason =:= discarded; Reason =:= takenover ->
-    {1011, <<"Duplicate Client ID">>};
-status(no_responders_requires_headers) ->
-    {1011, <<"No Responders Requires Headers">>};
-status(stale_connection) ->
-    {1001, <<"Stale Connection">>};
-%% Other reasons will pass: the client may come again.
-status(_) ->
-    {1001, <<"Server Shutdown">>}.
