@@ -1,16 +1,16 @@
-//! What both NIFs of the gateway need of the VM: binaries of parts of what came from a socket.
+//! What both NIFs of the gateway need of the VM: binaries for parts of what a socket has received.
 
 use rustler::{Binary, Env, Error, NewBinary, NifResult, Term};
 
-/// Longest binary that the VM keeps on a process heap. A copy of that costs what a reference
-/// costs; a longer one is allocated elsewhere and takes four times as long.
+/// The longest binary that the VM keeps on a process heap. Such a copy costs as much as a
+/// reference. A longer binary is allocated elsewhere, which takes four times as long.
 const ON_HEAP: usize = 64;
 
-/// A term keeps no more bytes alive than this many times its own.
+/// A term keeps at most this many times its own size of bytes alive.
 const MAX_RATIO: usize = 64;
 
-/// Parts that may not refer to the chunk refer to a copy of its next bytes, which many of them
-/// share.
+/// Parts that may not refer to the chunk refer to a copy of its next bytes. Many parts share one
+/// copy of this size.
 const SLAB: usize = ON_HEAP * MAX_RATIO;
 
 /// A binary with these bytes.
@@ -18,11 +18,11 @@ pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     NewBinary::from_slice(env, bytes).into()
 }
 
-/// Bytes of a socket, and what their parts become terms by.
+/// Bytes from a socket, and the means to make terms of their parts.
 ///
-/// A term that is a reference keeps alive the whole binary that it refers to. A part of a chunk may
-/// stay for long (in a queue, in a subscription), so it refers to the chunk only if it is a good
-/// part of it: else a client could make the gateway hold a megabyte for every line that it sends.
+/// A term that is a reference keeps the whole binary alive. A part of a chunk may stay for long (in
+/// a queue, in a subscription), so it refers to the chunk only if it is a large part of it.
+/// Otherwise a client could make the gateway hold a megabyte for every line that it sends.
 pub struct Chunk<'a> {
     env: Env<'a>,
     binary: Binary<'a>,
@@ -43,7 +43,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Whether a part with so many bytes refers to the chunk instead of being copied.
+    /// Whether a part with this many bytes refers to the chunk, or is copied.
     #[inline]
     pub fn refers(&self, length: usize) -> bool {
         length > ON_HEAP && length.saturating_mul(MAX_RATIO) >= self.referenced
@@ -74,7 +74,7 @@ impl<'a> Chunk<'a> {
         Ok(part.into())
     }
 
-    /// What is decoded next: it does not stay, and is not copied again and again.
+    /// The bytes that are decoded next. They do not stay, so they are not copied each time.
     pub fn rest(&self, bytes: &[u8]) -> NifResult<Term<'a>> {
         if bytes.is_empty() {
             return Ok(binary(self.env, bytes));

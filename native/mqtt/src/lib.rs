@@ -19,8 +19,7 @@ pub const MIN_PACKET: usize = 2;
 pub enum Step<'a> {
     /// A complete packet.
     Frame(Frame<'a>),
-    /// The beginning of a packet. There must be at least this many bytes in all before another
-    /// attempt can yield more.
+    /// The beginning of a packet. Another attempt needs at least this many bytes in all.
     Need(usize),
 }
 
@@ -28,7 +27,7 @@ pub enum Step<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     first: u8,
-    /// What must be parsed: everything after the fixed header but the payload of a PUBLISH.
+    /// The bytes to parse: everything after the fixed header but the payload of a PUBLISH.
     pub head: &'a [u8],
     /// The payload of a PUBLISH.
     pub payload: &'a [u8],
@@ -39,11 +38,12 @@ pub struct Frame<'a> {
 /// A packet of a broker. Packet identifiers are never 0.
 #[derive(Debug)]
 pub enum Packet {
-    /// A message, all but its payload.
+    /// A message without its payload.
     Publish(Box<Publish>),
     /// A PUBLISH that cannot be parsed, though it is clear where it ends.
     Unreadable {
-        /// Of a quality of service above 0: what a broker waits for an answer to.
+        /// The packet identifier if its quality of service is above 0: the broker waits for an
+        /// answer.
         packet_id: Option<u16>,
     },
     /// The answer to a PUBLISH.
@@ -95,8 +95,8 @@ const OLD_CONNACK: usize = 2;
 ///
 /// # Errors
 ///
-/// A packet beyond `max_packet_size` as soon as its length is there; a PUBLISH whose payload has
-/// no beginning when it is complete.
+/// A packet beyond `max_packet_size` is reported as soon as its length is there, a PUBLISH whose
+/// payload has no beginning when the packet is complete.
 #[inline]
 pub fn frame(input: &[u8], max_packet_size: usize) -> Result<Step<'_>, Fault> {
     let Some((&first, after)) = input.split_first() else {
@@ -176,16 +176,16 @@ fn publish(flags: u8, head: &[u8]) -> Result<Packet, Fault> {
     let Ok((publish, _)) = Publish::parse(flags, Arc::from(head)) else {
         return unreadable(flags, head);
     };
-    // No topic alias is ever offered to the broker, so the name must be there.
+    // The broker is never offered topic aliases, so the name must be there.
     if publish.topic_name().is_empty() || publish.packet_id() == Some(0) {
         return Err(Fault::Malformed);
     }
     Ok(Packet::Publish(Box::new(publish)))
 }
 
-/// Some brokers pass on what a client wrote without a look at it, text that is not UTF-8 above
-/// all. That must not end the connection of everyone who is subscribed: where the packet ends is
-/// known, so it alone is lost.
+/// Some brokers pass on what a client wrote without checking it, above all text that is not UTF-8.
+/// That must not end the connections of all subscribers. The end of the packet is known, so only
+/// this packet is lost.
 fn unreadable(flags: u8, head: &[u8]) -> Result<Packet, Fault> {
     let packet_id = match quality(flags) {
         0 => None,

@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A file has any size, so it is read on a dirty scheduler.
+/// A file may have any size, so it is read on a dirty scheduler.
 #[rustler::nif(name = "toml", schedule = "DirtyCpu")]
 fn toml<'a>(env: Env<'a>, text: Binary<'a>) -> Term<'a> {
     match parse(env, text.as_slice()) {

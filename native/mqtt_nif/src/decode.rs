@@ -9,16 +9,16 @@ use nats_gateway_beam::{Chunk, binary};
 use rustler::types::tuple::make_tuple;
 use rustler::{Binary, Encoder, Env, Term};
 
-/// One call takes no more than this many packets, and starts no packet after this many bytes:
-/// about half a millisecond of small packets, or of payloads to copy.
+/// One call takes at most this many packets, and starts no packet after this many bytes: about half
+/// a millisecond of small packets, or of payloads to copy.
 const MAX_PACKETS: usize = 1024;
 const MAX_BYTES: usize = 256 * 1024;
 
-/// A packet whose properties take more than this (13 000 of them in 64 KiB, each an allocation)
-/// is left to a dirty scheduler.
+/// A packet with more bytes of properties than this is left to a dirty scheduler. 64 KiB can hold
+/// 13 000 properties, each of which is an allocation.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// What one packet costs besides its bytes, in bytes; for the account with the scheduler.
+/// The cost of a packet besides its bytes, in bytes, as it is reported to the scheduler.
 const PACKET_COST: usize = 256;
 
 #[rustler::nif(name = "decode_bounded")]
@@ -84,7 +84,7 @@ fn decode<'a>(
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
     let rest = match need {
         0 => chunk.rest(&input[at..]),
-        // May be waited with for long.
+        // The rest may wait for long.
         _ => chunk.part(&input[at..]),
     };
     match rest {
@@ -169,7 +169,7 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
                 let value = binary(env, pair.val().as_bytes());
                 user_properties.push(make_tuple(env, &[name, value]));
             }
-            // One that nobody may publish to (3.3.2.3.5) is none.
+            // A response topic that nobody may publish to (3.3.2.3.5) counts as absent.
             Property::ResponseTopic(topic) if is_topic_name(topic.val()) => {
                 response_topic = binary(env, topic.val().as_bytes());
             }
@@ -196,7 +196,7 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
     )
 }
 
-/// What a host needs to know of CONNACK and DISCONNECT.
+/// The properties of CONNACK and DISCONNECT that a host needs.
 fn properties<'a>(env: Env<'a>, properties: &[Property]) -> Result<Term<'a>, Fault> {
     let mut map = Term::map_new(env);
     for property in properties {

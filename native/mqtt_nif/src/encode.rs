@@ -14,14 +14,14 @@ use rustler::types::atom::Atom;
 use rustler::types::tuple::get_tuple;
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
-/// Payloads from this size on are passed by reference; below, one flat copy for the socket is
-/// cheaper than another element of the list.
+/// Payloads of this size and more are passed by reference. For smaller ones, one flat copy for the
+/// socket is cheaper than another element of the list.
 const REFERENCE_FROM: usize = 4096;
 
 /// Most bytes of an MQTT string.
 const MAX_STRING: usize = 65_535;
 
-/// Bytes encoded in about a millisecond, and what one packet costs besides its own.
+/// The bytes that are encoded in about a millisecond, and the cost of a packet besides its bytes.
 const TIMESLICE: usize = 2 * 1024 * 1024;
 const PACKET_COST: usize = 512;
 
@@ -57,8 +57,8 @@ pub fn is_topic_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['+', '#'])
 }
 
-/// Text that every broker takes: brokers may close the connection on code points that MQTT says
-/// a string should not hold (1.5.4: control characters and non-characters), and Mosquitto does.
+/// Text that every broker takes. MQTT says that strings should not hold control characters and
+/// non-characters (1.5.4), and brokers may close the connection on them, as Mosquitto does.
 fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?;
     let plain = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
@@ -72,7 +72,7 @@ fn is_disallowed(char: char) -> bool {
 
 struct Output<'a> {
     env: Env<'a>,
-    /// What is finished already: flat binaries and the payloads between them.
+    /// The finished output: flat binaries and the payloads between them.
     parts: Vec<Term<'a>>,
     flat: Vec<u8>,
 }
@@ -166,7 +166,7 @@ fn optional<'a, T>(
     }
 }
 
-/// rustler cuts off what a `u8` or `u16` can't hold.
+/// rustler's own decoder would cut off what a `u8` or `u16` cannot hold.
 fn number<T: TryFrom<u32>>(term: Term<'_>) -> NifResult<T> {
     T::try_from(term.decode::<u32>()?).map_err(|_| Error::BadArg)
 }
@@ -182,7 +182,7 @@ fn qos(term: Term<'_>) -> NifResult<Qos> {
     Qos::try_from(number::<u8>(term)?).map_err(|_| Error::BadArg)
 }
 
-/// Unlike rustler's iterator this refuses an improper list without a panic.
+/// Refuses an improper list without a panic, unlike rustler's iterator.
 fn each<'a>(mut list: Term<'a>, mut visit: impl FnMut(Term<'a>) -> NifResult<()>) -> NifResult<()> {
     while !list.is_empty_list() {
         let (head, tail) = list.list_get_cell()?;
@@ -277,8 +277,8 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     }
     let payload: Binary<'a> = payload.decode()?;
     let publish = builder.build().map_err(invalid)?;
-    // The crate wants the payload in an `Arc` of its own. It encodes the packet without one, and
-    // the remaining length is put right here.
+    // The crate wants the payload in an `Arc` of its own. So it encodes the packet without a
+    // payload, and the remaining length is corrected here.
     let slices = publish.to_buffers();
     let [fixed_header, length, rest @ ..] = slices.as_slice() else {
         return Err(Error::BadArg);

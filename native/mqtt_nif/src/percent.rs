@@ -3,8 +3,8 @@
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 use rustler::{Binary, Env, NewBinary};
 
-/// What MQTT strings should not hold (control characters), what is not ASCII, and the sign
-/// itself.
+/// These bytes are encoded: control characters, which MQTT strings should not hold, bytes that are
+/// not ASCII, and the percent sign.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// A millisecond's worth.

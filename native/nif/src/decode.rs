@@ -8,13 +8,13 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{Chunk, atoms, binary, connect, optional_part, reason};
 
-/// Work of one call, in bytes that are looked at or copied: some 60 small operations. A call for
-/// the whole chunk costs less by itself, but the terms of some hundred operations outlive several
-/// garbage collections while the first ones are published, and are copied by each.
+/// The work of one call, in bytes that are read or copied: some 60 small operations. One call for
+/// the whole chunk would cost less by itself. But the terms of hundreds of operations outlive
+/// several garbage collections while the first ones are published, and each collection copies them.
 const MAX_WORK: usize = 24 * 1024;
 
-/// What an operation costs besides its bytes, in bytes: the terms that it is made of, and their
-/// share of the next garbage collection.
+/// The cost of an operation besides its bytes, in bytes: its terms, and their share of the next
+/// garbage collection.
 const WORK_PER_OP: usize = 192;
 
 #[rustler::nif]
@@ -87,13 +87,13 @@ fn decode_chunk<'a>(
     consume(env, work);
     match end {
         Ok(0) => Ok((atoms::ok(), ops, terms.chunk.rest(rest)?, 0).encode(env)),
-        // May be waited with for long.
+        // The rest may wait for long.
         Ok(need) => Ok((atoms::ok(), ops, terms.chunk.part(rest)?, need).encode(env)),
         Err(error) => Ok((atoms::error(), reason(error), ops).encode(env)),
     }
 }
 
-/// How many bytes of an operation are looked at or copied.
+/// The bytes of an operation that are read or copied.
 fn touched(op: &Op<'_>, used: usize, chunk: &Chunk<'_>) -> usize {
     match op {
         Op::Pub(message) if chunk.refers(message.payload.len()) => {
@@ -103,7 +103,7 @@ fn touched(op: &Op<'_>, used: usize, chunk: &Chunk<'_>) -> usize {
     }
 }
 
-/// What all operations of a call need to become terms.
+/// What the operations of a call share when they become terms.
 struct Terms<'a> {
     env: Env<'a>,
     chunk: Chunk<'a>,
@@ -170,7 +170,7 @@ impl<'a> Terms<'a> {
                 undefined
             }
         };
-        // Kept as long as the subscription.
+        // These terms stay as long as the subscription.
         (
             atoms::sub(),
             binary(self.env, subscription.subject),
@@ -185,8 +185,8 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// The mounted topic of a published subject, as `topic/2` returns it. The token `/` alone would be a
-/// topic without any byte, which MQTT does not have (4.7.3); under a mountpoint it is one.
+/// The mounted topic of a published subject, as `topic/2` returns it. The token `/` alone would be
+/// a topic without any byte, which MQTT does not have (4.7.3); under a mountpoint it is one.
 pub fn topic<'a>(
     env: Env<'a>,
     subject: &[u8],
@@ -207,8 +207,8 @@ pub fn topic<'a>(
     }
 }
 
-/// The common case, written where it is to stay. If it is not the case after all, the garbage
-/// collector has a small binary more.
+/// The common case, written to its final place. If it turns out to be another case, the garbage
+/// collector has one small binary more.
 fn plain_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Term<'a>> {
     let size = mountpoint.len().saturating_add(subject.len());
     if size > subject::MAX_TOPIC {

@@ -8,20 +8,20 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{atoms, binary, for_each};
 
-/// Room that a delivery is likely to need; a guess that is too low costs a few copies.
+/// The room that a delivery is likely to need. A guess that is too low costs a few copies.
 const FRAME_GUESS: usize = 256;
 
 /// Work of one call, in bytes that are written: a quarter of a millisecond.
 const MAX_WORK: usize = 256 * 1024;
 
-/// Bytes of the frames of one call, with those of payloads that are referred to: the caller looks at
-/// what waits for the client before it goes on.
+/// The bytes of the frames of one call, referenced payloads included. The caller looks at what
+/// waits for the client before it goes on.
 const MAX_SIZE: usize = 1024 * 1024;
 
-/// Sids from which on a payload is taken to be one of many frames.
+/// With this many sids a payload counts as one of many frames.
 const MANY_SIDS: usize = 8;
 
-/// What a frame costs besides its bytes, in bytes: taking its terms apart.
+/// The cost of a frame besides its bytes, in bytes: its terms have to be taken apart.
 const WORK_PER_FRAME: usize = 128;
 
 #[rustler::nif]
@@ -63,11 +63,11 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
     Ok((data.list_prepend(first), left_out, rest).encode(env))
 }
 
-/// What a call has written so far.
+/// The output of a call so far.
 struct Batch<'a, 'm> {
     frames: Frames<Term<'a>>,
     count: usize,
-    /// Frames that there are not, because a message is not what it must be.
+    /// Frames that were left out, because a message is not what it must be.
     malformed: usize,
     /// Bytes that were converted for frames that were too long to be written.
     unwritten: usize,
@@ -88,8 +88,9 @@ impl<'a> Batch<'a, '_> {
             .saturating_add(self.unwritten)
     }
 
-    /// The frames of a delivery; if that is too much work, a delivery for the other sids. A message
-    /// comes from anybody: one that cannot be written is left out. Sids are the caller's own.
+    /// Writes the frames of a delivery. If that is too much work, the result is a delivery for the
+    /// other sids. Anybody may send a message: one that cannot be written is left out. The sids are
+    /// the caller's own.
     fn push(&mut self, env: Env<'a>, delivery: Term<'a>) -> NifResult<Option<Term<'a>>> {
         let (topic, sids, reply, headers, payload): (
             Term<'a>,
@@ -166,7 +167,7 @@ fn reply_subject<'a>(env: Env<'a>, reply: Term<'a>, mountpoint: Binary<'a>) -> N
     Ok(binary(env, &scratch.reply))
 }
 
-/// Parts of a message that are not at hand as they are to be written.
+/// Parts of a message that have to be converted before they are written.
 #[derive(Default)]
 struct Scratch {
     subject: Vec<u8>,
@@ -193,7 +194,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// What was converted, if it may be too long to be written.
+    /// The converted bytes, if they may be too long to be written.
     fn unwritten(&self) -> usize {
         let names = self.subject.len().saturating_add(self.reply.len());
         if names < MAX_CONTROL_LINE {
@@ -202,7 +203,7 @@ impl Scratch {
         names.saturating_add(self.headers.len())
     }
 
-    /// Headers that were a binary are at hand.
+    /// Headers that came as a binary need no conversion.
     fn message<'s>(&'s self, headers: &'s [u8], payload: &'s [u8]) -> Message<'s> {
         Message {
             subject: &self.subject,

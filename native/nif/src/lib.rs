@@ -1,6 +1,6 @@
-//! NIFs of the Erlang module `nats_gateway_nif`, whose specifications say what they take and
-//! return. Stateless, on normal schedulers but for what `login` says; terms that do not fit are
-//! `badarg`.
+//! The NIFs of the Erlang module `nats_gateway_nif`. Its specifications say what they take and
+//! return. They keep no state, and run on normal schedulers except where `login` says otherwise.
+//! Terms of a wrong type are `badarg`.
 
 mod decode;
 mod encode;
@@ -20,8 +20,8 @@ use crate::terms::{atoms, binary};
 
 /// Tells the scheduler how much of a time slice, one millisecond, a call took.
 ///
-/// Work is counted in bytes, as what most of it is spent on; callers add an equivalent for what
-/// is not. Below one percent there is nothing to tell: the VM charges each call a reduction.
+/// Work is counted in bytes, because most of it is spent on them. Callers add an equivalent for the
+/// rest. Less than one percent is not reported: the VM charges each call a reduction.
 fn consume(env: Env<'_>, work: usize) {
     let percent = work / (WORK_PER_TIMESLICE / 100);
     if percent > 0 {
@@ -29,10 +29,10 @@ fn consume(env: Env<'_>, work: usize) {
     }
 }
 
-/// Work of a millisecond, measured with small messages on an otherwise idle machine.
+/// The work of a millisecond, measured with small messages on an otherwise idle machine.
 const WORK_PER_TIMESLICE: usize = 1024 * 1024;
 
-/// What a header costs besides its bytes, in bytes.
+/// The cost of a header besides its bytes, in bytes.
 const WORK_PER_PAIR: usize = 64;
 
 fn optional<'a>(env: Env<'a>, bytes: Option<&[u8]>, otherwise: Atom) -> Term<'a> {

@@ -1,5 +1,5 @@
-//! What a login is checked with: NKeys, NATS JWTs and bcrypt. What takes long, or as long as a
-//! client likes, runs on a dirty scheduler.
+//! Functions that check a login: NKeys, NATS JWTs and bcrypt. Those that take long, or as long as a
+//! client likes, run on a dirty scheduler.
 
 use std::net::IpAddr;
 
@@ -213,7 +213,7 @@ fn user_term<'a>(env: Env<'a>, user: &User) -> NifResult<Term<'a>> {
                 atoms::outer_permissions(),
                 permissions_term(env, &user.outer_permissions)?,
             ),
-            // A user of a scoped signing key must not say anything of its own.
+            // The JWT of a user of a scoped signing key must not state permissions of its own.
             (
                 atoms::has_limits(),
                 (user.limits != UserLimits::default()).encode(env),

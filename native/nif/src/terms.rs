@@ -73,7 +73,7 @@ pub fn connect<'a>(env: Env<'a>, connect: &Connect) -> NifResult<Term<'a>> {
     Term::map_from_term_arrays(env, &keys, &values)
 }
 
-/// The reason that the connection closes for.
+/// The reason for which the connection is closed.
 pub fn reason(error: DecodeError) -> Atom {
     match error {
         DecodeError::UnknownOperation
@@ -96,8 +96,8 @@ pub fn reason(error: DecodeError) -> Atom {
     }
 }
 
-/// Elements of a proper list, without the intermediate vector, and an error where rustler's
-/// iterator would panic.
+/// Calls a function for the elements of a proper list, without an intermediate vector. An improper
+/// list is an error; rustler's iterator would panic.
 pub fn for_each<'a>(
     list: Term<'a>,
     mut each: impl FnMut(Term<'a>) -> NifResult<()>,

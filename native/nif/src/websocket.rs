@@ -10,14 +10,14 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{atoms, binary};
 
-/// Work of one call, in bytes that are looked at: a quarter of a millisecond.
+/// The work of one call, in bytes that are read: a quarter of a millisecond.
 const MAX_WORK: usize = 256 * 1024;
 
-/// What a frame costs besides its bytes, in bytes.
+/// The cost of a frame besides its bytes, in bytes.
 const WORK_PER_FRAME: usize = 16;
 
-/// What a ping and a piece of a compressed message cost in addition, in bytes: each becomes a term
-/// of its own.
+/// The additional cost of a ping and of a piece of a compressed message, in bytes: each becomes a
+/// term of its own.
 const WORK_PER_TERM: usize = 80;
 
 #[rustler::nif]
@@ -71,7 +71,7 @@ fn websocket_decode<'a>(
             }
             Ok(Step::Need(need)) => {
                 break if beyond.is_empty() {
-                    // Of a whole chunk so little is left that it is copied.
+                    // The rest of a whole chunk is so small that it is copied.
                     (
                         atoms::more(),
                         binary(env, rest),
@@ -93,7 +93,7 @@ fn websocket_decode<'a>(
     Ok((parts.finish(), pings, next).encode(env))
 }
 
-/// What to call again with at once: the last `left` bytes.
+/// The last `left` bytes, for another call at once.
 fn go_on<'a>(
     env: Env<'a>,
     bytes: &Binary<'a>,
@@ -127,7 +127,7 @@ fn encode(env: Env<'_>, position: Position) -> Term<'_> {
     (position.remaining, key, message, position.last_frame).encode(env)
 }
 
-/// One binary for each run of the stream, however many frames it came in.
+/// Makes one binary of each run of the stream, however many frames it came in.
 struct Parts<'a, 'b> {
     env: Env<'a>,
     done: Vec<Term<'a>>,
@@ -172,7 +172,7 @@ impl<'a, 'b> Parts<'a, 'b> {
     }
 }
 
-/// A binary with these payloads, `size` bytes in all, one after the other and in clear.
+/// A binary of these payloads one after the other, unmasked, `size` bytes in all.
 fn clear<'a>(env: Env<'a>, payloads: &[Payload<'_>], size: usize) -> Term<'a> {
     let mut clear = NewBinary::new(env, size);
     let mut left = clear.as_mut_slice();

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// The fields that a CONNECT gave. What is absent, or null, keeps its earlier value or default.
+/// The fields of a CONNECT. A field that is absent or null keeps its earlier value or its default.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Connect {
     /// `+OK` for each operation; nats-server's default is true.
@@ -47,7 +47,7 @@ pub struct Connect {
     pub new_account: Option<bool>,
 }
 
-/// Without what a log must not show.
+/// Leaves out what a log must not show.
 impl fmt::Debug for Connect {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -69,9 +69,9 @@ impl Connect {
     /// Reads the argument of CONNECT. `None` if it is anything but an object of the right types,
     /// or `null`.
     ///
-    /// Go's reader is imitated where clients could notice: keys match in any letter case, the
-    /// last of several wins, null is as good as absent, bytes that are not UTF-8 and escapes of half
-    /// a surrogate pair (`JSON.stringify` writes them) become U+FFFD.
+    /// This imitates Go's reader where clients could notice it. Keys match in any letter case, and
+    /// the last of several wins. Null counts as absent. Bytes that are not UTF-8, and escapes of
+    /// half a surrogate pair (`JSON.stringify` writes them), become U+FFFD.
     #[must_use]
     pub fn from_json(json: &[u8]) -> Option<Self> {
         serde_json::from_str(&well_formed(json)?).ok()
@@ -133,7 +133,7 @@ struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Of a string, serde_json hands out bytes with half pairs in them, but no text.
+        // serde_json reads a string with half pairs as bytes, but not as text.
         deserializer.deserialize_bytes(TextVisitor)
     }
 }
@@ -154,7 +154,7 @@ impl Visitor<'_> for TextVisitor {
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
         let mut bytes = bytes.to_vec();
         let mut at = 0_usize;
-        // Half a pair is three bytes, as U+FFFD is. All else was UTF-8 before it was read.
+        // Half a pair has three bytes, as U+FFFD has. Everything else was UTF-8 already.
         while let Some([first, second, third]) =
             bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut)
         {
@@ -189,8 +189,8 @@ fn fold(key: &str) -> String {
         .collect()
 }
 
-/// The text of well-formed JSON. Strings are read as bytes, of which serde_json does not say when a
-/// raw control character is among them.
+/// The text of well-formed JSON. Strings are read as bytes, and serde_json does not report raw
+/// control characters in those.
 fn well_formed(json: &[u8]) -> Option<Cow<'_, str>> {
     let json = String::from_utf8_lossy(json);
     serde_json::from_str::<IgnoredAny>(&json).ok()?;
@@ -229,8 +229,8 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     }
 }
 
-/// What a server tells of itself. Only fields with a value are written: async-nats rejects
-/// `null`.
+/// What a server says about itself. Only fields with a value are written, because async-nats
+/// rejects `null`.
 ///
 /// nats-core needs `server_id`, `version`, `go`, `host`, `port` and `headers`, nats.js a `version`
 /// of three numbers.
@@ -295,8 +295,8 @@ impl Info<'_> {
     pub fn write_line(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"INFO ");
         let start = out.len();
-        // Strings, numbers and booleans in memory cannot fail to serialise; should a later field
-        // do, an empty object is still a legal line.
+        // Strings, numbers and booleans cannot fail to serialise. If a later field can, an empty
+        // object is still a legal line.
         if serde_json::to_writer(&mut *out, self).is_err() {
             out.truncate(start);
             out.extend_from_slice(b"{}");

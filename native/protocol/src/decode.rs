@@ -6,13 +6,13 @@ use crate::connect::{self, Connect};
 use crate::subject::is_valid_publish_subject;
 use crate::{DecodeError, Op, Phase, Publish, Settings, Subscribe, is_blank};
 
-/// Most bytes of a line that no other limit counts: blanks after the operation, and what follows
-/// PING, PONG and +OK. nats-server drops them as they come; here they wait for the line end, so
-/// they need a bound. 9000 blanks pass a nats-server test, and a client that sends one byte at a
-/// time costs no more than this squared.
+/// The most bytes of a line that no other limit counts: blanks after the operation, and the text
+/// behind PING, PONG and +OK. nats-server drops them as they come. Here they wait for the line end,
+/// so they need a bound. nats-server takes 9000 blanks; a client that sends one byte at a time
+/// costs at most this number squared.
 pub const MAX_IGNORED_BYTES: usize = 16 * 1024;
 
-/// Most digits of a size. Longer ones are no size at all, even with leading zeros.
+/// The most digits of a size. A longer number is no size, even if it has leading zeros.
 pub const MAX_SIZE_DIGITS: usize = 9;
 
 /// The line end of the payload.
@@ -28,9 +28,9 @@ pub enum Step<'a> {
         /// Its size in bytes, line end and payload included.
         used: usize,
     },
-    /// The beginning of an operation. There must be at least this many bytes in all before
-    /// another attempt can yield more. For a payload under way that is up to the CR after it, so
-    /// that a caller can wait with joining its fragments.
+    /// The beginning of an operation. Another attempt needs at least this many bytes in all. For a
+    /// payload under way these are the bytes up to the CR behind it, so that a caller can wait
+    /// before it joins the fragments.
     Need(usize),
 }
 
@@ -40,8 +40,8 @@ type Result<T> = std::result::Result<T, DecodeError>;
 ///
 /// # Errors
 ///
-/// Any breach of the grammar, as soon as the bytes that show it have arrived: for a wrong
-/// operation at its first wrong byte, for sizes at the end of the control line.
+/// A breach of the grammar is reported as soon as the bytes that show it have arrived: a wrong
+/// operation at its first wrong byte, a wrong size at the end of the control line.
 pub fn decode<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
     let Some(&first) = input.first() else {
         return Ok(Step::Need(1));
@@ -97,7 +97,7 @@ pub fn decode<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
     }
 }
 
-/// The line is not complete: only one more byte can tell.
+/// The line is not complete. One more byte may change that.
 fn more<'a>(input: &[u8]) -> Result<Step<'a>> {
     Ok(Step::Need(input.len().saturating_add(1)))
 }
@@ -173,8 +173,8 @@ fn with_arguments<'a>(
     if rest.len().saturating_sub(arguments.len()) > MAX_IGNORED_BYTES {
         return Err(DecodeError::TooManyIgnoredBytes);
     }
-    // Arguments of legal size end within this window, so a line without an end is not searched
-    // any further however much has been received.
+    // Arguments of a legal size end within this window. So a line without an end is not searched
+    // any further, however much has been received.
     let limit = settings.max_control_line;
     let window = arguments
         .get(..limit.saturating_add(CRLF.len()))
@@ -333,7 +333,7 @@ fn payload<'a>(
     head: Head<'a>,
     settings: &Settings,
 ) -> Result<Step<'a>> {
-    // Before any of the payload is there, so that nobody buffers what is refused anyway.
+    // The check comes before the payload, so that nobody buffers what is refused anyway.
     if head.total > settings.max_payload {
         return Err(DecodeError::PayloadTooLarge);
     }
@@ -401,7 +401,8 @@ fn unsubscribe<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
         |arguments, used| {
             let (sid, max) = match fields(arguments)? {
                 [Some(sid), None, None] => (sid, 0),
-                // nats-server takes what it cannot read for -1, and everything below 1 for at once.
+                // nats-server reads -1 where it cannot parse, and ends the subscription at once for
+                // all values below 1.
                 [Some(sid), Some(max), None] => (sid, digits(max).unwrap_or(0)),
                 _ => return Err(DecodeError::ArgumentCount),
             };
@@ -413,8 +414,8 @@ fn unsubscribe<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
     )
 }
 
-/// Up to three arguments of SUB and UNSUB. Here nats-server takes a CR within the line for a
-/// blank, which keeps it out of the sid, and so out of MSG lines.
+/// Up to three arguments of SUB and UNSUB. In these lines nats-server takes a CR for a blank. That
+/// keeps it out of the sid, and so out of MSG lines.
 fn fields(arguments: &[u8]) -> Result<[Option<&[u8]>; 3]> {
     let mut found = arguments
         .split(|&byte| is_blank(byte) || byte == b'\r')

@@ -10,16 +10,16 @@ use crate::subject::{wide_blank, write_wide_blank};
 
 const CRLF: &[u8] = b"\r\n";
 
-/// Payloads of at least this many bytes are not copied into the buffer of a batch but referenced.
-/// Below it, one copy is cheaper than two more elements of the vector that the socket writes.
+/// Payloads of at least this many bytes are referenced, not copied into the buffer of a batch. For
+/// smaller ones, one copy is cheaper than two more elements of the vector that the socket writes.
 pub const REFERENCE_THRESHOLD: usize = 4096;
 
-/// The same of a payload that many frames have: what waits for a client that reads slowly holds it
-/// once then. Below it, what refers to it takes about as much memory, and the copies are faster.
+/// The same limit for a payload of many frames. What waits for a slow client then holds the payload
+/// once. Below the limit a reference takes about as much memory as a copy, and copies are faster.
 pub const SHARED_REFERENCE_THRESHOLD: usize = 512;
 
-/// Most bytes of the arguments of a frame, without what precedes and follows them, as nats-server
-/// counts those of an operation. jnats has room for so many and closes the connection at one more.
+/// The most bytes of the arguments of a frame, counted as nats-server counts those of an operation:
+/// without what precedes and follows them. jnats closes the connection at one byte more.
 pub const MAX_CONTROL_LINE: usize = 4096;
 
 /// Room for the sizes and the blanks of a control line, whatever they are.
@@ -39,8 +39,8 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The reply subject that the control line has room for; nothing if even one without it is too
-    /// long.
+    /// The reply subject, if the control line has room for it. Nothing if the line is too long even
+    /// without it.
     fn fitting_reply(&self, sid: &[u8]) -> Option<&'a [u8]> {
         let names = self.subject.len().saturating_add(sid.len());
         if names.saturating_add(self.reply.len()).saturating_add(SIZES) <= MAX_CONTROL_LINE {
@@ -91,13 +91,13 @@ impl<R> Frames<R> {
     /// Appends the frame of one message for one subscription. `reference` stands for the payload
     /// if that has [`REFERENCE_THRESHOLD`] bytes or more.
     ///
-    /// If the control line is too long it goes without its reply subject; if it still is, there
+    /// A control line that is too long goes without its reply subject. If that is not enough, there
     /// is no frame, see [`Frames::too_long`].
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
         self.append(message, sid, reference, REFERENCE_THRESHOLD);
     }
 
-    /// The same for one of many subscriptions, with [`SHARED_REFERENCE_THRESHOLD`].
+    /// The same for one of many subscriptions: the limit is [`SHARED_REFERENCE_THRESHOLD`].
     pub fn push_shared(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
         self.append(message, sid, reference, SHARED_REFERENCE_THRESHOLD);
     }
@@ -150,7 +150,7 @@ impl<R> Frames<R> {
         (&self.buffer, &self.references)
     }
 
-    /// How many frames there are not, because their control line would be longer than
+    /// The number of frames that were left out, because their control line would be longer than
     /// [`MAX_CONTROL_LINE`].
     #[must_use]
     pub fn too_long(&self) -> usize {
@@ -183,7 +183,7 @@ pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// How many there are in a number.
+/// The number of decimal digits.
 fn digits(number: usize) -> usize {
     let more = number.checked_ilog10().unwrap_or_default();
     usize::try_from(more).unwrap_or_default().saturating_add(1)

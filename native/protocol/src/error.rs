@@ -13,7 +13,7 @@ pub enum DecodeError {
     /// A payload that is not followed by exactly CR LF.
     #[error("payload not followed by CR LF")]
     PayloadTerminator {
-        /// Whether nats-server would have told a pedantic client of the subject before that
+        /// Whether nats-server would first have told a pedantic client that the subject is invalid
         /// ([`crate::subject::is_valid_publish_subject`]).
         valid_subject: bool,
     },

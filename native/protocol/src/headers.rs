@@ -8,8 +8,8 @@
 //!
 //! Towards MQTT each header is a user property; a status line with text is the first of them,
 //! under the reserved name [`STATUS_PROPERTY`]. Towards NATS the block is built so that no
-//! official client can stumble over it, whatever an MQTT client put into its properties: that
-//! encoding is one-way, and `%` itself is never touched in either direction.
+//! official client can stumble over it, whatever an MQTT client put into its properties. That
+//! encoding has no way back. `%` itself is never changed in either direction.
 
 use memchr::memmem;
 
@@ -26,18 +26,18 @@ pub const STATUS_PROPERTY: &str = "Nats-Status";
 /// Header that stands for MQTT 5's Content Type property.
 pub const CONTENT_TYPE: &str = "Content-Type";
 
-/// Most bytes of a block that is built or looked at. nats-core takes blocks up to 64 KiB; what
+/// The most bytes of a block that is built or read. nats-core takes blocks of up to 64 KiB. What
 /// does not fit is left out.
 pub const MAX_BLOCK: usize = 65_536;
 
-/// Most headers of a block that are looked at. Each becomes several terms of the host's language,
-/// and ten thousand of them would hold a scheduler up for milliseconds.
+/// The most headers of a block that are read. Each becomes several Erlang terms, and ten thousand
+/// of them would hold up a scheduler for milliseconds.
 pub const MAX_HEADERS: usize = 1000;
 
 /// Most bytes of an MQTT string.
 const MAX_STRING: usize = 65_535;
 
-/// A header block, split but not judged.
+/// A header block, split but not validated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block<'a> {
     /// What follows the version in the first line, without blanks around it; may be empty.
@@ -82,15 +82,15 @@ impl<'a> Block<'a> {
 pub struct Properties<'a> {
     /// User properties in order.
     pub pairs: Vec<(&'a str, &'a str)>,
-    /// Value of the first Content-Type header, which is among the pairs, too.
+    /// The value of the first Content-Type header. The header is among the pairs, too.
     pub content_type: Option<&'a str>,
     /// [`build`] makes exactly the same block of these properties again.
     pub exact: bool,
 }
 
 impl<'a> Properties<'a> {
-    /// The properties of a block. What MQTT cannot hold is left out: text that is not UTF-8, NUL,
-    /// more than 65 535 bytes. A block that is no header block has none.
+    /// The properties of a block. Headers that MQTT cannot hold are left out: text that is not
+    /// UTF-8, NUL, more than 65 535 bytes. Bytes that are no header block have no properties.
     #[must_use]
     pub fn of(block: &'a [u8]) -> Self {
         let Some(parsed) = Block::parse(block) else {
@@ -136,9 +136,10 @@ impl<'a> Properties<'a> {
 ///
 /// Whatever the properties are, the block has one line per pair and is not longer than
 /// [`MAX_BLOCK`]: pairs that do not fit are left out. In names, bytes outside 33..126 and `:` are
-/// percent-encoded, and the empty name is `%`; in values, control characters, line and paragraph
-/// separators, and white space at either end; all that is not ASCII where it is not UTF-8. A
-/// leading [`STATUS_PROPERTY`] of three digits and an optional description becomes the status line.
+/// percent-encoded, and the empty name is `%`. In values, control characters, line and paragraph
+/// separators, and white space at either end are percent-encoded; if a value is not UTF-8, so is
+/// all of it that is not ASCII. A leading [`STATUS_PROPERTY`] of three digits and an optional
+/// description becomes the status line.
 pub fn build<'p>(
     pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     content_type: Option<&[u8]>,
@@ -147,8 +148,8 @@ pub fn build<'p>(
     build_with(write_text, pairs, content_type, out);
 }
 
-/// The same for a client whose reader takes only ASCII in values: jnats stops to read its connection
-/// at anything else.
+/// The same for a client that takes only ASCII in values: jnats stops reading its connection at
+/// anything else.
 pub fn build_ascii<'p>(
     pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     content_type: Option<&[u8]>,
@@ -205,7 +206,7 @@ fn write_pair(
     let room = MAX_BLOCK
         .saturating_sub(before.saturating_sub(start))
         .saturating_sub(CRLF.len());
-    // Also keeps the work for text that is far too long small.
+    // This also bounds the work for text that is far too long.
     if name.len().saturating_add(value.len()) > room {
         return;
     }
@@ -234,7 +235,7 @@ fn write_text(value: &[u8], out: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(value) else {
         return write_ascii(value, out);
     };
-    // What some client trims or takes for the end of a line.
+    // Some client trims these characters, or takes them for the end of a line.
     let inner = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{FEFF}');
     let (leading, _) = text.split_once(inner).unwrap_or_default();
     let end = leading.len().saturating_add(inner.len());

@@ -1,13 +1,14 @@
-//! NATS JWTs: what an operator says of an account, and an account of a user
+//! NATS JWTs: what an operator says about an account, and an account about a user
 //! (docs/protocol.md section 7).
 //!
-//! [`decode`] checks a token by itself: its form, the signature of its issuer, and that such an
-//! issuer may issue such a token. Whom to trust, and what of it holds now, is the caller's.
+//! [`decode`] checks a token by itself: its form, the signature of its issuer, and that this kind
+//! of issuer may issue this kind of token. The caller decides whom to trust, and what holds now.
 //!
-//! A limit of -1 is none. One that is not there is 0, as in nats-server: the tools write them all.
+//! A limit of -1 is no limit. A limit that is absent is 0, as in nats-server: the tools write all
+//! of them.
 //!
-//! Tokens of version 1 (until 2020) are read as nats-server reads them: kind, tags and account stand
-//! beside `nats`, only the claims are signed, and limits of a user that are not there are none.
+//! Tokens of version 1 (until 2020) are read as nats-server reads them: kind, tags and account
+//! stand beside `nats`, only the claims are signed, and an absent limit of a user is no limit.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,7 +25,7 @@ use thiserror::Error;
 
 use crate::nkey::{Role, role, verify};
 
-/// Why a token is not taken.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum JwtError {
     /// Not three parts of base64 (URL alphabet, no padding), or a part is not the JSON it should
@@ -40,19 +41,19 @@ pub enum JwtError {
     /// `nats.type` (`type` in version 1) is not operator, account or user.
     #[error("neither an operator, account nor user JWT")]
     Kind,
-    /// `iss` is not the key of one who may issue this.
+    /// `iss` is not a key of a role that may issue this.
     #[error("the issuer may not issue such a JWT")]
     Issuer,
-    /// `sub` is not a key of that kind.
+    /// `sub` is not a key of the token's kind.
     #[error("the subject is not the public key of what the JWT is for")]
     Subject,
     /// Not signed by `iss`.
     #[error("the signature is not the issuer's")]
     Signature,
-    /// A permission with a subject that is none.
+    /// A permission has text that is not a subject.
     #[error("a permission is not a valid subject")]
     Permission,
-    /// The claim `permissions` beside `nats`, which cannot be read.
+    /// The claim `permissions` beside `nats` cannot be read.
     #[error(
         "the claim permissions may have pub and sub (or publish and subscribe), with lists allow and deny"
     )]
@@ -60,19 +61,19 @@ pub enum JwtError {
     /// An entry of `src` is not a network.
     #[error("a source network is not valid")]
     Network,
-    /// A time of day is not `HH:MM:SS`, or its place is unknown.
+    /// A time of day is not `HH:MM:SS`, or its time zone is unknown.
     #[error("a time range or its location is not valid")]
     Times,
 }
 
-/// A token whose signature is that of its issuer.
+/// A token that its issuer has signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Public key of who signed it.
+    /// Public key of the issuer.
     pub issuer: String,
-    /// Public key of whom it is about.
+    /// Public key of the subject of the token.
     pub subject: String,
-    /// What people call them.
+    /// The name of the subject, for people.
     pub name: String,
     /// Seconds of Unix time.
     pub issued_at: i64,
@@ -80,55 +81,55 @@ pub struct Token {
     pub expires: i64,
     /// Seconds of Unix time; 0 is always.
     pub not_before: i64,
-    /// What depends on whom it is about.
+    /// Claims that depend on the kind of the token.
     pub claims: Claims,
 }
 
-/// What is said of the subject of a token.
+/// The claims about the subject of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claims {
     /// The root of trust.
     Operator(Operator),
-    /// Where users belong to.
+    /// An account, to which users belong.
     Account(Box<Account>),
-    /// Who logs in.
+    /// A user, who logs in.
     User(Box<User>),
 }
 
-/// Of an operator.
+/// The claims about an operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Operator {
-    /// Other keys that it signs accounts with.
+    /// Other keys with which it signs accounts.
     #[serde(deserialize_with = "nullable")]
     pub signing_keys: Vec<String>,
-    /// Only with those, not with its own.
+    /// Accounts must be signed with one of those, not with its own key.
     #[serde(deserialize_with = "nullable")]
     pub strict_signing_key_usage: bool,
 }
 
-/// Of an account.
+/// The claims about an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Account {
-    /// Other keys that it signs users with.
+    /// Other keys with which it signs users.
     #[serde(deserialize_with = "nullable")]
     pub signing_keys: Vec<SigningKey>,
-    /// Users, or `*`, whose tokens issued up to a time (seconds of Unix time) are void.
+    /// Users (or `*`) with a time (seconds of Unix time): tokens issued up to then are void.
     #[serde(deserialize_with = "nullable")]
     pub revocations: BTreeMap<String, i64>,
-    /// Of users without any of their own.
+    /// The permissions of users that have none of their own.
     #[serde(deserialize_with = "nullable")]
     pub default_permissions: Permissions,
     /// `name:value`, for templates.
     #[serde(deserialize_with = "nullable")]
     pub tags: Vec<String>,
-    /// Of each of its connections, or of all of them.
+    /// Limits of each of its connections, or of all of them together.
     #[serde(deserialize_with = "nullable")]
     pub limits: AccountLimits,
 }
 
-/// What of an account's limits matters to its connections.
+/// The limits of an account that matter to its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct AccountLimits {
@@ -138,28 +139,28 @@ pub struct AccountLimits {
     /// Bytes of one message.
     #[serde(deserialize_with = "nullable")]
     pub payload: i64,
-    /// Connections at a time, of all its users together.
+    /// Connections of all its users at the same time.
     #[serde(rename = "conn", deserialize_with = "nullable")]
     pub connections: i64,
-    /// No user without a signature of the nonce.
+    /// Every user must sign the nonce.
     #[serde(deserialize_with = "nullable")]
     pub disallow_bearer: bool,
 }
 
-/// A key that an account signs users with.
+/// A key with which an account signs users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigningKey {
     /// Public key.
     pub key: String,
-    /// What all its users may do, in place of what their tokens could say.
+    /// What all its users may do. It takes the place of the limits in their tokens.
     pub template: Option<UserLimits>,
 }
 
-/// Of a user.
+/// The claims about a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct User {
-    /// The account, where one of its signing keys is the issuer.
+    /// The account, if the issuer is one of its signing keys.
     #[serde(deserialize_with = "nullable")]
     pub issuer_account: String,
     /// `name:value`, for templates.
@@ -168,7 +169,8 @@ pub struct User {
     /// What this user may do.
     #[serde(flatten)]
     pub limits: UserLimits,
-    /// What EMQX's own gateway reads beside `nats`: allows no more than is allowed there.
+    /// Permissions beside `nats`, which EMQX's own gateway reads. They allow no more than `nats`
+    /// does.
     #[serde(skip)]
     pub outer_permissions: Permissions,
 }
@@ -180,19 +182,19 @@ pub struct UserLimits {
     /// Subjects.
     #[serde(flatten)]
     pub permissions: Permissions,
-    /// Networks (CIDR) to log in from; none is all.
+    /// Networks (CIDR) from which the user may log in; without any, all.
     #[serde(deserialize_with = "networks")]
     pub src: Vec<String>,
-    /// Times of the day to be connected in; none is all.
+    /// Times of the day at which the user may be connected; without any, all.
     #[serde(deserialize_with = "nullable")]
     pub times: Vec<TimeRange>,
-    /// IANA name of the time zone of those; empty is the server's.
+    /// IANA name of the time zone of these times; empty is the server's.
     #[serde(deserialize_with = "nullable")]
     pub times_location: String,
     /// Subscriptions.
     #[serde(deserialize_with = "nullable")]
     pub subs: i64,
-    /// Bytes in all; nothing looks at it.
+    /// Bytes in all. Nothing reads it.
     #[serde(deserialize_with = "nullable")]
     pub data: i64,
     /// Bytes of one message.
@@ -201,7 +203,7 @@ pub struct UserLimits {
     /// The token alone is enough, without a signature of the nonce.
     #[serde(deserialize_with = "nullable")]
     pub bearer_token: bool,
-    /// `STANDARD`, `WEBSOCKET`, …; none is all.
+    /// `STANDARD`, `WEBSOCKET`, …; without any, all.
     #[serde(deserialize_with = "nullable")]
     pub allowed_connection_types: Vec<String>,
 }
@@ -216,18 +218,18 @@ pub struct Permissions {
     /// Subscribe; `subject queue` is for that queue group.
     #[serde(rename = "sub", alias = "subscribe", deserialize_with = "nullable")]
     pub subscribe: Permission,
-    /// Publish to the reply subjects of what was received.
+    /// Publishing to the reply subjects of received messages.
     pub resp: Option<ResponsePermission>,
 }
 
-/// No allowed ones are all, except the denied ones.
+/// Without allowed subjects all are allowed, except the denied ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Permission {
     /// Subjects with wildcards.
     #[serde(deserialize_with = "nullable")]
     pub allow: Vec<String>,
-    /// The same; they win.
+    /// Subjects with wildcards. These win.
     #[serde(deserialize_with = "nullable")]
     pub deny: Vec<String>,
 }
@@ -236,15 +238,15 @@ pub struct Permission {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ResponsePermission {
-    /// 0 is the default, below is no limit.
+    /// 0 is the default, a negative number is no limit.
     #[serde(deserialize_with = "nullable")]
     pub max: i64,
-    /// Nanoseconds; 0 is the default, below is no limit.
+    /// Nanoseconds; 0 is the default, a negative number is no limit.
     #[serde(deserialize_with = "nullable")]
     pub ttl: i64,
 }
 
-/// `HH:MM:SS` each. One that ends before it begins ends on the next day.
+/// Two times, `HH:MM:SS`. A range that ends before it begins ends on the next day.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct TimeRange {
@@ -260,8 +262,8 @@ pub struct TimeRange {
 ///
 /// # Errors
 ///
-/// Says what is wrong with it first; nothing of an unsigned token is looked at but what finding
-/// out its issuer takes.
+/// The first thing that is wrong with the token. Of an unsigned token only that is read which is
+/// needed to find out its issuer.
 pub fn decode(token: &str) -> Result<Token, JwtError> {
     let mut parts = token.split('.');
     let (Some(header), Some(claims), Some(signature), None) =
@@ -311,7 +313,7 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
     let claims = match subject {
         Role::Operator => {
             let mut operator = json::<Envelope<Operator>>(&claims)?.nats;
-            // There was no such thing.
+            // Version 1 had no such claim.
             operator.strict_signing_key_usage &= version > 1;
             Claims::Operator(operator)
         }
@@ -347,7 +349,7 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
 }
 
 impl Account {
-    /// What of version 1 stood elsewhere, and what it did not have.
+    /// Takes what stood elsewhere in version 1, and drops what version 1 did not have.
     fn migrate(&mut self, envelope: &Envelope<Kind>) -> Result<(), JwtError> {
         if self.signing_keys.iter().any(|key| key.template.is_some()) {
             return Err(JwtError::Malformed);
@@ -358,13 +360,13 @@ impl Account {
     }
 
     fn validate(&self) -> Result<(), JwtError> {
-        // Subjects of a template are looked at when it is filled in.
+        // The subjects of a template are checked when it is filled in.
         self.default_permissions.validate()
     }
 }
 
 impl User {
-    /// What of version 1 stood elsewhere, what it did not have, and its limits.
+    /// The same for a user, and the limits of version 1.
     fn migrate(&mut self, envelope: &Envelope<Kind>, stated: &StatedLimits) {
         self.issuer_account.clone_from(&envelope.issuer_account);
         self.tags.clone_from(&envelope.tags);
@@ -404,7 +406,7 @@ impl Permissions {
     }
 }
 
-/// nats-server knows no such claim. What cannot be read could be what somebody must not do.
+/// nats-server does not know this claim. What cannot be read might be a denial, so it is an error.
 fn outer_permissions(claims: &[u8]) -> Result<Permissions, JwtError> {
     #[derive(Deserialize)]
     struct Outer {
@@ -443,13 +445,13 @@ fn object(value: Value) -> Result<Map<String, Value>, JwtError> {
     }
 }
 
-/// What the tools take for a subject: no blank and no empty token.
+/// The tools' rule for a subject: no blank and no empty token.
 fn is_subject(subject: &str) -> bool {
     !subject.contains(' ') && subject.split('.').all(|token| !token.is_empty())
 }
 
-/// Whether an address is in one of the networks, or there are none. What is no network holds no
-/// address.
+/// Whether an address is in one of the networks. Without networks every address is. Text that is no
+/// network holds no address.
 #[must_use]
 pub fn is_source_allowed<'a>(mut src: impl Iterator<Item = &'a str>, address: IpAddr) -> bool {
     let address = address.to_canonical();
@@ -462,19 +464,19 @@ pub fn is_source_allowed<'a>(mut src: impl Iterator<Item = &'a str>, address: Ip
         .any(|network| network.contains(&address))
 }
 
-/// Whether now is a time to be connected in.
+/// Whether a user may be connected now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hours {
-    /// There is no such limit.
+    /// There is no limit of time.
     Always,
-    /// It is, for so many milliseconds.
+    /// Yes, for this many milliseconds.
     For(i64),
-    /// It is not.
+    /// No.
     Closed,
 }
 
-/// Looks for the range that now, in milliseconds of Unix time, is in. `offset`: seconds that the
-/// clock of the server is ahead of UTC, for where no location is given.
+/// Looks for the range that holds `now`, in milliseconds of Unix time. `offset` is for an empty
+/// location: the seconds that the clock of the server is ahead of UTC.
 #[must_use]
 pub fn hours(times: &[TimeRange], location: &str, offset: i32, now: i64) -> Hours {
     if times.is_empty() {
@@ -569,7 +571,7 @@ struct Envelope<N> {
 
 const NO_LIMIT: i64 = -1;
 
-/// Which of its limits a user's token has at all.
+/// The limits that a user's token has.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct StatedLimits {

@@ -4,7 +4,7 @@
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use nkeys::{KeyPair, KeyPairType};
 
-/// Whose key it is, which its first letter says.
+/// Whose key it is. The first letter says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `O`
@@ -17,7 +17,7 @@ pub enum Role {
     Other,
 }
 
-/// The role of a public key; `None` for anything that is none, checksum included.
+/// The role of a public key. `None` for text that is no public key; the checksum counts, too.
 #[must_use]
 pub fn role(public_key: &str) -> Option<Role> {
     let pair = KeyPair::from_public_key(public_key).ok()?;
@@ -35,8 +35,8 @@ pub fn verify(public_key: &str, message: &[u8], signature: &[u8]) -> bool {
     KeyPair::from_public_key(public_key).is_ok_and(|pair| pair.verify(message, signature).is_ok())
 }
 
-/// The bytes of a `sig`: clients write them as base64 with the URL alphabet or with the standard
-/// one, and with padding or without.
+/// The bytes of a `sig`. Clients write them as base64 with the URL alphabet or the standard one,
+/// with or without padding.
 #[must_use]
 pub fn signature(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=').as_bytes();

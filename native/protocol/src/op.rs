@@ -19,10 +19,10 @@ pub enum Op<'a> {
     Unsub {
         /// The subscription, as its SUB spelt it.
         sid: &'a [u8],
-        /// Messages after which it ends, counted from its SUB; 0 is at once.
+        /// The number of messages after which it ends, counted from its SUB; 0 is at once.
         max: u32,
     },
-    /// `+OK` and `INFO {json}`: legal, and without effect.
+    /// `+OK` and `INFO {json}`, which are legal and have no effect.
     Ignored,
 }
 

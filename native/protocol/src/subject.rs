@@ -17,10 +17,10 @@
 //!
 //! A run of slashes is as many dots as it has pairs, and one `%2F` if one is left over.
 //!
-//! Percent sequences stay what they are, except where they would read as one of the above. There,
-//! a `25` is inserted after the (first) `%`, so that with `C` the codes of blanks and control
-//! characters, written by the NATS side, and `D` = `2F 2B 23` and, as a whole token, `2A 3E`, written by the
-//! MQTT side:
+//! Percent sequences stay what they are, except where they would read as one of the above. There, a
+//! `25` is inserted after the (first) `%`, so that with `C` the codes of blanks and control
+//! characters, written by the NATS side, and `D` = `2F 2B 23` and, as a whole token, `2A 3E`,
+//! written by the MQTT side:
 //!
 //! | token | level |
 //! |---|---|
@@ -51,8 +51,8 @@ use crate::{hex_digits, percent};
 /// Most bytes of an MQTT topic or filter, mountpoint included (MQTT 5, 1.5.4).
 pub const MAX_TOPIC: usize = 65_535;
 
-/// Most bytes of a correlated reply subject. Clients take control lines of 4096 bytes, and this
-/// one comes on top of a subject and a sid. A longer one gives way to the plain reply subject.
+/// The most bytes of a correlated reply subject. Clients take control lines of 4096 bytes, in which
+/// a subject and a sid need room, too. Instead of a longer one the plain reply subject is used.
 pub const MAX_CORRELATED_REPLY: usize = 2048;
 
 /// First token of correlated reply subjects.
@@ -145,8 +145,8 @@ static TO_SUBJECT: ByteMap = To::Subject.byte_map();
 /// Bytes that are converted at once: a vector register on every 64-bit machine.
 const BLOCK: usize = 16;
 
-/// Converts what needs no closer look: plain UTF-8 without empty tokens or levels. On `false`,
-/// `out`, which is as long as `name`, holds nothing of use.
+/// Converts names that need no closer look: plain UTF-8 without empty tokens or levels. `out` is as
+/// long as `name`, and holds nothing of use on `false`.
 #[inline(always)]
 fn convert_plain(to: To, name: &[u8], out: &mut [u8]) -> bool {
     let (Some(first), Some(last)) = (name.first(), name.last()) else {
@@ -191,7 +191,7 @@ fn convert_bytes(to: To, name: &[u8], out: &mut [u8]) -> u8 {
     seen
 }
 
-/// Like [`convert_bytes`], for names longer than a block, at less than half the time.
+/// The same as [`convert_bytes`] in less than half the time, for names longer than a block.
 #[inline(always)]
 fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
     let (Some((last, bytes)), Some((_, followers))) = (name.split_last(), name.split_first())
@@ -206,7 +206,7 @@ fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
     for ((block, next), converted) in blocks.zip(out.as_chunks_mut().0) {
         convert_block(to, block, next, converted, &mut seen);
     }
-    // What is left over is converted together with some of the bytes before it, again.
+    // The rest is converted together with some bytes before it, which are converted twice.
     if let (Some(block), Some(next), Some(converted)) = (
         bytes.last_chunk(),
         followers.last_chunk(),
@@ -220,7 +220,7 @@ fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
     seen.iter().fold(last, |all, bits| all | bits)
 }
 
-/// A loop over arrays that the compiler makes vector instructions of. `next` is the block one
+/// A loop over arrays, of which the compiler makes vector instructions. `next` is the block one
 /// byte further on.
 #[inline(always)]
 fn convert_block(
@@ -239,8 +239,8 @@ fn convert_block(
     }
 }
 
-/// Writes the topic of a subject that needs nothing but `/` for `.` to `out`, which must have
-/// just the size of the subject. On `false`, [`write_topic`] has to do it.
+/// Writes the topic of a subject that needs nothing but `/` for `.`. `out` must have exactly the
+/// size of the subject. On `false`, [`write_topic`] has to do it.
 #[inline]
 #[must_use]
 pub fn plain_topic(subject: &[u8], out: &mut [u8]) -> bool {
@@ -460,7 +460,7 @@ fn write_escape(depth: usize, code: char, out: &mut Vec<u8>) {
     }
 }
 
-/// The side that wrote the sequence gets it back one step shallower, at last decoded.
+/// Towards the side that wrote the sequence it loses one `25`, or is decoded in the end.
 fn write_shallower(escape: &Escape, out: &mut Vec<u8>) {
     match escape.depth.checked_sub(1) {
         Some(depth) => write_escape(depth, escape.code, out),
@@ -580,8 +580,9 @@ fn write_token(level: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the spelling that deliveries have, of all that stand for the same topic or filter: raw
-/// white space and control characters are percent-encoded. Rules about subjects compare that one.
+/// Appends the canonical subject. Of all subjects that stand for the same topic or filter it is the
+/// one that deliveries have: raw white space and control characters are percent-encoded. Rules
+/// about subjects compare canonical subjects.
 pub fn write_canonical(subject: &[u8], out: &mut Vec<u8>) {
     let mut level = Vec::new();
     for (index, token) in subject.split(|&byte| byte == b'.').enumerate() {
@@ -599,8 +600,8 @@ pub fn write_canonical(subject: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the canonical subject that subscribers know a publish to this subject by. It differs
-/// for a correlated reply subject, which stands for the response topic of the request.
+/// Appends the canonical subject that subscribers get for a publish to this subject. It is another
+/// one for a correlated reply subject, which stands for the response topic of the request.
 pub fn write_published(subject: &[u8], out: &mut Vec<u8>) {
     match correlation(subject) {
         Some((topic, _)) => write_subject(&topic, b"", out),
@@ -642,8 +643,8 @@ fn slash_run(mut level: &[u8]) -> (usize, &[u8]) {
     (run, level)
 }
 
-/// Appends the topic that a reply subject stands for, if it stands for exactly that subject.
-/// Otherwise `false`, and nothing of use appended: the answer would go to another subject.
+/// Appends the topic of a reply subject, if the topic stands for exactly that subject. Otherwise
+/// the result is `false`, with nothing of use appended: the answer would go to another subject.
 #[must_use]
 pub fn write_reply_topic(reply: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
@@ -674,8 +675,8 @@ pub fn write_reply(topic: &[u8], data: Option<&[u8]>, mountpoint: &[u8], out: &m
     }
 }
 
-/// The unmounted topic and the Correlation Data of a reply subject of [`write_reply`]. `None` for
-/// every other subject; those are ordinary ones.
+/// The unmounted topic and the Correlation Data of a reply subject that [`write_reply`] made.
+/// `None` for all other subjects, which are ordinary ones.
 #[inline]
 #[must_use]
 pub fn correlation(subject: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {

@@ -78,10 +78,10 @@ pub struct Position {
 /// The kind of a message. Text and binary are the same here: both hold bytes of the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Message {
-    /// There is none: the next data frame begins one.
+    /// There is no message: the next data frame begins one.
     #[default]
     None,
-    /// Its payload is as it is.
+    /// Its payload is not compressed.
     Plain,
     /// Its payload is compressed.
     Deflated,
@@ -92,7 +92,7 @@ pub enum Message {
 pub enum Step<'a> {
     /// A control frame, or some of a data frame.
     Frame {
-        /// It.
+        /// The frame.
         frame: Frame<'a>,
         /// Its size in bytes, with the header if that is part of it.
         used: usize,
@@ -106,15 +106,15 @@ pub enum Step<'a> {
 pub enum Frame<'a> {
     /// A piece of a data frame.
     Data(Data<'a>),
-    /// To be answered by a pong with the same payload.
+    /// A ping, to be answered by a pong with the same payload.
     Ping(Payload<'a>),
-    /// Nothing to do.
+    /// A pong, which needs nothing.
     Pong,
-    /// The client sends nothing after it.
+    /// The close frame. The client sends nothing after it.
     Close(Payload<'a>),
 }
 
-/// The piece of a data frame that is there. It can be empty.
+/// The part of a data frame that has come. It can be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Data<'a> {
     /// Bytes of the stream, or of their compressed form.
@@ -206,7 +206,7 @@ pub fn decode<'a>(
     match opcode {
         CONTINUATION | TEXT | BINARY => {
             let message = begin(first, opcode, position.message, settings)?;
-            // A length that is refused is so without waiting for the key behind it.
+            // A wrong length is refused without waiting for the key behind it.
             let Some((length, after)) = long_length(short_length, after) else {
                 return Ok(Step::Need(header_size(short_length).saturating_sub(KEY)));
             };
