@@ -1,6 +1,6 @@
-%% Settings: from the file's tables to one checked map with every default filled in.
+%% Makes one checked map of the file's tables, with every default filled in.
 %%
-%% Names are those of the EMQX gateway settings; units and defaults stand in README.md.
+%% Names are those of EMQX's gateway settings. README.md has the units and the defaults.
 -module(nats_gateway_config).
 
 -export([parse/1]).
@@ -17,27 +17,27 @@
 %% Times are milliseconds, sizes bytes.
 -type config() :: #{
     server_id := binary(),
-    %% known to this gateway alone, new at every start
+    %% only this gateway knows it, and makes a new one at every start
     secret := binary(),
     server_name := binary(),
     mountpoint := binary(),
     default_heartbeat_interval := pos_integer() | infinity,
     heartbeat_wait_timeout := pos_integer(),
     idle_timeout := pos_integer() | infinity,
-    %% unless the listener has one of its own
+    %% a listener may have one of its own
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
-    %% the gateway's own, before the broker's
+    %% the gateway's own login, which comes before the broker's
     login := nats_gateway_login:login(),
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
-    %% of the subject of a SUB
+    %% tokens of the subject of a SUB
     max_sub_tokens := pos_integer() | infinity,
-    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
+    %% slow consumers: the bytes that may wait for a client, and the time in which it must take some
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
-    %% standalone: for how long clients stay once they were told to go elsewhere
+    %% standalone: the time that clients stay after they were told to go elsewhere
     lame_duck_grace_period := non_neg_integer(),
     lame_duck_duration := pos_integer(),
     retained_on_subscribe := boolean(),
@@ -51,15 +51,15 @@
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
         max_topic_levels := pos_integer() | infinity,
-        %% of what the broker sends; `default': what holds any NATS message
+        %% size of the broker's packets; `default': large enough for any NATS message
         max_packet_size := pos_integer() | default,
-        %% whether what the gateway relies on is tried out
+        %% whether the gateway tries out what it relies on
         probe := boolean(),
         authentication := boolean()
     },
-    %% not in what a connection has
+    %% connections do not have this key
     listeners => [listener()],
-    %% of connections in EMQX alone
+    %% only connections in EMQX have these keys
     emqx => map(),
     enable_authn => boolean(),
     auto_subscribe => boolean()
@@ -75,23 +75,23 @@
     backlog := pos_integer(),
     send_timeout := pos_integer(),
     authentication_timeout := pos_integer(),
-    %% of those that speak TLS
+    %% listeners with TLS
     tls => nats_gateway_tls:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
-    %% of those that speak WebSocket
+    %% listeners with WebSocket
     websocket => nats_gateway_websocket:settings()
 }.
 
 %% docs/protocol.md section 1: sizes have at most 9 digits.
 -define(MAX_SIZE, 999999999).
-%% An MQTT packet has at most 268435455 bytes behind its fixed header: so much for the payload, and
-%% 256 KiB for a topic, a response topic, correlation data and their properties.
+%% An MQTT packet has at most 268435455 bytes behind its fixed header. 256 KiB of them are for a
+%% topic, a response topic, correlation data and their properties, the others for the payload.
 -define(MAX_PAYLOAD, 268435455 - 262144).
 
 -define(AUTHENTICATION_TIMEOUT_MS, 2000).
-%% A day.
+%% One day.
 -define(MAX_LAME_DUCK_MS, 86400000).
-%% Where a page shows what is written there.
+%% The error text for a page that shows its secrets.
 -define(SHOWN, <<
     "must be a bcrypt hash, or file:// and the path of a file with the secret: "
     "EMQX shows these settings to all who may read them"
@@ -110,23 +110,23 @@
     | address
     | url
     | {one_of, [atom()]}
-    %% some of these names, at least one
+    %% a list of some of these names, at least one
     | {some_of, [atom()]}
-    %% absolute, of a URL
+    %% an absolute path of a URL
     | path
     | origins
-    %% of HTTP: the name of a cookie, the name of a header; <<>> is none
+    %% names of HTTP: of a cookie, of a header; <<>> is none
     | token
     | header
     | {table, schema()}
-    %% any name: the same table under each
+    %% a table of tables, all of this schema, under any names
     | {named, schema()}
     | {list, kind()}
-    %% a table whose key `type' says what else there is
+    %% a table whose key `type' chooses the schema
     | {by_type, #{atom() => schema()}}
     %% a password or token, its bcrypt hash, or a file with either
     | secret
-    %% one that somebody else shows as it is written: no plain one; an empty one is none
+    %% a secret on a page that shows it: a plain one is refused, an empty one is none
     | shown_secret
     %% a public NKey of a user
     | user_key
@@ -134,7 +134,7 @@
     | {subjects, queues | no_queues}
     | responses.
 
-%% A default that is `required' must be given; `undefined' says that nothing is there.
+%% The default `required': the setting must be there. `undefined': it has no default.
 -type schema() :: #{atom() => {kind(), Default :: term()}}.
 
 -spec schema() -> schema().
@@ -181,7 +181,7 @@ schema() ->
                     authentication => {boolean, false},
                     probe => {boolean, true},
                     max_packet_size => {{bytes, 1024, 268435460}, default},
-                    %% Mosquitto's limit; EMQX's is 128
+                    %% Mosquitto's limit. EMQX's is 128.
                     max_topic_levels => {{limit, 65535}, 200},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
@@ -198,7 +198,7 @@ schema() ->
                             {named,
                                 maps:merge(
                                     websocket_listener_schema(8443),
-                                    %% There is but one way to speak TLS below HTTP.
+                                    %% Below HTTP there is only one way to begin TLS.
                                     maps:with([ssl_options, peer_cert_as_username], tls_schema())
                                 )},
                             #{}
@@ -208,7 +208,7 @@ schema() ->
             }
     }.
 
-%% Of the connections to the broker.
+%% TLS of the connections to the broker.
 upstream_tls_schema() ->
     #{
         verify => {{one_of, [verify_none, verify_peer]}, verify_peer},
@@ -216,7 +216,7 @@ upstream_tls_schema() ->
         certfile => {string, undefined},
         keyfile => {string, undefined},
         password => {string, undefined},
-        %% the host of the URL, unless it is called otherwise in its certificate
+        %% needed if the certificate has another name than the host of the URL
         server_name_indication => {string, undefined},
         versions => {{some_of, ?TLS_VERSIONS}, ?TLS_VERSIONS}
     }.
@@ -231,7 +231,7 @@ listener_schema() ->
         proxy_protocol_timeout => {{duration, 1}, 3000}
     }.
 
-%% Names are EMQX's where EMQX has the setting, else nats-server's.
+%% The names are EMQX's. Settings that EMQX does not have are named as in nats-server.
 websocket_listener_schema(Port) ->
     (listener_schema())#{
         bind => {address, {{127, 0, 0, 1}, Port}},
@@ -262,14 +262,14 @@ websocket_page_schema() ->
         websocket_jwt_cookie => {token, undefined}
     }.
 
-%% What makes a listener one of TLS. The names of `ssl_options' are EMQX's.
+%% The settings that make a TLS listener. The names of `ssl_options' are EMQX's.
 tls_schema() ->
     (tls_page_schema(upgrade))#{
         ssl_options =>
             {
                 {table, #{
                     certfile => {string, undefined},
-                    %% the key may be in the file of the certificate
+                    %% the certificate's file may hold the key
                     keyfile => {string, undefined},
                     password => {string, undefined},
                     cacertfile => {string, undefined},
@@ -285,7 +285,7 @@ tls_schema() ->
             }
     }.
 
-%% What EMQX has no names for; there they stand on the plugin's own page.
+%% Settings that EMQX has no names for. In EMQX they are on the plugin's own page.
 -spec check_tls_page(map()) -> ok | {error, Text :: binary()}.
 check_tls_page(Settings) ->
     case valid(fun() -> check_mode(Settings, []) end) of
@@ -309,16 +309,16 @@ defaults() ->
     {ok, Config} = parse(#{}),
     Config.
 
-%% The tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them: binary keys.
+%% Takes the tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them, with binary keys.
 -spec parse(map()) -> {ok, config()} | {error, Text :: binary()}.
 parse(Tables) ->
     valid(fun() -> finish(table(schema(), Tables, [])) end).
 
-%% The settings of a schema, with its defaults for those that are not there.
+%% The settings of a schema. Those that are absent have their defaults.
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
 check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
 
-%% What is read so may say `invalid/2'.
+%% Calls a function that may call `invalid/2'.
 -spec valid(fun(() -> Result)) -> {ok, Result} | {error, Text :: binary()}.
 valid(Fun) ->
     try
@@ -380,7 +380,7 @@ server_name(_, Name) when is_binary(Name) ->
     [{server_name_indication, binary_to_list(Name)}];
 server_name(Host, undefined) ->
     case inet:parse_strict_address(Host) of
-        %% Verified by the address that we are connected to.
+        %% The certificate is verified by the address that we connect to.
         {ok, _} -> [];
         {error, _} -> [{server_name_indication, Host}]
     end.
@@ -409,7 +409,7 @@ listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
             Common#{
                 tls => Tls,
                 peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
-                %% as nats-server
+                %% as in nats-server
                 authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
             };
         ws ->
@@ -433,7 +433,7 @@ websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) 
         }
     ).
 
-%% With a bearer token in the cookie, any page that its owner visits could act as him.
+%% If the cookie held a bearer token, any page that its owner visits could log in as the owner.
 check_cookies(Listeners, Login) ->
     Open = [
         [<<"jwt_cookie">>, <<"websocket">>, Name, atom_to_binary(Type), <<"listeners">>]
@@ -513,7 +513,7 @@ ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
             {versions, Versions}
             | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
         ] ++
-        %% As nats-server: a client would make the gateway work for a few bytes, again and again.
+        %% As in nats-server: a few bytes of a client would make the gateway work, again and again.
         [{client_renegotiation, false} || lists:member('tlsv1.2', Versions)].
 
 cipher_suites(Names, Path) ->
@@ -529,7 +529,7 @@ cipher_suites(Names, Path) ->
         Names
     ).
 
-%% Looks like nats-server's: an nkey of a server, unique per start.
+%% Looks like the NKey of a nats-server. It is another one after each start.
 server_id() ->
     Alphabet = <<"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567">>,
     Random = crypto:strong_rand_bytes(55),
@@ -637,7 +637,7 @@ value(boolean, Value, Path) ->
 value({duration, Min}, Value, Path) ->
     case duration(Value) of
         0 when Min =:= 0 -> infinity;
-        %% the largest timeout that every timer of the runtime takes
+        %% the longest time that all timers of the runtime take
         Ms when is_integer(Ms), Ms >= 1, Ms =< 16#FFFFFFFF -> Ms;
         _ when Min =:= 0 -> invalid(Path, <<"must be a duration such as \"30s\"; 0 is never">>);
         _ -> invalid(Path, <<"must be a duration such as \"30s\", at least 1 ms">>)
@@ -745,7 +745,7 @@ value({one_of, Names}, Value, Path) ->
             ])
     end.
 
-%% An integer is milliseconds; a string has units, "1m30s".
+%% An integer is milliseconds. A string has units: "1m30s".
 duration(Ms) when is_integer(Ms) -> Ms;
 duration(Text) when is_binary(Text) ->
     units(Text, [
@@ -810,7 +810,7 @@ url(Scheme, Rest) ->
         error -> error
     end.
 
-%% `host:port', or `[v6]:port'.
+%% Parses `host:port' and `[v6]:port'.
 host_port(Text) ->
     case
         re:run(Text, <<"^(?:\\[([0-9a-fA-F:.]+)\\]|([^:\\[\\]\\s@]+)):([0-9]{1,5})$">>, [
@@ -832,7 +832,7 @@ secret_problem({file, relative}) -> <<"must have an absolute path behind file://
 secret_problem({file, empty}) -> <<"is empty in its file">>;
 secret_problem({file, Reason}) -> [<<"cannot be read from its file: ">>, file:format_error(Reason)].
 
-%% A subject, or with a blank and a queue group behind it.
+%% A subject, or a subject with a blank and a queue group behind it.
 subject(queues, Entry, Path) ->
     case binary:split(Entry, <<" ">>, [global]) of
         [Subject, Queue] ->
@@ -850,7 +850,7 @@ subject(no_queues, Subject, Path) ->
 
 numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
 
-%% No value goes into the text: it may be a secret.
+%% The text never holds the value, which may be a secret.
 -spec invalid([binary() | pos_integer()], iodata()) -> no_return().
 invalid(Path, Problem) -> throw({invalid, Path, Problem}).
 

@@ -1,9 +1,9 @@
-%% Templates of the settings: text with `${Name}' in it.
+%% Templates in settings: text that may have `${Name}' in it.
 -module(nats_gateway_template).
 
 -export([render/2]).
 
-%% Values are not looked into, and a `${' without its end is text.
+%% Values are not templates themselves. A `${' without its end is text.
 -spec render(Template :: binary(), Value :: fun((Name :: binary()) -> binary())) -> binary().
 render(Template, Value) ->
     case binary:split(Template, <<"${">>) of
