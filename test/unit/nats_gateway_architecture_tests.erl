@@ -1,4 +1,4 @@
-%% Which room may call which: docs/architecture.md says it, xref finds what is called.
+%% Which room may call which: docs/architecture.md says it, and xref finds the calls.
 -module(nats_gateway_architecture_tests).
 
 -include_lib("eunit/include/eunit.hrl").
@@ -50,6 +50,24 @@ no_circles_test_() ->
         Circles = lists:sort([lists:sort(C) || C <- digraph_utils:cyclic_strong_components(Graph)]),
         ?assertEqual([], Circles -- ?KNOWN_CIRCLES)
     end}.
+
+%% Comments cite docs/protocol.md by the numbers of its sections.
+cited_sections_exist_test() ->
+    {ok, Protocol} = file:read_file("docs/protocol.md"),
+    Sections = matches(Protocol, "(?m)^## ([0-9]+)\\. "),
+    Files = lists:append([
+        filelib:wildcard(Place)
+     || Place <- ["erlang_src/**/*.erl", "native/*/{src,tests}/**/*.rs", "test/unit/**/*.erl"]
+    ]),
+    Cited = [
+        {File, Section}
+     || File <- Files,
+        {ok, Text} <- [file:read_file(File)],
+        Numbers <- matches(Text, "protocol\\.md\\W+sections? ([0-9]+(?: and [0-9]+)?)"),
+        Section <- binary:split(Numbers, <<" and ">>)
+    ],
+    ?assert(length(Cited) > 10),
+    ?assertEqual([], [Cite || Cite = {_, Section} <- Cited, not lists:member(Section, Sections)]).
 
 %% The test can fail: these calls do not exist.
 forbidden_arrows_are_seen_test() ->
@@ -124,8 +142,10 @@ allowed() ->
         [Room] <- [targets(First)]
     ]).
 
-targets(Cell) ->
-    case re:run(Cell, <<"`([^`]+)`">>, [global, {capture, all_but_first, binary}]) of
-        {match, Names} -> lists:append(Names);
+targets(Cell) -> matches(Cell, "`([^`]+)`").
+
+matches(Text, Pattern) ->
+    case re:run(Text, Pattern, [global, {capture, all_but_first, binary}]) of
+        {match, Found} -> lists:append(Found);
         nomatch -> []
     end.
