@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Failure, mqtt, nats};
 
-/// What is spoken.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -18,7 +18,7 @@ pub enum Protocol {
     Mqtt,
 }
 
-/// What the peer has sent.
+/// Something that the peer has sent.
 #[derive(Debug)]
 pub enum Received<'a> {
     Message(Message<'a>),
@@ -39,30 +39,30 @@ pub enum Received<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     pub name: &'a [u8],
-    /// NATS only; a Response Topic is among the properties.
+    /// The reply subject of NATS. MQTT has a Response Topic among its properties.
     pub reply: &'a [u8],
-    /// NATS header block, or the MQTT properties with their length.
+    /// The header block of NATS, or the properties of MQTT with their length.
     pub headers: &'a [u8],
     pub payload: &'a [u8],
 }
 
 /// A message to publish.
 pub struct Outgoing<'a> {
-    /// As NATS spells it.
+    /// The name in the spelling of NATS.
     pub name: &'a str,
     pub reply: Option<&'a str>,
     pub headers: bool,
-    /// The peer is to acknowledge it (MQTT: QoS 1; NATS: the connection is verbose).
+    /// Whether the peer must acknowledge it (MQTT: QoS 1; NATS: the connection is verbose).
     pub acknowledged: bool,
     pub payload: &'a [u8],
 }
 
-/// The frame of a message, and where in it is what changes.
+/// The frame of a message, and the places in it that change.
 pub struct Frame {
     pub bytes: Vec<u8>,
-    /// Of the payload; its end is the frame's end, but for the CR LF of NATS.
+    /// Where the payload begins. It ends with the frame, but for the CR LF of NATS.
     pub payload: usize,
-    /// Of the two bytes of the packet identifier of MQTT.
+    /// Where the two bytes of the packet identifier of MQTT begin.
     pub packet_id: Option<usize>,
 }
 
@@ -89,7 +89,7 @@ impl Protocol {
         }
     }
 
-    /// What the first bytes are, and how many; `None` when there are not enough.
+    /// What the first bytes are, and how many they are. `None` if more are needed.
     pub fn parse(self, bytes: &[u8]) -> Result<Option<(Received<'_>, usize)>, Failure> {
         match self {
             Self::Nats => nats::parse(bytes),
@@ -97,7 +97,7 @@ impl Protocol {
         }
     }
 
-    /// What the headers of a message that was published with some end with.
+    /// The end of the headers of a message that was published with some.
     pub fn headers(self) -> Vec<u8> {
         match self {
             Self::Nats => nats::headers(),
@@ -113,7 +113,7 @@ pub struct Login<'a> {
     pub verbose: bool,
 }
 
-/// How long a read may take before its caller looks at other things.
+/// The time that a read may take before its caller looks at other things.
 const TICK: Duration = Duration::from_millis(100);
 
 const BUFFER: usize = 256 * 1024;
@@ -168,7 +168,7 @@ impl Connection {
         self.stream.write_all(bytes)
     }
 
-    /// Returns when the peer has handled what was sent before.
+    /// Returns when the peer has handled all that was sent before.
     pub fn barrier(&mut self) -> Result<(), Failure> {
         self.send(self.protocol.barrier())?;
         self.wait_for("PONG", |received| matches!(received, Received::Barrier))
@@ -182,7 +182,7 @@ impl Connection {
                 self.barrier()
             }
             Protocol::Mqtt => {
-                // Brokers limit how many there are in a packet.
+                // Brokers limit the number of filters in a packet.
                 for some in subjects.chunks(100) {
                     self.send(&mqtt::subscribe(some))?;
                     self.wait_for("SUBACK", |received| {

@@ -15,14 +15,14 @@ use crate::connection::{Connection, Login, Protocol};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connections {
-    /// What is spoken.
+    /// The protocol of the connections.
     pub protocol: Protocol,
-    /// Of the peer.
+    /// The peer's address.
     pub address: SocketAddr,
     /// Each connection has one subscription.
     #[serde(default)]
     pub subscribe: bool,
-    /// How many connect at the same time.
+    /// The number of connections that are opened at the same time.
     #[serde(default = "eight")]
     pub at_once: usize,
 }
@@ -31,12 +31,12 @@ fn eight() -> usize {
     8
 }
 
-/// Of one step.
+/// The report of one step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Open by now.
+    /// Connections that are open now.
     pub connections: usize,
-    /// Connected, logged in (and subscribed) per second.
+    /// Connections per second, logged in and subscribed.
     pub connected_per_second: f64,
 }
 

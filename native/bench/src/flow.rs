@@ -17,11 +17,11 @@ use crate::{Failure, cpu_seconds};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flow {
-    /// What is spoken.
+    /// The protocol of the connections.
     pub protocol: Protocol,
-    /// Of the peer.
+    /// The peer's address.
     pub address: SocketAddr,
-    /// The peer's processes, whose processor time is reported.
+    /// The peer's processes. Their processor time is reported.
     #[serde(default)]
     pub pids: Vec<u32>,
     /// Connections that publish.
@@ -30,26 +30,27 @@ pub struct Flow {
     /// Connections that subscribe to all that is published.
     #[serde(default)]
     pub subscribers: u32,
-    /// Of each publisher.
+    /// Messages of each publisher.
     pub messages: u64,
-    /// Bytes.
+    /// Bytes of each payload.
     pub payload: usize,
     /// Two headers (NATS) or user properties (MQTT) with each message.
     #[serde(default)]
     pub headers: bool,
-    /// The peer acknowledges each message (verbose, QoS 1).
+    /// Whether the peer acknowledges each message (verbose, QoS 1).
     #[serde(default)]
     pub acknowledged: bool,
-    /// Names that the messages go to, in turn.
+    /// The names to which the messages go, in turn.
     #[serde(default = "one")]
     pub subjects: u32,
-    /// Of each subscriber: 1 (a wildcard if there are more subjects), or more than subjects.
+    /// Subscriptions of each subscriber: 1 (a wildcard if there are more subjects), or more than
+    /// subjects.
     #[serde(default = "one")]
     pub subscriptions: u32,
-    /// Messages of one write, at most; otherwise about 64 KiB.
+    /// The most messages of one write; without it a write has about 64 KiB.
     #[serde(default)]
     pub per_write: Option<usize>,
-    /// How long to wait for what does not come.
+    /// The time to wait for messages that do not come.
     #[serde(default = "patience")]
     pub patience_ms: u64,
 }
@@ -62,20 +63,21 @@ fn patience() -> u64 {
     10_000
 }
 
-/// What was measured. All messages have arrived as they should.
+/// The result. All messages have arrived as they should.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// From the first byte until the last publisher has heard that all was handled.
+    /// Time from the first byte until the last publisher knows that the peer has handled
+    /// everything.
     pub publish_seconds: f64,
-    /// From the first byte until the last subscriber has the last message.
+    /// Time from the first byte until the last subscriber has the last message.
     pub deliver_seconds: f64,
     /// Messages that publishers sent.
     pub published: u64,
     /// Messages that subscribers got, each checked.
     pub delivered: u64,
-    /// Per second of `publish_seconds`.
+    /// Published messages per second of `publish_seconds`.
     pub published_per_second: f64,
-    /// Per second of `deliver_seconds`.
+    /// Delivered messages per second of `deliver_seconds`.
     pub delivered_per_second: f64,
     /// Processor time of the peer.
     pub peer_cpu_seconds: f64,
@@ -83,7 +85,7 @@ pub struct Outcome {
     pub own_cpu_seconds: f64,
 }
 
-/// Messages under way, at most: enough that nobody waits for the other side, but not what a peer
+/// The most messages under way: enough that nobody waits for the other side, but less than a peer
 /// would close a slow subscriber for.
 const WINDOW: u64 = 8192;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
@@ -97,13 +99,13 @@ const PAUSE: Duration = Duration::from_micros(500);
 struct Shared<'a> {
     flow: &'a Flow,
     names: Vec<String>,
-    /// In the spelling of the protocol.
+    /// Names in the spelling of the protocol.
     wire_names: Vec<Vec<u8>>,
     headers: Vec<u8>,
     window: u64,
     start: Barrier,
     published: AtomicU64,
-    /// By each subscriber.
+    /// Messages that each subscriber has got.
     received: Vec<AtomicU64>,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
@@ -211,7 +213,7 @@ fn cpu_since(flow: &Flow, before: (f64, f64)) -> io::Result<(f64, f64)> {
     Ok((peer - before.0, own - before.1))
 }
 
-/// When it began, when all was published, and when all had arrived.
+/// The times of the start, of the last publish, and of the last arrival.
 fn transfer(
     shared: &Shared<'_>,
     publishers: Vec<Connection>,
@@ -303,7 +305,7 @@ impl Shared<'_> {
     }
 }
 
-/// Messages of one write.
+/// The messages of one write.
 struct Batch {
     publisher: u32,
     bytes: Vec<u8>,
@@ -338,7 +340,7 @@ impl Batch {
             bytes: Vec::new(),
             places: Vec::new(),
         };
-        // Each name as often as the others, so that the next write begins with the first again.
+        // Each name comes equally often, so that the next write begins with the first again.
         while batch.places.is_empty()
             || batch.places.len() < flow.per_write.unwrap_or(usize::MAX)
                 && batch.bytes.len() + frames[0].bytes.len() <= WRITE
@@ -356,7 +358,7 @@ impl Batch {
         batch
     }
 
-    /// The bytes of the next messages, at most `limit`, and how many they are.
+    /// The bytes of the next messages (at most `limit` messages), and the number of messages.
     fn next(&mut self, first: u64, limit: u64) -> (&[u8], u64) {
         let mut count = 0;
         let mut end = 0;
@@ -399,7 +401,7 @@ fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Re
     Ok(stream.write_all(flow.protocol.barrier())?)
 }
 
-/// Reads what the peer answers to a publisher, up to the answer to the barrier.
+/// Reads the peer's answers to a publisher, up to the answer to the barrier.
 fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<Instant, Failure> {
     let expected = if shared.flow.acknowledged {
         shared.flow.messages
@@ -471,7 +473,7 @@ fn subscriber(
         }
     }
     let complete = Instant::now();
-    // A message that comes once more would come before the answer.
+    // A message that came twice would come before the answer.
     connection.barrier()?;
     Ok(complete)
 }

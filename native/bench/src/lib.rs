@@ -1,8 +1,8 @@
 //! A load generator for NATS and MQTT that counts and checks every message.
 //!
-//! It is made to cost little beside what it measures: messages are written in prebuilt batches,
-//! of which only sequence numbers change, and read in large pieces. A measurement fails when a
-//! single message is missing, comes twice, out of order, or changed.
+//! It is made to cost little beside what it measures. Messages are written in prebuilt batches, in
+//! which only sequence numbers change, and are read in large pieces. A measurement fails if a
+//! single message is missing, comes twice, comes out of order, or has changed.
 
 #![forbid(unsafe_code)]
 
@@ -20,46 +20,46 @@ use std::time::Duration;
 
 pub use connection::Protocol;
 
-/// Why a measurement counts for nothing.
+/// Why a measurement does not count.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The socket, or the peer has closed it.
+    /// The socket failed, or the peer has closed it.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// What the peer has sent is not the protocol, or is an error of it.
+    /// The peer has broken the protocol, or has sent an error.
     #[error("the peer sent {0:?}")]
     Refused(String),
-    /// A message came that is later than the next one.
+    /// Messages before this one are missing.
     #[error("message {expected} of publisher {publisher} is missing: {found} came")]
     Missing {
-        /// Who had published it.
+        /// Its publisher.
         publisher: u32,
-        /// Sequence number that would have been next.
+        /// The sequence number that was expected.
         expected: u64,
-        /// Sequence number that came.
+        /// The sequence number that came.
         found: u64,
     },
-    /// A message came that is earlier than the next one.
+    /// A message came twice, or too late.
     #[error("message {found} of publisher {publisher} came again or too late")]
     Again {
-        /// Who had published it.
+        /// Its publisher.
         publisher: u32,
-        /// Sequence number that came.
+        /// The sequence number that came.
         found: u64,
     },
-    /// Not the bytes that were published.
+    /// A message with other bytes than were published.
     #[error("message {0} is damaged")]
     Damaged(&'static str),
-    /// Nothing came any more.
+    /// Nothing more came.
     #[error("{received} of {expected} {what} came, then nothing for {patience:?}")]
     Silence {
         /// Messages or acknowledgements.
         what: &'static str,
-        /// How many came.
+        /// The number that came.
         received: u64,
-        /// How many should have come.
+        /// The number that should have come.
         expected: u64,
-        /// How long was waited.
+        /// The time that was waited.
         patience: Duration,
     },
     /// The measurement asked for makes no sense.
@@ -67,7 +67,7 @@ pub enum Failure {
     BadSpecification(&'static str),
 }
 
-/// Where processes have spent their time, in seconds.
+/// The processor time of a process and of its kernel work, in seconds.
 pub fn cpu_seconds(pid: &str) -> io::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name of the program, in parentheses, may hold anything.

@@ -1,5 +1,5 @@
-//! The client's side of MQTT 5. Packets are built by the library; those that come by the thousand
-//! are read in place.
+//! The client's side of MQTT 5. The library builds packets. Packets that come by the thousand are
+//! read in place.
 
 use mqtt_protocol_core::mqtt::packet::v5_0::{Connect, Publish, Subscribe};
 use mqtt_protocol_core::mqtt::packet::{
@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::connection::{Frame, Login, Message, Outgoing, Received};
 use crate::payload::HEADERS;
 
-/// A name of NATS, plain or with wildcards, as MQTT spells it.
+/// The spelling of MQTT for a name of NATS, plain or with wildcards.
 pub fn topic(subject: &str) -> String {
     subject
         .split('.')

@@ -1,11 +1,11 @@
-//! What messages hold: who published them, their place in the sequence, and a pattern.
+//! The contents of messages: their publisher, their place in the sequence, and a pattern.
 
 use crate::Failure;
 
-/// Bytes that differ from message to message: publisher and sequence number.
+/// The bytes that differ from message to message: publisher and sequence number.
 pub const STAMP: usize = 16;
 
-/// Headers of a message, where they are asked for.
+/// The headers of a message, where some are asked for.
 pub const HEADERS: [(&str, &str); 2] = [("Trace-Id", "5c3e8f0a9b7d4e21"), ("Kind", "measurement")];
 
 /// A payload whose stamp is still to be written.

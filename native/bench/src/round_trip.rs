@@ -11,22 +11,22 @@ use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received
 use crate::payload::{Expected, STAMP, blank, stamp};
 use crate::{Failure, mqtt};
 
-/// What to measure: one client asks, another one answers with the payload it got.
+/// What to measure. One client asks, and another one answers with the payload that it got.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundTrip {
-    /// What is spoken; with MQTT the reply goes to the request's Response Topic.
+    /// The protocol. With MQTT the reply goes to the request's Response Topic.
     pub protocol: Protocol,
-    /// Of the peer.
+    /// The peer's address.
     pub address: SocketAddr,
     /// Requests that count.
     pub requests: u64,
-    /// Requests before those.
+    /// Requests before those, which do not count.
     #[serde(default)]
     pub warm_up: u64,
-    /// Bytes.
+    /// Bytes of each payload.
     pub payload: usize,
-    /// How long to wait for a reply.
+    /// The time to wait for a reply.
     #[serde(default = "patience")]
     pub patience_ms: u64,
 }
@@ -35,14 +35,14 @@ fn patience() -> u64 {
     10_000
 }
 
-/// Microseconds.
+/// The result, in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Half are faster.
+    /// Half of the requests are faster.
     pub p50: f64,
-    /// 99 % are faster.
+    /// 99 % of the requests are faster.
     pub p99: f64,
-    /// 99.9 % are faster.
+    /// 99.9 % of the requests are faster.
     pub p999: f64,
 }
 
@@ -122,7 +122,7 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     })
 }
 
-/// One message; `stop` is asked when none comes for a moment.
+/// Reads one message. If none comes for a moment, `stop` is asked.
 fn receive(
     connection: &mut Connection,
     stop: impl Fn() -> bool,

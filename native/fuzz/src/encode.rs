@@ -14,7 +14,7 @@ const REPETITIONS: [usize; 4] = [1, 20, 200, 1000];
 #[derive(Clone, Copy)]
 enum Reply {
     None,
-    /// As a NATS client wrote it.
+    /// A subject as a NATS client wrote it.
     Raw,
     /// A response topic without and with Correlation Data.
     Topic,
@@ -24,9 +24,9 @@ enum Reply {
 #[derive(Clone, Copy)]
 enum Headers {
     None,
-    /// As a NATS client wrote them.
+    /// A block as a NATS client wrote it.
     Raw,
-    /// Of MQTT properties.
+    /// A block made of MQTT properties.
     Built,
 }
 
@@ -118,7 +118,7 @@ fn deliver(message: &Message<'_>, sids: &[&[u8]]) {
     }
 }
 
-/// Whether a SUB can bring it.
+/// Whether a SUB can bring this sid.
 fn is_sid(text: &[u8]) -> bool {
     let line = [b"SUB a ", text, b"\r\n"].concat();
     matches!(
@@ -139,7 +139,7 @@ fn line_size(message: &Message<'_>, sid: &[u8], reply: &[u8]) -> usize {
     fields.iter().sum::<usize>() + fields.len() - 1
 }
 
-/// What the socket gets.
+/// The bytes that the socket gets.
 fn whole(frames: &Frames<()>, payload: &[u8]) -> Vec<u8> {
     let (buffer, references) = frames.parts();
     assert!(references.is_empty() || payload.len() >= REFERENCE_THRESHOLD);

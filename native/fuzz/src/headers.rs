@@ -6,7 +6,7 @@ use crate::readers::read_headers;
 /// Header blocks: `0` and a block of a NATS client, or `1` and Content Type `|` name `|` value and
 /// so on, of an MQTT client.
 ///
-/// What is built is read by the strictest client, and is the same once more.
+/// The strictest client reads what is built, and building it again gives the same bytes.
 pub fn headers(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     if input.choose(&[true, false]) {
@@ -49,7 +49,7 @@ fn of_pairs(content_type: &[u8], fields: &[&[u8]]) {
     check_built(&block);
 }
 
-/// Clients take it, and another trip changes nothing.
+/// Clients take the block, and another trip changes nothing.
 fn check_built(block: &[u8]) {
     if block.is_empty() {
         return;

@@ -13,7 +13,7 @@ impl<'a> Input<'a> {
         Self { rest: bytes }
     }
 
-    /// One of these; `0` is the first, `1` the second.
+    /// One of these choices: `0` is the first, `1` the second.
     pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         let byte = match self.rest {
             [byte, rest @ ..] => {
@@ -42,7 +42,7 @@ impl<'a> Input<'a> {
         fields
     }
 
-    /// All that is left.
+    /// All bytes that are left.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.rest

@@ -24,7 +24,7 @@ const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 /// Tokens: who signs, which character is changed, whether the header is the usual one; header `|`
 /// claims.
 ///
-/// A token is what its signer said. No other text that differs in one character is one.
+/// A token says what its signer said. A text that differs from it in one character is no token.
 pub fn jwt(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let (_, signer) = &KEYS[input.choose(&[1, 0, 2])];

@@ -1,6 +1,6 @@
-//! What must hold of every input: a function over any bytes for each part of the native code that
-//! reads what others wrote. `make fuzz` looks for bytes that one of them panics at, and
-//! `tests/corpus.rs` replays those that were worth keeping.
+//! What must hold for every input: one function over any bytes for each part of the native code
+//! that reads what others wrote. `make fuzz` looks for bytes at which one of them panics, and
+//! `tests/corpus.rs` replays bytes that were worth keeping.
 //!
 //! Inputs are text where that is possible, with fields that end in `|`; see [`input::Input`].
 
@@ -25,10 +25,10 @@ pub use mqtt::mqtt;
 pub use names::names;
 pub use websocket::websocket;
 
-/// Panics at bytes that something does not hold of.
+/// Panics at bytes for which something does not hold.
 pub type Target = fn(&[u8]);
 
-/// All of them, under the names of their folders in `corpus/`.
+/// All targets, under the names of their folders in `corpus/`.
 pub const TARGETS: [(&str, Target); 8] = [
     ("connect", connect),
     ("decode", decode),

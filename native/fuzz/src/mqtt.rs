@@ -10,7 +10,7 @@ use crate::input::{Input, pieces};
 /// or `1` and a message: topic `|` response topic `|` Correlation Data `|` Content Type `|` name of
 /// a user property `|` its value `|` payload.
 ///
-/// What comes out does not depend on the pieces, and a message that is written comes out.
+/// The result does not depend on the pieces, and a message that is written is read again.
 pub fn mqtt(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let max_packet_size = input.choose(&[268_435_460, 2, 20, 200]);
@@ -61,7 +61,7 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, max_packet_size: usize) 
     (packets, Ok(pending.len()))
 }
 
-/// The message as a broker writes it, if it can be.
+/// The message as a broker writes it, if a broker can.
 fn built(fields: [&[u8]; 6], payload: &[u8]) -> Option<Publish> {
     let [topic, response, data, content_type, name, value] = fields;
     let text = |bytes| std::str::from_utf8(bytes).ok();

@@ -8,7 +8,7 @@ use crate::input::{Input, pieces};
 /// Frames of a client: two choices of settings, `0` and sizes of the pieces `|` the bytes, or `1`
 /// and frames to write.
 ///
-/// What comes out does not depend on the pieces, and what a client has written comes out.
+/// The result does not depend on the pieces, and what a client has written is read again.
 pub fn websocket(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let settings = Settings {
@@ -100,7 +100,7 @@ impl Read {
                 bytes.extend_from_slice(&more);
                 *ends = now_ends;
             }
-            // A piece that brings nothing is none.
+            // A piece that brings nothing does not count.
             _ if more.is_empty() && !now_ends => {}
             _ => self.runs.push(Run::Data {
                 bytes: more,
