@@ -52,7 +52,7 @@ crash(text, Secret) -> error(Secret).
 
 %% -------------------------------------------------------------------------------------------
 
-log(Event, #{config := Test}) -> Test ! {logged, Event}.
+log(Event, #{config := Test}) -> Test ! {?MODULE, Event}.
 
 logged(Fun) ->
     ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
@@ -68,7 +68,7 @@ logged(Fun) ->
 
 collect() ->
     receive
-        {logged, Event} ->
+        {?MODULE, Event} ->
             Text = logger_formatter:format(Event, #{
                 single_line => false, depth => unlimited, chars_limit => unlimited
             }),
