@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package check test test-rust test-unit test-erlang test-cli test-wire test-clients test-brokers \
-        test-emqx test-hostile lint check-types fuzz bench clean
+.PHONY: help run build package check style test test-crates test-rust test-unit test-erlang test-cli test-wire \
+        test-clients test-brokers test-emqx test-hostile lint check-types fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -15,10 +15,10 @@ help:
 	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make clean    remove all that was built, and .tools"
 	@echo
-	@echo "make check    while you work: lint, and the tests that need no broker; needs Rust and Erlang only"
+	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
 	@echo "make test     install what is missing, build, run every test: what follows"
-	@echo "  lint          formats, clippy, xref, ruff; the types, too, where make check-types has run before"
-	@echo "  test-rust     cargo test, and each microbenchmark once"
+	@echo "  lint          style (formats, clippy, xref, ruff), and the types where make check-types has run before"
+	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
 	@echo "  test-erlang   EUnit; test-unit is the part of it that needs no broker and measures no time"
 	@echo "  test-cli      make run and bin/nats_gateway"
 	@echo "  test-wire     byte for byte against a nats-server and the gateway"
@@ -53,15 +53,17 @@ package: build
 	@bin/package
 
 # The inner loop: no broker, no client, no download.
-check: lint test-unit
-	cargo test --locked $(TESTED_CRATES)
+check: style
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-crates
 
 test:
 	@bin/install-missing test
 	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx test-hostile
 
-test-rust:
+test-crates:
 	cargo test --locked $(TESTED_CRATES)
+
+test-rust: test-crates
 	@# Each microbenchmark once, so that they never rot.
 	cargo bench --locked -p nats-protocol -- --test
 
@@ -97,7 +99,7 @@ test-emqx: package
 test-hostile: package
 	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
 
-lint:
+style:
 	@bin/check-text
 	@# Not every Rust comes with them.
 	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; \
@@ -108,6 +110,8 @@ lint:
 	@TERM=dumb rebar3 xref
 	@if [ -x .tools/venv/bin/ruff ]; then .tools/venv/bin/ruff check -q test; \
 	    else echo "skipped: ruff is not installed; make test installs it"; fi
+
+lint: style
 	@if ls _build/default/*_plt >/dev/null 2>&1; then $(MAKE) --no-print-directory check-types; \
 	    else echo "skipped: dialyzer; make check-types runs it"; fi
 
