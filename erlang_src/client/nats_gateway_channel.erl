@@ -151,7 +151,9 @@
     %% to no topic, or in no control line
     unroutable = 0 :: non_neg_integer(),
     %% operations of each kind since the last report, for a host that wants to know
-    operations = none :: none | counters:counters_ref()
+    operations = none :: none | counters:counters_ref(),
+    %% sids of subscriptions that somebody else has made
+    added = [] :: [nats_gateway_subscriptions:sid()]
 }).
 
 -opaque channel() :: #channel{}.
@@ -1122,13 +1124,16 @@ subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
                 {known_key, NSubs} ->
-                    NChannel = Channel#channel{subscriptions = NSubs, latest = Sid},
+                    NChannel = own(Sid, Channel#channel{subscriptions = NSubs, latest = Sid}),
                     run(Rest, acknowledge(Out, NChannel), NChannel);
                 {new_key, NSubs} ->
-                    NChannel = Channel#channel{subscriptions = NSubs, latest = Sid},
+                    NChannel = own(Sid, Channel#channel{subscriptions = NSubs, latest = Sid}),
                     subscribe_key(Key, Sid, Rest, Out, NChannel)
             end
     end.
+
+own(_, Channel = #channel{added = []}) -> Channel;
+own(Sid, Channel = #channel{added = Added}) -> Channel#channel{added = lists:delete(Sid, Added)}.
 
 permit_subscribe(_, _, Channel = #channel{permissions = none}) ->
     {allow, Channel};
@@ -1178,13 +1183,16 @@ is_whole_token(<<>>) -> true;
 is_whole_token(<<".", _/binary>>) -> true;
 is_whole_token(_) -> false.
 
-reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
+%% The client waits for the messages of its own ones only.
+reject(Key, Refusal, Channel = #channel{subscriptions = Subs, added = Added}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
         err(subscribe_refused(Refusal, Subject, QueueGroup), Channel)
-     || #{subject := Subject, queue_group := QueueGroup} <- Rejected
+     || #{sid := Sid, subject := Subject, queue_group := QueueGroup} <- Rejected,
+        not lists:member(Sid, Added)
     ],
-    {Refused, Channel#channel{subscriptions = NSubs}}.
+    NAdded = Added -- [Sid || #{sid := Sid} <- Rejected],
+    {Refused, Channel#channel{subscriptions = NSubs, added = NAdded}}.
 
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
@@ -1445,9 +1453,9 @@ event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
 event({added, Key}, Out, Channel) ->
     {ok, Out, add(Key, Channel)};
 event({removed, Key}, Out, Channel) ->
-    %% Nothing is said: it is no answer to anything the client did.
-    {_, NChannel} = reject(Key, denied, Channel),
-    {ok, Out, NChannel};
+    %% The text is that for one that is not allowed any more.
+    {Refused, NChannel} = reject(Key, denied, Channel),
+    {ok, [Out | Refused], NChannel};
 event({call, Request}, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     {_, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
     {sent, 0, Events, Out, Channel#channel{host_state = NHostState}};
@@ -1463,6 +1471,7 @@ add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
     {_, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, Share, Key, Subs),
     Channel#channel{
         subscriptions = NSubs,
+        added = [Sid | Channel#channel.added],
         permissions =
             case Channel#channel.permissions of
                 none -> none;

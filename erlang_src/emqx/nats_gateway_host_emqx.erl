@@ -84,9 +84,7 @@
     %% what the broker was asked for: a topic filter or its record of a shared one
     topic :: binary() | tuple(),
     options :: map(),
-    no_local :: boolean(),
-    %% not by the client itself
-    added = false :: boolean()
+    no_local :: boolean()
 }).
 
 
@@ -1088,8 +1086,7 @@ handle_call({unsubscribe, Topic}, _, Host = #host{subs = Subs}) ->
     %% The list of the subscriptions shows mounted topics.
     Parsed = [parse(Topic, Host), parse(Topic, Host#host{mountpoint = <<>>})],
     Keys = lists:usort([Key || {ok, Key, _} <- Parsed, is_map_key(Key, Subs)]),
-    Events = [removed(K, maps:get(K, Subs)) || K <- Keys],
-    {ok, Events, lists:foldl(fun unsubscribe/2, Host, Keys)};
+    {ok, [{removed, Key} || Key <- Keys], lists:foldl(fun unsubscribe/2, Host, Keys)};
 handle_call(stats, _, Host) ->
     {stats(#{}, Host), [], Host};
 handle_call(_, _, Host) ->
@@ -1110,16 +1107,10 @@ add(Key, Options, MaySubscribe, Host) ->
     end.
 
 added(Key, {ok, Host = #host{subs = Subs}}) ->
-    #{Key := Sub = #sub{topic = Topic, options = Options}} = Subs,
-    NHost = Host#host{subs = Subs#{Key := Sub#sub{added = true}}},
-    {{ok, {Topic, Options}}, [{added, Key}], NHost};
+    #{Key := #sub{topic = Topic, options = Options}} = Subs,
+    {{ok, {Topic, Options}}, [{added, Key}], Host};
 added(_, {denied, Host}) ->
     {{error, not_authorized}, [], Host}.
-
-%% The client waits for messages of a subscription that it made: it is told, with the text for one
-%% that is not allowed any more.
-removed(Key, #sub{added = false}) -> {subscribe_rejected, Key, denied};
-removed(Key, #sub{added = true}) -> {removed, Key}.
 
 %% EMQX's REST API takes any text for a topic.
 parse(Topic, Host) ->

@@ -1036,6 +1036,23 @@ denied_deliveries_of_what_others_have_subscribed_are_dropped_test_() ->
         ]
     ].
 
+%% The client is told of the end of what it has asked for itself.
+what_others_have_subscribed_is_removed_in_silence_test() ->
+    Key = {undefined, <<"a">>},
+    {<<>>, C1} = events([{added, Key}], open(?CONNECT)),
+    {<<>>, C2} = events([{removed, Key}], C1),
+    {<<>>, C3} = input("SUB a 2147483647\r\n", C2),
+    {<<>>, C4} = events([{added, {undefined, <<"b">>}}], C3),
+    {<<>>, C5} = input("SUB b 7\r\n", C4),
+    Denied = fun(Subject) ->
+        iolist_to_binary(["-ERR 'Permissions Violation for Subscription to \"", Subject, "\"'\r\n"])
+    end,
+    {OfA, C6} = events([{removed, Key}], C5),
+    ?assertEqual(Denied("a"), OfA),
+    {OfB, C7} = events([{removed, {undefined, <<"b">>}}], C6),
+    ?assertEqual(Denied("b"), OfB),
+    ?assertEqual([], nats_gateway_channel:subscriptions(C7)).
+
 %% What a host is told of the channel when others ask something of it.
 a_host_may_ask_what_the_login_allows_test_() ->
     Rules = #{subscribe => #{allow => [<<"a.>">>, <<"q v1">>], deny => [<<"a.no">>]}},
