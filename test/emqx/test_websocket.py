@@ -107,7 +107,7 @@ def test_clients_are_listed_and_kicked(gateway: Gateway, name: str):
         assert info == f"{{ws,'nats:ws:{name}'}}"
         gateway.kick(name)
         closing = client.read()
-        assert (closing.opcode, closing.payload[:2]) == (CLOSE, (1008).to_bytes(2, "big"))
+        assert (closing.opcode, closing.payload[:2]) == (CLOSE, (1011).to_bytes(2, "big"))
         client.ended()
     gateway.forgotten(name)
 
