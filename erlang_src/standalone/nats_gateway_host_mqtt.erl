@@ -45,9 +45,11 @@
 %% A packet whose identifier is given when it is sent.
 -type item() :: {nats_gateway_mqtt_nif:packet(), request() | none}.
 
-%% Subscriptions that are made again: those to come, the answers that are missing, those refused.
+%% Subscriptions that are made again: those to come, but for those that were ended meanwhile, the answers
+%% that are missing, those refused.
 -record(again, {
     keys :: [nats_gateway_host:key()],
+    ended = #{} :: #{nats_gateway_host:key() => []},
     options :: #{confirm := boolean(), no_local := boolean()},
     asked = 0 :: non_neg_integer(),
     refused = [] :: [{nats_gateway_host:key(), nats_gateway_host:refusal()}]
@@ -140,9 +142,8 @@
     none
     | {one, suspect()}
     | many
-    | {watched, Cleared :: #{nats_gateway_hangups:packet() => true}, [
-        {Pings :: pos_integer(), suspect()}
-    ]}.
+    | {watched, Cleared :: #{nats_gateway_hangups:packet() => true},
+        queue:queue({Pings :: pos_integer(), suspect()})}.
 
 -type host() :: #host{}.
 
@@ -256,7 +257,7 @@ hangups_key(Username, #{peername := {Address, _}, connect := Fields}) ->
 
 learned(Key, Upstream) ->
     case nats_gateway_upstream:learned(Key, Upstream) of
-        #{refused := Refused, watch := true} -> {Refused, {watched, #{}, []}};
+        #{refused := Refused, watch := true} -> {Refused, {watched, #{}, queue:new()}};
         #{refused := Refused} -> {Refused, none};
         none -> {#{}, none}
     end.
@@ -677,13 +678,11 @@ when
 subscribe_again(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe_again(Keys, Options, Host) ->
-    case again(#again{keys = Keys, options = Options}, Host) of
-        {ok, NHost = #host{waiting = #again{keys = [], asked = 0, refused = Refused}}} ->
-            {ok, Refused, NHost#host{waiting = none}};
-        {ok, NHost} ->
-            {wait, NHost};
-        {lost, Lost} ->
-            {stop, upstream_lost, Lost}
+    %% Of many keys there may be none in the first part that the broker has to be asked for.
+    case more(again(#again{keys = Keys, options = Options}, Host)) of
+        {[{subscribed_again, Refused}], NHost} -> {ok, Refused, NHost};
+        {[], NHost} -> {wait, NHost};
+        {[{close, upstream_lost}], Lost} -> {stop, upstream_lost, Lost}
     end.
 
 %% No more at once than the broker may leave without an answer.
@@ -692,6 +691,8 @@ again(Again = #again{keys = Keys}, Host) ->
     {Items, NAgain, NHost} = lists:foldl(fun ask_again/2, {[], Again#again{keys = Later}, Host}, Now),
     dispatch_suspects(subscribe, lists:reverse(Items), NHost#host{waiting = NAgain}).
 
+ask_again(Key, {Items, Again = #again{ended = Ended}, Host}) when is_map_key(Key, Ended) ->
+    {Items, Again, Host};
 %% A shared subscription has no option that could change.
 ask_again(Key = {Share, _}, {Items, Again, Host = #host{keys = Keys}}) when
     Share =/= undefined, is_map_key(Key, Keys)
@@ -759,9 +760,9 @@ subscription_id(Key, Host = #host{keys = Keys, ids = Ids, next_id = Next}) ->
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
 unsubscribe(_, Host = #host{phase = closed}) ->
     Host;
-unsubscribe(Key, Host = #host{waiting = Again = #again{keys = Later}}) ->
-    %% A message has ended it before its turn.
-    leave(Key, Host#host{waiting = Again#again{keys = lists:delete(Key, Later)}});
+unsubscribe(Key, Host = #host{waiting = Again = #again{ended = Ended}}) ->
+    %% A message has ended it, maybe before its turn.
+    leave(Key, Host#host{waiting = Again#again{ended = Ended#{Key => []}}});
 unsubscribe(Key, Host) ->
     leave(Key, Host).
 
@@ -867,7 +868,7 @@ watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, Marks}}) 
                 false ->
                     case ping(Sent) of
                         {ok, Marked = #host{pings_sent = Pings}} ->
-                            NMarks = Marks ++ [{Pings, Suspect}],
+                            NMarks = queue:in({Pings, Suspect}, Marks),
                             watch(Kind, Items, Marked#host{suspects = {watched, Cleared, NMarks}});
                         {lost, Lost} ->
                             {lost, Lost}
@@ -881,16 +882,21 @@ watch(_, Items, Host) ->
 
 %% A PINGRESP: what was sent before its PINGREQ is harmless.
 cleared(Host = #host{suspects = {watched, Cleared, Marks}, pings_answered = Answered}) ->
-    {Harmless, Left} = lists:splitwith(fun({Pings, _}) -> Pings =< Answered end, Marks),
-    NCleared = lists:foldl(
-        fun({_, {Packet, _}}, Acc) -> Acc#{Packet => true} end, Cleared, Harmless
-    ),
+    {NCleared, Left} = cleared(Answered, Cleared, Marks),
     case map_size(NCleared) > ?MAX_CLEARED of
         true -> Host#host{suspects = many};
         false -> Host#host{suspects = {watched, NCleared, Left}}
     end;
 cleared(Host) ->
     Host.
+
+cleared(Answered, Cleared, Marks) ->
+    case queue:peek(Marks) of
+        {value, {Pings, {Packet, _}}} when Pings =< Answered ->
+            cleared(Answered, Cleared#{Packet => true}, queue:drop(Marks));
+        _ ->
+            {Cleared, Marks}
+    end.
 
 %% The broker has ended the connection, and says whether because of a packet.
 report_hangup(Evidence, Host = #host{suspects = Suspects}) ->
@@ -899,11 +905,16 @@ report_hangup(Evidence, Host = #host{suspects = Suspects}) ->
         case Suspects of
             {one, Suspect} -> nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
             many -> nats_gateway_upstream:hung_up(Key, Evidence, unknown, Upstream);
-            {watched, _, [{_, Suspect} | _]} when Evidence =:= closed ->
-                nats_gateway_upstream:hung_up(Key, closed_again, Suspect, Upstream);
-            {watched, _, [{_, Suspect} | _]} ->
-                nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
-            _ ->
+            {watched, _, Marks} ->
+                case queue:peek(Marks) of
+                    {value, {_, Suspect}} when Evidence =:= closed ->
+                        nats_gateway_upstream:hung_up(Key, closed_again, Suspect, Upstream);
+                    {value, {_, Suspect}} ->
+                        nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream);
+                    empty ->
+                        ok
+                end;
+            none ->
                 ok
         end,
     Host#host{suspects = none}.

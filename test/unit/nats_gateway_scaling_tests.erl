@@ -77,28 +77,129 @@ subscriptions_test_() ->
     ].
 
 %% -------------------------------------------------------------------------------------------
+%% The channel and the standalone host, with a broker that answers at once
+
+%% A client of so many subscriptions.
+subscribed(N) ->
+    {Listen, Port} = listening(),
+    _ = spawn_link(fun() -> broker(Listen, fun answer/2) end),
+    Client = #{config := Config} = nats_gateway_host_mqtt_tests:client(Port),
+    Full = Client#{config := maps:merge(nats_gateway_config:defaults(), Config)},
+    {_, New} = nats_gateway_channel:init(nats_gateway_host_mqtt, Full),
+    Connected = taken([{connect, #{verbose => false}}], New),
+    repeat(N, fun(I, Channel) -> taken([subscribe(I)], Channel) end, Connected).
+
+subscribe(N) -> {sub, <<"s.", (integer_to_binary(N))/binary>>, own(N), undefined, undefined, sid(N)}.
+
+%% Each changes what all subscriptions were made with.
+connect_again(N, Channel) -> taken([{connect, #{echo => N rem 2 =:= 0}}], Channel).
+
+taken(Ops, Channel) ->
+    {ok, _, NChannel} = nats_gateway_channel:handle_ops(Ops, Channel),
+    answered(NChannel).
+
+answered(Channel) ->
+    case nats_gateway_channel:busy(Channel) of
+        true ->
+            receive
+                Message ->
+                    {ok, _, NChannel} = nats_gateway_channel:handle_info(Message, Channel),
+                    answered(NChannel)
+            end;
+        false ->
+            Channel
+    end.
+
+%% A login, and so many requests that the broker does not answer.
+requested(N) ->
+    {Listen, Port} = listening(),
+    _ = spawn_link(fun() -> broker(Listen, fun(_, _) -> [] end) end),
+    {wait, Connecting} = nats_gateway_host_mqtt:connect(nats_gateway_host_mqtt_tests:client(Port)),
+    receive
+        Message = {tcp, Socket, _} ->
+            {_, Host} = nats_gateway_host_mqtt:handle_info(Message, Connecting),
+            repeat(N, fun request/2, {Socket, 1, Host})
+    end.
+
+request(_, {Socket, Unanswered, Host}) ->
+    Pub = {pub, <<"nobody">>, <<"nobody">>, <<"r">>, <<"r">>, undefined, <<"x">>},
+    Options = #{confirm => false, no_responders => true},
+    {ok, [], NHost} = nats_gateway_host_mqtt:publish([Pub], Options, Host),
+    {Socket, Unanswered, NHost}.
+
+%% One more, and an answer to the eldest.
+request_and_answer(N, Requests) ->
+    {Socket, Id, Host} = request(N, Requests),
+    Answer = {tcp, Socket, <<16#40, 3, Id:16, 16#10>>},
+    {[_], NHost} = nats_gateway_host_mqtt:handle_info(Answer, Host),
+    {Socket, Id rem 65535 + 1, NHost}.
+
+listening() ->
+    {ok, Listen} = gen_tcp:listen(0, [binary, {active, false}, {ip, {127, 0, 0, 1}}, {nodelay, true}]),
+    {ok, Port} = inet:port(Listen),
+    {Listen, Port}.
+
+broker(Listen, Answer) ->
+    {ok, Socket} = gen_tcp:accept(Listen),
+    {ok, <<16#10, Length>>} = gen_tcp:recv(Socket, 2),
+    {ok, _} = gen_tcp:recv(Socket, Length),
+    ok = gen_tcp:send(Socket, <<16#20, 3, 0, 0, 0>>),
+    broker(Socket, <<>>, Answer).
+
+broker(Socket, Before, Answer) ->
+    case gen_tcp:recv(Socket, 0) of
+        {ok, Bytes} ->
+            {Answers, Rest} = answers(<<Before/binary, Bytes/binary>>, Answer, []),
+            ok = gen_tcp:send(Socket, Answers),
+            broker(Socket, Rest, Answer);
+        {error, closed} ->
+            ok
+    end.
+
+%% The packets here are short.
+answers(<<First, Length, Body:Length/binary, Rest/binary>>, Answer, Answers) ->
+    answers(Rest, Answer, [Answers | Answer(First, Body)]);
+answers(Rest, _, Answers) ->
+    {Answers, Rest}.
+
+answer(16#82, <<Id:16, _/binary>>) -> <<16#90, 4, Id:16, 0, 0>>;
+answer(16#A2, <<Id:16, _/binary>>) -> <<16#B0, 4, Id:16, 0, 0>>;
+answer(16#C0, <<>>) -> <<16#D0, 0>>.
+
+second_connect_test_() ->
+    {timeout, 240, fun() ->
+        Cost = fun(N, Times) -> cost(N, Times, fun subscribed/1, fun connect_again/2) / N end,
+        assert_flat(Cost(?FEW, ?MEASURED div ?FEW), Cost(?MANY, 2))
+    end}.
+
+pending_requests_test_() ->
+    [
+        flat("request", fun requested/1, fun request/2),
+        flat("request and answer", fun requested/1, fun request_and_answer/2)
+    ].
+
+%% -------------------------------------------------------------------------------------------
 %% Measurement
 
 %% What is prepared for N operations, and each of these.
-flat(Name, Prepare, Operation) -> {timeout, 120, {Name, fun() -> assert_flat(Prepare, Operation) end}}.
+flat(Name, Prepare, Operation) -> {timeout, 120, {Name, fun() ->
+    Cost = fun(N) -> cost(N, min(N, ?MEASURED), Prepare, Operation) end,
+    assert_flat(Cost(?FEW), Cost(?MANY))
+end}}.
 
-assert_flat(Prepare, Operation) ->
-    Few = cost(?FEW, Prepare, Operation),
-    Many = cost(?MANY, Prepare, Operation),
-    ?assert(Many =< ?FACTOR * Few, {per_operation, {few, Few}, {many, Many}}).
+assert_flat(Few, Many) -> ?assert(Many =< ?FACTOR * Few, {per_operation, {few, Few}, {many, Many}}).
 
-%% Reductions of one operation, in a process that does nothing else.
-cost(N, Prepare, Operation) ->
+%% Reductions of one operation, so many times, in a process that does nothing else.
+cost(N, Times, Prepare, Operation) ->
     Self = self(),
     {Pid, Monitor} = spawn_opt(
         fun() ->
             State = Prepare(N),
             true = erlang:garbage_collect(),
             {reductions, Before} = process_info(self(), reductions),
-            Measured = min(N, ?MEASURED),
-            _ = repeat(Measured, Operation, State),
+            _ = repeat(Times, Operation, State),
             {reductions, After} = process_info(self(), reductions),
-            Self ! {self(), (After - Before) / Measured}
+            Self ! {self(), (After - Before) / Times}
         end,
         [monitor, {min_heap_size, ?HEAP_WORDS}]
     ),

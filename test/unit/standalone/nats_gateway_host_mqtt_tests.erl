@@ -4,6 +4,9 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
+%% for other tests
+-export([client/1]).
+
 -define(HOST, nats_gateway_host_mqtt).
 -define(WAIT, 5000).
 
@@ -69,6 +72,8 @@ mosquitto_test_() ->
             fun unsubscribe/1,
             fun resubscribe/1,
             fun resubscribe_many/1,
+            fun resubscribe_many_shared/1,
+            fun ended_while_subscribed_again/1,
             fun barrier_only_when_needed/1,
             fun confirmed_subscriber/1,
             fun receive_maximum/1,
@@ -514,6 +519,37 @@ resubscribe_many(Port) ->
     ok = barrier(Gateway),
     ?assertMatch([{Shared, _, _, _, _}], delivered(events(Gateway))),
     ?assertEqual(now, subscribe_again(Gateway, [Shared], #{confirm => false, no_local => false})).
+
+%% The broker need not be asked for any of the first ones.
+resubscribe_many_shared(Port) ->
+    Gateway = start(Port),
+    Shared = [{<<"q">>, <<"rs/", (integer_to_binary(N))/binary>>} || N <- lists:seq(1, 3000)],
+    Plain = {undefined, <<"rs/1">>},
+    [ok = subscribe(Gateway, Key) || Key <- [Plain | Shared]],
+    ok = barrier(Gateway),
+    Local = #{confirm => false, no_local => true},
+    ?assertEqual(now, subscribe_again(Gateway, Shared, Local)),
+    ?assertEqual({subscribed_again, []}, subscribe_again(Gateway, Shared ++ [Plain], Local)),
+    ok = publish(Gateway, [pub(<<"rs.1">>, <<>>)]),
+    ok = barrier(Gateway),
+    ?assertMatch([{{<<"q">>, _}, _, _, _, _}], delivered(events(Gateway))).
+
+%% Those whose turn is still to come are not asked for.
+ended_while_subscribed_again(Port) ->
+    Gateway = start(Port),
+    Keys = [{undefined, <<"ea/", (integer_to_binary(N))/binary>>} || N <- lists:seq(1, 5000)],
+    [ok = subscribe(Gateway, Key) || Key <- Keys],
+    ok = barrier(Gateway),
+    First = lists:nth(1, Keys),
+    Last = lists:last(Keys),
+    wait = call(Gateway, fun(Host) ->
+        {wait, Waiting} = ?HOST:subscribe_again(Keys, #{confirm => false, no_local => false}, Host),
+        {wait, lists:foldl(fun ?HOST:unsubscribe/2, Waiting, [First, Last])}
+    end),
+    {subscribed_again, []} = take(Gateway, fun(Event) -> element(1, Event) =:= subscribed_again end),
+    ok = publish(Gateway, [pub(<<"ea.1">>, <<>>), pub(<<"ea.2">>, <<>>), pub(<<"ea.5000">>, <<>>)]),
+    ok = barrier(Gateway),
+    ?assertMatch([{{undefined, <<"ea/2">>}, _, _, _, _}], delivered(events(Gateway))).
 
 barrier_only_when_needed(Port) ->
     Gateway = start(Port),
