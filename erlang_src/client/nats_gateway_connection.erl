@@ -141,8 +141,9 @@
 %% A socket takes all it is given, so that this process never waits for a client while messages
 %% pile up for it. What waits is looked at whenever so much was sent.
 -define(CHECK_BYTES, 65536).
-%% TLS gets so many bytes at once: it encrypts all that it gets before the socket has any of it.
--define(MAX_PIECE, 1048576).
+%% TLS gets so many bytes at once: it encrypts all that it gets before the socket has any of it. With
+%% pieces of 1 MB, what is freed meanwhile left holes in the memory that were as large as what waited.
+-define(MAX_PIECE, 131072).
 %% A client that is behind is written to for so long before the mailbox gets a turn, which may hold
 %% a kick or the client's end. Standalone, what the broker sends waits in its socket meanwhile.
 -define(BEHIND_MS, 200).
