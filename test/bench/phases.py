@@ -23,6 +23,7 @@ from wire.transports import server_certificate
 CONNECTIONS = 1000
 # The first connections grow tables that all others share.
 WARM_UP = 200
+HALF_A_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 Address = tuple[str, int]
 
 
@@ -44,14 +45,36 @@ def half_a_tls_handshake(address: Address) -> socket.socket:
     return client
 
 
+def silent(address: Address) -> socket.socket:
+    return socket.create_connection(address, 10)
+
+
 def half_a_request(address: Address) -> socket.socket:
-    client = socket.create_connection(address, 10)
-    client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+    client = silent(address)
+    client.sendall(HALF_A_REQUEST)
+    return client
+
+
+def tls_at_once(address: Address) -> socket.socket:
+    context = ssl.create_default_context(cafile=server_certificate().cafile)
+    return context.wrap_socket(silent(address), server_hostname=HOST)
+
+
+def half_a_request_over_tls(address: Address) -> socket.socket:
+    client = tls_at_once(address)
+    client.sendall(HALF_A_REQUEST)
     return client
 
 
 def websocket(address: Address) -> socket.socket:
-    client = half_a_request(address)
+    return upgraded(half_a_request(address))
+
+
+def websocket_over_tls(address: Address) -> socket.socket:
+    return upgraded(half_a_request_over_tls(address))
+
+
+def upgraded(client: socket.socket) -> socket.socket:
     client.sendall(
         b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -77,10 +100,14 @@ def subscribed(address: Address) -> socket.socket:
 
 PHASES: dict[str, tuple[str, Callable[[Address], socket.socket]]] = {
     "TCP, INFO sent, nothing said": ("tcp", tcp),
+    "TLS, its first byte waited for": ("ssl", tcp),
     "TLS, half a handshake": ("ssl", half_a_tls_handshake),
     "TLS, nothing said": ("ssl", tls),
     "WebSocket, half a request": ("ws", half_a_request),
     "WebSocket, nothing said": ("ws", websocket),
+    "WebSocket over TLS, its first byte waited for": ("wss", silent),
+    "WebSocket over TLS, half a request": ("wss", half_a_request_over_tls),
+    "WebSocket over TLS, nothing said": ("wss", websocket_over_tls),
     "logged in": ("tcp", connected),
     "logged in, one subscription": ("tcp", subscribed),
 }
@@ -97,7 +124,9 @@ def settled(pid: int) -> int:
     return resident(pid)
 
 
-def measure(kind: str, begin: Callable[[Address], socket.socket], directory: Path) -> int:
+def measure(name: str, directory: Path, connections: int = CONNECTIONS) -> float:
+    """Bytes of one connection."""
+    kind, begin = PHASES[name]
     own = server_certificate()
     port = free_port()
     broker = mosquitto(directory, "allow_anonymous true\n")
@@ -105,11 +134,11 @@ def measure(kind: str, begin: Callable[[Address], socket.socket], directory: Pat
     gateway = gateway_in_front_of(broker.address, directory, ready=accepts)
     config = directory / "gateway.toml"
     more = "\n[listeners.tcp.default]\n" if kind == "tcp" else f"\n[listeners.{kind}.more]\nbind = \"{HOST}:{port}\"\n"
-    if kind == "ssl":
+    if kind in ("ssl", "wss"):
         more += (
             f'ssl_options = {{ certfile = "{own.certfile}", keyfile = "{own.keyfile}", handshake_timeout = "60s" }}\n'
         )
-    if kind == "ws":
+    if kind in ("ws", "wss"):
         more += 'websocket = { handshake_timeout = "60s" }\n'
     config.write_text("idle_timeout = 0\n" + config.read_text() + (more if kind != "tcp" else ""))
     gateway.start()
@@ -123,18 +152,18 @@ def measure(kind: str, begin: Callable[[Address], socket.socket], directory: Pat
             for _ in range(WARM_UP):
                 open_ones.enter_context(begin(address))
             before = settled(pid)
-            for _ in range(CONNECTIONS):
+            for _ in range(connections):
                 open_ones.enter_context(begin(address))
-            return (settled(pid) - before) // CONNECTIONS
+            return (settled(pid) - before) / connections
     finally:
         gateway.stop()
         broker.stop()
 
 
 def main() -> None:
-    for name, (kind, begin) in PHASES.items():
+    for name in sys.argv[1:] or PHASES:
         with tempfile.TemporaryDirectory() as directory:
-            print(f"| {name} | {measure(kind, begin, Path(directory)) / 1000:.1f} |", flush=True)
+            print(f"| {name} | {measure(name, Path(directory)) / 1000:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

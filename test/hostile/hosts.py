@@ -52,6 +52,8 @@ class Standalone:
         self._stack.start()
         # The first listener serves before the others are there.
         wait_until(lambda: all(accepts((HOST, port)) for port in self._ports.values()), "all listeners are there")
+        # What a start loads once it serves is no memory of any client.
+        wait_until(lambda: self.usage.spent_in(0.1) < 0.02, "all is loaded")
 
     def stop(self) -> None:
         if "neighbour" in self.__dict__:
