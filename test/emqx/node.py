@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from emqx.rest import Answer, Rest, RestError
+from emqx.rest import PASSWORD, Answer, Rest, RestError
 
 HOST = "127.0.0.1"
 START_DEADLINE = 120.0
@@ -139,7 +139,7 @@ class Node:
         self.url = f"http://{HOST}:{free_port()}"
         self.plugins = self._directory / "plugins"
         self.data = self._directory / "data"
-        self.rest = Rest(f"{self.url}/api/v5")
+        self.rest = Rest(f"{self.url}/api/v5", environment.get("EMQX_DASHBOARD__DEFAULT_PASSWORD", PASSWORD))
         self._root = self._directory / "release"
         self._emqx = str(self._root / "bin" / "emqx")
         self._process: subprocess.Popen | None = None

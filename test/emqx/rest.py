@@ -32,13 +32,14 @@ class RestError(AssertionError):
 
 
 class Rest:
-    def __init__(self, url: str):
+    def __init__(self, url: str, password: str = PASSWORD):
         self._url = url
+        self._password = password
         self._token: str | None = None
 
     def login(self) -> None:
         self._token = None
-        self._token = self.post("/login", {"username": USER, "password": PASSWORD})["token"]
+        self._token = self.post("/login", {"username": USER, "password": self._password})["token"]
 
     def get(self, path: str, **query: Any) -> Any:
         return self._expect("GET", path, None, query)
