@@ -56,8 +56,17 @@ judge(ok, _, _) -> ok.
 -spec adapt_bar(saved | found) -> ok | {error, term()}.
 adapt_bar(Settings) ->
     case {nats_gateway_plugin_config:get(), gateway()} of
-        {_, undefined} -> ok;
-        {Page, Gateway} -> change_bar(bar(Gateway, Page), Settings)
+        {_, undefined} ->
+            ok;
+        {Page, Gateway} ->
+            Bar = bar(Gateway, Page),
+            Bar =:= cannot andalso
+                ?LOG_WARNING(#{
+                    msg => "nats_is_open_where_the_plugin_does_not_run",
+                    unknown_to_the_built_in => unknown(Gateway, Page),
+                    hint => "give the gateway nats an authenticator, and listeners for everybody enable_authn = false"
+                }),
+            change_bar(Bar, Settings)
     end.
 
 change_bar(add, _) ->

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emqx.gateway import BUILT_IN_DATABASE, Gateway
+from emqx.gateway import BUILT_IN_DATABASE, Gateway, rest_change
 from emqx.nats import Address, Nats, NatsFailure
 from emqx.node import Node, name_vsn, wait_until
 from emqx.package import release, with_version
@@ -266,8 +266,27 @@ def test_authenticators_of_some_listeners_only(ready: Gateway, node: Node, packa
     assert authenticator(ready) is None
     node.stop_plugin(package)
     assert not ready.listening() and is_shut(ready, closed)
+    begin = node.log_size
     node.start_plugin(package)
     wait_until(ready.served, "the plugin serves")
+    wait_until(lambda: is_warned(node.log(begin), name), "a warning at the start")
+    # what README advises
+    path = "/gateways/nats/listeners/nats:tcp:default"
+    with rest_change(node.rest, path, {"enable_authn": False}):
+        ready.authenticate(BUILT_IN_DATABASE)
+        assert page.health() == "" and is_shut(ready, closed) and lets_in(ready.address)
+        begin = node.log_size
+        page.change()
+        with node.stopped_plugin(package):
+            wait_until(lambda: ready.served(by_us=False), "the built-in serves")
+            assert is_shut(ready, closed) and lets_in(ready.address)
+        wait_until(ready.served, "the plugin serves")
+        assert not is_warned(node.log(begin), "")
+
+
+def is_warned(log: str, listener: str) -> bool:
+    lines = [line for line in log.splitlines() if "nats_is_open_where_the_plugin_does_not_run" in line]
+    return any(listener in line for line in lines)
 
 
 # --- Settings that cannot be read ------------------------------------------------------------------------------------
