@@ -74,9 +74,10 @@ fuzz:
 test-erlang: build
 	@TERM=dumb rebar3 eunit
 
-# Without the modules that start a Mosquitto, and the one that measures CPU time.
+# Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
 test-unit: build
-	@TERM=dumb rebar3 eunit --module=$$(grep -rLE 'with_mosquitto|_scaling_tests\)' --include='*_tests.erl' test/unit | \
+	@TERM=dumb rebar3 eunit --module=$$(grep -rLE 'with_mosquitto|_(scaling|refusals)_tests\)' \
+	    --include='*_tests.erl' test/unit | \
 	    xargs -n 1 basename -s .erl | paste -sd,)
 
 test-cli: build
