@@ -181,11 +181,6 @@ sysmon.os.mem_check_interval = disabled
     def acl_file(self) -> Path:
         return self._directory / "etc" / "acl.conf"
 
-    @property
-    def version(self) -> tuple[int, int]:
-        major, minor, *_ = self.rest.get("/nodes")[0]["version"].split(".")
-        return int(major), int(minor)
-
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMQX_")}
         return inherited | self._extra | {
