@@ -28,7 +28,7 @@ MB = 1 << 20
 PAUSE = 0.002
 # Enough of them to speak of a 99th percentile; work that takes less time is followed by some that are quiet.
 QUIET_SAMPLES = 200
-BUSY_SAMPLES = 100
+BUSY_SAMPLES = 300
 # Below these a machine that is busy with something else decides.
 P50_FLOOR, P99_FLOOR = 0.002, 0.010
 # Processes for each core that want to run: beyond, the latest of many round trips says nothing of the gateway.
