@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -55,16 +56,24 @@ def _rumqttd(directory: Path) -> Server:
 class _Emqx:
     """What the tests need of a Server."""
 
-    def __init__(self) -> None:
-        self._node = Node(HOMES[0])
+    def __init__(self, home: Path) -> None:
+        self._node = Node(home)
         self.address = self._node.mqtt
         self.start, self.stop = self._node.start, self._node.remove
 
 
-def _emqx(_: Path) -> _Emqx:
-    if not HOMES:
-        pytest.skip("there is no EMQX")
-    return _Emqx()
+def _emqx(*majors: int) -> Callable[[Path], _Emqx]:
+    def start(_: Path) -> _Emqx:
+        homes = [home for home in HOMES if _major(home) in majors]
+        if not homes:
+            pytest.skip(f"there is no EMQX {' or '.join(map(str, majors))}")
+        return _Emqx(homes[0])
+
+    return start
+
+
+def _major(home: Path) -> int:
+    return int(re.search(r'^REL_VSN="(\d+)', (home / "releases" / "emqx_vars").read_text(), re.MULTILINE)[1])
 
 
 def _server(name: str, command: list[str], directory: Path) -> Server:
@@ -83,7 +92,8 @@ def _build(command: list[str], directory: Path, **environment: str) -> None:
 
 KINDS = {
     "Mosquitto": Kind(_mosquitto),
-    "EMQX": Kind(_emqx, {"subjects of 200 levels": "refused"}),
+    "EMQX 5": Kind(_emqx(5), {"subjects of 200 levels": "refused"}),
+    "EMQX 6": Kind(_emqx(6), {"subjects of 200 levels": "refused", "PONG after own messages": NOT_ALWAYS}),
     "mochi-mqtt": Kind(
         _mochi,
         {
