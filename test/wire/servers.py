@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -249,10 +250,25 @@ def mosquitto_path() -> str:
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
+# Below what the kernel gives to clients: one of those could take a port before its server does.
+PORTS = range(10240, 32768)
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """One that was not given before."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            # Only a listening socket is in the way, not the ends of its connections.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def speaks_nats(address: Address, transport: Transport = TCP) -> bool:
