@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,12 @@ class ModelBroker(ScriptedBroker):
         if reason:
             peer.send(0xE0, bytes([reason]))
         if reason is not None:
+            # Bytes that nobody has read would make a reset of the end, which takes the last answers with it.
+            with suppress(OSError):
+                peer.socket.shutdown(socket.SHUT_WR)
+                peer.socket.settimeout(1.0)
+                while peer.socket.recv(65536):
+                    pass
             raise HungUp
 
 
