@@ -111,6 +111,8 @@
     %% in the socket
     backlog = nats_gateway_backlog:new() :: nats_gateway_backlog:backlog(),
     looking = false :: false | reference(),
+    %% nothing can be sent any more; the end comes as a message
+    broken = false :: boolean(),
     waiting = none :: waiting(),
     %% subscriptions by key and by identifier
     keys = #{} :: #{nats_gateway_host:key() => pos_integer()},
@@ -429,14 +431,10 @@ publish(Pubs, Options, Host) ->
 
 publish(Pubs, Options = #{confirm := Confirm}, Strings, Host) ->
     {Items, Rejections, NHost} = items(Pubs, 1, Options, Strings, Host, [], []),
-    case dispatch_suspects(publish, Items, NHost) of
-        {ok, Sent} ->
-            case confirmations(Confirm, Items) of
-                0 -> {ok, Rejections, Sent};
-                Left -> {wait, Sent#host{waiting = {confirm, Left, Rejections}}}
-            end;
-        {lost, Lost} ->
-            {stop, upstream_lost, Lost}
+    Sent = dispatch_suspects(publish, Items, NHost),
+    case confirmations(Confirm, Items) of
+        0 -> {ok, Rejections, Sent};
+        Left -> {wait, Sent#host{waiting = {confirm, Left, Rejections}}}
     end.
 
 confirmations(false, _) -> 0;
@@ -643,9 +641,8 @@ subscribe(Key, Options, Host) ->
 ask(Key, Options = #{confirm := Confirm}, Host) ->
     {Packet, Id, NHost} = subscription(Key, Options, Host),
     try dispatch_suspects(subscribe, [{Packet, {subscribe, Key, Id, Confirm}}], NHost) of
-        {ok, Sent} when Confirm -> {wait, Sent#host{waiting = subscribe}};
-        {ok, Sent} -> {ok, Sent};
-        {lost, Lost} -> {stop, upstream_lost, Lost}
+        Sent when Confirm -> {wait, Sent#host{waiting = subscribe}};
+        Sent -> {ok, Sent}
     catch
         %% No filter that could be sent.
         error:badarg -> {denied, Host}
@@ -679,10 +676,9 @@ subscribe_again(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe_again(Keys, Options, Host) ->
     %% Of many keys there may be none in the first part that the broker has to be asked for.
-    case more(again(#again{keys = Keys, options = Options}, Host)) of
+    case complete(again(#again{keys = Keys, options = Options}, Host)) of
         {[{subscribed_again, Refused}], NHost} -> {ok, Refused, NHost};
-        {[], NHost} -> {wait, NHost};
-        {[{close, upstream_lost}], Lost} -> {stop, upstream_lost, Lost}
+        {[], NHost} -> {wait, NHost}
     end.
 
 %% No more at once than the broker may leave without an answer.
@@ -769,10 +765,7 @@ unsubscribe(Key, Host) ->
 leave(Key, Host = #host{keys = Keys}) ->
     case maps:take(Key, Keys) of
         {Id, NKeys} ->
-            case dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{keys = NKeys}) of
-                {ok, NHost} -> NHost;
-                {lost, Lost} -> tell(Lost)
-            end;
+            dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{keys = NKeys});
         error ->
             Host
     end.
@@ -794,13 +787,8 @@ barrier(own, Host = #host{unflushed = false, requests = Requests}) when map_size
     {ok, Host};
 barrier(_, Host = #host{queue = Queue}) ->
     case queue:is_empty(Queue) of
-        true ->
-            case fence(answers_again(Host), Host) of
-                {ok, NHost} -> {wait, NHost};
-                {lost, Lost} -> {wait, tell(Lost)}
-            end;
-        false ->
-            {wait, Host#host{waiting = barrier}}
+        true -> {wait, fence(answers_again(Host), Host)};
+        false -> {wait, Host#host{waiting = barrier}}
     end.
 
 %% A broker that has answered has put the messages into the client's queue at least: they come
@@ -812,12 +800,8 @@ answers_again(#host{quirks = Quirks}) ->
     end.
 
 fence(Again, Host) ->
-    case ping(Host#host{unflushed = false}) of
-        {ok, NHost = #host{pings_sent = Pings}} ->
-            {ok, NHost#host{waiting = {barrier, Pings, Again}}};
-        {lost, Lost} ->
-            {lost, Lost}
-    end.
+    NHost = #host{pings_sent = Pings} = ping(Host#host{unflushed = false}),
+    NHost#host{waiting = {barrier, Pings, Again}}.
 
 ping(Host = #host{pings_sent = Pings}) ->
     send(nats_gateway_mqtt_nif:encode([pingreq]), Host#host{pings_sent = Pings + 1}).
@@ -830,8 +814,9 @@ dispatch_suspects(Kind, Items, Host = #host{suspects = {watched, _, _}}) ->
     watch(Kind, Items, Host);
 dispatch_suspects(Kind, Items, Host = #host{suspects = Suspects}) ->
     case dispatch(Items, Host) of
-        {ok, Sent} -> {ok, Sent#host{suspects = suspects(Suspects, Kind, Items)}};
-        {lost, Lost} -> {lost, Lost}
+        %% What the broker does not get is no reason for its end.
+        Broken = #host{broken = true} -> Broken;
+        Sent -> Sent#host{suspects = suspects(Suspects, Kind, Items)}
     end.
 
 suspects(Suspects, _, []) -> Suspects;
@@ -857,28 +842,21 @@ label(Name) ->
 
 %% Where something waits to be sent, a PINGREQ would overtake it and say nothing.
 watch(_, [], Host) ->
-    {ok, Host};
-watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, Marks}}) ->
+    Host;
+watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, _}}) ->
     Suspect = {Packet, _} = suspect(Kind, packet(Item)),
     case dispatch([Item], Host) of
-        {ok, Sent = #host{queue = Queue}} ->
+        Broken = #host{broken = true} ->
+            Broken;
+        Sent = #host{queue = Queue} ->
             case is_map_key(Packet, Cleared) orelse not queue:is_empty(Queue) of
-                true ->
-                    watch(Kind, Items, Sent);
-                false ->
-                    case ping(Sent) of
-                        {ok, Marked = #host{pings_sent = Pings}} ->
-                            NMarks = queue:in({Pings, Suspect}, Marks),
-                            watch(Kind, Items, Marked#host{suspects = {watched, Cleared, NMarks}});
-                        {lost, Lost} ->
-                            {lost, Lost}
-                    end
-            end;
-        {lost, Lost} ->
-            {lost, Lost}
-    end;
-watch(_, Items, Host) ->
-    dispatch(Items, Host).
+                true -> watch(Kind, Items, Sent);
+                false -> watch(Kind, Items, mark(Suspect, ping(Sent)))
+            end
+    end.
+
+mark(Suspect, Host = #host{suspects = {watched, Cleared, Marks}, pings_sent = Pings}) ->
+    Host#host{suspects = {watched, Cleared, queue:in({Pings, Suspect}, Marks)}}.
 
 %% A PINGRESP: what was sent before its PINGREQ is harmless.
 cleared(Host = #host{suspects = {watched, Cleared, Marks}, pings_answered = Answered}) ->
@@ -931,7 +909,7 @@ dispatch(Items, Host = #host{queue = Queue}) ->
             transmit(Packets, NHost#host{queue = queue:from_list(Rest)});
         false ->
             ok = check(Items),
-            {ok, Host#host{queue = lists:foldl(fun queue:in/2, Queue, Items)}}
+            Host#host{queue = lists:foldl(fun queue:in/2, Queue, Items)}
     end.
 
 %% What is queued must not be found to be impossible later.
@@ -996,10 +974,14 @@ numbered(Packet, Id) when element(1, Packet) =:= publish -> setelement(6, Packet
 numbered(Packet, Id) -> setelement(2, Packet, Id).
 
 transmit([], Host) ->
-    {ok, Host};
+    Host;
 transmit(Packets, Host) ->
     send(nats_gateway_mqtt_nif:encode(lists:reverse(Packets)), Host#host{unflushed = true}).
 
+%% A socket that takes nothing any more has ended, but what the broker has said before that may be in
+%% the mailbox still: an answer, a message, why it hangs up. So the end has its turn behind that.
+send(_, Host = #host{broken = true}) ->
+    Host;
 send(Bytes, Host = #host{socket = Socket, backlog = Backlog}) ->
     Sent =
         case nats_gateway_transport:send(Socket, Bytes) of
@@ -1007,8 +989,11 @@ send(Bytes, Host = #host{socket = Socket, backlog = Backlog}) ->
             Error -> Error
         end,
     case Sent of
-        {ok, NBacklog} -> {ok, look_later(Host#host{sent = true, backlog = NBacklog})};
-        {error, _} -> {lost, close(report_hangup(closed, Host))}
+        {ok, NBacklog} ->
+            look_later(Host#host{sent = true, backlog = NBacklog});
+        {error, _} ->
+            self() ! {?MODULE, Socket, broken},
+            Host#host{broken = true}
     end.
 
 %% A socket does not say when what waits in it has left.
@@ -1049,8 +1034,8 @@ handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = probe
     settle([], Events, [], NHost);
 handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}) ->
     tick(Host);
-handle_info({?MODULE, Timer, lost}, Host = #host{timer = Timer}) when is_reference(Timer) ->
-    {[{close, upstream_lost}], Host#host{timer = undefined}};
+handle_info({?MODULE, Socket, broken}, Host = #host{socket = Socket}) when Socket =/= undefined ->
+    hung_up(Host);
 handle_info({?MODULE, Look, look}, Host = #host{looking = Look}) ->
     look(Host);
 handle_info({?MODULE, _, _}, _) ->
@@ -1256,11 +1241,7 @@ probe(Host = #host{session = #{mountpoint := Mountpoint}}) ->
         subscription_identifier_available => Host#host.identifiers
     }),
     Probing = start_timer(?PROBE_MS, Host#host{phase = probe, probe = Probe}),
-    case send(nats_gateway_mqtt_nif:encode(Packets), Probing) of
-        {ok, Sent} -> Sent;
-        %% its end is told by the socket
-        {lost, Lost} -> tell(Lost)
-    end.
+    send(nats_gateway_mqtt_nif:encode(Packets), Probing).
 
 probe_packet(Packet, Host = #host{probe = Probe}) ->
     case nats_gateway_probe:packet(Packet, Probe) of
@@ -1285,10 +1266,7 @@ probed(Host = #host{probe = Probe, session = Session, keepalive = KeepAlive}) ->
         {{unsubscribe, undefined, [Filter]}, resubscribe}
      || Filter <- nats_gateway_probe:filters(Probe)
     ],
-    case dispatch(Drops, Open) of
-        {ok, NHost} -> {[{connected, Session}], NHost};
-        {lost, Lost} -> {[{refused, upstream_lost}], Lost}
-    end.
+    {[{connected, Session}], dispatch(Drops, Open)}.
 
 %% Somebody's wrong password is no trouble of the broker.
 note_refusal(authorization_violation, Reason, Details, #host{upstream = Upstream}) ->
@@ -1542,19 +1520,13 @@ joined(_, _, Events) -> Events.
 settle(Deliveries, Events, _, Host = #host{phase = closed}) ->
     {lists:reverse(run(Deliveries, Events)), Host};
 settle(Deliveries, Events, Acks, Host) ->
-    NEvents = run(Deliveries, Events),
-    case flush(Acks, Host) of
-        {ok, Open} ->
-            {Completed, Done} = complete(Open),
-            {lists:reverse(NEvents, Completed), Done};
-        {lost, Lost} ->
-            {lists:reverse(NEvents, [{close, upstream_lost}]), Lost}
-    end.
+    {Completed, Done} = complete(flush(Acks, Host)),
+    {lists:reverse(run(Deliveries, Events), Completed), Done}.
 
 flush(Acks, Host = #host{queue = Queue}) ->
     case queue:is_empty(Queue) of
         true when Acks =:= [] ->
-            {ok, Host};
+            Host;
         true ->
             send(nats_gateway_mqtt_nif:encode(lists:reverse(Acks)), Host);
         false ->
@@ -1573,10 +1545,10 @@ complete(Host = #host{waiting = ready}) ->
 complete(Host = #host{waiting = #again{keys = [], asked = 0, refused = Refused}}) ->
     {[{subscribed_again, Refused}], Host#host{waiting = none}};
 complete(Host = #host{waiting = Again = #again{keys = [_ | _], asked = 0}}) ->
-    more(again(Again, Host));
+    complete(again(Again, Host));
 complete(Host = #host{waiting = barrier, queue = Queue}) ->
     case queue:is_empty(Queue) of
-        true -> more(fence(answers_again(Host), Host));
+        true -> complete(fence(answers_again(Host), Host));
         false -> {[], Host}
     end;
 complete(Host = #host{waiting = {barrier, Pings, Again}, requests = Requests}) when
@@ -1584,13 +1556,10 @@ complete(Host = #host{waiting = {barrier, Pings, Again}, requests = Requests}) w
 ->
     case Again of
         0 -> {[barrier], answered(Host#host{waiting = none})};
-        1 -> more(fence(0, Host))
+        1 -> complete(fence(0, Host))
     end;
 complete(Host) ->
     {[], Host}.
-
-more({ok, Host}) -> complete(Host);
-more({lost, Lost}) -> {[{close, upstream_lost}], Lost}.
 
 %% All that was sent is done.
 answered(Host = #host{suspects = {watched, _, _}}) -> Host;
@@ -1611,16 +1580,11 @@ tick(Host = #host{heard = false, probed = true}) ->
 tick(Host = #host{heard = Heard, sent = Sent, keepalive = KeepAlive}) ->
     Pinged =
         case Heard andalso Sent of
-            true -> {ok, Host};
+            true -> Host;
             false -> ping(Host)
         end,
-    case Pinged of
-        {ok, NHost} ->
-            Next = NHost#host{heard = false, sent = false, probed = not Heard},
-            {[], start_timer(KeepAlive * 500, Next)};
-        {lost, Lost} ->
-            {[{close, upstream_lost}], Lost}
-    end.
+    Next = Pinged#host{heard = false, sent = false, probed = not Heard},
+    {[], start_timer(KeepAlive * 500, Next)}.
 
 %% -------------------------------------------------------------------------------------------
 %% The end
@@ -1689,12 +1653,6 @@ closed(Host) ->
         looking = false,
         waiting = none
     }.
-
-%% Where the callback cannot say it.
-tell(Host) ->
-    Timer = make_ref(),
-    self() ! {?MODULE, Timer, lost},
-    Host#host{timer = Timer}.
 
 abort(Socket, Result) ->
     ok = nats_gateway_transport:abort(Socket),

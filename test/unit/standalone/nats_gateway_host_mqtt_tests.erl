@@ -1013,6 +1013,26 @@ lost_in(Act) ->
     timer:sleep(20),
     ?assertEqual([], events(Pid)).
 
+%% A publish finds the end of the connection while the broker's last message waits in the mailbox.
+heard_before_a_send_fails_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ok = subscribe(Pid, {undefined, <<"a">>}),
+    Acts = fun(Host) ->
+        ok = gen_tcp:send(Socket, <<16#30, 7, 0, 1, "a", 2, 11, 1, "1">>),
+        timer:sleep(50),
+        ok = inet:setopts(Socket, [{linger, {true, 0}}]),
+        ok = gen_tcp:close(Socket),
+        timer:sleep(50),
+        {error, _} = gen_tcp:send(socket(Host), <<16#C0, 0>>),
+        Options = #{confirm => false, no_responders => false},
+        {ok, [], NHost} = ?HOST:publish([pub(<<"b">>, <<>>)], Options, Host),
+        {ok, [], NHost} = ?HOST:publish([pub(<<"b">>, <<>>)], Options, NHost),
+        {ok, NHost}
+    end,
+    ok = call(Pid, Acts),
+    ?assertMatch([{deliver, [_]}, {close, upstream_lost}], await(Pid, {close, upstream_lost})),
+    closed_for_good(Pid).
+
 %% Under its transport.
 socket(Host) ->
     {tcp, Socket} = element(2, Host),
@@ -1565,14 +1585,15 @@ foreign_messages_test() ->
         {tcp_closed, Socket},
         {tcp_passive, Socket},
         {?HOST, make_ref(), timeout},
-        {?HOST, undefined, lost}
+        {?HOST, undefined, broken},
+        {?HOST, {tcp, Socket}, broken}
     ],
     [?assertEqual(ignore, Ignored(Message)) || Message <- Messages],
     ok = gen_tcp:send(Socket, <<16#E0, 0>>),
     [{close, upstream_lost}] = await(Pid, {close, upstream_lost}),
     [
         ?assertEqual(ignore, Ignored(Message))
-     || Message <- [{tcp, Own, <<"x">>}, {tcp_closed, Own}, {?HOST, undefined, lost} | Messages]
+     || Message <- [{tcp, Own, <<"x">>}, {tcp_closed, Own}, {?HOST, {tcp, Own}, broken} | Messages]
     ],
     ok = gen_tcp:close(Socket).
 
