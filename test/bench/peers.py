@@ -15,7 +15,8 @@ from typing import Any
 from bench.scenarios import MOSQUITTO, MQTT, NATS_SERVER, OURS, STANDALONE
 from clients.stack import nats_server, open_stack
 from emqx.gateway import Gateway
-from emqx.node import HOST, Node, free_port, wait_until
+from emqx.node import Node, wait_until
+from ports import HOST, free_port
 from wire.servers import REPOSITORY, accepts, nats_server_path
 
 LOAD = REPOSITORY / "target" / "release" / "load"

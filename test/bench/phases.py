@@ -17,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients.stack import gateway_in_front_of, mosquitto
-from wire.servers import HOST, accepts, free_port
+from ports import HOST, free_port
+from wire.servers import accepts
 from wire.transports import server_certificate
 
 CONNECTIONS = 1000

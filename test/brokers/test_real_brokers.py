@@ -17,7 +17,8 @@ import pytest
 from brokers.nats import Client, Closed, message
 from clients.stack import AGAINST_NATS_SERVER, Address, Server, Stack, gateway_in_front_of, mosquitto
 from emqx.node import Node, emqx_homes
-from wire.servers import HOST, REPOSITORY, accepts, free_port
+from ports import HOST, free_port
+from wire.servers import REPOSITORY, accepts
 
 HOMES = emqx_homes()
 HERE = Path(__file__).resolve().parent

@@ -11,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cli.running import Running
-from wire.servers import HOST, accepts, free_port, mosquitto_path
+from ports import HOST, free_port
+from wire.servers import accepts, mosquitto_path
 
 
 @pytest.fixture

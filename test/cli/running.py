@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emqx.nats import Nats
-from wire.servers import HOST, REPOSITORY, free_port, toml
+from ports import HOST, free_port
+from wire.servers import REPOSITORY, toml
 
 GATEWAY = REPOSITORY / "bin" / "nats_gateway"
 STARTED = 30.0

@@ -11,8 +11,8 @@ import pytest
 from certificates import Authority, Certificate, client_context
 from cli.running import Running
 from emqx.nats import Nats
+from ports import HOST
 from websocket_client import request
-from wire.servers import HOST
 
 TEXT = b"PROXY TCP4 192.0.2.7 127.0.0.1 5555 4222\r\n"
 BINARY = (

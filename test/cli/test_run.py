@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
-from wire.servers import HOST, REPOSITORY, free_port
+from ports import HOST, free_port
+from wire.servers import REPOSITORY
 
 READY = 60.0
 STOPPED = 10.0

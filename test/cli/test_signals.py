@@ -12,7 +12,8 @@ import pytest
 
 from cli.running import Running
 from emqx.nats import Nats
-from wire.servers import HOST, accepts, free_port
+from ports import HOST, free_port
+from wire.servers import accepts
 
 @contextmanager
 def started(gateway: Running, **settings: object) -> Iterator[Running]:

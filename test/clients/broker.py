@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from wire.servers import HOST
+from ports import HOST
 
 Address = tuple[str, int]
 Pairs = Iterable[tuple[bytes, bytes]]

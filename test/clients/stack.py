@@ -15,11 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import HOST, free_port
 from wire.servers import (
-    HOST,
     REPOSITORY,
     accepts,
-    free_port,
     gateway_config,
     mosquitto_path,
     nats_server_config,

@@ -12,7 +12,8 @@ import pytest
 from certificates import Authority, Certificate
 from clients.aio import Lifeline, connected, subscribed, within
 from clients.conftest import _has_mqtt, _started_here
-from clients.stack import HOST, REPOSITORY, Server, Stack, free_port, mosquitto, speaks_nats
+from clients.stack import REPOSITORY, Server, Stack, mosquitto, speaks_nats
+from ports import HOST, free_port
 
 GATEWAY = str(REPOSITORY / "bin" / "nats_gateway")
 

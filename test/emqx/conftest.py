@@ -17,9 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emqx.gateway import Gateway, unique
-from emqx.node import HOST, Node, emqx_homes, free_port, name_vsn, wait_until
+from emqx.node import Node, emqx_homes, name_vsn, wait_until
 from emqx.package import release
 from emqx.page import Page
+from ports import HOST, free_port
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -11,8 +11,9 @@ from typing import Any
 
 from emqx.mqtt import Mqtt
 from emqx.nats import Address, Nats
-from emqx.node import HOST, Node, free_port, wait_until
+from emqx.node import Node, wait_until
 from emqx.rest import Answer, quoted
+from ports import HOST, free_port
 
 # Heartbeats and idle time do not disturb a test unless it asks for them.
 SETTINGS = {

@@ -10,7 +10,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from emqx.rest import PASSWORD, Answer, Rest, RestError
+from ports import HOST, free_port, is_free
 
-HOST = "127.0.0.1"
 START_DEADLINE = 120.0
 STOP_DEADLINE = 60.0
 COMMAND_DEADLINE = 60.0
@@ -51,38 +50,14 @@ def newest_first(places: list[str]) -> list[str]:
     return sorted(places, key=version, reverse=True)
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Only a listening socket is in the way, not the ends of its connections.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-_given: set[int] = set()
-
-
-# Below what the kernel gives to clients: those must not meet a listener that is about to start.
-PORTS = range(10240, 32768)
-
-
-def free_port() -> int:
-    """A port that was not given before: a listener that is removed and added again must not meet another test's."""
-    while True:
-        port = random.choice(PORTS)
-        if port not in _given and is_free(port):
-            _given.add(port)
-            return port
+_numbers: set[int] = set()
 
 
 def _node_number() -> int:
     while True:
         number = random.randrange(1000, 20000)
-        if number not in _given and is_free(DIST_PORT + number) and is_free(RPC_PORT + number):
-            _given.add(number)
+        if number not in _numbers and is_free(DIST_PORT + number) and is_free(RPC_PORT + number):
+            _numbers.add(number)
             return number
 
 

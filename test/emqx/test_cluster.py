@@ -11,10 +11,11 @@ import pytest
 from emqx.conftest import BUILT_IN
 from emqx.gateway import NAMED, Gateway
 from emqx.nats import Nats
-from emqx.node import HOST, Node, free_port, name_vsn, wait_until
+from emqx.node import Node, name_vsn, wait_until
 from emqx.page import Page
 from emqx.test_closed import LOGINS, barred, is_demanded, is_shut, lets_in, load_the_built_in
 from nats_keys import Key, account_jwt, user_jwt
+from ports import HOST, free_port
 
 NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
 pytestmark = pytest.mark.timeout(60, func_only=True)

@@ -10,7 +10,8 @@ import pytest
 
 from emqx.gateway import NAMED, Gateway
 from emqx.nats import Nats, NatsFailure
-from emqx.node import HOST, free_port, is_free, wait_until
+from emqx.node import wait_until
+from ports import HOST, free_port, is_free
 
 
 def status(gateway: Gateway, name: str) -> dict:

@@ -12,8 +12,9 @@ from emqx.conftest import BUILT_IN
 from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules, rest_change
 from emqx.http_auth import HttpAuthority
 from emqx.nats import Address, Nats
-from emqx.node import HOST, Node, free_port, is_free, wait_until
+from emqx.node import Node, wait_until
 from emqx.page import Page
+from ports import HOST, free_port, is_free
 
 # A hardened EMQX takes no password that everybody knows.
 PASSWORD = "n0t-the-usual-one"

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from emqx.gateway import NAMED, SETTINGS, Gateway
-from emqx.node import HOST, is_free, wait_until
+from emqx.node import wait_until
+from ports import HOST, is_free
 
 
 def test_the_configuration_the_node_was_started_with_is_served(gateway: Gateway):

@@ -15,8 +15,9 @@ from certificates import Authority, Certificate, client_context
 from emqx.gateway import NAMED, Gateway
 from emqx.http_auth import HttpAuthority
 from emqx.nats import Address, Nats, NatsFailure
-from emqx.node import HOST, Node, free_port, is_free, wait_until
+from emqx.node import Node, wait_until
 from emqx.page import Page
+from ports import HOST, free_port, is_free
 
 pytestmark = pytest.mark.plugin
 

@@ -13,8 +13,9 @@ import pytest
 from certificates import Authority, Certificate, client_context
 from emqx.gateway import NAMED, Gateway
 from emqx.nats import Address, Nats, NatsFailure
-from emqx.node import HOST, free_port, is_free, wait_until
+from emqx.node import wait_until
 from emqx.page import Page
+from ports import HOST, free_port, is_free
 from websocket_client import BINARY, CLOSE, PING, PONG, Frame, Response, Unexpected, WebSocket, frame, request
 
 pytestmark = pytest.mark.plugin

@@ -10,7 +10,8 @@ from clients.stack import Address, Server, Stack, gateway_in_front_of, mosquitto
 from emqx.gateway import Gateway, unique
 from emqx.page import Page
 from hostile.measure import Neighbour, Usage, wait_until
-from wire.servers import HOST, accepts, free_port, toml
+from ports import HOST, free_port
+from wire.servers import accepts, toml
 from wire.transports import server_certificate
 
 # Kind and options of a listener for each transport.

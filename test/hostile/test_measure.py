@@ -12,7 +12,7 @@ import time
 import pytest
 
 from hostile.measure import MB, Neighbour, Seen, Usage, wait_until
-from wire.servers import HOST
+from ports import HOST
 
 CHILD = """
 import sys, time

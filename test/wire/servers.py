@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -23,8 +22,9 @@ import pytest
 from .transports import TCP, Certificate, Transport, for_settings, server_certificate
 from .wire import Connection, WireFailure
 
+from ports import HOST, free_port
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-HOST = "127.0.0.1"
 TARGETS = ("nats-server", "gateway")
 START_DEADLINE = 30.0
 STOP_DEADLINE = 10.0
@@ -248,27 +248,6 @@ def mosquitto_path() -> str:
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
-
-
-# Below what the kernel gives to clients: one of those could take a port before its server does.
-PORTS = range(10240, 32768)
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """One that was not given before."""
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as probe:
-            # Only a listening socket is in the way, not the ends of its connections.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        if port not in _given:
-            _given.add(port)
-            return port
 
 
 def speaks_nats(address: Address, transport: Transport = TCP) -> bool:

@@ -20,7 +20,8 @@ import pytest
 
 from certificates import Authority, Certificate, client_context
 
-from .servers import AUTO_WAIT_MS, HOST, TARGETS, Servers, require, servers  # noqa: F401 (a fixture)
+from .servers import AUTO_WAIT_MS, TARGETS, Servers, require, servers  # noqa: F401 (a fixture)
+from ports import HOST
 from .transports import TCP, TLS, TLS_FIRST, Address, Transport, authority, server_certificate, trusting
 from .wire import Connection, WireFailure
 
