@@ -8,6 +8,7 @@
 -on_load(on_load/0).
 
 -export([load/0]).
+-export([library/1]).
 -export([decode/2]).
 -export([encode/2]).
 -export([info/1]).
@@ -207,17 +208,20 @@ load() ->
         {error, {_, Text}} -> {error, unicode:characters_to_binary(Text)}
     end.
 
-load_library() -> erlang:load_nif(filename:join(priv_dir(), "nats_gateway_nif"), 0).
+load_library() -> erlang:load_nif(library("nats_gateway_nif"), 0).
 
-%% `code:priv_dir/1' knows the directory only if the application is in the code path under its own
-%% name, and a plugin loader does not promise that.
-priv_dir() ->
-    case code:priv_dir(nats_gateway) of
-        {error, bad_name} ->
-            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
-        Dir ->
-            Dir
-    end.
+%% Where a library of ours is. `code:priv_dir/1' knows the directory only if the application is in
+%% the code path under its own name, and a plugin loader does not promise that.
+-spec library(Name :: string()) -> file:filename().
+library(Name) ->
+    Directory =
+        case code:priv_dir(nats_gateway) of
+            {error, bad_name} ->
+                filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
+            Known ->
+                Known
+        end,
+    filename:join(Directory, Name).
 
 %% All complete operations of the bytes, the rest, and the number of bytes that the rest must have
 %% before another call can yield more. 0: call again at once; a CONNECT ends a call, because it may

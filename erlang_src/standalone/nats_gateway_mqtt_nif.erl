@@ -87,18 +87,7 @@
     binary() | integer() | float() | boolean() | [toml()] | #{binary() => toml()}.
 
 -spec load() -> ok | {error, term()}.
-load() ->
-    erlang:load_nif(filename:join(priv_dir(), "nats_gateway_mqtt_nif"), 0).
-
-%% `code:priv_dir/1' knows the directory only once the application is in the code path under
-%% its own name, which a plugin loader does not promise.
-priv_dir() ->
-    case code:priv_dir(nats_gateway) of
-        {error, bad_name} ->
-            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
-        Dir ->
-            Dir
-    end.
+load() -> erlang:load_nif(nats_gateway_nif:library("nats_gateway_mqtt_nif"), 0).
 
 %% All complete packets of the bytes, the rest, and the number of bytes the rest must have before
 %% another call can yield more (0: call again at once). On an error the packets before it are
