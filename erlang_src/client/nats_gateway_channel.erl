@@ -9,7 +9,7 @@
 -export([prepare/2]).
 -export([init/2]).
 -export([identify/3]).
--export([settings/1]).
+-export([decoder/1]).
 -export([busy/1]).
 -export([continue/1]).
 -export([is_behind/1]).
@@ -37,6 +37,7 @@
 -export([held/1]).
 -export([subscriptions/1]).
 
+-include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 -export_type([channel/0, input/0, result/0, stop_reason/0]).
@@ -71,9 +72,9 @@
 -type step() ::
     nats_gateway_host:event()
     %% deliveries that the login permits
-    | {permitted, [nats_gateway_host:delivery()]}
+    | {permitted, [#delivery{}]}
     %% those for the sids they go to
-    | {frames, [nats_gateway_nif:delivery()]}
+    | {frames, [#message{}]}
     %% the operations that waited for what is before this
     | resume
     %% the password was compared
@@ -86,7 +87,7 @@
     | {login, login_kind(), nats_gateway_passwords:request(),
         IfRight :: nats_gateway_login:verdict(), IfWrong :: nats_gateway_login:verdict()}
     | {connect, login_kind()}
-    | {publish, [nats_gateway_nif:publish()], [verdict()] | pass}
+    | {publish, [#pub{}], [verdict()] | pass}
     | {subscribe, nats_gateway_host:key()}
     | subscribe_again
     | barrier
@@ -111,7 +112,7 @@
     echo = true :: boolean(),
     no_responders = false :: boolean(),
     protocol = 0 :: 0 | 1,
-    settings :: nats_gateway_nif:settings(),
+    decoder :: #decoder{},
     %% what a login of the gateway's own allows
     permissions = none :: none | nats_gateway_permissions:permissions(),
     %% the same as the login states it
@@ -137,7 +138,7 @@
     %% the last one that was subscribed, if nothing was published since
     latest :: undefined | nats_gateway_subscriptions:sid(),
     %% deliveries that must not overtake the +OK of the operation being waited for, latest first
-    held = [] :: [nats_gateway_nif:delivery()],
+    held = [] :: [#message{}],
     %% what is to be done when the output that was returned last has been sent; and what the host
     %% has said since, latest first
     left = [] :: [step()],
@@ -230,7 +231,11 @@ init(Host, Client = #{config := Config}) ->
         client = Client#{connect => #{}, nonce => Nonce},
         config = Config,
         host_max_payload = OfHost,
-        settings = {MaxControlLine, min(OfServer, OfHost), phase(Config), false, <<>>},
+        decoder = #decoder{
+            max_control_line = MaxControlLine,
+            max_payload = min(OfServer, OfHost),
+            phase = phase(Config)
+        },
         operations =
             case EnableStats andalso reports(Host) of
                 true -> counters:new(length(?KINDS), []);
@@ -266,9 +271,9 @@ identify(Peercert, Name, Channel = #channel{client = Client = #{connect := Conne
             end
     }.
 
-%% The settings of the next decode call.
--spec settings(channel()) -> nats_gateway_nif:settings().
-settings(#channel{settings = Settings}) -> Settings.
+%% What the next decode call has to know.
+-spec decoder(channel()) -> #decoder{}.
+decoder(#channel{decoder = Decoder}) -> Decoder.
 
 %% Input should stay in the socket while the host is being waited for.
 -spec busy(channel()) -> boolean().
@@ -372,30 +377,35 @@ configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, 
     Signed = maps:get(nonce, Client) =/= undefined,
     case Demands orelse (not Signed andalso nats_gateway_login:nonce(Login) =/= undefined) of
         true ->
-            %% It was told of no login, or of nothing to sign. Upon this it reads another INFO.
+            %% The INFO of this client announced no login, or no nonce. When it has connected again it
+            %% reads the new one.
             stop(settings_changed, [], Channel);
         false ->
-            {_, Told, _, Headers, Mountpoint} = Channel#channel.settings,
+            Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
             MaxPayload = max_payload(Config, Channel),
             {ok, [], Channel#channel{
                 config = Config,
                 client = Client#{config := Config},
-                settings = {MaxControlLine, MaxPayload, phase(Config), Headers, Mountpoint},
+                decoder = Decoder#decoder{
+                    max_control_line = MaxControlLine,
+                    max_payload = MaxPayload,
+                    phase = phase(Config)
+                },
                 info_due =
-                    Channel#channel.info_due orelse MaxPayload =/= Told
+                    Channel#channel.info_due orelse MaxPayload =/= Announced
             }}
     end;
 configure(Config, Channel = #channel{phase = Phase, protocol = Protocol, client = Client}) ->
-    %% Who is told at any time is told of another limit.
+    %% Clients that accept INFO at any time (protocol 1) are sent the new limit.
     #{max_control_line := MaxControlLine} = Config,
     MaxPayload = max_payload(Config, Channel),
-    {_, OldMaxPayload, Before, Headers, Mountpoint} = Channel#channel.settings,
+    Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
     NChannel = Channel#channel{
         config = Config,
         client = Client#{config := Config},
-        settings = {MaxControlLine, MaxPayload, Before, Headers, Mountpoint}
+        decoder = Decoder#decoder{max_control_line = MaxControlLine, max_payload = MaxPayload}
     },
-    case MaxPayload =/= OldMaxPayload andalso Phase =:= connected andalso Protocol =:= 1 of
+    case MaxPayload =/= Announced andalso Phase =:= connected andalso Protocol =:= 1 of
         true -> {ok, server_info(#{}, NChannel), NChannel};
         false -> {ok, [], NChannel}
     end.
@@ -445,7 +455,9 @@ run([{connect, Fields} | Rest], Out, Channel) ->
 run(Ops, Out, Channel = #channel{phase = new}) ->
     %% No CONNECT: a client with the defaults, known to the host as any other.
     login(implicit, Ops, Out, Channel);
-run([{pub, ?USER_INFO, _, ReplyTo, _, _, _} = Pub | Rest], Out, Channel) when is_binary(ReplyTo) ->
+run([#pub{subject = ?USER_INFO, reply_to = ReplyTo} = Pub | Rest], Out, Channel) when
+    is_binary(ReplyTo)
+->
     user_info(Pub, Rest, Out, Channel);
 run([Op | Rest], Out, Channel = #channel{gone = true}) when
     not is_tuple(Op); element(1, Op) =/= pub
@@ -475,9 +487,9 @@ take([Op | Rest] = Ops, Out, Channel) ->
         What -> fence(What, Ops, Out, Channel)
     end.
 
-change({sub, _, _, _, _, _} = Sub, Rest, Out, Channel) ->
+change(#sub{} = Sub, Rest, Out, Channel) ->
     subscribe(Sub, Rest, Out, Channel);
-change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) ->
+change(#unsub{sid = Sid, max = Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) ->
     {Unused, NSubs} = nats_gateway_subscriptions:limit(Sid, Max, Subs),
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
@@ -488,7 +500,8 @@ change({unsub, Sid, Max}, Rest, Out, Channel = #channel{subscriptions = Subs}) -
 %% +OK is written behind the messages of this client's own that came before its operation.
 comes_after(_, #channel{fenced = true}) ->
     nothing;
-comes_after({sub, _, Filter, _, Share, Sid}, Channel = #channel{published = Published}) ->
+comes_after(#sub{filter = Filter, share_name = Share, sid = Sid}, Channel) ->
+    #channel{published = Published} = Channel,
     #channel{subscriptions = Subs, verbose = Verbose} = Channel,
     %% A message on its way may be the last of a subscription, whose sid is free after it.
     Taken = nats_gateway_subscriptions:member(Sid, Subs),
@@ -499,7 +512,8 @@ comes_after({sub, _, Filter, _, Share, Sid}, Channel = #channel{published = Publ
         unknown when Published, (Verbose orelse Taken) -> own;
         unknown -> nothing
     end;
-comes_after({unsub, Sid, Max}, Channel = #channel{subscriptions = Subs, published = Published}) ->
+comes_after(#unsub{sid = Sid, max = Max}, Channel) ->
+    #channel{subscriptions = Subs, published = Published} = Channel,
     Waits = Max > 0 orelse Channel#channel.verbose,
     case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of
         true -> all;
@@ -755,7 +769,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
     #channel{client = #{connect := Fields} = Client, echo = OldEcho, phase = Phase, config = Config} =
         Channel,
     #{mountpoint := Mountpoint} = Session,
-    {MaxControlLine, Told, _, _, _} = Channel#channel.settings,
+    Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
     OfHost = maps:get(max_payload, Session, infinity),
     MaxPayload = max_payload(Config, Channel#channel{host_max_payload = OfHost}),
     Headers = maps:get(headers, Fields, false),
@@ -766,7 +780,12 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         session = Session,
         host_max_payload = OfHost,
         deadline = deadline(Session, Channel#channel.deadline, Client),
-        settings = {MaxControlLine, MaxPayload, open, Headers, Mountpoint},
+        decoder = Decoder#decoder{
+            max_payload = MaxPayload,
+            phase = open,
+            headers = Headers,
+            mountpoint = Mountpoint
+        },
         verbose = maps:get(verbose, Fields, true),
         pedantic = maps:get(pedantic, Fields, true),
         echo = maps:get(echo, Fields, true),
@@ -774,7 +793,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
         protocol = Protocol,
         info_due =
             Protocol =:= 1 andalso
-                (Channel#channel.info_due orelse (Phase =:= new andalso MaxPayload =/= Told))
+                (Channel#channel.info_due orelse (Phase =:= new andalso MaxPayload =/= Announced))
     },
     if
         Protocol =/= 0, Protocol =/= 1 ->
@@ -803,7 +822,7 @@ logged_in(Kind, Session, Rest, Out, Channel) ->
 mounted(Ops, <<>>) -> Ops;
 mounted(Ops, Mountpoint) -> [mount(Op, Mountpoint) || Op <- Ops].
 
-mount({pub, Subject, _, ReplyTo, ReplyTopic, Headers, Payload}, Mountpoint) ->
+mount(Pub = #pub{subject = Subject, reply_to = ReplyTo, reply_topic = ReplyTopic}, Mountpoint) ->
     NReplyTopic =
         case ReplyTopic of
             undefined -> undefined;
@@ -811,9 +830,9 @@ mount({pub, Subject, _, ReplyTo, ReplyTopic, Headers, Payload}, Mountpoint) ->
             _ -> nats_gateway_nif:topic(ReplyTo, Mountpoint)
         end,
     Topic = nats_gateway_nif:topic(Subject, Mountpoint),
-    {pub, Subject, Topic, ReplyTo, NReplyTopic, Headers, Payload};
-mount({sub, Subject, _, QueueGroup, Share, Sid}, Mountpoint) ->
-    {sub, Subject, nats_gateway_nif:filter(Subject, Mountpoint), QueueGroup, Share, Sid};
+    Pub#pub{topic = Topic, reply_topic = NReplyTopic};
+mount(Sub = #sub{subject = Subject}, Mountpoint) ->
+    Sub#sub{filter = nats_gateway_nif:filter(Subject, Mountpoint)};
 mount(Op, _) ->
     Op.
 
@@ -888,7 +907,9 @@ subscribe_keys(Keys, Rest, Out, Channel) ->
 %% -------------------------------------------------------------------------------------------
 %% PUB and HPUB
 
-take_publishes([{pub, ?USER_INFO, _, ReplyTo, _, _, _} | _] = Ops, Acc) when is_binary(ReplyTo) ->
+take_publishes([#pub{subject = ?USER_INFO, reply_to = ReplyTo} | _] = Ops, Acc) when
+    is_binary(ReplyTo)
+->
     {lists:reverse(Acc), Ops};
 take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
@@ -907,7 +928,7 @@ publish(Pubs, Rest, Out, Channel = #channel{received = Received, permissions = P
 
 judged(Pubs, Verdicts, Rest, Out, Channel = #channel{unroutable = Unroutable}) ->
     Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
-    Invalid = length([Pub || Pub = {pub, _, invalid, _, _, _, _} <- Passed]),
+    Invalid = length([Pub || Pub = #pub{topic = invalid} <- Passed]),
     publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{unroutable = Unroutable + Invalid}).
 
 %% The login's permission comes before the rules for all.
@@ -915,7 +936,7 @@ permit_publish(Pub, Permissions) -> permit_publish(Pub, fun verdict/1, Permissio
 
 permit_publish(Pub, Verdict, none) ->
     {Verdict(Pub), none};
-permit_publish(Pub = {pub, Subject, _, _, _, _, _}, Verdict, Permissions) ->
+permit_publish(Pub = #pub{subject = Subject}, Verdict, Permissions) ->
     case nats_gateway_permissions:publish(Subject, fun now_ms/0, Permissions) of
         {allow, NPermissions} -> {Verdict(Pub), NPermissions};
         {deny, NPermissions} -> {denied, NPermissions}
@@ -943,10 +964,10 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     end.
 
 %% One look for the rare publish that needs more than the host.
-is_special({pub, _, invalid, _, _, _, _}) -> true;
-is_special({pub, <<"$", _/binary>>, _, _, _, _, _}) -> true;
-is_special({pub, _, {_, _}, _, _, _, _}) -> true;
-is_special({pub, _, _, <<C, _/binary>>, _, _, _}) when C =:= $_; C =:= $$ -> true;
+is_special(#pub{topic = invalid}) -> true;
+is_special(#pub{subject = <<"$", _/binary>>}) -> true;
+is_special(#pub{topic = {_, _}}) -> true;
+is_special(#pub{reply_to = <<C, _/binary>>}) when C =:= $_; C =:= $$ -> true;
 is_special(_) -> false.
 
 verdict(Pub) ->
@@ -955,13 +976,13 @@ verdict(Pub) ->
         Denied -> Denied
     end.
 
-reply_verdict({pub, _, _, ReplyTo, _, _, _}) ->
+reply_verdict(#pub{reply_to = ReplyTo}) ->
     case is_reserved_reply(ReplyTo) of
         true -> reply_denied;
         false -> pass
     end.
 
-subject_verdict({pub, Subject, Topic, ReplyTo, _, _, _}) ->
+subject_verdict(#pub{subject = Subject, topic = Topic, reply_to = ReplyTo}) ->
     case is_reserved(Subject, Topic) of
         true when is_binary(ReplyTo) -> no_responders;
         true -> denied;
@@ -1016,7 +1037,7 @@ answer(Pub, Verdict, Channel) ->
     [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
 
 %% The message is processed all the same.
-pedantic_answer({pub, Subject, _, _, _, _, _}, Channel = #channel{pedantic = true}) ->
+pedantic_answer(#pub{subject = Subject}, Channel = #channel{pedantic = true}) ->
     case nats_gateway_nif:valid_publish_subject(Subject) of
         true -> [];
         false -> err(?INVALID_PUBLISH_SUBJECT, Channel)
@@ -1026,13 +1047,13 @@ pedantic_answer(_, _) ->
 
 verdict_answer(_, pass, Channel) ->
     acknowledge([], Channel);
-verdict_answer({pub, _, _, ReplyTo, invalid, _, _}, no_responders, Channel) ->
+verdict_answer(#pub{reply_to = ReplyTo, reply_topic = invalid}, no_responders, Channel) ->
     [acknowledge([], Channel) | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)];
-verdict_answer({pub, _, _, ReplyTo, ReplyTopic, _, _}, no_responders, Channel) ->
+verdict_answer(#pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, no_responders, Channel) ->
     [acknowledge([], Channel) | no_responders(ReplyTo, ReplyTopic, Channel)];
-verdict_answer({pub, Subject, _, _, _, _, _}, denied, Channel) ->
+verdict_answer(#pub{subject = Subject}, denied, Channel) ->
     err(nats_gateway_ending:publish_denied(Subject), Channel);
-verdict_answer({pub, _, _, ReplyTo, _, _, _}, reply_denied, Channel) ->
+verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Channel) ->
     err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]), Channel).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
@@ -1061,7 +1082,7 @@ plain_sid(_, _) ->
 
 %% The answer goes to the requester alone, and never to the broker, whose names it would need.
 user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
-    {pub, _, _, _, ReplyTopic, _, _} = Pub,
+    #pub{reply_topic = ReplyTopic} = Pub,
     {Verdict, Permissions} = permit_publish(Pub, fun reply_verdict/1, Old#channel.permissions),
     Channel = Old#channel{received = Received + 1, permissions = Permissions},
     NOut = [Out | answer(Pub, Verdict, Channel)],
@@ -1070,7 +1091,7 @@ user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
         Sid when is_binary(Sid) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
             Info = nats_gateway_system:user_info(user(Channel), Config),
-            Answer = {Key, ReplyTopic, undefined, undefined, Info, undefined},
+            Answer = #delivery{key = Key, topic = ReplyTopic, payload = Info},
             %% Many sids may get it, and many such requests come in one segment.
             Steps = [{deliver, [Answer]}, resume],
             steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
@@ -1102,7 +1123,14 @@ user_name(_, Connect) -> maps:get(user, Connect, <<>>).
 %% SUB and UNSUB
 
 %% The order of the checks is nats-server's: permission, limit, sid in use, subject.
-subscribe({sub, Subject, Filter, QueueGroup, Share, Sid}, Rest, Out, Old) ->
+subscribe(Sub, Rest, Out, Old) ->
+    #sub{
+        subject = Subject,
+        filter = Filter,
+        queue_group = QueueGroup,
+        share_name = Share,
+        sid = Sid
+    } = Sub,
     {Permission, Channel} = permit_subscribe(Subject, QueueGroup, Old),
     #channel{subscriptions = Subs} = Channel,
     IsFull = nats_gateway_subscriptions:count(Subs) >= max_subscriptions(Channel),
@@ -1305,7 +1333,7 @@ count_received(_, #channel{operations = none}) -> ok;
 count_received(Ops, #channel{operations = Counters}) -> count_received(Ops, 0, 0, Counters).
 
 %% Most are messages, in long runs.
-count_received([{pub, _, _, _, _, undefined, _} | Ops], Pubs, HPubs, Counters) ->
+count_received([#pub{headers = undefined} | Ops], Pubs, HPubs, Counters) ->
     count_received(Ops, Pubs + 1, HPubs, Counters);
 count_received([Pub | Ops], Pubs, HPubs, Counters) when element(1, Pub) =:= pub ->
     count_received(Ops, Pubs, HPubs + 1, Counters);
@@ -1323,14 +1351,17 @@ count_received([], Pubs, HPubs, Counters) ->
 kind({connect, _}) -> ?CONNECT_IN;
 kind(ping) -> ?PING_IN;
 kind(pong) -> ?PONG_IN;
-kind({sub, _, _, _, _, _}) -> ?SUB_IN;
-kind({unsub, _, _}) -> ?UNSUB_IN;
+kind(#sub{}) -> ?SUB_IN;
+kind(#unsub{}) -> ?UNSUB_IN;
 kind(_) -> none.
 
 count_sent(_, _, #channel{operations = none}) ->
     ok;
 count_sent(Frames, Count, Channel) ->
-    WithHeaders = lists:sum([length(Sids) || {_, Sids, _, Headers, _} <- Frames, has_headers(Headers)]),
+    WithHeaders = lists:sum([
+        length(Sids)
+     || #message{sids = Sids, headers = Headers} <- Frames, has_headers(Headers)
+    ]),
     count(?HMSG_OUT, WithHeaders, Channel),
     count(?MSG_OUT, Count - WithHeaders, Channel).
 
@@ -1387,12 +1418,12 @@ bytes(Steps) -> lists:sum([bytes_of(Step) || Step <- Steps]).
 bytes_of({frames, Frames}) ->
     lists:sum([
         length(Sids) * frame_size(Topic, Headers, Payload)
-     || {Topic, Sids, _, Headers, Payload} <- Frames
+     || #message{topic = Topic, sids = Sids, headers = Headers, payload = Payload} <- Frames
     ]);
 bytes_of({Kind, Deliveries}) when Kind =:= deliver; Kind =:= permitted ->
     lists:sum([
         ?DELIVERY_OVERHEAD + frame_size(Topic, Headers, Payload)
-     || {_, Topic, _, Headers, Payload, _} <- Deliveries
+     || #delivery{topic = Topic, headers = Headers, payload = Payload} <- Deliveries
     ]);
 bytes_of(_) ->
     0.
@@ -1514,7 +1545,7 @@ deliver(Deliveries, Out, Channel = #channel{permissions = Permissions}) ->
 %% What a wildcard subscription gets of what the login denies.
 permitted([], Permitted, Permissions, _) ->
     {lists:reverse(Permitted), Permissions};
-permitted([Delivery = {_, Topic, _, _, _, _} | Deliveries], Permitted, Permissions, Mountpoint) ->
+permitted([Delivery = #delivery{topic = Topic} | Deliveries], Permitted, Permissions, Mountpoint) ->
     Subject = nats_gateway_nif:subject(Topic, Mountpoint),
     case nats_gateway_permissions:deliver(Subject, Permissions) of
         {allow, NPermissions} ->
@@ -1523,11 +1554,11 @@ permitted([Delivery = {_, Topic, _, _, _, _} | Deliveries], Permitted, Permissio
             permitted(Deliveries, Permitted, NPermissions, Mountpoint)
     end.
 
-mountpoint(#channel{settings = {_, _, _, _, Mountpoint}}) -> Mountpoint.
+mountpoint(#channel{decoder = #decoder{mountpoint = Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{settings = {_, _, _, Headers, _}, subscriptions = Subs, sent = Sent} = Channel,
-    Take = Headers andalso header_values(Channel),
+    #channel{decoder = Decoder, subscriptions = Subs, sent = Sent} = Channel,
+    Take = Decoder#decoder.headers andalso header_values(Channel),
     {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
         fan_out(Deliveries, Take, [], 0, 0, [], [], Subs),
     ok = count_sent(Frames, Count, Channel),
@@ -1565,7 +1596,7 @@ requested(Frames, Channel = #channel{permissions = Permissions}) ->
                         nats_gateway_permissions:requested(Subject, Now, Acc)
                     end,
                     Permissions,
-                    [Reply || {_, _, Reply, _, _} <- Frames, Reply =/= undefined]
+                    [Reply || #message{reply = Reply} <- Frames, Reply =/= undefined]
                 )
             }
     end.
@@ -1602,14 +1633,18 @@ hold(Frames, Bytes, Then, Out, Channel = #channel{held = Held, unsent = Unsent})
 fan_out([Delivery | Deliveries], Take, Frames, Bytes, Count, Unused, Declined, Subs) when
     Bytes < ?SLICE
 ->
-    {Key, Topic, Reply, Headers, Payload, Id} = Delivery,
+    #delivery{
+        key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload, id = Id
+    } = Delivery,
     case nats_gateway_subscriptions:deliver(Key, Topic, message_id(Id), Subs) of
         {[], [], NSubs} ->
             NDeclined = declined(Key, Id, NSubs) ++ Declined,
             fan_out(Deliveries, Take, Frames, Bytes, Count, Unused, NDeclined, NSubs);
         {Sids, NUnused, NSubs} ->
             Taken = take_headers(Take, Headers),
-            Frame = {Topic, Sids, Reply, Taken, Payload},
+            Frame = #message{
+                topic = Topic, sids = Sids, reply = Reply, headers = Taken, payload = Payload
+            },
             Number = length(Sids),
             NBytes = Bytes + Number * frame_size(Topic, Taken, Payload),
             AllUnused = NUnused ++ Unused,

@@ -19,6 +19,7 @@
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
 
+-include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 -type options() :: #{
@@ -596,7 +597,7 @@ join([Chunk]) -> Chunk;
 join(Chunks) -> iolist_to_binary(lists:reverse(Chunks)).
 
 decode(Bytes, Out, State = #state{channel = Channel}) ->
-    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:settings(Channel)) of
+    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)) of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
                 {ok, More, NChannel} ->
@@ -739,7 +740,7 @@ max_piece(#state{websocket = none, socket = Socket}) ->
         false -> infinity
     end;
 max_piece(#state{websocket = Websocket, channel = Channel}) ->
-    {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Channel),
+    #decoder{max_payload = MaxPayload} = nats_gateway_channel:decoder(Channel),
     nats_gateway_websocket:max_frame(MaxPayload, Websocket).
 
 %% Atoms are greater than numbers.

@@ -14,7 +14,9 @@
 
 -export([is_too_deep/2]).
 
--export_type([client/0, identity/0, key/0, delivery/0, rejection/0, refusal/0]).
+-include("nats_gateway.hrl").
+
+-export_type([client/0, identity/0, key/0, rejection/0, refusal/0]).
 -export_type([event/0, close_reason/0, channel/0, statistics/0]).
 
 -type client() :: #{
@@ -49,13 +51,6 @@
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
 
-%% {Key, Topic, Reply, Headers, Payload, Id}, topics mounted. Id: the same for all copies of a
-%% message that come for keys with a share name, if the broker tells which are. A host that can give
-%% one to another member of the group adds what it needs for that, as it wants it in `decline/2'.
--type delivery() ::
-    {key(), binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), binary(),
-        undefined | binary() | {binary(), Origin :: term()}}.
-
 -type rejection() :: denied | no_responders.
 
 %% Of a subscription. `subscriptions_exceeded': the broker has no room for another one.
@@ -74,7 +69,7 @@
     | {error, term()}.
 
 -type event() ::
-    {deliver, [delivery()]}
+    {deliver, [#delivery{}]}
     %% messages for this client that it can't be sent
     | {undeliverable, Count :: pos_integer()}
     %% completions of `{wait, State}'
@@ -148,7 +143,7 @@
 %% `confirm': the client is told of each message (verbose), so every rejection must be known when
 %% this completes; QoS 1. Otherwise QoS 0, and rejections may follow as events.
 %% `no_responders': the client wants to know of requests that nobody took.
--callback publish([nats_gateway_nif:publish()], Options, State) ->
+-callback publish([#pub{}], Options, State) ->
     {ok, [{Index :: pos_integer(), rejection()}], State}
     | {wait, State}
     | {stop, close_reason(), State}

@@ -46,7 +46,7 @@
     %% more levels than this
     | {levels, non_neg_integer()}.
 
--record(sub, {
+-record(subscription, {
     subject :: binary(),
     queue_group :: undefined | binary(),
     key :: key(),
@@ -100,7 +100,7 @@
 -define(MAX_LEFT, 16).
 
 -record(subscriptions, {
-    subs = #{} :: #{sid() => #sub{}},
+    subs = #{} :: #{sid() => #subscription{}},
     entries = #{} :: #{key() => #entry{}},
     groups = #{} :: #{ShareName :: binary() => #group{}},
     %% filters of plain keys
@@ -153,9 +153,9 @@ add(Sid, Subject, QueueGroup, Key, Old = #subscriptions{bytes = Bytes}) ->
 texts(Subject, {_, Filter}) -> byte_size(Subject) + byte_size(Filter).
 
 sub(Subject, QueueGroup = undefined, Key, Delivered) ->
-    #sub{subject = Subject, queue_group = QueueGroup, key = Key, offset = Delivered};
+    #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = Delivered};
 sub(Subject, QueueGroup, Key, _) ->
-    #sub{subject = Subject, queue_group = QueueGroup, key = Key, offset = 0}.
+    #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = 0}.
 
 entry(Key = {undefined, _}) -> #entry{beyond = beyond(Key)};
 entry(Key) -> #entry{beyond = beyond(Key), line = queue:new()}.
@@ -187,7 +187,7 @@ has_place({Sid, Place}, Sids) -> maps:get(Sid, Sids, none) =:= Place.
 -spec remove(sid(), subscriptions()) -> subscriptions().
 remove(Sid, S = #subscriptions{subs = Subs}) ->
     case Subs of
-        #{Sid := #sub{key = Key}} ->
+        #{Sid := #subscription{key = Key}} ->
             NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
             case Entries of
                 #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) =:= 0 ->
@@ -201,7 +201,7 @@ remove(Sid, S = #subscriptions{subs = Subs}) ->
 
 %% The key stays.
 forget(Sid, Key, S = #subscriptions{subs = Subs, entries = Entries, bytes = Bytes}) ->
-    {#sub{subject = Subject}, NSubs} = maps:take(Sid, Subs),
+    {#subscription{subject = Subject}, NSubs} = maps:take(Sid, Subs),
     S#subscriptions{
         subs = NSubs,
         entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))},
@@ -213,7 +213,7 @@ drop(Key, S = #subscriptions{entries = Entries}) ->
 
 %% The sid is free at once. As the last of its key it still gets what comes before the broker has
 %% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
-leave(Sid, #sub{key = Key, max = Max}, S) ->
+leave(Sid, #subscription{key = Key, max = Max}, S) ->
     NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
     Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
     case Key of
@@ -277,7 +277,7 @@ key_state(Key, #subscriptions{entries = Entries}) ->
 -spec takes_from_others(sid(), non_neg_integer(), subscriptions()) -> boolean().
 takes_from_others(Sid, Max, #subscriptions{subs = Subs, entries = Entries}) ->
     case Subs of
-        #{Sid := Sub = #sub{key = Key, max = OldMax}} ->
+        #{Sid := Sub = #subscription{key = Key, max = OldMax}} ->
             Entry = #entry{sids = Sids} = maps:get(Key, Entries),
             delivered(Sub, Entry) >= Max andalso (OldMax =/= infinity orelse map_size(Sids) > 1);
         #{} ->
@@ -288,17 +288,17 @@ takes_from_others(Sid, Max, #subscriptions{subs = Subs, entries = Entries}) ->
 -spec limit(sid(), non_neg_integer(), subscriptions()) -> {[key()], subscriptions()}.
 limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
     case Subs of
-        #{Sid := Sub = #sub{key = Key}} ->
+        #{Sid := Sub = #subscription{key = Key}} ->
             Entry = maps:get(Key, Entries),
             case delivered(Sub, Entry) >= Max of
                 true when Max =:= 0 ->
                     leave(Sid, Sub, S);
                 true ->
-                    leave(Sid, Sub#sub{max = Max}, S);
+                    leave(Sid, Sub#subscription{max = Max}, S);
                 false ->
                     Limited = Entry#entry.limited,
                     {[], S#subscriptions{
-                        subs = Subs#{Sid := Sub#sub{max = Max}},
+                        subs = Subs#{Sid := Sub#subscription{max = Max}},
                         entries = Entries#{Key := Entry#entry{limited = Limited#{Sid => []}}}
                     }}
             end;
@@ -306,9 +306,9 @@ limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
             {[], S}
     end.
 
-delivered(#sub{queue_group = undefined, offset = Offset}, #entry{delivered = Delivered}) ->
+delivered(#subscription{queue_group = undefined, offset = Offset}, #entry{delivered = Delivered}) ->
     Delivered - Offset;
-delivered(#sub{offset = Offset}, _) ->
+delivered(#subscription{offset = Offset}, _) ->
     -Offset.
 
 %% The broker refused the key: its sids are gone and free again.
@@ -455,8 +455,8 @@ can_take(Topic, #entry{beyond = Beyond}) -> is_beyond(Topic, Beyond).
 
 to_sid(Key, Entry, S = #subscriptions{subs = Subs, entries = Entries}) ->
     {Sid, NEntry = #entry{delivered = N}} = next_in_line(Entry),
-    Sub = #sub{offset = Offset, max = Max} = maps:get(Sid, Subs),
-    NSub = Sub#sub{offset = Offset - 1},
+    Sub = #subscription{offset = Offset, max = Max} = maps:get(Sid, Subs),
+    NSub = Sub#subscription{offset = Offset - 1},
     NS = S#subscriptions{
         subs = Subs#{Sid := NSub},
         entries = Entries#{Key := NEntry#entry{delivered = N + 1}}
@@ -491,7 +491,7 @@ full(Sids, Entry, #subscriptions{subs = Subs}) ->
         Sid
      || Sid <- Sids,
         Sub <- [maps:get(Sid, Subs)],
-        delivered(Sub, Entry) >= Sub#sub.max
+        delivered(Sub, Entry) >= Sub#subscription.max
     ].
 
 %% The sid that gets the 503 of a request: a plain subscription that matches the reply subject, which
@@ -516,7 +516,7 @@ first_sid([Filter | Filters], Topic, Entries) ->
 %% What the broker is subscribed to for this sid.
 -spec key(sid(), subscriptions()) -> key().
 key(Sid, #subscriptions{subs = Subs}) ->
-    #{Sid := #sub{key = Key}} = Subs,
+    #{Sid := #subscription{key = Key}} = Subs,
     Key.
 
 %% Of one key, in order.
@@ -537,7 +537,7 @@ keys(#subscriptions{entries = Entries}) ->
 list(S = #subscriptions{subs = Subs}) -> [describe(Sid, S) || Sid <- maps:keys(Subs)].
 
 describe(Sid, #subscriptions{subs = Subs, entries = Entries}) ->
-    Sub = #sub{subject = Subject, queue_group = QueueGroup, key = Key, max = Max} =
+    Sub = #subscription{subject = Subject, queue_group = QueueGroup, key = Key, max = Max} =
         maps:get(Sid, Subs),
     #{
         sid => Sid,

@@ -36,6 +36,7 @@
 -export([headers/1]).
 -export([is_unclaimed/1]).
 
+-include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 -ignore_xref([
@@ -80,7 +81,7 @@
 %% What is the same for all clients: EMQX's gateway context and the table of its metrics.
 -type context() :: #{ctx := map(), metrics := atom()}.
 
--record(sub, {
+-record(subscription, {
     %% what the broker was asked for: a topic filter or its record of a shared one
     topic :: binary() | tuple(),
     options :: map(),
@@ -99,9 +100,9 @@
     retained :: boolean(),
     %% takes EMQX's automatic subscriptions
     auto_subscribe :: boolean(),
-    subs = #{} :: #{nats_gateway_host:key() => #sub{}},
+    subs = #{} :: #{nats_gateway_host:key() => #subscription{}},
     %% unsubscribed, but with deliveries in the mailbox perhaps
-    leaving = #{} :: #{nats_gateway_host:key() => #sub{}},
+    leaving = #{} :: #{nats_gateway_host:key() => #subscription{}},
     %% member of a group that is to skip its own messages
     skips_own = false :: boolean(),
     %% messages that came while those were looked for, latest first
@@ -115,7 +116,7 @@
     %% what is left of a batch of publishes, the first one's index in it, and what was refused
     publishing = none ::
         none
-        | {[nats_gateway_nif:publish()], pos_integer(), publish_options(), [
+        | {[#pub{}], pos_integer(), publish_options(), [
             {pos_integer(), nats_gateway_host:rejection()}
         ]},
     %% what is to be subscribed again, and what was refused
@@ -428,7 +429,7 @@ seconds(Ms) -> Ms div 1000.
 %% -------------------------------------------------------------------------------------------
 %% Publish
 
--spec publish([nats_gateway_nif:publish()], publish_options(), host()) ->
+-spec publish([#pub{}], publish_options(), host()) ->
     {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
     | {wait, host()}
     | {stop, nats_gateway_host:close_reason(), host()}.
@@ -480,9 +481,9 @@ takes_long(Index, #batch{until = Until}, _) when Index rem ?LOOK_AT_CLOCK =:= 0 
     erlang:monotonic_time(microsecond) >= Until;
 takes_long(_, _, _) -> false.
 
-publish_one({pub, _, invalid, ReplyTo, _, _, _}, Batch, Host) ->
+publish_one(#pub{topic = invalid, reply_to = ReplyTo}, Batch, Host) ->
     {nobody(ReplyTo, Batch), Host};
-publish_one(Pub = {pub, _, Topic, _, _, _, _}, Batch = #batch{max_levels = MaxLevels}, Host) ->
+publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, Host) ->
     {Name, Correlation} = topic(Topic),
     case nats_gateway_host:is_too_deep(Name, MaxLevels) of
         true -> {denied, Host};
@@ -490,7 +491,13 @@ publish_one(Pub = {pub, _, Topic, _, _, _, _}, Batch = #batch{max_levels = MaxLe
     end.
 
 publish_one(Pub, Name, Correlation, Batch = #batch{qos = QoS}, Host) ->
-    {pub, Subject, _, ReplyTo, ReplyTopic, Block, Payload} = Pub,
+    #pub{
+        subject = Subject,
+        reply_to = ReplyTo,
+        reply_topic = ReplyTopic,
+        headers = Block,
+        payload = Payload
+    } = Pub,
     case may_publish(Name, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
             Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
@@ -530,7 +537,7 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
     _ = Early =:= [] andalso Others =/= [] andalso (self() ! {?MODULE, early}),
     Host#host{early = lists:reverse(Others, Early)}.
 
-is_own(Message, ClientId, #sub{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
+is_own(Message, ClientId, #subscription{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.
 
 topic({Name, Correlation}) -> {Name, Correlation};
@@ -712,7 +719,7 @@ subscription_id(#host{clientid = ClientId}) ->
     end.
 
 subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = Rewritten}) ->
-    Sub = #sub{topic = Topic, options = Options, no_local = NoLocal},
+    Sub = #subscription{topic = Topic, options = Options, no_local = NoLocal},
     {Share, _} = Key,
     NHost = Host#host{
         subs = Subs#{Key => Sub},
@@ -763,7 +770,7 @@ again([Key | Keys], Options, Refused, Host) ->
 %% What is subscribed was allowed, and stays the same subscription: the broker is told of its options.
 change(Key = {Share, _}, Options = #{no_local := NoLocal}, Host = #host{subs = Subs}) ->
     case Subs of
-        #{Key := #sub{topic = Topic, options = OldOptions, no_local = OldNoLocal}} when
+        #{Key := #subscription{topic = Topic, options = OldOptions, no_local = OldNoLocal}} when
             NoLocal =/= OldNoLocal
         ->
             NOptions = OldOptions#{nl => no_local(NoLocal, Share)},
@@ -792,7 +799,7 @@ leave(Key, Host) ->
 left(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
     #host{conninfo = ConnInfo, context = Context} = Host,
     case maps:take(Key, Subs) of
-        {Sub = #sub{topic = Topic, options = Options}, NSubs} ->
+        {Sub = #subscription{topic = Topic, options = Options}, NSubs} ->
             {Share, Filter} = Key,
             Wanted = [{record(Share, unmount(Filter, Host)), #{}}],
             _ = fold_hook('client.unsubscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context),
@@ -807,7 +814,7 @@ left(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo})
 unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewritten}) ->
     NHost =
         case maps:take(Key, Leaving) of
-            {#sub{topic = Topic}, NLeaving} when not is_map_key(Key, Subs) ->
+            {#subscription{topic = Topic}, NLeaving} when not is_map_key(Key, Subs) ->
                 Host#host{
                     leaving = NLeaving,
                     rewritten = maps:remove(broker_key(Key, Topic), Rewritten)
@@ -946,13 +953,13 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
         Key = {Share, _} ->
             NMessage = delivered(Hook, Message),
             Headers = emqx_message:get_headers(NMessage),
-            Delivery = {
-                Key,
-                emqx_message:topic(NMessage),
-                reply(Headers),
-                headers(Headers),
-                payload(emqx_message:payload(NMessage)),
-                message_id(Share, Filter, Message)
+            Delivery = #delivery{
+                key = Key,
+                topic = emqx_message:topic(NMessage),
+                reply = reply(Headers),
+                headers = headers(Headers),
+                payload = payload(emqx_message:payload(NMessage)),
+                id = message_id(Share, Filter, Message)
             },
             [Delivery | deliveries(Delivers, Hook, Host)]
     end.
@@ -1074,7 +1081,7 @@ handle_call({takeover, 'end'}, _, Host) ->
 handle_call(subscriptions, #{sids := Sids}, Host = #host{subs = Subs}) ->
     Listed = [
         {Topic, maps:merge(Options, sub_props(first(Sids(Key))))}
-     || {Key, #sub{topic = Topic, options = Options}} <- maps:to_list(Subs)
+     || {Key, #subscription{topic = Topic, options = Options}} <- maps:to_list(Subs)
     ],
     {{ok, Listed}, [], Host};
 handle_call({subscribe, Topic, Options}, #{may_subscribe := MaySubscribe}, Host) ->
@@ -1107,7 +1114,7 @@ add(Key, Options, MaySubscribe, Host) ->
     end.
 
 added(Key, {ok, Host = #host{subs = Subs}}) ->
-    #{Key := #sub{topic = Topic, options = Options}} = Subs,
+    #{Key := #subscription{topic = Topic, options = Options}} = Subs,
     {{ok, {Topic, Options}}, [{added, Key}], Host};
 added(_, {denied, Host}) ->
     {{error, not_authorized}, [], Host}.
@@ -1227,7 +1234,7 @@ give_away(Host = #host{early = Early}) ->
 
 %% EMQX leaves the groups of who is gone a moment later, and would choose this member until then.
 await_left(#host{subs = Subs}) ->
-    case [Topic || #sub{topic = Topic} <- maps:values(Subs), is_tuple(Topic)] of
+    case [Topic || #subscription{topic = Topic} <- maps:values(Subs), is_tuple(Topic)] of
         [] ->
             ok;
         [Topic | _] ->

@@ -63,35 +63,18 @@
     bcrypt_cost/1
 ]).
 
--export_type([settings/0, op/0, publish/0, reply/0, headers/0, delivery/0, error_reason/0]).
+-include("nats_gateway.hrl").
+
+-export_type([topic/0, op/0, reply/0, headers/0, error_reason/0]).
 -export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
 -export_type([token/0, user_limits/0, permissions/0]).
-
-%% {MaxControlLine, MaxPayload, Phase, HeadersAllowed, Mountpoint}.
-%% Phase `connect_only': any first byte of an operation other than C or c is an
-%% `authorization_violation' (docs/protocol.md section 1).
--type settings() :: {pos_integer(), non_neg_integer(), connect_only | open, boolean(), binary()}.
 
 %% The topic of a subject, mounted. `invalid': no topic can hold the subject. A reply subject that
 %% `encode/2' made comes with the correlation data of its MQTT 5 request.
 -type topic() :: binary() | invalid | {binary(), CorrelationData :: binary()}.
 
-%% {pub, Subject, Topic, ReplyTo, ReplyTopic, HeaderBlock, Payload}.
-%% ReplyTopic is `invalid' when no topic stands for exactly this reply subject; the host then
-%% carries the reply subject itself. HeaderBlock is `undefined' for PUB (and HPUB with #hdr = 0).
--type publish() ::
-    {pub, binary(), topic(), undefined | binary(), undefined | topic(), undefined | binary(),
-        binary()}.
-
 -type op() ::
-    {connect, #{atom() => binary() | boolean() | integer()}}
-    | ping
-    | pong
-    | publish()
-    %% {sub, Subject, Filter, QueueGroup, ShareName, Sid}
-    | {sub, binary(), binary() | invalid, undefined | binary(), undefined | binary(), binary()}
-    %% Max = 0: at once.
-    | {unsub, Sid :: binary(), Max :: non_neg_integer()}.
+    {connect, #{atom() => binary() | boolean() | integer()}} | ping | pong | #pub{} | #sub{} | #unsub{}.
 
 -type error_reason() ::
     unknown_protocol_operation
@@ -120,9 +103,6 @@
     | {properties, [{binary(), binary()}], ContentType :: undefined | binary()}
     %% the same for a client that takes only ASCII in values
     | {ascii_properties, [{binary(), binary()}], ContentType :: undefined | binary()}.
-
-%% {Topic, Sids, Reply, Headers, Payload}: one MSG or HMSG per sid.
--type delivery() :: {binary(), [binary()], reply(), headers(), binary()}.
 
 %% {MaxFrame, Deflate}: the most bytes of a data frame, and whether messages may be compressed.
 -type websocket_settings() :: {0..16#FFFFFFFFFFFFFFFF, boolean()}.
@@ -227,7 +207,7 @@ library(Name) ->
 %% before another call can yield more. 0: call again at once; a CONNECT ends a call, because it may
 %% change the settings. Operations before an error are valid. No part keeps more bytes alive than 64
 %% times its own size. The parts of SUB and UNSUB keep nothing but themselves.
--spec decode(binary(), settings()) ->
+-spec decode(binary(), #decoder{}) ->
     {ok, [op()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, error_reason(), [op()]}.
 decode(Bytes, Settings) -> decode_chunk(Bytes, binary:referenced_byte_size(Bytes), Settings).
@@ -241,8 +221,8 @@ decode_chunk(_Bytes, _Referenced, _Settings) -> erlang:nif_error(not_loaded).
 %% goes without its reply subject if that does not fit, and is left out if its subject does not fit.
 %% A message is also left out if its topic, reply, headers or payload have another type: anybody may
 %% send one, and it must not stop the others. Wrong sids are an error `badarg'.
--spec encode([delivery()], Mountpoint :: binary()) ->
-    {iodata(), LeftOut :: non_neg_integer(), [delivery()]}.
+-spec encode([#message{}], Mountpoint :: binary()) ->
+    {iodata(), LeftOut :: non_neg_integer(), [#message{}]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% The INFO line with CRLF. Keys are the JSON field names as atoms.

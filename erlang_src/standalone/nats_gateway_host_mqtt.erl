@@ -31,6 +31,7 @@
 
 -export([render/2]).
 
+-include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 %% Answers to come, by packet identifier.
@@ -413,7 +414,7 @@ is_ready(MaxBacklog, #host{queue = Queue, backlog = Backlog, phase = Phase}) ->
 is_ready_again(Host = #host{requests = Requests}) ->
     map_size(Requests) =< ?MAX_REQUESTS div 2 andalso is_ready(?MAX_BACKLOG div 2, Host).
 
--spec publish([nats_gateway_nif:publish()], Options, host()) ->
+-spec publish([#pub{}], Options, host()) ->
     {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
     | {wait, host()}
     | {stop, nats_gateway_host:close_reason(), host()}
@@ -440,7 +441,7 @@ publish(Pubs, Options = #{confirm := Confirm}, Strings, Host) ->
 confirmations(false, _) -> 0;
 confirmations(true, Items) -> length([Index || {_, {confirm, Index, _}} <- Items]).
 
--spec items([nats_gateway_nif:publish()], pos_integer(), map(), trust | check, host(), [item()], [
+-spec items([#pub{}], pos_integer(), map(), trust | check, host(), [item()], [
     {pos_integer(), nats_gateway_host:rejection()}
 ]) -> {[item()], [{pos_integer(), nats_gateway_host:rejection()}], host()}.
 items([], _, _, _, Host, Items, Rejections) ->
@@ -448,7 +449,14 @@ items([], _, _, _, Host, Items, Rejections) ->
 items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
     #{confirm := Confirm, no_responders := NoResponders} = Options,
     #host{max_qos = MaxQos, max_sent = MaxSent} = Host,
-    {pub, Subject, Topic, ReplyTo, ReplyTopic, Block, Payload} = Pub,
+    #pub{
+        subject = Subject,
+        topic = Topic,
+        reply_to = ReplyTo,
+        reply_topic = ReplyTopic,
+        headers = Block,
+        payload = Payload
+    } = Pub,
     Ask = NoResponders andalso ReplyTo =/= undefined,
     case routable(Topic, Strings, Host) of
         unroutable when Ask ->
@@ -1352,7 +1360,8 @@ for_keys(Keys, Topic, Reply, Headers, Payload, Deliveries) ->
     ).
 
 %% MQTT does not say which messages are copies of one.
-delivery(Key, Topic, Reply, Headers, Payload) -> {Key, Topic, Reply, Headers, Payload, undefined}.
+delivery(Key, Topic, Reply, Headers, Payload) ->
+    #delivery{key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
 
 matching(Topic, #host{keys = Keys}) ->
     lists:partition(

@@ -2,6 +2,7 @@
 %% are the same on a busy machine.
 -module(nats_gateway_scaling_tests).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -define(FEW, 100).
@@ -89,7 +90,7 @@ subscribed(N) ->
     Connected = taken([{connect, #{verbose => false}}], New),
     repeat(N, fun(I, Channel) -> taken([subscribe(I)], Channel) end, Connected).
 
-subscribe(N) -> {sub, <<"s.", (integer_to_binary(N))/binary>>, own(N), undefined, undefined, sid(N)}.
+subscribe(N) -> #sub{subject = <<"s.", (integer_to_binary(N))/binary>>, filter = own(N), sid = sid(N)}.
 
 %% Each changes what all subscriptions were made with.
 connect_again(N, Channel) -> taken([{connect, #{echo => N rem 2 =:= 0}}], Channel).
@@ -122,7 +123,13 @@ requested(N) ->
     end.
 
 request(_, {Socket, Unanswered, Host}) ->
-    Pub = {pub, <<"nobody">>, <<"nobody">>, <<"r">>, <<"r">>, undefined, <<"x">>},
+    Pub = #pub{
+        subject = <<"nobody">>,
+        topic = <<"nobody">>,
+        reply_to = <<"r">>,
+        reply_topic = <<"r">>,
+        payload = <<"x">>
+    },
     Options = #{confirm => false, no_responders => true},
     {ok, [], NHost} = nats_gateway_host_mqtt:publish([Pub], Options, Host),
     {Socket, Unanswered, NHost}.

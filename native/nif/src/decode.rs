@@ -24,7 +24,8 @@ fn decode_chunk<'a>(
     referenced: usize,
     settings: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let (max_control_line, max_payload, phase, headers, mountpoint): (
+    let (_decoder, max_control_line, max_payload, phase, headers, mountpoint): (
+        Atom,
         usize,
         usize,
         Atom,

@@ -92,7 +92,8 @@ impl<'a> Batch<'a, '_> {
     /// other sids. Anybody may send a message: one that cannot be written is left out. The sids are
     /// the caller's own.
     fn push(&mut self, env: Env<'a>, delivery: Term<'a>) -> NifResult<Option<Term<'a>>> {
-        let (topic, sids, reply, headers, payload): (
+        let (message, topic, sids, reply, headers, payload): (
+            Term<'a>,
             Term<'a>,
             Term<'a>,
             Term<'a>,
@@ -122,7 +123,7 @@ impl<'a> Batch<'a, '_> {
         let mut sids = sids;
         while !sids.is_empty_list() {
             if self.is_full() {
-                let unfinished = (topic, sids, reply, headers, payload);
+                let unfinished = (message, topic, sids, reply, headers, payload);
                 return Ok(Some(unfinished.encode(env)));
             }
             let (sid, others) = sids.list_get_cell()?;

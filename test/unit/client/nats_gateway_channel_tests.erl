@@ -2,6 +2,7 @@
 %% the host out.
 -module(nats_gateway_channel_tests).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -export([log/2]).
@@ -43,7 +44,7 @@ input(Text, Channel) -> input(iolist_to_binary(Text), <<>>, Channel).
 input(<<>>, Out, Channel) ->
     {Out, Channel};
 input(Bytes, Out, Channel) ->
-    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:settings(Channel)) of
+    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)) of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
                 {ok, More, NChannel} when Need =:= 0 ->
@@ -95,7 +96,8 @@ flush() ->
     _ = calls(),
     ok.
 
-delivery(Filter, Topic, Payload) -> {{undefined, Filter}, Topic, undefined, undefined, Payload, undefined}.
+delivery(Filter, Topic, Payload) ->
+    #delivery{key = {undefined, Filter}, topic = Topic, payload = Payload}.
 
 %% -------------------------------------------------------------------------------------------
 
@@ -152,7 +154,10 @@ operations_wait_for_the_login_test() ->
     Session = #{mountpoint => <<"m/">>, clientid => <<"c">>},
     {<<>>, C2} = events([{connected, Session}], C1),
     ?assertNot(busy(C2)),
-    ?assertMatch({_, _, open, false, <<"m/">>}, nats_gateway_channel:settings(C2)).
+    ?assertMatch(
+        #decoder{phase = open, headers = false, mountpoint = <<"m/">>},
+        nats_gateway_channel:decoder(C2)
+    ).
 
 %% They were decoded when nobody knew the mountpoint yet.
 operations_without_connect_are_under_the_mountpoint_test_() ->
@@ -167,12 +172,17 @@ operations_without_connect_are_under_the_mountpoint_test_() ->
                 {subscribe, {<<"q">>, <<"m/a">>}, _},
                 {publish,
                     [
-                        {pub, <<"a.b">>, <<"m/a/b">>, <<"r.1">>, <<"m/r/1">>, _, _},
-                        {pub, <<"a..b">>, invalid, <<"r..1">>, invalid, _, _},
-                        {pub, <<"/">>, <<"m/">>, undefined, undefined, _, _}
+                        #pub{subject = <<"a.b">>, topic = <<"m/a/b">>, reply_to = <<"r.1">>, reply_topic = <<"m/r/1">>},
+                        #pub{subject = <<"a..b">>, topic = invalid, reply_to = <<"r..1">>, reply_topic = invalid},
+                        #pub{subject = <<"/">>, topic = <<"m/">>, reply_to = undefined, reply_topic = undefined}
                     ],
                     _},
-                {publish, [{pub, <<"c">>, <<"m/c">>, undefined, undefined, _, _}], _}
+                {publish, [#pub{
+                    subject = <<"c">>,
+                    topic = <<"m/c">>,
+                    reply_to = undefined,
+                    reply_topic = undefined
+                }], _}
             ],
             [Call || Call <- Calls, Call =/= barrier]
         )
@@ -229,8 +239,8 @@ of_who_has_left_only_messages_count_test() ->
     {<<>>, C3} = events([ready], C2),
     ?assertMatch(
         [
-            {publish, [{pub, _, _, _, _, _, <<"x">>}], _},
-            {publish, [{pub, _, _, _, _, _, <<"y">>}], _}
+            {publish, [#pub{payload = <<"x">>}], _},
+            {publish, [#pub{payload = <<"y">>}], _}
         ],
         calls()
     ),
@@ -298,7 +308,7 @@ accounts_are_refused_test() ->
 %% A member of a queue group that leaves by its max has got more from the broker than it takes.
 what_a_member_does_not_take_any_more_is_declined_test() ->
     Key = {<<"q">>, <<"a">>},
-    Copy = fun(Id) -> {Key, <<"a">>, undefined, undefined, <<>>, {Id, {origin, Id}}} end,
+    Copy = fun(Id) -> #delivery{key = Key, topic = <<"a">>, payload = <<>>, id = {Id, {origin, Id}}} end,
     C0 = open([?CONNECT, "SUB a q 1\r\nUNSUB 1 2\r\n"]),
     _ = calls(),
     {Out, C1} = events([{deliver, [Copy(<<N>>) || N <- lists:seq(1, 4)]}], C0),
@@ -312,24 +322,24 @@ what_a_member_does_not_take_any_more_is_declined_test() ->
     {<<>>, C3} = events([{unsubscribed, Key}, {deliver, [Copy(<<6>>)]}], C2),
     ?assertEqual([{decline, [{Key, {origin, <<6>>}}]}], calls()),
     %% another host cannot give it to anybody
-    {<<>>, _} = events([{deliver, [setelement(6, Copy(<<7>>), <<7>>)]}], C3),
+    {<<>>, _} = events([{deliver, [(Copy(<<7>>))#delivery{id = <<7>>}]}], C3),
     ?assertEqual([], calls()).
 
 %% What nobody takes for another reason is nobody else's.
 what_is_not_for_the_group_is_not_declined_test() ->
     Key = {<<"q">>, <<"a/#">>},
-    Copy = fun(Topic, Id) -> {Key, Topic, undefined, undefined, <<>>, {Id, origin}} end,
+    Copy = fun(Topic, Id) -> #delivery{key = Key, topic = Topic, payload = <<>>, id = {Id, origin}} end,
     C0 = open([?CONNECT, "SUB a.> q 1\r\nSUB a.b q 2\r\n"]),
     {<<>>, C1} = events([{joined, Key}, {joined, {<<"q">>, <<"a/b">>}}], C0),
     _ = calls(),
     %% `a.>' does not match `a', and the other copy of the second is the one that counts
     {_, C2} = events([{deliver, [Copy(<<"a">>, <<1>>), Copy(<<"a/b">>, <<2>>)]}], C1),
-    {_, _} = events([{deliver, [setelement(1, Copy(<<"a/b">>, <<2>>), {<<"q">>, <<"a/b">>})]}], C2),
+    {_, _} = events([{deliver, [(Copy(<<"a/b">>, <<2>>))#delivery{key = {<<"q">>, <<"a/b">>}}]}], C2),
     ?assertEqual([], calls()).
 
 %% As in nats-server, where a message is written before the next operation is looked at.
 the_ok_of_an_operation_is_behind_own_messages_before_it_test_() ->
-    Delivery = {{undefined, <<"a">>}, <<"a">>, undefined, undefined, <<"hi">>, undefined},
+    Delivery = delivery(<<"a">>, <<"a">>, <<"hi">>),
     [
         ?_test(begin
             {<<"+OK\r\n">>, Verbose} = input("CONNECT {\"verbose\":true}\r\n", open([?CONNECT, "SUB a 1\r\n"])),
@@ -355,9 +365,9 @@ a_run_of_publishes_is_one_batch_test() ->
     {<<>>, _} = input("PUB a 1\r\n1\r\nPUB b 1\r\n2\r\nSUB c 1\r\nPUB d 1\r\n3\r\n", C),
     ?assertMatch(
         [
-            {publish, [{pub, <<"a">>, _, _, _, _, _}, {pub, <<"b">>, _, _, _, _, _}], #{confirm := false}},
+            {publish, [#pub{subject = <<"a">>}, #pub{subject = <<"b">>}], #{confirm := false}},
             {subscribe, _, _},
-            {publish, [{pub, <<"d">>, _, _, _, _, <<"3">>}], _}
+            {publish, [#pub{subject = <<"d">>, payload = <<"3">>}], _}
         ],
         calls()
     ).
@@ -400,7 +410,7 @@ rejections_take_the_place_of_the_ok_test() ->
         Out
     ),
     {publish, Passed, _} = lists:last(calls()),
-    ?assertEqual([<<"a">>, <<"b">>], [Subject || {pub, Subject, _, _, _, _, _} <- Passed]).
+    ?assertEqual([<<"a">>, <<"b">>], [Subject || #pub{subject = Subject} <- Passed]).
 
 reserved_names_are_violations_test_() ->
     [
@@ -541,7 +551,7 @@ fan_out_to_the_sids_of_a_subject_test() ->
         lists:sort(binary:split(Out, <<"\r\n">>, [global]))
     ),
     {<<"MSG a 3 1\r\ny\r\n">>, _} = events(
-        [{deliver, [{{<<"q">>, <<"a">>}, <<"a">>, undefined, undefined, <<"y">>, undefined}]}], C1
+        [{deliver, [(delivery(<<"a">>, <<"a">>, <<"y">>))#delivery{key = {<<"q">>, <<"a">>}}]}], C1
     ).
 
 %% Of each kind, since the last report.
@@ -558,8 +568,8 @@ operations_are_counted_test() ->
         ],
         C1
     ),
-    With = setelement(4, delivery(<<"a">>, <<"a">>, <<"x">>), {properties, [{<<"k">>, <<"v">>}], undefined}),
-    Empty = setelement(4, With, {properties, [], undefined}),
+    With = (delivery(<<"a">>, <<"a">>, <<"x">>))#delivery{headers = {properties, [{<<"k">>, <<"v">>}], undefined}},
+    Empty = With#delivery{headers = {properties, [], undefined}},
     {Messages, C3} = events(
         [{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>), With, Empty]}], C2
     ),
@@ -610,7 +620,7 @@ a_message_that_no_control_line_can_hold_is_counted_test() ->
 
 headers_only_to_those_who_take_them_test() ->
     Block = <<"NATS/1.0\r\nA: b\r\n\r\n">>,
-    Delivery = {{undefined, <<"a">>}, <<"a">>, {subject, <<"r">>}, Block, <<"x">>, undefined},
+    Delivery = (delivery(<<"a">>, <<"a">>, <<"x">>))#delivery{reply = {subject, <<"r">>}, headers = Block},
     C0 = open(["CONNECT {\"verbose\":false,\"headers\":true}\r\n", "SUB a 1\r\n"]),
     {<<"HMSG a 1 r 18 19\r\nNATS/1.0\r\nA: b\r\n\r\nx\r\n">>, _} =
         events([{deliver, [Delivery]}], C0),
@@ -990,7 +1000,7 @@ permissions_hold_for_what_follows_in_the_segment_test() ->
     ?assertMatch(
         [
             {connect, _},
-            {publish, [{pub, <<"a">>, _, _, _, _, _}, {pub, <<"a">>, _, _, _, _, _}], _},
+            {publish, [#pub{subject = <<"a">>}, #pub{subject = <<"a">>}], _},
             {subscribe, {undefined, <<"t">>}, _}
         ],
         calls()
@@ -1118,7 +1128,7 @@ requests_may_be_answered_test_() ->
             },
             {_, Channel} = channel(users([user(<<"u">>, Rules)])),
             {<<>>, Subscribed} = input([connect("u"), "SUB svc 1\r\n"], Channel),
-            Delivery = {{undefined, <<"svc">>}, <<"svc">>, Reply, undefined, <<>>, undefined},
+            Delivery = (delivery(<<"svc">>, <<"svc">>, <<>>))#delivery{reply = Reply},
             {Msg, Asked} = events([{deliver, [Delivery]}], Subscribed),
             [<<"MSG">>, <<"svc">>, <<"1">>, Subject | _] = binary:split(Msg, <<" ">>, [global]),
             Answer = ["PUB ", Subject, " 0\r\n\r\n"],
@@ -1150,7 +1160,7 @@ limits_of_a_login_do_not_raise_those_of_the_gateway_test() ->
     Limits = fun(OfUser) ->
         {Connect, Channel} = by_jwt(#{}, OfUser, #{max_payload_size => 10, max_subscriptions => 2}),
         {<<>>, Logged} = input(Connect, Channel),
-        {_, MaxPayload, _, _, _} = nats_gateway_channel:settings(Logged),
+        #decoder{max_payload = MaxPayload} = nats_gateway_channel:decoder(Logged),
         {Out, _} = input("SUB a 1\r\nSUB b 2\r\nSUB c 3\r\n", Logged),
         {MaxPayload, length(binary:matches(Out, <<"maximum subscriptions exceeded">>))}
     end,
@@ -1222,7 +1232,7 @@ configure_keeps_the_limit_of_the_login_test() ->
         (nats_gateway_config:defaults())#{max_payload_size := 5}, Logged
     ),
     ?assertNotEqual(nomatch, binary:match(iolist_to_binary(Info), <<"\"max_payload\":5">>)),
-    ?assertMatch({_, 5, _, _, _}, nats_gateway_channel:settings(Changed)).
+    ?assertMatch(#decoder{max_payload = 5}, nats_gateway_channel:decoder(Changed)).
 
 %% -------------------------------------------------------------------------------------------
 %% Settings that change while a client is there
@@ -1554,8 +1564,8 @@ too_many_logins_close_without_a_text() ->
 
 header_values_test_() ->
     Name = <<"Zürich"/utf8>>,
-    Delivery = {
-        {undefined, <<"a">>}, <<"a">>, undefined, {properties, [{<<"City">>, Name}], Name}, <<"x">>, undefined
+    Delivery = (delivery(<<"a">>, <<"a">>, <<"x">>))#delivery{
+        headers = {properties, [{<<"City">>, Name}], Name}
     },
     [
         {Lang, fun() ->

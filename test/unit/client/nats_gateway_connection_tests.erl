@@ -4,6 +4,7 @@
 
 -behaviour(nats_gateway_host).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
@@ -211,7 +212,7 @@ subscribed(Sids, Options, Settings) ->
     {Pid, Port, Client}.
 
 deliver(Pid, Payload) ->
-    Pid ! {deliver, [{{undefined, <<"a">>}, <<"a">>, undefined, undefined, Payload, undefined}]}.
+    Pid ! {deliver, [#delivery{key = {undefined, <<"a">>}, topic = <<"a">>, payload = Payload}]}.
 
 %% Whoever would be sent more than max_pending is closed before it is made.
 more_than_max_pending_is_not_made_test_() ->

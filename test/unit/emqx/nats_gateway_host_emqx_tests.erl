@@ -1,6 +1,7 @@
 %% What needs no EMQX; the rest is tested in a node (test/emqx).
 -module(nats_gateway_host_emqx_tests).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_host_emqx, [
@@ -345,7 +346,7 @@ told(Host) ->
     {Events, NHost} = events(Host),
     {lists:flatmap(fun told_of/1, Events), NHost}.
 
-told_of({deliver, Deliveries}) -> [Payload || {_, _, _, _, Payload, _} <- Deliveries];
+told_of({deliver, Deliveries}) -> [Payload || #delivery{payload = Payload} <- Deliveries];
 told_of(Event) -> [Event].
 
 what_comes_behind_an_unsubscribe_is_not_taken_before_it() ->
@@ -387,7 +388,7 @@ what_is_declined_goes_to_another_member() ->
     Host = subscribed(Key, connected()),
     _ = nats_gateway_fake_emqx:deliver(Key, <<"x">>),
     {Events, NHost} = events(Host),
-    [{_, _, _, _, _, {<<"x">>, Origin}}] = lists:append([D || {deliver, D} <- Events]),
+    [#delivery{id = {<<"x">>, Origin}}] = lists:append([D || {deliver, D} <- Events]),
     _ = flush(),
     _ = ?HOST:decline([{Key, Origin}], NHost),
     ?assertEqual([{asked, {dispatch, <<"q">>, <<"a">>, <<"x">>}}], flush()).
@@ -405,12 +406,13 @@ a_slow_publish_lets_the_mailbox_have_its_turn() ->
     put({denied, <<"b">>}, true),
     Host = subscribed({undefined, <<"x">>}, connected()),
     _ = flush(),
-    Pubs = [{pub, T, T, undefined, undefined, undefined, <<>>} || T <- [<<"a">>, <<"b">>, <<"c">>]],
+    Pubs = [#pub{subject = T, topic = T, payload = <<>>} || T <- [<<"a">>, <<"b">>, <<"c">>]],
     {wait, H1} = ?HOST:publish(Pubs, #{confirm => false, no_responders => false}, Host),
     _ = nats_gateway_fake_emqx:deliver({undefined, <<"x">>}, <<"meanwhile">>),
     [{asked, {publish, <<"a">>}}, {?HOST, publish} = GoOn, Deliver] = flush(),
     {[], H2} = ?HOST:handle_messages([GoOn], H1),
-    {[{deliver, [{_, <<"x">>, _, _, <<"meanwhile">>, _}]}], H3} = ?HOST:handle_messages([Deliver], H2),
+    {[{deliver, [#delivery{topic = <<"x">>, payload = <<"meanwhile">>}]}], H3} =
+        ?HOST:handle_messages([Deliver], H2),
     [GoOn] = flush(),
     ?assertMatch({[{published, [{2, denied}]}], _}, ?HOST:handle_messages([GoOn], H3)),
     ?assertEqual([{asked, {publish, <<"c">>}}], flush()),
@@ -517,7 +519,7 @@ what_is_put_back_keeps_its_place() ->
     Publish = fun(Payload, Acc) ->
         %% the broker delivers it before it answers
         _ = nats_gateway_fake_emqx:deliver(Key, Payload),
-        Pub = {pub, <<"a">>, <<"a">>, undefined, undefined, undefined, Payload},
+        Pub = #pub{subject = <<"a">>, topic = <<"a">>, payload = Payload},
         {ok, [], NAcc} = ?HOST:publish([Pub], #{confirm => false, no_responders => false}, Acc),
         NAcc
     end,

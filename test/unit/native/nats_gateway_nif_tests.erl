@@ -1,6 +1,7 @@
 %% Term shapes of every NIF; the protocol itself is tested in native/protocol.
 -module(nats_gateway_nif_tests).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -define(NIF, nats_gateway_nif).
@@ -9,7 +10,13 @@ settings() ->
     settings(<<>>).
 
 settings(Mountpoint) ->
-    {4096, 1048576, open, true, Mountpoint}.
+    #decoder{
+        max_control_line = 4096,
+        max_payload = 1048576,
+        phase = open,
+        headers = true,
+        mountpoint = Mountpoint
+    }.
 
 decode(Bytes) ->
     ?NIF:decode(Bytes, settings()).
@@ -48,11 +55,17 @@ decode_operations_test() ->
             [
                 ping,
                 pong,
-                {sub, <<"a.*">>, <<"a/+">>, undefined, undefined, <<"1">>},
-                {sub, <<"a.>">>, <<"a/#">>, <<"q/x">>, <<"q%2Fx">>, <<"2">>},
-                {sub, <<"a..b">>, invalid, undefined, undefined, <<"3">>},
-                {unsub, <<"1">>, 0},
-                {unsub, <<"2">>, 17}
+                #sub{subject = <<"a.*">>, filter = <<"a/+">>, sid = <<"1">>},
+                #sub{
+                    subject = <<"a.>">>,
+                    filter = <<"a/#">>,
+                    queue_group = <<"q/x">>,
+                    share_name = <<"q%2Fx">>,
+                    sid = <<"2">>
+                },
+                #sub{subject = <<"a..b">>, filter = invalid, sid = <<"3">>},
+                #unsub{sid = <<"1">>, max = 0},
+                #unsub{sid = <<"2">>, max = 17}
             ],
             <<>>, 1},
         decode(<<
@@ -66,14 +79,32 @@ decode_publish_test() ->
     ?assertEqual(
         {ok,
             [
-                {pub, <<"a.b">>, <<"a/b">>, undefined, undefined, undefined, <<"hi">>},
-                {pub, <<"a">>, <<"a">>, <<"r.1">>, <<"r/1">>, undefined, <<>>},
-                {pub, <<"a">>, <<"a">>, undefined, undefined, Block, <<"hi">>},
-                {pub, <<"a">>, <<"a">>, <<"r">>, <<"r">>, undefined, <<"hi">>},
-                {pub, <<"a..b">>, invalid, undefined, undefined, undefined, <<"x">>},
-                {pub, <<"a.bé"/utf8>>, <<"a/bé"/utf8>>, <<255>>, invalid, undefined, <<"x">>},
-                {pub, <<"a.*">>, <<"a/%2A">>, <<"a..b">>, invalid, undefined, <<"x">>},
-                {pub, <<"x%20y">>, <<"x y">>, <<"x//%20">>, <<"x. ">>, undefined, <<"x">>}
+                #pub{subject = <<"a.b">>, topic = <<"a/b">>, payload = <<"hi">>},
+                #pub{subject = <<"a">>, topic = <<"a">>, reply_to = <<"r.1">>, reply_topic = <<"r/1">>, payload = <<>>},
+                #pub{subject = <<"a">>, topic = <<"a">>, headers = Block, payload = <<"hi">>},
+                #pub{subject = <<"a">>, topic = <<"a">>, reply_to = <<"r">>, reply_topic = <<"r">>, payload = <<"hi">>},
+                #pub{subject = <<"a..b">>, topic = invalid, payload = <<"x">>},
+                #pub{
+                    subject = <<"a.bé"/utf8>>,
+                    topic = <<"a/bé"/utf8>>,
+                    reply_to = <<255>>,
+                    reply_topic = invalid,
+                    payload = <<"x">>
+                },
+                #pub{
+                    subject = <<"a.*">>,
+                    topic = <<"a/%2A">>,
+                    reply_to = <<"a..b">>,
+                    reply_topic = invalid,
+                    payload = <<"x">>
+                },
+                #pub{
+                    subject = <<"x%20y">>,
+                    topic = <<"x y">>,
+                    reply_to = <<"x//%20">>,
+                    reply_topic = <<"x. ">>,
+                    payload = <<"x">>
+                }
             ],
             <<>>, 1},
         decode(<<
@@ -97,9 +128,21 @@ decode_mountpoint_test() ->
     ?assertMatch(
         {ok,
             [
-                {pub, <<"a.b">>, <<"m/a/b">>, <<"r">>, <<"m/r">>, undefined, <<"x">>},
-                {pub, <<"a//b">>, <<"m/a.b">>, <<"r+">>, <<"m/r%2B">>, undefined, <<"x">>},
-                {sub, <<"*">>, <<"m/+">>, <<"q">>, <<"q">>, <<"1">>}
+                #pub{
+                    subject = <<"a.b">>,
+                    topic = <<"m/a/b">>,
+                    reply_to = <<"r">>,
+                    reply_topic = <<"m/r">>,
+                    payload = <<"x">>
+                },
+                #pub{
+                    subject = <<"a//b">>,
+                    topic = <<"m/a.b">>,
+                    reply_to = <<"r+">>,
+                    reply_topic = <<"m/r%2B">>,
+                    payload = <<"x">>
+                },
+                #sub{subject = <<"*">>, filter = <<"m/+">>, queue_group = <<"q">>, share_name = <<"q">>, sid = <<"1">>}
             ],
             <<>>, 1},
         ?NIF:decode(
@@ -153,10 +196,9 @@ decode_need_test() ->
     ?assertEqual({ok, [], <<"PUB a 2\r\nhi\r">>, 9 + 2 + 2}, decode(<<"PUB a 2\r\nhi\r">>)).
 
 decode_errors_test_() ->
-    {MaxControlLine, MaxPayload, _, _, _} = settings(),
-    Closed = {MaxControlLine, MaxPayload, connect_only, true, <<>>},
-    NoHeaders = {MaxControlLine, MaxPayload, open, false, <<>>},
-    Small = {20, 10, open, true, <<>>},
+    Closed = (settings())#decoder{phase = connect_only},
+    NoHeaders = (settings())#decoder{headers = false},
+    Small = (settings())#decoder{max_control_line = 20, max_payload = 10},
     [
         {binary_to_list(Bytes), ?_assertEqual({error, Reason, [ping]}, Decode(Bytes))}
      || {Bytes, Settings, Reason} <- [
@@ -193,7 +235,7 @@ bounded_calls_test() ->
     ?assert(Calls > 4),
     ?assertEqual(Count, length(Ops)),
     ?assertEqual(
-        [{pub, <<"a.b">>, <<"a/b">>, undefined, undefined, undefined, <<>>}], lists:usort(Ops)
+        [#pub{subject = <<"a.b">>, topic = <<"a/b">>, payload = <<>>}], lists:usort(Ops)
     ).
 
 %% So does the scheduler's view: the process is preempted after about as many reductions as the
@@ -221,7 +263,13 @@ payload_sizes_test() ->
     {Ops, <<>>, _} = decode_all(Bytes, settings()),
     ?assertEqual(
         [{Subject, Payload} || {Subject, Payload, _} <- Messages],
-        [{Subject, Payload} || {pub, Subject, _, undefined, undefined, undefined, Payload} <- Ops]
+        [{Subject, Payload} || #pub{
+            subject = Subject,
+            reply_to = undefined,
+            reply_topic = undefined,
+            headers = undefined,
+            payload = Payload
+        } <- Ops]
     ).
 
 %% What is kept of a chunk keeps no more of it than 64 times its own size, in whichever call the
@@ -233,7 +281,7 @@ parts_do_not_keep_the_chunk_test_() ->
             Bytes = iolist_to_binary([message(Before), Lines, "PUB a.b ", Partial]),
             {Ops, Rest, _} = decode_all(Bytes, settings()),
             ?assertEqual(31, length(Ops)),
-            [keeps_little(Payload) || {pub, _, _, _, _, _, Payload} <- Ops],
+            [keeps_little(Payload) || #pub{payload = Payload} <- Ops],
             keeps_little(Rest)
         end)
      || Size <- [64, 65, 128, 1023, 1024, 1100, 4095, 4096, 4097, 16384, 20000],
@@ -244,7 +292,7 @@ parts_do_not_keep_the_chunk_test_() ->
 %% A payload that is a good part of the chunk is not copied.
 large_parts_are_references_test() ->
     Bytes = iolist_to_binary([message(1048576), message(17000)]),
-    {[{pub, _, _, _, _, _, Large}, {pub, _, _, _, _, _, Smaller}], <<>>, _} =
+    {[#pub{payload = Large}, #pub{payload = Smaller}], <<>>, _} =
         decode_all(Bytes, settings()),
     [?assertEqual(byte_size(Bytes), binary:referenced_byte_size(Part)) || Part <- [Large, Smaller]].
 
@@ -254,7 +302,9 @@ subscriptions_are_copies_test() ->
     Subscribe = <<"SUB ", Subject/binary, " ", Queue/binary, " ", Sid/binary, "\r\n">>,
     Bytes = <<Subscribe/binary, "UNSUB ", Sid/binary, "\r\n">>,
     {ok, Ops, <<>>, _} = decode(Bytes),
-    ?assertEqual([{sub, Subject, Subject, Queue, Queue, Sid}, {unsub, Sid, 0}], Ops),
+    ?assertEqual([#sub{
+        subject = Subject, filter = Subject, queue_group = Queue, share_name = Queue, sid = Sid
+    }, #unsub{sid = Sid, max = 0}], Ops),
     [
         ?assertEqual(1100, binary:referenced_byte_size(Part))
      || Op <- Ops, Part <- tuple_to_list(Op), is_binary(Part)
@@ -296,12 +346,12 @@ decode_badarg_test_() ->
             {"PING\r\n", settings()},
             {[<<"PING\r\n">>], settings()},
             {<<1:1>>, settings()},
-            {<<>>, {4096, 1048576, open, true}},
-            {<<>>, {-1, 1048576, open, true, <<>>}},
-            {<<>>, {4096, infinity, open, true, <<>>}},
-            {<<>>, {4096, 1048576, closed, true, <<>>}},
-            {<<>>, {4096, 1048576, open, yes, <<>>}},
-            {<<>>, {4096, 1048576, open, true, "m/"}}
+            {<<>>, erlang:delete_element(#decoder.mountpoint, settings())},
+            {<<>>, (settings())#decoder{max_control_line = -1}},
+            {<<>>, (settings())#decoder{max_payload = infinity}},
+            {<<>>, (settings())#decoder{phase = closed}},
+            {<<>>, (settings())#decoder{headers = yes}},
+            {<<>>, settings("m/")}
         ]
     ].
 
@@ -312,9 +362,9 @@ encode_msg_test() ->
     ?assertEqual(
         <<"MSG a.b 1 2\r\nhi\r\nMSG a.b 22 2\r\nhi\r\nMSG /.a//b 1 0\r\n\r\n">>,
         encode([
-            {<<"a/b">>, [<<"1">>, <<"22">>], undefined, undefined, <<"hi">>},
-            {<<"x">>, [], undefined, undefined, <<"nobody">>},
-            {<<"/a.b">>, [<<"1">>], undefined, undefined, <<>>}
+            #message{topic = <<"a/b">>, sids = [<<"1">>, <<"22">>], payload = <<"hi">>},
+            #message{topic = <<"x">>, sids = [], payload = <<"nobody">>},
+            #message{topic = <<"/a.b">>, sids = [<<"1">>], payload = <<>>}
         ])
     ).
 
@@ -323,8 +373,18 @@ encode_mountpoint_test() ->
         <<"MSG a 1 r.1 2\r\nhi\r\nMSG other 1 m/r 2\r\nhi\r\n">>,
         encode(
             [
-                {<<"m/a">>, [<<"1">>], {topic, <<"m/r/1">>, undefined}, undefined, <<"hi">>},
-                {<<"other">>, [<<"1">>], {subject, <<"m/r">>}, undefined, <<"hi">>}
+                #message{
+                    topic = <<"m/a">>,
+                    sids = [<<"1">>],
+                    reply = {topic, <<"m/r/1">>, undefined},
+                    payload = <<"hi">>
+                },
+                #message{
+                    topic = <<"other">>,
+                    sids = [<<"1">>],
+                    reply = {subject, <<"m/r">>},
+                    payload = <<"hi">>
+                }
             ],
             <<"m/">>
         )
@@ -334,7 +394,7 @@ encode_reply_test_() ->
     [
         ?_assertEqual(
             <<"MSG a 1 ", Expected/binary, " 2\r\nhi\r\n">>,
-            encode([{<<"a">>, [<<"1">>], Reply, undefined, <<"hi">>}])
+            encode([#message{topic = <<"a">>, sids = [<<"1">>], reply = Reply, payload = <<"hi">>}])
         )
      || {Reply, Expected} <- [
             {{subject, <<"r..x.*">>}, <<"r..x.*">>},
@@ -361,14 +421,33 @@ encode_headers_test() ->
             "MSG a 1 2\r\nhi\r\n"
         >>,
         encode([
-            {<<"a">>, [<<"1">>], undefined, Block, <<"hi">>},
-            {<<"a">>, [<<"1">>], {subject, <<"r">>}, {properties, [{<<"A">>, <<"b">>}], undefined},
-                <<"hi">>},
-            {<<"a">>, [<<"1">>], undefined,
-                {properties, [{<<"Nats-Status">>, <<"503">>}], undefined}, <<>>},
-            {<<"a">>, [<<"1">>], undefined, {properties, [{<<"A ">>, <<"\r">>}], <<"x">>}, <<>>},
-            {<<"a">>, [<<"1">>], undefined, {properties, [], undefined}, <<"hi">>},
-            {<<"a">>, [<<"1">>], undefined, <<>>, <<"hi">>}
+            #message{topic = <<"a">>, sids = [<<"1">>], headers = Block, payload = <<"hi">>},
+            #message{
+                topic = <<"a">>,
+                sids = [<<"1">>],
+                reply = {subject, <<"r">>},
+                headers = {properties, [{<<"A">>, <<"b">>}], undefined},
+                payload = <<"hi">>
+            },
+            #message{
+                topic = <<"a">>,
+                sids = [<<"1">>],
+                headers = {properties, [{<<"Nats-Status">>, <<"503">>}], undefined},
+                payload = <<>>
+            },
+            #message{
+                topic = <<"a">>,
+                sids = [<<"1">>],
+                headers = {properties, [{<<"A ">>, <<"\r">>}], <<"x">>},
+                payload = <<>>
+            },
+            #message{
+                topic = <<"a">>,
+                sids = [<<"1">>],
+                headers = {properties, [], undefined},
+                payload = <<"hi">>
+            },
+            #message{topic = <<"a">>, sids = [<<"1">>], headers = <<>>, payload = <<"hi">>}
         ])
     ).
 
@@ -376,7 +455,12 @@ encode_headers_test() ->
 %% What comes after the operation and its blank.
 encode_control_line_test_() ->
     Frame = fun(Topic, Reply) ->
-        {Data, TooLong, []} = ?NIF:encode([{Topic, [<<"1">>], Reply, undefined, <<"hi">>}], <<>>),
+        {Data, TooLong, []} = ?NIF:encode([#message{
+            topic = Topic,
+            sids = [<<"1">>],
+            reply = Reply,
+            payload = <<"hi">>
+        }], <<>>),
         {iolist_to_binary(Data), TooLong}
     end,
     Of = fun(Size) -> binary:copy(<<"x">>, Size) end,
@@ -393,12 +477,17 @@ encode_control_line_test_() ->
 
 %% What is left out is work, too.
 encode_bounded_calls_for_nothing_test() ->
-    Long = {binary:copy(<<"\t">>, 65535), [<<"1">>], {subject, binary:copy(<<"\t">>, 65535)}, undefined, <<>>},
+    Long = #message{
+        topic = binary:copy(<<"\t">>, 65535),
+        sids = [<<"1">>],
+        reply = {subject, binary:copy(<<"\t">>, 65535)},
+        payload = <<>>
+    },
     {<<>>, 1, [Long]} = ?NIF:encode([Long, Long], <<>>).
 
 encode_references_large_payloads_test() ->
     Payloads = [binary:copy(<<N>>, Size) || {N, Size} <- [{$a, 4095}, {$b, 4096}, {$c, 100000}]],
-    Deliveries = [{<<"t">>, [<<"1">>, <<"2">>], undefined, undefined, P} || P <- Payloads],
+    Deliveries = [#message{topic = <<"t">>, sids = [<<"1">>, <<"2">>], payload = P} || P <- Payloads],
     {Data, 0, _} = ?NIF:encode(Deliveries, <<>>),
     [_, Large, Larger] = Payloads,
     Referenced = [Part || Part <- Data, lists:member(Part, Payloads)],
@@ -416,15 +505,20 @@ encode_one_large_payload_test() ->
     Payload = binary:copy(<<"x">>, 4096),
     ?assertEqual(
         <<"MSG t 1 4096\r\n", Payload/binary, "\r\n">>,
-        encode([{<<"t">>, [<<"1">>], undefined, undefined, Payload}])
+        encode([#message{topic = <<"t">>, sids = [<<"1">>], payload = Payload}])
     ).
 
 %% As with decode: a call stops after a bounded amount of work, within the sids of a delivery, too.
 encode_bounded_calls_test_() ->
     Sids = [integer_to_binary(N) || N <- lists:seq(1, 20000)],
     Delivery = fun(Sid, Size) ->
-        {<<"t">>, [Sid], {topic, <<"r">>, undefined}, {properties, [{<<"A">>, <<"b">>}], undefined},
-            binary:copy(<<"x">>, Size)}
+        #message{
+            topic = <<"t">>,
+            sids = [Sid],
+            reply = {topic, <<"r">>, undefined},
+            headers = {properties, [{<<"A">>, <<"b">>}], undefined},
+            payload = binary:copy(<<"x">>, Size)
+        }
     end,
     [
         {Name, fun() ->
@@ -436,10 +530,20 @@ encode_bounded_calls_test_() ->
             )
         end}
      || {Name, Deliveries, Separate} <- [
-            {"many sids", [setelement(2, Delivery(<<>>, 20), Sids)], [Delivery(S, 20) || S <- Sids]},
+            {"many sids", [(Delivery(<<>>, 20))#message{sids = Sids}], [Delivery(S, 20) || S <- Sids]},
             {"many sids, block of headers",
-                [{<<"t">>, Sids, undefined, <<"NATS/1.0\r\n\r\n">>, <<"x">>}],
-                [{<<"t">>, [S], undefined, <<"NATS/1.0\r\n\r\n">>, <<"x">>} || S <- Sids]},
+                [#message{
+                    topic = <<"t">>,
+                    sids = Sids,
+                    headers = <<"NATS/1.0\r\n\r\n">>,
+                    payload = <<"x">>
+                }],
+                [#message{
+                    topic = <<"t">>,
+                    sids = [S],
+                    headers = <<"NATS/1.0\r\n\r\n">>,
+                    payload = <<"x">>
+                } || S <- Sids]},
             {"many deliveries", [Delivery(S, 20) || S <- Sids], [Delivery(S, 20) || S <- Sids]},
             {"copied payloads", [Delivery(<<"1">>, 4095) || _ <- lists:seq(1, 1000)],
                 [Delivery(<<"1">>, 4095) || _ <- lists:seq(1, 1000)]},
@@ -449,45 +553,45 @@ encode_bounded_calls_test_() ->
     ].
 
 encode_badarg_test_() ->
-    Good = {<<"a">>, [<<"1">>], undefined, undefined, <<>>},
+    Good = #message{topic = <<"a">>, sids = [<<"1">>], payload = <<>>},
     [
         ?_assertError(badarg, ?NIF:encode(Deliveries, Mountpoint))
      || {Deliveries, Mountpoint} <- [
             {Good, <<>>},
             {[Good | Good], <<>>},
             {[Good], undefined},
-            {[setelement(2, Good, <<"1">>)], <<>>},
-            {[setelement(2, Good, [1])], <<>>},
-            {[setelement(2, Good, [<<"1">> | <<"2">>])], <<>>},
+            {[Good#message{sids = <<"1">>}], <<>>},
+            {[Good#message{sids = [1]}], <<>>},
+            {[Good#message{sids = [<<"1">> | <<"2">>]}], <<>>},
             {[erlang:append_element(Good, more)], <<>>}
         ]
     ].
 
 %% One such message costs nobody another one.
 encode_leaves_out_what_cannot_be_written_test_() ->
-    Good = {<<"a">>, [<<"1">>, <<"2">>], undefined, undefined, <<"x">>},
+    Good = #message{topic = <<"a">>, sids = [<<"1">>, <<"2">>], payload = <<"x">>},
     Frames = encode([Good]),
     [
         ?_assertEqual({Expected, 2}, encode_all([Good || true <- [Before]] ++ [Bad] ++ After))
      || {Element, Wrong} <- [
-            {1, "a"},
-            {1, undefined},
-            {3, <<"r">>},
-            {3, {topic, <<"r">>}},
-            {3, {topic, 1, undefined}},
-            {3, {topic, <<"r">>, 1}},
-            {3, {subject, <<"r">>, undefined}},
-            {4, []},
-            {4, 1},
-            {4, {properties, [{<<"a">>, b}], undefined}},
-            {4, {properties, [{1, <<"b">>}], undefined}},
-            {4, {properties, [{<<"a">>, <<"b">>}, pair], undefined}},
-            {4, {properties, [{<<"a">>, <<"b">>} | x], undefined}},
-            {4, {properties, #{<<"a">> => <<"b">>}, undefined}},
-            {4, {properties, [], 1}},
-            {4, {headers, [], undefined}},
-            {5, ["iodata"]},
-            {5, #{}}
+            {#message.topic, "a"},
+            {#message.topic, undefined},
+            {#message.reply, <<"r">>},
+            {#message.reply, {topic, <<"r">>}},
+            {#message.reply, {topic, 1, undefined}},
+            {#message.reply, {topic, <<"r">>, 1}},
+            {#message.reply, {subject, <<"r">>, undefined}},
+            {#message.headers, []},
+            {#message.headers, 1},
+            {#message.headers, {properties, [{<<"a">>, b}], undefined}},
+            {#message.headers, {properties, [{1, <<"b">>}], undefined}},
+            {#message.headers, {properties, [{<<"a">>, <<"b">>}, pair], undefined}},
+            {#message.headers, {properties, [{<<"a">>, <<"b">>} | x], undefined}},
+            {#message.headers, {properties, #{<<"a">> => <<"b">>}, undefined}},
+            {#message.headers, {properties, [], 1}},
+            {#message.headers, {headers, [], undefined}},
+            {#message.payload, ["iodata"]},
+            {#message.payload, #{}}
         ],
         Bad <- [setelement(Element, Good, Wrong)],
         {Before, After, Expected} <- [
@@ -500,7 +604,7 @@ encode_leaves_out_what_cannot_be_written_test_() ->
 
 %% The work of a call is bounded for them, too.
 encode_many_that_cannot_be_written_test() ->
-    Bad = {<<"a">>, [<<"1">>], undefined, undefined, nothing},
+    Bad = #message{topic = <<"a">>, sids = [<<"1">>], payload = nothing},
     ?assertEqual({<<>>, 100000}, encode_all(lists:duplicate(100000, Bad))),
     {<<>>, LeftOut, Rest} = ?NIF:encode(lists:duplicate(100000, Bad), <<>>),
     ?assert(LeftOut > 0),
@@ -529,8 +633,14 @@ round_trip_test() ->
         >>,
         encode(
             [
-                {Topic, [<<"7">>], {topic, ReplyTopic, undefined}, Headers, Payload}
-             || {pub, _, Topic, _, ReplyTopic, Headers, Payload} <- Ops
+                #message{
+                    topic = Topic,
+                    sids = [<<"7">>],
+                    reply = {topic, ReplyTopic, undefined},
+                    headers = Headers,
+                    payload = Payload
+                }
+             || #pub{topic = Topic, reply_topic = ReplyTopic, headers = Headers, payload = Payload} <- Ops
             ],
             <<"m/">>
         )
@@ -539,15 +649,25 @@ round_trip_test() ->
 %% An MQTT request through a NATS service that knows nothing of it.
 correlation_test() ->
     Frame = encode(
-        [{<<"m/svc">>, [<<"1">>], {topic, <<"m/r/1">>, <<0, 255>>}, undefined, <<"?">>}], <<"m/">>
+        [#message{
+            topic = <<"m/svc">>,
+            sids = [<<"1">>],
+            reply = {topic, <<"m/r/1">>, <<0, 255>>},
+            payload = <<"?">>
+        }], <<"m/">>
     ),
     [<<"MSG">>, <<"svc">>, <<"1">>, Reply, <<"1\r\n?\r\n">>] = binary:split(
         Frame, <<" ">>, [global]
     ),
     ?assertEqual({<<"m/r/1">>, <<0, 255>>}, ?NIF:topic(Reply, <<"m/">>)),
     ?assertEqual(
-        {ok, [{pub, Reply, {<<"n/r/1">>, <<0, 255>>}, Reply, {<<"n/r/1">>, <<0, 255>>}, undefined,
-            <<"!">>}], <<>>, 1},
+        {ok, [#pub{
+            subject = Reply,
+            topic = {<<"n/r/1">>, <<0, 255>>},
+            reply_to = Reply,
+            reply_topic = {<<"n/r/1">>, <<0, 255>>},
+            payload = <<"!">>
+        }], <<>>, 1},
         ?NIF:decode(<<"PUB ", Reply/binary, " ", Reply/binary, " 1\r\n!\r\n">>, settings(<<"n/">>))
     ),
     ?assertEqual(<<"_MQTT/x">>, ?NIF:topic(<<"_MQTT.x">>, <<>>)).
@@ -667,7 +787,12 @@ header_properties_test() ->
         ],
         Pairs
     ),
-    Frame = encode([{<<"a">>, [<<"1">>], undefined, {properties, Pairs, <<"t">>}, <<>>}]),
+    Frame = encode([#message{
+        topic = <<"a">>,
+        sids = [<<"1">>],
+        headers = {properties, Pairs, <<"t">>},
+        payload = <<>>
+    }]),
     ?assertMatch({_, _}, binary:match(Frame, Exact)),
     ?assertEqual(
         {[{<<"A">>, <<"b">>}], undefined, false},
@@ -724,7 +849,12 @@ bcrypt_test_() ->
 reply_subject_test_() ->
     [
         ?_test(begin
-            Frame = encode([{<<"a">>, [<<"1">>], Reply, undefined, <<>>}]),
+            Frame = encode([#message{
+                topic = <<"a">>,
+                sids = [<<"1">>],
+                reply = Reply,
+                payload = <<>>
+            }]),
             Subject = ?NIF:reply_subject(Reply, <<>>),
             ?assertEqual(<<"MSG a 1 ", Subject/binary, " 0\r\n\r\n">>, Frame)
         end)
@@ -752,9 +882,11 @@ no_topic_is_empty_test() ->
     Topics = fun(Mountpoint) ->
         {ok, Ops, <<>>, _} = nats_gateway_nif:decode(
             <<"SUB / 1\r\nPUB / 0\r\n\r\nPUB a / 0\r\n\r\n">>,
-            {4096, 1048576, open, false, Mountpoint}
+            #decoder{max_control_line = 4096, max_payload = 1048576, phase = open, mountpoint = Mountpoint}
         ),
-        [{sub, <<"/">>, Filter, _, _, _}, {pub, <<"/">>, Topic, _, _, _, _}, {pub, _, _, _, Reply, _, _}] = Ops,
+        [#sub{
+            subject = <<"/">>, filter = Filter
+        }, #pub{subject = <<"/">>, topic = Topic}, #pub{reply_topic = Reply}] = Ops,
         [Filter, Topic, Reply]
     end,
     ?assertEqual([invalid, invalid, invalid], Topics(<<>>)),

@@ -2,6 +2,7 @@
 %% Mosquitto does not do. The tests named `mosquitto_...' hold what the design relies on.
 -module(nats_gateway_host_mqtt_tests).
 
+-include("nats_gateway.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 %% for other tests
@@ -163,8 +164,8 @@ publish_requests(Port) ->
 
 unroutable(Port) ->
     Pub = start(Port),
-    Invalid = {pub, <<"a..b">>, invalid, undefined, undefined, undefined, <<>>},
-    Request = {pub, <<"a..b">>, invalid, <<"r">>, <<"r">>, undefined, <<>>},
+    Invalid = #pub{subject = <<"a..b">>, topic = invalid, payload = <<>>},
+    Request = #pub{subject = <<"a..b">>, topic = invalid, reply_to = <<"r">>, reply_topic = <<"r">>, payload = <<>>},
     Taken = pub(<<"a">>, <<>>),
     ?assertEqual(
         {published, [{3, no_responders}]},
@@ -202,10 +203,22 @@ correlation_data(Port) ->
     ok = subscribe(Gateway, Key),
     Topic = {<<"corr/a">>, <<0, 255>>},
     ok = publish(Gateway, [
-        {pub, <<"_R.1">>, Topic, undefined, undefined, undefined, <<"1">>},
-        {pub, <<"corr.b">>, <<"corr/b">>, <<"_R.1">>, Topic, undefined, <<"2">>},
-        {pub, <<"_R.1">>, Topic, <<"r">>, <<"r/t">>, undefined, <<"3">>},
-        {pub, <<"_R.1">>, Topic, <<"_R.2">>, {<<"x">>, <<"y">>}, undefined, <<"4">>}
+        #pub{subject = <<"_R.1">>, topic = Topic, payload = <<"1">>},
+        #pub{
+            subject = <<"corr.b">>,
+            topic = <<"corr/b">>,
+            reply_to = <<"_R.1">>,
+            reply_topic = Topic,
+            payload = <<"2">>
+        },
+        #pub{subject = <<"_R.1">>, topic = Topic, reply_to = <<"r">>, reply_topic = <<"r/t">>, payload = <<"3">>},
+        #pub{
+            subject = <<"_R.1">>,
+            topic = Topic,
+            reply_to = <<"_R.2">>,
+            reply_topic = {<<"x">>, <<"y">>},
+            payload = <<"4">>
+        }
     ]),
     ?assertEqual(
         [
@@ -226,8 +239,14 @@ forged_reply_subjects(Port) ->
     Bad = [{<<"a/+">>, <<>>}, {<<>>, <<>>}, {<<"fr">>, Long}, {<<1>>, <<>>}],
     ok = publish(
         Gateway,
-        [{pub, <<"_R.1">>, Topic, undefined, undefined, undefined, <<"1">>} || Topic <- Bad] ++
-            [{pub, <<"fr">>, <<"fr">>, <<"_R.1">>, Topic, undefined, <<"2">>} || Topic <- Bad]
+        [#pub{subject = <<"_R.1">>, topic = Topic, payload = <<"1">>} || Topic <- Bad] ++
+            [#pub{
+                subject = <<"fr">>,
+                topic = <<"fr">>,
+                reply_to = <<"_R.1">>,
+                reply_topic = Topic,
+                payload = <<"2">>
+            } || Topic <- Bad]
     ),
     Delivery = {Key, <<"fr">>, {subject, <<"_R.1">>}, undefined, <<"2">>},
     ?assertEqual(lists:duplicate(4, Delivery), deliveries(4, Gateway)).
@@ -237,7 +256,7 @@ reply_subject_without_topic(Port) ->
     Key = {undefined, <<"rs">>},
     ok = subscribe(Gateway, Key),
     Request = fun(ReplyTo, Payload) ->
-        {pub, <<"rs">>, <<"rs">>, ReplyTo, invalid, undefined, Payload}
+        #pub{subject = <<"rs">>, topic = <<"rs">>, reply_to = ReplyTo, reply_topic = invalid, payload = Payload}
     end,
     ok = publish(Gateway, [
         Request(<<"a..b">>, <<"1">>),
@@ -354,7 +373,7 @@ reserved_headers_of_the_client(Port) ->
 %% Mosquitto takes one more, and ends the connection at two more.
 topic_levels(Port) ->
     Topic = fun(Levels) -> iolist_to_binary(lists:join($/, lists:duplicate(Levels, "l"))) end,
-    Pub = fun(Levels) -> {pub, <<"l">>, Topic(Levels), undefined, undefined, undefined, <<>>} end,
+    Pub = fun(Levels) -> #pub{subject = <<"l">>, topic = Topic(Levels), payload = <<>>} end,
     Gateway = start(Port),
     ok = subscribe(Gateway, {undefined, Topic(200)}),
     ok = subscribe(Gateway, {<<"g">>, Topic(198)}),
@@ -377,7 +396,13 @@ strings_that_brokers_refuse(Port) ->
         [
             pub(<<"sb.1">>, <<"1">>),
             pub(<<"sb.2">>, <<"2">>, Block),
-            {pub, <<"sb.3">>, <<"sb/3">>, <<"r", 1>>, <<"r", 1>>, undefined, <<"3">>},
+            #pub{
+                subject = <<"sb.3">>,
+                topic = <<"sb/3">>,
+                reply_to = <<"r", 1>>,
+                reply_topic = <<"r", 1>>,
+                payload = <<"3">>
+            },
             pub(<<"sb.", 1>>, <<"4">>),
             request(<<"sb.", 2>>, <<"r">>, <<"5">>)
         ],
@@ -1118,7 +1143,7 @@ too_large(QoS) ->
                 {First ++ Second, Two}
             end),
             ?assertEqual([1], [Count || {undeliverable, Count} <- Events]),
-            ?assertEqual([<<"1">>, <<"1">>], [P || {_, _, _, _, P, _} <- delivered(Events)]),
+            ?assertEqual([<<"1">>, <<"1">>], [P || #delivery{payload = P} <- delivered(Events)]),
             QoS =:= 0 orelse ?assertEqual(<<16#40, 2, 7:16>>, packet(Socket))
         end
      || Cut <- Cuts
@@ -1243,7 +1268,7 @@ confirmations_test() ->
     spawn_link(fun() ->
         Pubs = [
             pub(<<"a">>, <<"1">>),
-            {pub, <<"a..b">>, invalid, <<"r">>, <<"r">>, undefined, <<>>},
+            #pub{subject = <<"a..b">>, topic = invalid, reply_to = <<"r">>, reply_topic = <<"r">>, payload = <<>>},
             pub(<<"a">>, <<"3">>),
             request(<<"a">>, <<"r">>, <<"4">>)
         ],
@@ -1768,7 +1793,9 @@ all_events(Pid) -> call(Pid, events).
 without_id({deliver, Deliveries}) ->
     {deliver, [
         {Key, Topic, Reply, Headers, Payload}
-     || {Key, Topic, Reply, Headers, Payload, undefined} <- Deliveries
+     || #delivery{
+            key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload, id = undefined
+        } <- Deliveries
     ]};
 without_id(Event) ->
     Event.
@@ -1893,10 +1920,16 @@ barrier(Pid) ->
 pub(Subject, Payload) -> pub(Subject, Payload, undefined).
 
 pub(Subject, Payload, Block) ->
-    {pub, Subject, topic(Subject), undefined, undefined, Block, Payload}.
+    #pub{subject = Subject, topic = topic(Subject), headers = Block, payload = Payload}.
 
 request(Subject, ReplyTo, Payload) ->
-    {pub, Subject, topic(Subject), ReplyTo, topic(ReplyTo), undefined, Payload}.
+    #pub{
+        subject = Subject,
+        topic = topic(Subject),
+        reply_to = ReplyTo,
+        reply_topic = topic(ReplyTo),
+        payload = Payload
+    }.
 
 topic(Subject) -> nats_gateway_nif:topic(Subject, <<>>).
 
