@@ -1,0 +1,24 @@
+//! NATS JWTs: what an operator says about an account, and an account about a user
+//! (docs/protocol.md section 7).
+//!
+//! [`decode`] checks a token by itself: its form, the signature of its issuer, and that this kind
+//! of issuer may issue this kind of token. The caller decides whom to trust, and what holds now.
+//!
+//! A limit of -1 is no limit. A limit that is absent is 0, as in nats-server: the tools write all
+//! of them.
+//!
+//! Tokens of version 1 (until 2020) are read as nats-server reads them: kind, tags and account
+//! stand beside `nats`, only the claims are signed, and an absent limit of a user is no limit.
+
+mod claims;
+mod decode;
+mod error;
+mod hours;
+
+pub use claims::{
+    Account, AccountLimits, Claims, Operator, Permission, Permissions, ResponsePermission,
+    SigningKey, TimeRange, Token, User, UserLimits,
+};
+pub use decode::decode;
+pub use error::JwtError;
+pub use hours::{Hours, hours, is_source_allowed};
