@@ -65,8 +65,9 @@
     | #again{}
     %% until the queue is empty
     | barrier
-    %% until that many PINGRESP have come and no answer is missing, and then so many times again
-    | {barrier, Pings :: pos_integer(), Again :: 0 | 1}.
+    %% until that many PINGRESP have come and no answer is missing, and then so many times again;
+    %% `moment': the next PINGREQ has to wait for a moment
+    | {barrier, Pings :: pos_integer() | moment, Again :: 0 | 1}.
 
 %% What the length of a packet can say, and the fixed header with it.
 -define(MAX_PACKET, 268435460).
@@ -121,6 +122,8 @@
     next_id = 1 :: pos_integer(),
     %% anything to be processed was sent since the last barrier
     unflushed = false :: boolean(),
+    %% where the broker cannot take much of what comes back to its client
+    echoes = none :: none | nats_gateway_echoes:echoes(),
     pings_sent = 0 :: non_neg_integer(),
     pings_answered = 0 :: non_neg_integer(),
     %% since the last keepalive tick; `probed': that tick already waited for a PINGRESP
@@ -185,6 +188,8 @@
 %% Between two looks at the socket: while the client waits for it, and to see whether it moves at all.
 -define(LOOK_SOON_MS, 5).
 -define(LOOK_MS, 1000).
+%% For EMQX, to see that there is nothing to read (nats_gateway_echoes).
+-define(PING_AGAIN_MS, 2).
 %% Of 2^28 - 1.
 -define(MAX_ID, 268435455).
 -define(MAX_STRING, 65535).
@@ -756,9 +761,20 @@ subscription_id(Key, Host = #host{keys = Keys, ids = Ids, next_id = Next}) ->
         #{} ->
             Id = free(Next, Ids, ?MAX_ID),
             {Id, Host#host{
-                keys = Keys#{Key => Id}, ids = Ids#{Id => Key}, next_id = following(Id, ?MAX_ID)
+                keys = Keys#{Key => Id},
+                ids = Ids#{Id => Key},
+                next_id = following(Id, ?MAX_ID),
+                echoes = subscribed_echoes(Key, Host)
             }}
     end.
+
+subscribed_echoes(_, #host{echoes = none}) -> none;
+subscribed_echoes({_, Filter}, #host{echoes = Echoes}) ->
+    nats_gateway_echoes:subscribed(Filter, Echoes).
+
+unsubscribed_echoes(_, #host{echoes = none}) -> none;
+unsubscribed_echoes({_, Filter}, #host{echoes = Echoes}) ->
+    nats_gateway_echoes:unsubscribed(Filter, Echoes).
 
 %% The identifier is known until the broker confirms: what it has sent before is still delivered.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
@@ -773,7 +789,9 @@ unsubscribe(Key, Host) ->
 leave(Key, Host = #host{keys = Keys}) ->
     case maps:take(Key, Keys) of
         {Id, NKeys} ->
-            dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{keys = NKeys});
+            dispatch([drop(Key, {unsubscribe, Key, Id})], Host#host{
+                keys = NKeys, echoes = unsubscribed_echoes(Key, Host)
+            });
         error ->
             Host
     end.
@@ -781,7 +799,11 @@ leave(Key, Host = #host{keys = Keys}) ->
 drop(Key, Request) -> {{unsubscribe, undefined, [filter(Key)]}, Request}.
 
 forget(Key, Id, Host = #host{keys = Keys, ids = Ids}) ->
-    Host#host{keys = maps:remove(Key, Keys), ids = maps:remove(Id, Ids)}.
+    Host#host{
+        keys = maps:remove(Key, Keys),
+        ids = maps:remove(Id, Ids),
+        echoes = unsubscribed_echoes(Key, Host)
+    }.
 
 %% -------------------------------------------------------------------------------------------
 %% Barrier
@@ -799,8 +821,9 @@ barrier(_, Host = #host{queue = Queue}) ->
         false -> {wait, Host#host{waiting = barrier}}
     end.
 
-%% A broker that has answered has put the messages into the client's queue at least: they come
-%% before the next answer.
+%% A broker that has answered has put the messages into the client's queue at least: they come before
+%% the next answer. EMQX 6 looks at the queue only when there is nothing to read, so the next PINGREQ
+%% waits for a moment if there may be any (nats_gateway_echoes).
 answers_again(#host{quirks = Quirks}) ->
     case lists:member(pong_overtakes, Quirks) of
         true -> 1;
@@ -811,8 +834,12 @@ fence(Again, Host) ->
     NHost = #host{pings_sent = Pings} = ping(Host#host{unflushed = false}),
     NHost#host{waiting = {barrier, Pings, Again}}.
 
-ping(Host = #host{pings_sent = Pings}) ->
-    send(nats_gateway_mqtt_nif:encode([pingreq]), Host#host{pings_sent = Pings + 1}).
+ping(Host) -> send(nats_gateway_mqtt_nif:encode([pingreq]), pinged(Host)).
+
+pinged(Host = #host{pings_sent = Pings, echoes = none}) ->
+    Host#host{pings_sent = Pings + 1};
+pinged(Host = #host{pings_sent = Pings, echoes = Echoes}) ->
+    Host#host{pings_sent = Pings + 1, echoes = nats_gateway_echoes:pinged(Pings + 1, Echoes)}.
 
 %% -------------------------------------------------------------------------------------------
 %% What the broker may hang up on (nats_gateway_hangups)
@@ -865,6 +892,32 @@ watch(Kind, [Item | Items], Host = #host{suspects = {watched, Cleared, _}}) ->
 
 mark(Suspect, Host = #host{suspects = {watched, Cleared, Marks}, pings_sent = Pings}) ->
     Host#host{suspects = {watched, Cleared, queue:in({Pings, Suspect}, Marks)}}.
+
+ping_answered(Host = #host{pings_answered = Answered, echoes = none}) ->
+    cleared(Host#host{pings_answered = Answered + 1});
+ping_answered(Host = #host{pings_answered = Answered, echoes = Echoes}) ->
+    {Next, NEchoes} = nats_gateway_echoes:answered(Answered + 1, Echoes),
+    NHost = cleared(Host#host{pings_answered = Answered + 1, echoes = NEchoes}),
+    case Next of
+        ok ->
+            NHost;
+        ping_soon ->
+            ping_soon(NHost)
+    end.
+
+ping_soon(Host = #host{socket = Socket}) ->
+    _ = erlang:send_after(?PING_AGAIN_MS, self(), {?MODULE, Socket, ping_again}),
+    Host.
+
+%% What waits for it: a barrier, messages, or both.
+ping_again(Host = #host{waiting = {barrier, moment, _}, echoes = Echoes}) ->
+    {_, NEchoes} = nats_gateway_echoes:ping_again(Echoes),
+    fence(0, Host#host{echoes = NEchoes});
+ping_again(Host = #host{echoes = Echoes}) ->
+    case nats_gateway_echoes:ping_again(Echoes) of
+        {ok, _} -> Host;
+        {ping, NEchoes} -> ping(Host#host{echoes = NEchoes})
+    end.
 
 %% A PINGRESP: what was sent before its PINGREQ is harmless.
 cleared(Host = #host{suspects = {watched, Cleared, Marks}, pings_answered = Answered}) ->
@@ -928,15 +981,19 @@ check(Items) ->
     ok.
 
 %% The packets that may go now, latest first.
-take([{Packet, none} | Items], Packets, Host) ->
+take([{Packet, none} | Items], Packets, Host = #host{echoes = none}) ->
     take(Items, [Packet | Packets], Host);
 take([{Packet, Request} | Rest] = Items, Packets, Host) ->
-    case may_send(Request, Host) of
-        true ->
-            {Id, NHost} = number(Request, Host),
-            take(Rest, [numbered(Packet, Id) | Packets], NHost);
+    case may_send(Request, Host) andalso echo(Packet, Host) of
         false ->
-            {Packets, Items, Host}
+            {Packets, Items, Host};
+        {wait, Waiting} ->
+            {Packets, Items, Waiting};
+        {ping, Waiting} ->
+            {[pingreq | Packets], Items, pinged(Waiting)};
+        {send, Echoing} ->
+            {Id, NHost} = number(Request, Echoing),
+            take(Rest, [numbered(Packet, Id) | Packets], NHost)
     end;
 take([], Packets, Host) ->
     {Packets, [], Host}.
@@ -947,12 +1004,22 @@ take_queued(Packets, Host = #host{queue = Queue}) ->
         {{value, Item}, Rest} ->
             case take([Item], Packets, Host) of
                 {NPackets, [], NHost} -> take_queued(NPackets, NHost#host{queue = Rest});
-                {Packets, [Item], Host} -> {Packets, Host}
+                {NPackets, _, NHost} -> {NPackets, NHost}
             end;
         {empty, _} ->
             {Packets, Host}
     end.
 
+%% Whether there is room for what comes back of a message.
+echo({publish, Topic, _, _, _, _, _, _, _, _, _}, Host = #host{echoes = Echoes}) when
+    Echoes =/= none
+->
+    {Verdict, NEchoes} = nats_gateway_echoes:publish(Topic, Echoes),
+    {Verdict, Host#host{echoes = NEchoes}};
+echo(_, Host) ->
+    {send, Host}.
+
+may_send(none, _) -> true;
 may_send(Request, #host{quota = Quota, requests = Requests}) ->
     map_size(Requests) < ?MAX_REQUESTS andalso (Quota > 0 orelse not is_publish(Request)).
 
@@ -960,6 +1027,8 @@ is_publish({confirm, _, _}) -> true;
 is_publish({request, _, _}) -> true;
 is_publish(_) -> false.
 
+number(none, Host) ->
+    {none, Host};
 number(Request, Host = #host{requests = Requests, next_packet_id = Next, quota = Quota}) ->
     Id = free(Next, Requests, 65535),
     NQuota =
@@ -977,6 +1046,7 @@ free(Id, _, _) -> Id.
 following(Max, Max) -> 1;
 following(Id, _) -> Id + 1.
 
+numbered(Packet, none) -> Packet;
 numbered(Packet, _) when element(1, Packet) =:= publish, element(4, Packet) =:= 0 -> Packet;
 numbered(Packet, Id) when element(1, Packet) =:= publish -> setelement(6, Packet, Id);
 numbered(Packet, Id) -> setelement(2, Packet, Id).
@@ -1044,6 +1114,10 @@ handle_info({?MODULE, Timer, timeout}, Host = #host{timer = Timer, phase = open}
     tick(Host);
 handle_info({?MODULE, Socket, broken}, Host = #host{socket = Socket}) when Socket =/= undefined ->
     hung_up(Host);
+handle_info({?MODULE, Socket, ping_again}, Host = #host{socket = Socket}) when
+    Socket =/= undefined
+->
+    {[], ping_again(Host)};
 handle_info({?MODULE, Look, look}, Host = #host{looking = Look}) ->
     look(Host);
 handle_info({?MODULE, _, _}, _) ->
@@ -1089,7 +1163,7 @@ input(Bytes, Host = #host{fragments = Fragments, size = Size, need = Need}) ->
 decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}) ->
     case nats_gateway_mqtt_nif:decode(Bytes, MaxReceived) of
         {ok, Packets, Rest, Need} ->
-            case packets(Packets, Deliveries, Events, Acks, Host) of
+            case packets(Packets, Deliveries, Events, Acks, arrived(Packets, Host)) of
                 {NDeliveries, NEvents, NAcks, NHost = #host{phase = Phase}} when
                     Need > 0; Phase =:= closed
                 ->
@@ -1111,6 +1185,12 @@ decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}
                     settle([], NNEvents, NAcks, Closed)
             end
     end.
+
+arrived(_, Host = #host{echoes = none}) ->
+    Host;
+arrived(Packets, Host = #host{echoes = Echoes}) ->
+    Count = length([publish || Packet <- Packets, is_tuple(Packet), element(1, Packet) =:= publish]),
+    Host#host{echoes = nats_gateway_echoes:arrived(Count, Echoes)}.
 
 %% The bytes behind so many packets.
 behind(0, Bytes) ->
@@ -1188,8 +1268,7 @@ packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}
             {NEvents, NHost} = answer(Id, Reason, run(Deliveries, Events), Host),
             packets(Packets, [], NEvents, Acks, NHost);
         pingresp ->
-            NHost = cleared(Host#host{pings_answered = Host#host.pings_answered + 1}),
-            packets(Packets, Deliveries, Events, Acks, NHost);
+            packets(Packets, Deliveries, Events, Acks, ping_answered(Host));
         {disconnect, Reason, Properties} ->
             ?LOG_INFO((details(Reason, Properties))#{msg => upstream_disconnect}),
             Reported =
@@ -1223,7 +1302,7 @@ packets([{connack, _, 0, Properties} | Packets], [], Events, Acks, Host) ->
     NHost = #host{session = Session} = connected(Properties, Host),
     case nats_gateway_upstream:probe(NHost#host.upstream) of
         {known, Quirks} ->
-            Known = NHost#host{quirks = Quirks},
+            Known = with_quirks(Quirks, NHost),
             packets(Packets, [], [{connected, Session} | Events], Acks, Known);
         probe ->
             packets(Packets, [], Events, Acks, probe(NHost))
@@ -1267,14 +1346,23 @@ probed(Host = #host{probe = Probe, session = Session, keepalive = KeepAlive}) ->
             inconclusive -> [];
             _ -> Outcome
         end,
-    Open = start_timer(KeepAlive * 500, Host#host{
-        phase = open, probe = undefined, quirks = Quirks, next_packet_id = 5, next_id = 4
-    }),
+    Open = start_timer(KeepAlive * 500, with_quirks(Quirks, Host#host{
+        phase = open, probe = undefined, next_packet_id = 5, next_id = 4
+    })),
     Drops = [
         {{unsubscribe, undefined, [Filter]}, resubscribe}
      || Filter <- nats_gateway_probe:filters(Probe)
     ],
     {[{connected, Session}], dispatch(Drops, Open)}.
+
+%% A broker whose PINGRESP overtakes messages handles all packets before it sends any of them.
+with_quirks(Quirks, Host) ->
+    Echoes =
+        case lists:member(pong_overtakes, Quirks) of
+            true -> nats_gateway_echoes:new();
+            false -> none
+        end,
+    Host#host{quirks = Quirks, echoes = Echoes}.
 
 %% Somebody's wrong password is no trouble of the broker.
 note_refusal(authorization_violation, Reason, Details, #host{upstream = Upstream}) ->
@@ -1564,11 +1652,22 @@ complete(Host = #host{waiting = {barrier, Pings, Again}, requests = Requests}) w
     map_size(Requests) =:= 0, Host#host.pings_answered >= Pings
 ->
     case Again of
-        0 -> {[barrier], answered(Host#host{waiting = none})};
-        1 -> complete(fence(0, Host))
+        0 ->
+            {[barrier], answered(Host#host{waiting = none, echoes = settled(Host)})};
+        1 ->
+            case is_echo_under_way(Host) of
+                true -> {[], ping_soon(Host#host{waiting = {barrier, moment, 0}})};
+                false -> complete(fence(0, Host))
+            end
     end;
 complete(Host) ->
     {[], Host}.
+
+is_echo_under_way(#host{echoes = none}) -> false;
+is_echo_under_way(#host{echoes = Echoes}) -> nats_gateway_echoes:is_under_way(Echoes).
+
+settled(#host{echoes = none}) -> none;
+settled(#host{echoes = Echoes}) -> nats_gateway_echoes:settled(Echoes).
 
 %% All that was sent is done.
 answered(Host = #host{suspects = {watched, _, _}}) -> Host;

@@ -42,6 +42,8 @@ class Faults:
     merges: bool = False
     # Messages come after the answer to the next PINGREQ, not before.
     defers: bool = False
+    # Messages that nobody gets, and nobody is told of.
+    swallows: Callable[[bytes], bool] = lambda _: False
 
 
 class ModelBroker(ScriptedBroker):
@@ -52,6 +54,8 @@ class ModelBroker(ScriptedBroker):
         self.topics: list[bytes] = []
         self._turns = itertools.count()
         self._deferred: list[tuple] = []
+        # The most messages that ever waited for the next PINGREQ.
+        self.most_deferred = 0
 
     def _connected(self, peer: _Peer, body: bytes) -> None:
         self.logins += 1
@@ -89,9 +93,12 @@ class ModelBroker(ScriptedBroker):
             super()._route(*message)
 
     def _route(self, topic: bytes, properties: bytes, payload: bytes, publisher: _Peer | None) -> int:
+        if self.faults.swallows(topic):
+            return 0
         if not self.faults.defers:
             return super()._route(topic, properties, payload, publisher)
         self._deferred.append((topic, properties, payload, publisher))
+        self.most_deferred = max(self.most_deferred, len(self._deferred))
         return 1
 
     def _receivers(self, topic: bytes, publisher: _Peer | None) -> list[tuple[_Peer, bytes]]:

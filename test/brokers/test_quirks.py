@@ -76,6 +76,23 @@ def test_without_identifiers_plain_subscriptions_get_each_message(tmp_path: Path
             assert [count(said, sid) for sid in (1, 2, 3)] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("swallowed", [0, 3000], ids=["", "some never come"])
+def test_a_burst_to_its_own_subscriptions_comes_in_pieces(tmp_path: Path, swallowed: int):
+    """EMQX ends the connection of a client for which more than 1000 messages wait."""
+    with before(Faults(defers=True, swallows=lambda topic: topic == b"own/denied"), tmp_path) as (gateway, broker):
+        with Client(gateway.address, verbose=False) as client:
+            client.send(b"SUB own.* 1\r\n")
+            client.ping()
+            client.send(b"PUB own.denied 2\r\nno\r\n" * swallowed + b"PUB own.a 2\r\nhi\r\n" * 3000)
+            assert count(client.ping(), 1) == 3000
+        # Whoever has no such subscription is not held back.
+        assert broker.most_deferred <= 400
+        with Client(gateway.address, verbose=False) as client:
+            client.send(b"PUB own.a 2\r\nhi\r\n" * 3000)
+            client.ping()
+        assert broker.most_deferred > 2000
+
+
 def test_a_puback_that_lies_makes_no_503(tmp_path: Path):
     faults, _ = FAULTS["puback_lies"]
     with before(faults, tmp_path) as (gateway, _):

@@ -94,7 +94,7 @@ def _build(command: list[str], directory: Path, **environment: str) -> None:
 KINDS = {
     "Mosquitto": Kind(_mosquitto),
     "EMQX 5": Kind(_emqx(5), {"subjects of 200 levels": "refused"}),
-    "EMQX 6": Kind(_emqx(6), {"subjects of 200 levels": "refused", "PONG after own messages": NOT_ALWAYS}),
+    "EMQX 6": Kind(_emqx(6), {"subjects of 200 levels": "refused"}),
     "mochi-mqtt": Kind(
         _mochi,
         {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -118,17 +118,16 @@ def test_a_header_block_of_very_many_lines(hosts: Hosts, watch: Watch):
 FILTERS = ("x.>", "x.*.z", "x.y.*", "x.y.z")
 
 
-def both_ways(host: Standalone, messages: int) -> None:
-    """Publishes 10 KB messages that come back once for each filter, and reads all of them."""
-    payload = b"x" * 10_000
-    copy = len(b"MSG x.y.z 0 10000\r\n") + len(payload) + 2
+def both_ways(host: Standalone, messages: int, payload: int = 10_000, filters: Sequence[str] = FILTERS) -> None:
+    """Publishes messages that come back once for each filter, and reads all of them."""
+    copy = len(f"MSG x.y.z 0 {payload}\r\n") + payload + 2
     with Client(host.address()) as client:
-        client.send("".join(f"SUB {one} {sid}\r\n" for sid, one in enumerate(FILTERS)).encode())
+        client.send("".join(f"SUB {one} {sid}\r\n" for sid, one in enumerate(filters)).encode())
         client.ping()
-        data = pub("x.y.z", payload) * messages
+        data = pub("x.y.z", b"x" * payload) * messages
         sender = threading.Thread(target=client.send_if_taken, args=(data,), daemon=True)
         sender.start()
-        missing = messages * len(FILTERS) * copy
+        missing = messages * len(filters) * copy
         while missing:
             missing -= len(client.take(min(missing, 100 * copy)))
         sender.join(DEADLINE)
@@ -144,6 +143,14 @@ def test_both_directions_with_a_broker_that_writes_before_it_reads_on(in_front_o
 @EMQX
 def test_both_directions_with_emqx_as_the_broker(in_front_of, node: Node):
     both_ways(in_front_of(node.mqtt), size(2000, 4000))
+
+
+@EMQX
+@pytest.mark.parametrize("subscriptions", [1, 4])
+@pytest.mark.parametrize("payload", [10, 1000])
+def test_a_burst_to_its_own_subscriptions_with_emqx_as_the_broker(in_front_of, node: Node, payload: int, subscriptions: int):
+    """EMQX closes a client for which more than 1000 messages wait, and one segment holds more PUBs than that."""
+    both_ways(in_front_of(node.mqtt), 20_000, payload, FILTERS[:subscriptions])
 
 
 # --- Outages ---------------------------------------------------------------------------------------------------------
