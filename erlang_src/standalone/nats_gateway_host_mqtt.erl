@@ -7,13 +7,7 @@
 %%   what comes late for a dropped one is recognized and dropped.
 %% - Where the fate of a message must be known it is published with QoS 1 (PUBACK 0x10: nobody;
 %%   0x80 and above: denied).
-%% - The reserved user property `Nats-Reply-To' is a reply subject that no topic stands for, and
-%%   `Nats-Header-Block' a code and the percent-encoded header block where user properties don't
-%%   say all of it. It is repeated where one string can't hold the block.
-%%
-%% A client with a token only logs in with an empty username and the token as password, which is
-%% where brokers look for a JWT. One that a login of the gateway's own has accepted has shown its
-%% password to that, so the broker gets the name alone. `clientinfo_override' says it otherwise.
+%% The rest is in nats_gateway_mqtt_mapping (messages) and nats_gateway_mqtt_login (names).
 -module(nats_gateway_host_mqtt).
 
 -behaviour(nats_gateway_host).
@@ -29,9 +23,8 @@
 -export([handle_info/2]).
 -export([disconnect/2]).
 
--export([render/2]).
-
 -include("nats_gateway.hrl").
+-include("nats_gateway_mqtt.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 %% Answers to come, by packet identifier.
@@ -85,13 +78,7 @@
     %% of the login timeout or the next keepalive tick
     timer :: undefined | reference(),
     keepalive :: pos_integer(),
-    %% the beginning of a packet, latest fragment first, and what it needs
-    fragments = [] :: [binary()],
-    size = 0 :: non_neg_integer(),
-    need = 0 :: non_neg_integer(),
-    %% bytes to come of a message that is too large
-    skip = 0 :: non_neg_integer(),
-    max_received :: pos_integer(),
+    input :: nats_gateway_mqtt_input:input(),
     %% what the broker takes
     quota = 65535 :: non_neg_integer(),
     max_sent = ?MAX_PACKET :: pos_integer(),
@@ -153,20 +140,8 @@
 
 -type host() :: #host{}.
 
--define(REPLY_TO, <<"Nats-Reply-To">>).
--define(HEADER_BLOCK, <<"Nats-Header-Block">>).
-%% Base64 of 15 bytes.
--define(CODE_SIZE, 20).
--define(HEADER_BLOCK_FORM, <<
-    "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*+)?)?\\r\\n(?:[!-9;-~]++:[^\\r\\n]*+\\r\\n)*+\\r\\n$"
->>).
-
 %% How long a closing connection may take to hand over what is under way.
 -define(LINGER, 5000).
-
-%% As of a block that is built of user properties (headers.rs).
--define(MAX_FOREIGN_BLOCK, 65536).
--define(MAX_FOREIGN_HEADERS, 1000).
 
 %% For the answers of a broker that is tried out, and for messages that come after them.
 -define(PROBE_MS, 2000).
@@ -192,7 +167,6 @@
 -define(PING_AGAIN_MS, 2).
 %% Of 2^28 - 1.
 -define(MAX_ID, 268435455).
--define(MAX_STRING, 65535).
 
 %% Reason codes.
 -define(MALFORMED_PACKET, 16#81).
@@ -222,7 +196,7 @@ max_payload(#{}, _) ->
 connect(Client = #{config := Config}) ->
     #{upstream := Upstream, max_payload_size := MaxPayload} = Config,
     #{connect_timeout := Timeout, keepalive := KeepAlive, max_topic_levels := MaxLevels} = Upstream,
-    case credentials(Client) of
+    case nats_gateway_mqtt_login:credentials(Client) of
         {ok, Session, Username, Password} ->
             Key = hangups_key(Username, Client),
             {Refused, Suspects} = learned(Key, Upstream),
@@ -233,7 +207,7 @@ connect(Client = #{config := Config}) ->
                 session = Session,
                 secret = maps:get(secret, Config),
                 keepalive = KeepAlive,
-                max_received = MaxReceived,
+                input = nats_gateway_mqtt_input:new(MaxReceived),
                 max_levels = MaxLevels,
                 retain_handling = retain_handling(Config),
                 hangups_key = Key,
@@ -289,110 +263,6 @@ send_connect(Socket, Connect) ->
 
 retain_handling(#{retained_on_subscribe := true}) -> 0;
 retain_handling(#{}) -> 2.
-
-%% Who the client is upstream; an error where that is no name a broker could know.
-credentials(Client = #{connect := Fields, config := Config}) ->
-    Login = maps:get(login, Client, #{}),
-    Override = maps:get(clientinfo_override, Config, #{}),
-    UsernameTemplate = maps:get(username, Override, undefined),
-    PasswordTemplate = maps:get(password, Override, undefined),
-    Generated = generated(),
-    Vars = maps:merge(
-        variables(<<"Packet.">>, Fields),
-        maps:merge(variables(<<"Login.">>, Login), #{<<"generated">> => Generated})
-    ),
-    ClientId =
-        case render(maps:get(clientid, Override, <<"${generated}">>), Vars) of
-            <<>> -> Generated;
-            Id -> Id
-        end,
-    Username =
-        holdable(
-            case UsernameTemplate of
-                undefined -> text(maps:get(username, Login, maps:get(user, Fields, <<>>)));
-                _ -> render(UsernameTemplate, Vars)
-            end
-        ),
-    Password =
-        case PasswordTemplate of
-            undefined when map_size(Login) > 0 -> <<>>;
-            _ when PasswordTemplate =:= undefined; PasswordTemplate =:= <<"${Packet.pass}">> ->
-                password(Username, Fields);
-            _ -> render(PasswordTemplate, Vars)
-        end,
-    Mountpoint = render(maps:get(mountpoint, Config, <<>>), Vars#{
-        <<"clientid">> => ClientId, <<"username">> => Username
-    }),
-    Valid =
-        nats_gateway_mqtt_nif:is_string(ClientId) andalso
-            nats_gateway_mqtt_nif:is_string(Username) andalso
-            byte_size(Password) =< ?MAX_STRING andalso
-            nats_gateway_mqtt_nif:is_string(Mountpoint) andalso
-            %% a name with a wildcard in it must not open the mountpoints of others
-            binary:match(Mountpoint, [<<"+">>, <<"#">>]) =:= nomatch,
-    Session = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
-    case Valid of
-        false -> error;
-        true when Password =:= <<>> -> {ok, Session, unless_empty(Username), undefined};
-        %% MQTT 3.1.1 and the codec want a username with every password.
-        true -> {ok, Session, Username, Password}
-    end.
-
-%% nats-server takes any user name. What no MQTT string can hold is U+FFFD upstream: the broker, and a
-%% mountpoint, know the client by that name.
-holdable(Text) ->
-    case nats_gateway_mqtt_nif:is_string(Text) of
-        true ->
-            Text;
-        false ->
-            case unicode:characters_to_list(Text) of
-                Characters when is_list(Characters) ->
-                    unicode:characters_to_binary(lists:map(fun character/1, Characters));
-                _ ->
-                    Text
-            end
-    end.
-
-character(C) ->
-    case nats_gateway_mqtt_nif:is_string(<<C/utf8>>) of
-        true -> C;
-        false -> 16#FFFD
-    end.
-
-password(Username, Fields) ->
-    case maps:get(pass, Fields, <<>>) of
-        <<>> when Username =:= <<>> -> maps:get(auth_token, Fields, <<>>);
-        Password -> Password
-    end.
-
-variables(Prefix, Fields) ->
-    maps:fold(
-        fun
-            (Name, Value, Acc) when is_binary(Value); is_atom(Value); is_integer(Value) ->
-                Acc#{<<Prefix/binary, (atom_to_binary(Name))/binary>> => text(Value)};
-            (_, _, Acc) ->
-                Acc
-        end,
-        #{},
-        Fields
-    ).
-
-unless_empty(<<>>) -> undefined;
-unless_empty(Text) -> Text.
-
-text(Value) when is_binary(Value) -> Value;
-text(Value) when is_atom(Value) -> atom_to_binary(Value);
-text(Value) when is_integer(Value) -> integer_to_binary(Value).
-
-%% 23 characters, which every broker takes.
-generated() ->
-    <<Number:72>> = crypto:strong_rand_bytes(9),
-    iolist_to_binary(io_lib:format("nats-~18.16.0b", [Number])).
-
-%% The variables `${Name}' of a template; unknown ones are empty, and values are not looked into.
--spec render(Template :: binary(), #{Name :: binary() => binary()}) -> binary().
-render(Template, Vars) ->
-    nats_gateway_template:render(Template, fun(Name) -> maps:get(Name, Vars, <<>>) end).
 
 %% -------------------------------------------------------------------------------------------
 %% Publish
@@ -454,14 +324,7 @@ items([], _, _, _, Host, Items, Rejections) ->
 items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
     #{confirm := Confirm, no_responders := NoResponders} = Options,
     #host{max_qos = MaxQos, max_sent = MaxSent} = Host,
-    #pub{
-        subject = Subject,
-        topic = Topic,
-        reply_to = ReplyTo,
-        reply_topic = ReplyTopic,
-        headers = Block,
-        payload = Payload
-    } = Pub,
+    #pub{subject = Subject, topic = Topic, reply_to = ReplyTo, headers = Block} = Pub,
     Ask = NoResponders andalso ReplyTo =/= undefined,
     case routable(Topic, Strings, Host) of
         unroutable when Ask ->
@@ -485,13 +348,8 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
                     none -> 0;
                     _ -> 1
                 end,
-            {Name, Correlation, ResponseTopic, Replies} =
-                reply(Topic, ReplyTo, ReplyTopic, Strings),
-            {Properties, ContentType} = headers(Block, Replies, Strings, Host),
-            Packet =
-                {publish, Name, Payload, QoS, false, undefined, ResponseTopic, Correlation,
-                    ContentType, Properties, []},
-            case fits(Packet, block_size(Block), MaxSent) of
+            Packet = nats_gateway_mqtt_mapping:publish(Pub, QoS, Strings, Host#host.secret),
+            case nats_gateway_mqtt_mapping:fits(Packet, Block, MaxSent) of
                 true ->
                     NItems = [{Packet, Request} | Items],
                     items(Pubs, Index + 1, Options, Strings, Host, NItems, Rejections);
@@ -502,9 +360,9 @@ items([Pub | Pubs], Index, Options, Strings, Host, Items, Rejections) ->
     end.
 
 routable(Topic, Strings, Host) ->
-    case is_unroutable(Topic, Strings) of
+    case nats_gateway_mqtt_mapping:is_unroutable(Topic, Strings) of
         true -> unroutable;
-        false -> tolerable(publish, name(Topic), Host)
+        false -> tolerable(publish, nats_gateway_mqtt_mapping:name(Topic), Host)
     end.
 
 %% What the broker would end the connection for.
@@ -519,117 +377,6 @@ is_too_deep(Name, #host{max_levels = Max}) -> nats_gateway_host:is_too_deep(Name
 is_refused(_, _, #host{refused = Refused}) when map_size(Refused) =:= 0 -> false;
 is_refused(Kind, Name, #host{refused = Refused}) ->
     is_map_key(nats_gateway_hangups:packet(Kind, Name), Refused).
-
-is_unroutable(invalid, _) -> true;
-is_unroutable(_, trust) -> false;
-is_unroutable({_, Correlation}, check) when byte_size(Correlation) > ?MAX_STRING -> true;
-is_unroutable({Name, _}, check) -> not nats_gateway_mqtt_nif:is_topic(Name);
-is_unroutable(Name, check) -> not nats_gateway_mqtt_nif:is_topic(Name).
-
-reply(Topic, undefined, _, _) ->
-    {Name, Correlation} = topic(Topic),
-    {Name, Correlation, undefined, []};
-reply(Topic, ReplyTo, ReplyTopic, Strings) ->
-    {Name, Correlation} = topic(Topic),
-    case ReplyTopic of
-        %% A message has one Correlation Data, and that of an answer comes first.
-        {ResponseTopic, ReplyCorrelation} when Correlation =:= undefined ->
-            case is_response(ResponseTopic, ReplyCorrelation, Strings) of
-                true -> {Name, ReplyCorrelation, ResponseTopic, []};
-                false -> {Name, undefined, undefined, reply_subject(ReplyTo)}
-            end;
-        ResponseTopic when is_binary(ResponseTopic) ->
-            case is_response(ResponseTopic, <<>>, Strings) of
-                true -> {Name, Correlation, ResponseTopic, []};
-                false -> {Name, Correlation, undefined, reply_subject(ReplyTo)}
-            end;
-        _ ->
-            {Name, Correlation, undefined, reply_subject(ReplyTo)}
-    end.
-
-topic({Name, Correlation}) -> {Name, Correlation};
-topic(Name) -> {Name, undefined}.
-
-name(Topic) -> element(1, topic(Topic)).
-
-is_response(_, _, trust) ->
-    true;
-is_response(Topic, Correlation, check) ->
-    byte_size(Correlation) =< ?MAX_STRING andalso nats_gateway_mqtt_nif:is_topic(Topic).
-
-%% A subject that is no MQTT string can't be carried at all.
-reply_subject(ReplyTo) ->
-    case nats_gateway_mqtt_nif:is_string(ReplyTo) of
-        true -> [{?REPLY_TO, ReplyTo}];
-        false -> []
-    end.
-
-headers(undefined, Replies, _, _) ->
-    {Replies, undefined};
-headers(Block, Replies, Strings, Host) ->
-    {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
-    {NPairs, NContentType} =
-        case Strings of
-            trust -> {Pairs, ContentType};
-            check -> {[{string(N), string(Value)} || {N, Value} <- Pairs], string(ContentType)}
-        end,
-    Reserved =
-        lists:keymember(?REPLY_TO, 1, NPairs) orelse lists:keymember(?HEADER_BLOCK, 1, NPairs),
-    if
-        Reserved ->
-            %% The client's own headers of these names would be taken for ours.
-            Others = [Pair || Pair = {Name, _} <- NPairs, not is_reserved(Name)],
-            {Replies ++ block(Block, Host) ++ Others, NContentType};
-        Exact, NPairs =:= Pairs ->
-            {Replies ++ NPairs, NContentType};
-        true ->
-            {Replies ++ block(Block, Host) ++ NPairs, NContentType}
-    end.
-
-%% Towards MQTT clients what is no string becomes one; the block has it as it was.
-string(undefined) ->
-    undefined;
-string(Text) ->
-    case nats_gateway_mqtt_nif:is_string(Text) of
-        true -> Text;
-        false -> cut(nats_gateway_mqtt_nif:quote(Text))
-    end.
-
-cut(<<Text:?MAX_STRING/binary, _/binary>>) -> Text;
-cut(Text) -> Text.
-
-%% With a code by which this gateway knows that it has written the block itself.
-block(Block, Host) ->
-    Code = base64:encode(code(Block, Host)),
-    block_pairs(<<Code:?CODE_SIZE/binary, (nats_gateway_mqtt_nif:quote(Block))/binary>>).
-
-code(Block, #host{secret = Secret}) -> crypto:macN(hmac, sha256, Secret, Block, 15).
-
-block_pairs(<<Part:?MAX_STRING/binary, Rest/binary>>) when Rest =/= <<>> ->
-    [{?HEADER_BLOCK, Part} | block_pairs(Rest)];
-block_pairs(Part) ->
-    [{?HEADER_BLOCK, Part}].
-
-is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
-
-%% A header block takes up to four times its size (see `max_received/2').
-fits({publish, _, Payload, _, _, _, _, _, _, _, _}, BlockSize, Max) when
-    byte_size(Payload) + 4 * BlockSize + ?REST_OF_PACKET =< Max
-->
-    true;
-fits(Packet, _, Max) ->
-    {publish, Name, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties, _} =
-        Packet,
-    Texts = [Name, Payload, ResponseTopic, Correlation, ContentType],
-    Bytes = lists:sum([byte_size(Text) || Text <- Texts, Text =/= undefined]),
-    %% Lengths and identifiers: 5 of a user property, fewer than 64 in all else.
-    Pairs = lists:sum([5 + byte_size(Key) + byte_size(Value) || {Key, Value} <- Properties]),
-    Bytes + Pairs + 64 =< Max orelse
-        (Bytes + Pairs =< Max andalso
-            iolist_size(nats_gateway_mqtt_nif:encode([numbered(Packet, 1)])) =< Max).
-
-block_size(undefined) -> 0;
-block_size(Block) -> byte_size(Block).
 
 dropped(Host = #host{dropped = Dropped, max_sent = Max}) ->
     Dropped =:= 0 andalso
@@ -677,7 +424,7 @@ subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host)
             true -> Id;
             false -> undefined
         end,
-    {{subscribe, undefined, Announced, [Filter]}, Id, NHost}.
+    {#subscribe{subscription_id = Announced, filters = [Filter]}, Id, NHost}.
 
 -spec subscribe_again([nats_gateway_host:key()], Options, host()) ->
     {ok, [{nats_gateway_host:key(), nats_gateway_host:refusal()}], host()}
@@ -796,7 +543,7 @@ leave(Key, Host = #host{keys = Keys}) ->
             Host
     end.
 
-drop(Key, Request) -> {{unsubscribe, undefined, [filter(Key)]}, Request}.
+drop(Key, Request) -> {#unsubscribe{filters = [filter(Key)]}, Request}.
 
 forget(Key, Id, Host = #host{keys = Keys, ids = Ids}) ->
     Host#host{
@@ -865,9 +612,9 @@ suspect(Kind, Packet) ->
 
 packet({Packet, _}) -> Packet.
 
-topic_of({publish, Name, _, _, _, _, _, _, _, _, _}) -> Name;
-topic_of({subscribe, _, _, [{Filter, _, _, _}]}) -> Filter;
-topic_of({unsubscribe, _, [Filter]}) -> Filter.
+topic_of(#publish{topic = Name}) -> Name;
+topic_of(#subscribe{filters = [{Filter, _, _, _}]}) -> Filter;
+topic_of(#unsubscribe{filters = [Filter]}) -> Filter.
 
 label(Name) ->
     case unicode:characters_to_binary(binary:part(Name, 0, min(?LOGGED_TOPIC, byte_size(Name)))) of
@@ -1011,7 +758,7 @@ take_queued(Packets, Host = #host{queue = Queue}) ->
     end.
 
 %% Whether there is room for what comes back of a message.
-echo({publish, Topic, _, _, _, _, _, _, _, _, _}, Host = #host{echoes = Echoes}) when
+echo(#publish{topic = Topic}, Host = #host{echoes = Echoes}) when
     Echoes =/= none
 ->
     {Verdict, NEchoes} = nats_gateway_echoes:publish(Topic, Echoes),
@@ -1047,9 +794,10 @@ following(Max, Max) -> 1;
 following(Id, _) -> Id + 1.
 
 numbered(Packet, none) -> Packet;
-numbered(Packet, _) when element(1, Packet) =:= publish, element(4, Packet) =:= 0 -> Packet;
-numbered(Packet, Id) when element(1, Packet) =:= publish -> setelement(6, Packet, Id);
-numbered(Packet, Id) -> setelement(2, Packet, Id).
+numbered(Packet = #publish{qos = 0}, _) -> Packet;
+numbered(Packet = #publish{}, Id) -> Packet#publish{packet_id = Id};
+numbered(Packet = #subscribe{}, Id) -> Packet#subscribe{packet_id = Id};
+numbered(Packet = #unsubscribe{}, Id) -> Packet#unsubscribe{packet_id = Id}.
 
 transmit([], Host) ->
     Host;
@@ -1143,25 +891,15 @@ handle_info(Message, Host = #host{socket = Socket}) ->
             ignore
     end.
 
-input(Bytes, Host = #host{skip = Skip}) when Skip >= byte_size(Bytes) ->
-    {[], Host#host{skip = Skip - byte_size(Bytes)}};
-input(Bytes, Host = #host{skip = Skip}) when Skip > 0 ->
-    decode(binary:part(Bytes, Skip, byte_size(Bytes) - Skip), [], [], [], Host#host{skip = 0});
-input(Bytes, Host = #host{size = 0}) ->
-    decode(Bytes, [], [], [], Host);
-input(Bytes, Host = #host{fragments = Fragments, size = Size, need = Need}) ->
-    NFragments = [Bytes | Fragments],
-    case Size + byte_size(Bytes) of
-        NSize when NSize < Need ->
-            {[], Host#host{fragments = NFragments, size = NSize}};
-        _ ->
-            Joined = iolist_to_binary(lists:reverse(NFragments)),
-            decode(Joined, [], [], [], Host#host{fragments = [], size = 0})
+input(Bytes, Host = #host{input = Input}) ->
+    case nats_gateway_mqtt_input:feed(Bytes, Input) of
+        {bytes, NBytes, NInput} -> decode(NBytes, [], [], [], Host#host{input = NInput});
+        {more, NInput} -> {[], Host#host{input = NInput}}
     end.
 
 %% Deliveries (of the current run), events and acknowledgements are collected latest first.
-decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}) ->
-    case nats_gateway_mqtt_nif:decode(Bytes, MaxReceived) of
+decode(Bytes, Deliveries, Events, Acks, Host = #host{input = Input}) ->
+    case nats_gateway_mqtt_nif:decode(Bytes, nats_gateway_mqtt_input:max_size(Input)) of
         {ok, Packets, Rest, Need} ->
             case packets(Packets, Deliveries, Events, Acks, arrived(Packets, Host)) of
                 {NDeliveries, NEvents, NAcks, NHost = #host{phase = Phase}} when
@@ -1178,7 +916,7 @@ decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}
                 {NDeliveries, NEvents, NAcks, NHost = #host{phase = open}} when
                     Reason =:= packet_too_large
                 ->
-                    Large = behind(length(Packets), Bytes),
+                    Large = nats_gateway_mqtt_input:behind(length(Packets), Bytes),
                     too_large(Large, run(NDeliveries, NEvents), NAcks, NHost);
                 {NDeliveries, NEvents, NAcks, NHost} ->
                     {NNEvents, Closed} = fault(Reason, run(NDeliveries, NEvents), NHost),
@@ -1189,61 +927,39 @@ decode(Bytes, Deliveries, Events, Acks, Host = #host{max_received = MaxReceived}
 arrived(_, Host = #host{echoes = none}) ->
     Host;
 arrived(Packets, Host = #host{echoes = Echoes}) ->
-    Count = length([publish || Packet <- Packets, is_tuple(Packet), element(1, Packet) =:= publish]),
+    Count = length([publish || #publish{} <- Packets]),
     Host#host{echoes = nats_gateway_echoes:arrived(Count, Echoes)}.
 
-%% The bytes behind so many packets.
-behind(0, Bytes) ->
-    Bytes;
-behind(Count, Bytes) ->
-    {Size, _} = packet_size(Bytes),
-    <<_:Size/binary, Rest/binary>> = Bytes,
-    behind(Count - 1, Rest).
-
-packet_size(<<_, Bytes/binary>>) -> packet_size(Bytes, 0, 1).
-
-packet_size(<<1:1, Digit:7, Bytes/binary>>, Length, Factor) ->
-    packet_size(Bytes, Length + Digit * Factor, Factor * 128);
-packet_size(<<0:1, Digit:7, Bytes/binary>>, Length, Factor) ->
-    Size = Length + Digit * Factor,
-    {1 + length_size(Factor) + Size, Bytes}.
-
-length_size(1) -> 1;
-length_size(Factor) -> 1 + length_size(Factor div 128).
-
-%% A message that no client is sent. It is not kept: what comes of it is thrown away as it comes,
-%% and the broker gets its answer. Its topic must be there first.
-too_large(Bytes, Events, Acks, Host) ->
-    {Size, Body} = packet_size(Bytes),
-    case {Bytes, Body} of
-        {<<3:4, _:4, _/binary>>, <<Length:16, Topic:Length/binary, Id:16, _/binary>>} ->
-            <<_:5, QoS:2, _:1, _/binary>> = Bytes,
+%% A message that no client is sent. The broker gets its answer.
+too_large(Bytes, Events, Acks, Host = #host{input = Input}) ->
+    case nats_gateway_mqtt_input:large(Bytes) of
+        {publish, Topic, Size, Id} ->
             ok = note_too_large(Topic, Size, Host),
-            NAcks = [{puback, Id, 0} || QoS > 0] ++ Acks,
-            skip(Size, Bytes, [{undeliverable, 1} | Events], NAcks, Host);
-        {<<3:4, _:4, _/binary>>, _} ->
+            NEvents = [{undeliverable, 1} | Events],
+            NAcks = [{puback, Id, 0} || Id =/= none] ++ Acks,
+            case nats_gateway_mqtt_input:skip(Size, Bytes, Input) of
+                {bytes, Rest, NInput} ->
+                    decode(Rest, [], NEvents, NAcks, Host#host{input = NInput});
+                {more, NInput} ->
+                    settle([], NEvents, NAcks, Host#host{input = NInput})
+            end;
+        more ->
             settle([], Events, Acks, keep(Bytes, byte_size(Bytes) + 1, Host));
-        _ ->
+        other ->
             {NEvents, Closed} = fault(packet_too_large, Events, Host),
             settle([], NEvents, Acks, Closed)
     end.
 
-skip(Size, Bytes, Events, Acks, Host) ->
-    case Bytes of
-        <<_:Size/binary, Rest/binary>> -> decode(Rest, [], Events, Acks, Host);
-        _ -> settle([], Events, Acks, Host#host{skip = Size - byte_size(Bytes)})
-    end.
-
-note_too_large(Topic, Size, #host{upstream = Upstream, max_received = Max}) ->
+note_too_large(Topic, Size, #host{upstream = Upstream, input = Input}) ->
     nats_gateway_upstream:note(too_large, #{
         msg => message_larger_than_max_packet_size,
         topic => label(Topic),
         size => Size,
-        max_packet_size => Max
+        max_packet_size => nats_gateway_mqtt_input:max_size(Input)
     }, Upstream).
 
-keep(<<>>, _, Host) -> Host;
-keep(Rest, Need, Host) -> Host#host{fragments = [Rest], size = byte_size(Rest), need = Need}.
+keep(Rest, Need, Host = #host{input = Input}) ->
+    Host#host{input = nats_gateway_mqtt_input:keep(Rest, Need, Input)}.
 
 run([], Events) -> Events;
 run(Deliveries, Events) -> [{deliver, lists:reverse(Deliveries)} | Events].
@@ -1252,10 +968,10 @@ packets([], Deliveries, Events, Acks, Host) ->
     {Deliveries, Events, Acks, Host};
 packets([Packet | Packets], Deliveries, Events, Acks, Host = #host{phase = open}) ->
     case Packet of
-        {publish, _, _, 0, _, _, _, _, _, _, _} ->
+        #publish{qos = 0} ->
             {NDeliveries, NHost} = deliver(Packet, Deliveries, Host),
             packets(Packets, NDeliveries, Events, Acks, NHost);
-        {publish, _, _, 1, _, Id, _, _, _, _, _} ->
+        #publish{qos = 1, packet_id = Id} ->
             {NDeliveries, NHost} = deliver(Packet, Deliveries, Host),
             packets(Packets, NDeliveries, Events, [{puback, Id, 0} | Acks], NHost);
         {puback, Id, Reason} ->
@@ -1350,7 +1066,7 @@ probed(Host = #host{probe = Probe, session = Session, keepalive = KeepAlive}) ->
         phase = open, probe = undefined, next_packet_id = 5, next_id = 4
     })),
     Drops = [
-        {{unsubscribe, undefined, [Filter]}, resubscribe}
+        {#unsubscribe{filters = [Filter]}, resubscribe}
      || Filter <- nats_gateway_probe:filters(Probe)
     ],
     {[{connected, Session}], dispatch(Drops, Open)}.
@@ -1403,9 +1119,8 @@ connected(Properties, Host = #host{keepalive = KeepAlive, session = Session}) ->
 %% Deliveries
 
 deliver(Packet, Deliveries, Host = #host{ids = Ids, quirks = Quirks}) ->
-    {publish, Topic, Payload, _, _, _, ResponseTopic, Correlation, ContentType, Properties,
-        Identifiers} = Packet,
-    {Reply, Headers} = message(ResponseTopic, Correlation, ContentType, Properties, Host),
+    #publish{topic = Topic, payload = Payload, subscription_ids = Identifiers} = Packet,
+    {Reply, Headers} = nats_gateway_mqtt_mapping:message(Packet, Host#host.secret),
     case Identifiers of
         [Id] when Quirks =:= [] ->
             case Ids of
@@ -1456,70 +1171,6 @@ matching(Topic, #host{keys = Keys}) ->
         fun({Share, _}) -> Share =:= undefined end,
         [Key || Key = {_, Filter} <- maps:keys(Keys), nats_gateway_nif:topic_matches(Filter, Topic)]
     ).
-
-message(ResponseTopic, Correlation, ContentType, [], _) ->
-    {reply(ResponseTopic, Correlation), properties([], ContentType)};
-message(ResponseTopic, Correlation, ContentType, Properties, Host) ->
-    case reserved(Properties) of
-        {undefined, [], Pairs} ->
-            {reply(ResponseTopic, Correlation), properties(Pairs, ContentType)};
-        {Subject, Blocks, Pairs} ->
-            Reply =
-                case Subject of
-                    undefined -> reply(ResponseTopic, Correlation);
-                    _ -> {subject, Subject}
-                end,
-            case header_block(Blocks, Host) of
-                undefined -> {Reply, properties(Pairs, ContentType)};
-                Block -> {Reply, Block}
-            end
-    end.
-
-reply(undefined, _) -> undefined;
-reply(ResponseTopic, Correlation) -> {topic, ResponseTopic, Correlation}.
-
-properties([], undefined) -> undefined;
-properties(Pairs, ContentType) -> {properties, Pairs, ContentType}.
-
-reserved([]) ->
-    {undefined, [], []};
-reserved([{?REPLY_TO, Value} | Properties]) ->
-    {Subject, Blocks, Pairs} = reserved(Properties),
-    %% Any MQTT client may have written it, and it goes into a control line.
-    case Value =/= <<>> andalso binary:match(Value, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) of
-        nomatch -> {Value, Blocks, Pairs};
-        _ -> {Subject, Blocks, Pairs}
-    end;
-reserved([{?HEADER_BLOCK, Value} | Properties]) ->
-    {Subject, Blocks, Pairs} = reserved(Properties),
-    {Subject, [Value | Blocks], Pairs};
-reserved([Pair | Properties]) ->
-    {Subject, Blocks, Pairs} = reserved(Properties),
-    {Subject, Blocks, [Pair | Pairs]}.
-
-%% A block of our own goes to NATS clients as it is. Another, which a second gateway or any MQTT
-%% client may have written, must be one: else async-nats drops its connection, and again when the
-%% message comes again (docs/protocol.md section 6).
-header_block([], _) ->
-    undefined;
-header_block(Parts, Host) ->
-    case iolist_to_binary(Parts) of
-        <<Code:?CODE_SIZE/binary, Quoted/binary>> ->
-            Block = nats_gateway_mqtt_nif:unquote(Quoted),
-            case Code =:= base64:encode(code(Block, Host)) orelse is_header_block(Block) of
-                true -> Block;
-                false -> undefined
-            end;
-        _ ->
-            undefined
-    end.
-
-is_header_block(Block) when byte_size(Block) > ?MAX_FOREIGN_BLOCK -> false;
-is_header_block(Block) ->
-    %% Besides the headers there are the first line and the empty one.
-    length(binary:matches(Block, <<"\r\n">>)) =< ?MAX_FOREIGN_HEADERS + 2 andalso
-        is_binary(unicode:characters_to_binary(Block)) andalso
-        re:run(Block, ?HEADER_BLOCK_FORM, [{capture, none}, dollar_endonly]) =:= match.
 
 %% -------------------------------------------------------------------------------------------
 %% Answers
@@ -1748,14 +1399,12 @@ close(Host = #host{socket = Socket, upstream = Upstream}) ->
     ok = nats_gateway_upstream:lost(Upstream),
     abort(Socket, closed(Host)).
 
-closed(Host) ->
+closed(Host = #host{input = Input}) ->
     Host#host{
         phase = closed,
         socket = undefined,
         timer = undefined,
-        fragments = [],
-        size = 0,
-        skip = 0,
+        input = nats_gateway_mqtt_input:new(nats_gateway_mqtt_input:max_size(Input)),
         requests = #{},
         queue = queue:new(),
         looking = false,

@@ -25,37 +25,29 @@
     toml/1
 ]).
 
--export_type([packet/0, received/0, publish/0, properties/0, decode_error/0, toml/0]).
+-include("nats_gateway_mqtt.hrl").
+
+-export_type([qos/0, packet_id/0, packet/0, received/0, properties/0, decode_error/0, toml/0]).
 
 -type qos() :: 0..2.
 -type packet_id() :: 1..65535.
 
-%% {publish, Topic, Payload, QoS, Retain, PacketId, ResponseTopic, CorrelationData, ContentType,
-%% UserProperties, SubscriptionIds}. PacketId is `undefined' exactly when QoS is 0. A client
-%% sends no subscription identifiers.
--type publish() ::
-    {publish, binary(), binary(), qos(), Retain :: boolean(), undefined | packet_id(),
-        undefined | binary(), undefined | binary(), undefined | binary(), [{binary(), binary()}],
-        [pos_integer()]}.
-
 %% What a client sends. A session is always a new one, and a password wants a username (the empty
 %% one will do).
 -type packet() ::
-    publish()
+    #publish{}
     | {puback, packet_id(), Reason :: byte()}
     | {connect, ClientId :: binary(), Username :: undefined | binary(),
         Password :: undefined | binary(), KeepAlive :: 0..65535,
         ReceiveMaximum :: undefined | 1..65535, MaximumPacketSize :: undefined | pos_integer()}
-    | {subscribe, packet_id(), SubscriptionId :: undefined | pos_integer(), [
-        {Filter :: binary(), qos(), NoLocal :: boolean(), RetainHandling :: 0..2}
-    ]}
-    | {unsubscribe, packet_id(), Filters :: [binary()]}
+    | #subscribe{}
+    | #unsubscribe{}
     | pingreq
     | {disconnect, Reason :: byte()}.
 
 %% What a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
 -type received() ::
-    publish()
+    #publish{}
     | {puback, packet_id(), Reason :: byte()}
     | {connack, SessionPresent :: boolean(), Reason :: byte(), properties()}
     | {suback, packet_id(), [Reason :: byte()]}

@@ -11,6 +11,8 @@
 -export([filters/1]).
 -export([quirks/1]).
 
+-include("nats_gateway_mqtt.hrl").
+
 -export_type([probe/0, quirk/0]).
 
 %% `puback_lies': PUBACK says that there are no subscribers where there is one, so it is no reason
@@ -67,7 +69,11 @@ start(Mountpoint, Available) ->
     QoS = min(1, maps:get(maximum_qos, Available)),
     Announced = maps:get(subscription_identifier_available, Available),
     Subscribes = [
-        {subscribe, Id, identifier(Announced, Id), [{Filter, 0, false, 2}]}
+        #subscribe{
+            packet_id = Id,
+            subscription_id = identifier(Announced, Id),
+            filters = [{Filter, 0, false, 2}]
+        }
      || {Id, Filter} <- lists:sort(maps:to_list(Filters))
     ],
     PacketId =
@@ -75,8 +81,7 @@ start(Mountpoint, Available) ->
             0 -> undefined;
             1 -> ?PUBLISH
         end,
-    Publish =
-        {publish, Topic, <<>>, QoS, false, PacketId, undefined, undefined, undefined, [], []},
+    Publish = #publish{topic = Topic, qos = QoS, packet_id = PacketId},
     Puback =
         case QoS of
             0 -> none;
@@ -95,7 +100,7 @@ packet({puback, ?PUBLISH, Reason}, Probe) ->
     progress(Probe#probe{puback = Reason});
 packet(pingresp, Probe) ->
     progress(Probe#probe{ponged = true});
-packet({publish, Topic, _, _, _, _, _, _, _, _, Ids}, Probe = #probe{topic = Topic}) ->
+packet(#publish{topic = Topic, subscription_ids = Ids}, Probe = #probe{topic = Topic}) ->
     #probe{copies = Copies, ponged = Ponged} = Probe,
     progress(Probe#probe{copies = [Ids | Copies], overtaken = Ponged});
 packet(_, Probe) ->

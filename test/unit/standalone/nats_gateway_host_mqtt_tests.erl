@@ -3,6 +3,7 @@
 -module(nats_gateway_host_mqtt_tests).
 
 -include("nats_gateway.hrl").
+-include("nats_gateway_mqtt.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 %% for other tests
@@ -10,27 +11,6 @@
 
 -define(HOST, nats_gateway_host_mqtt).
 -define(WAIT, 5000).
-
-%% -------------------------------------------------------------------------------------------
-%% Templates
-
-render_test_() ->
-    Render = fun(Template) ->
-        ?HOST:render(Template, #{
-            <<"Packet.user">> => <<"joe">>, <<"generated">> => <<"nats-1">>, <<"x">> => <<"${x}">>
-        })
-    end,
-    [
-        ?_assertEqual(<<>>, Render(<<>>)),
-        ?_assertEqual(<<"plain">>, Render(<<"plain">>)),
-        ?_assertEqual(<<"joe">>, Render(<<"${Packet.user}">>)),
-        ?_assertEqual(<<"a-joe/nats-1.">>, Render(<<"a-${Packet.user}/${generated}.">>)),
-        ?_assertEqual(<<"[]">>, Render(<<"[${Packet.nkey}]">>)),
-        ?_assertEqual(<<"a${Packet.user">>, Render(<<"a${Packet.user">>)),
-        %% what a client sends is no template
-        ?_assertEqual(<<"${x}">>, Render(<<"${x}">>)),
-        ?_assertEqual(<<"$joe}">>, Render(<<"$${Packet.user}}">>))
-    ].
 
 %% -------------------------------------------------------------------------------------------
 %% With Mosquitto
@@ -632,8 +612,7 @@ retained(Port) ->
         %% a NATS client can't publish a retained message
         Socket = socket(Host),
         Packet =
-            {publish, <<"rt">>, <<"old">>, 0, true, undefined, undefined, undefined, undefined,
-                [], []},
+            #publish{topic = <<"rt">>, payload = <<"old">>, retain = true},
         {gen_tcp:send(Socket, nats_gateway_mqtt_nif:encode([Packet])), Host}
     end),
     ok = subscribe(Seeder, {undefined, <<"x">>}),

@@ -1,6 +1,7 @@
 %% The MQTT 5 codec, percent coding and TOML.
 -module(nats_gateway_mqtt_nif_tests).
 
+-include("nats_gateway_mqtt.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_mqtt_nif, [
@@ -10,11 +11,21 @@
 -define(MAX, 268435460).
 
 publish(Topic, Payload) ->
-    {publish, Topic, Payload, 0, false, undefined, undefined, undefined, undefined, [], []}.
+    #publish{topic = Topic, payload = Payload}.
 
 rich(Payload) ->
-    {publish, <<"t/é"/utf8>>, Payload, 1, true, 65535, <<"r/t">>, <<0, 255>>, <<"text/plain">>,
-        [{<<"A">>, <<"1">>}, {<<"a">>, <<>>}, {<<>>, <<"2">>}, {<<"A">>, <<"1">>}], []}.
+    #publish{
+        topic = <<"t/é"/utf8>>,
+        payload = Payload,
+        qos = 1,
+        retain = true,
+        packet_id = 65535,
+        response_topic = <<"r/t">>,
+        correlation_data = <<0, 255>>,
+        content_type = <<"text/plain">>,
+        user_properties = [{<<"A">>, <<"1">>}, {<<"a">>, <<>>}, {<<>>, <<"2">>}, {<<"A">>, <<"1">>}],
+        subscription_ids = []
+    }.
 
 bytes(Packets) -> iolist_to_binary(encode(Packets)).
 
@@ -31,8 +42,18 @@ encode_test_() ->
         {publish(<<"a/b">>, <<"xyz">>), <<16#30, 9, 0, 3, "a/b", 0, "xyz">>},
         {publish(<<"a">>, <<>>), <<16#30, 4, 0, 1, "a", 0>>},
         {
-            {publish, <<"a">>, <<"x">>, 1, true, 7, <<"r">>, <<"c">>, <<"t">>,
-                [{<<"k">>, <<"v">>}], []},
+            #publish{
+                topic = <<"a">>,
+                payload = <<"x">>,
+                qos = 1,
+                retain = true,
+                packet_id = 7,
+                response_topic = <<"r">>,
+                correlation_data = <<"c">>,
+                content_type = <<"t">>,
+                user_properties = [{<<"k">>, <<"v">>}],
+                subscription_ids = []
+            },
             <<16#33, 26, 0, 1, "a", 0, 7, 19, 8, 0, 1, "r", 9, 0, 1, "c", 3, 0, 1, "t", 38, 0, 1,
                 "k", 0, 1, "v", "x">>
         },
@@ -50,14 +71,18 @@ encode_test_() ->
             <<16#10, 22, 0, 4, "MQTT", 5, 16#C2, 0, 0, 0, 0, 0, 0, 0, 0, 5, "token">>
         },
         {
-            {subscribe, 1, 300, [{<<"a/+">>, 1, true, 2}, {<<"#">>, 0, false, 0}]},
+            #subscribe{
+                packet_id = 1,
+                subscription_id = 300,
+                filters = [{<<"a/+">>, 1, true, 2}, {<<"#">>, 0, false, 0}]
+            },
             <<16#82, 16, 0, 1, 3, 11, 16#AC, 2, 0, 3, "a/+", 2#100101, 0, 1, "#", 0>>
         },
         {
-            {subscribe, 1, undefined, [{<<"$share/g/a">>, 0, false, 1}]},
+            #subscribe{packet_id = 1, subscription_id = undefined, filters = [{<<"$share/g/a">>, 0, false, 1}]},
             <<16#82, 16, 0, 1, 0, 0, 10, "$share/g/a", 2#010000>>
         },
-        {{unsubscribe, 1, [<<"a">>, <<"b/#">>]}, <<16#A2, 11, 0, 1, 0, 0, 1, "a", 0, 3, "b/#">>}
+        {#unsubscribe{packet_id = 1, filters = [<<"a">>, <<"b/#">>]}, <<16#A2, 11, 0, 1, 0, 0, 1, "a", 0, 3, "b/#">>}
     ],
     [?_assertEqual(Bytes, bytes([Packet])) || {Packet, Bytes} <- Cases] ++
         [?_assertEqual(<<<<B/binary>> || {_, B} <- Cases>>, bytes([P || {P, _} <- Cases]))].
@@ -67,7 +92,7 @@ encode_nothing_test() -> ?assertEqual(<<>>, bytes([])).
 %% Every width of the remaining length, and both ways to pass a payload.
 encode_lengths_test_() ->
     [
-        ?_assertMatch({ok, [{publish, <<"t">>, Payload, _, _, _, _, _, _, _, _}], <<>>, 2},
+        ?_assertMatch({ok, [#publish{topic = <<"t">>, payload = Payload}], <<>>, 2},
             decode(bytes([publish(<<"t">>, Payload)]), ?MAX))
      || Size <- [0, 1, 122, 123, 124, 4095, 4096, 16378, 16379, 16380, 2097145, 2097147, 3000000],
         Payload <- [binary:copy(<<"x">>, Size)]
@@ -95,16 +120,16 @@ bad_packets_test_() ->
             {puback, 1, 1},
             {puback, 1, 256},
             {disconnect, 1},
-            {unsubscribe, 1, []},
-            {unsubscribe, 1, <<"a">>},
-            {unsubscribe, 1, [<<"$share/a">>]},
-            {subscribe, 1, 1, []},
-            {subscribe, 0, 1, [{<<"a">>, 0, false, 0}]},
-            {subscribe, 1, 0, [{<<"a">>, 0, false, 0}]},
-            {subscribe, 1, 268435456, [{<<"a">>, 0, false, 0}]},
-            {subscribe, 1, 1, [{<<"a">>, 3, false, 0}]},
-            {subscribe, 1, 1, [{<<"a">>, 0, false, 3}]},
-            {subscribe, 1, 1, [{<<"a">>, 0, 1, 0}]},
+            #unsubscribe{packet_id = 1, filters = []},
+            #unsubscribe{packet_id = 1, filters = <<"a">>},
+            #unsubscribe{packet_id = 1, filters = [<<"$share/a">>]},
+            #subscribe{packet_id = 1, subscription_id = 1, filters = []},
+            #subscribe{packet_id = 0, subscription_id = 1, filters = [{<<"a">>, 0, false, 0}]},
+            #subscribe{packet_id = 1, subscription_id = 0, filters = [{<<"a">>, 0, false, 0}]},
+            #subscribe{packet_id = 1, subscription_id = 268435456, filters = [{<<"a">>, 0, false, 0}]},
+            #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 3, false, 0}]},
+            #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 3}]},
+            #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, 1, 0}]},
             {connect, <<"id">>, undefined, <<"password alone">>, 0, undefined, undefined},
             {connect, <<"id">>, undefined, undefined, 65536, undefined, undefined},
             {connect, <<"id">>, undefined, undefined, 0, 0, undefined},
@@ -274,7 +299,7 @@ unexpected_test_() ->
      || Bytes <- [
             bytes([pingreq]),
             bytes([{connect, <<>>, undefined, undefined, 0, undefined, undefined}]),
-            bytes([{subscribe, 1, 1, [{<<"a">>, 0, false, 0}]}]),
+            bytes([#subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 0}]}]),
             <<16#50, 2, 0, 1>>,
             <<16#62, 2, 0, 1>>,
             <<16#70, 2, 0, 1>>,

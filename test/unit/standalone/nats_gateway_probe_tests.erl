@@ -1,5 +1,6 @@
 -module(nats_gateway_probe_tests).
 
+-include("nats_gateway_mqtt.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
 -define(PROBE, nats_gateway_probe).
@@ -16,10 +17,10 @@ available() ->
 packets_test() ->
     {Packets, Probe} = ?PROBE:start(<<"m/">>, available()),
     [
-        {subscribe, 1, 1, [{Topic, 0, false, 2}]},
-        {subscribe, 2, 2, [{Wildcard, 0, false, 2}]},
-        {subscribe, 3, 3, [{Shared, 0, false, 2}]},
-        {publish, Topic, <<>>, 1, false, 4, undefined, undefined, undefined, [], []},
+        #subscribe{packet_id = 1, subscription_id = 1, filters = [{Topic, 0, false, 2}]},
+        #subscribe{packet_id = 2, subscription_id = 2, filters = [{Wildcard, 0, false, 2}]},
+        #subscribe{packet_id = 3, subscription_id = 3, filters = [{Shared, 0, false, 2}]},
+        #publish{topic = Topic, payload = <<>>, qos = 1, packet_id = 4},
         pingreq
     ] = Packets,
     ?assertMatch(<<"m/nats_gateway/probe/", _:16/binary>>, Topic),
@@ -38,8 +39,18 @@ unavailable_test() ->
     }),
     ?assertMatch(
         [
-            {subscribe, 1, undefined, [_]},
-            {publish, _, <<>>, 0, false, undefined, undefined, undefined, undefined, [], []},
+            #subscribe{packet_id = 1, subscription_id = undefined, filters = [_]},
+            #publish{
+                payload = <<>>,
+                qos = 0,
+                retain = false,
+                packet_id = undefined,
+                response_topic = undefined,
+                correlation_data = undefined,
+                content_type = undefined,
+                user_properties = [],
+                subscription_ids = []
+            },
             pingreq
         ],
         Packets
@@ -59,7 +70,7 @@ orders([]) -> [[]];
 orders(List) -> [[Head | Tail] || Head <- List, Tail <- orders(List -- [Head])].
 
 run(Order) ->
-    {[{subscribe, _, _, [{Topic, _, _, _}]} | _], Probe} = ?PROBE:start(<<>>, available()),
+    {[#subscribe{filters = [{Topic, _, _, _}]} | _], Probe} = ?PROBE:start(<<>>, available()),
     Packets = lists:append([packets(Kind, Topic) || Kind <- Order]),
     {Last, Done} = lists:foldl(
         fun(Packet, {State, Acc}) ->
@@ -77,7 +88,7 @@ packets(ping, _) -> [pingresp];
 packets(copies, Topic) -> [copy(Topic, [Id]) || Id <- [1, 2, 3]].
 
 copy(Topic, Ids) ->
-    {publish, Topic, <<>>, 0, false, undefined, undefined, undefined, undefined, [], Ids}.
+    #publish{topic = Topic, payload = <<>>, subscription_ids = Ids}.
 
 %% What a broker answers, and what is made of it.
 quirks_test_() ->
@@ -107,7 +118,7 @@ quirks_test_() ->
     ].
 
 outcome(Subacks, Puback, Copies) ->
-    {[{subscribe, _, _, [{Topic, _, _, _}]} | _], Probe} = ?PROBE:start(<<>>, available()),
+    {[#subscribe{filters = [{Topic, _, _, _}]} | _], Probe} = ?PROBE:start(<<>>, available()),
     Packets =
         [{suback, Id, [Reason]} || {Id, Reason} <- lists:zip([1, 2, 3], Subacks)] ++
             [copy(Topic, Ids) || Ids <- Copies] ++ [{puback, 4, Puback}, pingresp],

@@ -1,0 +1,29 @@
+%% MQTT 5 packets as `nats_gateway_mqtt_nif' makes and takes them.
+
+%% PacketId is `undefined' exactly when QoS is 0. A client sends no subscription identifiers.
+-record(publish, {
+    topic :: binary(),
+    payload = <<>> :: binary(),
+    qos = 0 :: nats_gateway_mqtt_nif:qos(),
+    retain = false :: boolean(),
+    packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
+    response_topic :: undefined | binary(),
+    correlation_data :: undefined | binary(),
+    content_type :: undefined | binary(),
+    user_properties = [] :: [{binary(), binary()}],
+    subscription_ids = [] :: [pos_integer()]
+}).
+
+%% One filter in each packet.
+-record(subscribe, {
+    packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
+    subscription_id :: undefined | pos_integer(),
+    filters :: [
+        {Filter :: binary(), nats_gateway_mqtt_nif:qos(), NoLocal :: boolean(), RetainHandling :: 0..2}
+    ]
+}).
+
+-record(unsubscribe, {
+    packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
+    filters :: [binary()]
+}).

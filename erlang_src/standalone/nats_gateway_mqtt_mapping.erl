@@ -1,0 +1,270 @@
+%% A NATS message as a PUBLISH packet of MQTT 5, and back.
+%%
+%% The reserved user property `Nats-Reply-To' is a reply subject that no topic stands for, and
+%% `Nats-Header-Block' a code and the percent-encoded header block where user properties don't say all of
+%% it. It is repeated where one string can't hold the block. The secret of this gateway makes the code,
+%% by which it knows that it has written the block itself.
+-module(nats_gateway_mqtt_mapping).
+
+-export([is_unroutable/2]).
+-export([name/1]).
+-export([publish/4]).
+-export([fits/3]).
+-export([message/2]).
+
+-export_type([strings/0]).
+
+-include("nats_gateway.hrl").
+-include("nats_gateway_mqtt.hrl").
+
+%% The codec looks at all strings once, and refuses the packets if there is one that MQTT does not
+%% allow. Only then each is looked at here.
+-type strings() :: trust | check.
+
+-define(REPLY_TO, <<"Nats-Reply-To">>).
+-define(HEADER_BLOCK, <<"Nats-Header-Block">>).
+%% Base64 of 15 bytes.
+-define(CODE_SIZE, 20).
+-define(HEADER_BLOCK_FORM, <<
+    "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*+)?)?\\r\\n(?:[!-9;-~]++:[^\\r\\n]*+\\r\\n)*+\\r\\n$"
+>>).
+
+%% As of a block that is built of user properties (headers.rs).
+-define(MAX_FOREIGN_BLOCK, 65536).
+-define(MAX_FOREIGN_HEADERS, 1000).
+
+%% More than a packet has besides its payload and headers.
+-define(REST_OF_PACKET, 262144).
+-define(MAX_STRING, 65535).
+
+%% -------------------------------------------------------------------------------------------
+%% To MQTT
+
+%% Whether no MQTT message can have this topic.
+-spec is_unroutable(nats_gateway_nif:topic(), strings()) -> boolean().
+is_unroutable(invalid, _) -> true;
+is_unroutable(_, trust) -> false;
+is_unroutable({_, Correlation}, check) when byte_size(Correlation) > ?MAX_STRING -> true;
+is_unroutable({Name, _}, check) -> not nats_gateway_mqtt_nif:is_topic(Name);
+is_unroutable(Name, check) -> not nats_gateway_mqtt_nif:is_topic(Name).
+
+%% QoS 1 gets its packet identifier when it is sent.
+-spec publish(#pub{}, 0 | 1, strings(), Secret :: binary()) -> #publish{}.
+publish(Pub, QoS, Strings, Secret) ->
+    #pub{
+        topic = Topic,
+        reply_to = ReplyTo,
+        reply_topic = ReplyTopic,
+        headers = Block,
+        payload = Payload
+    } = Pub,
+    {Name, Correlation, ResponseTopic, Replies} = reply(Topic, ReplyTo, ReplyTopic, Strings),
+    {Properties, ContentType} = headers(Block, Replies, Strings, Secret),
+    #publish{
+        topic = Name,
+        payload = Payload,
+        qos = QoS,
+        response_topic = ResponseTopic,
+        correlation_data = Correlation,
+        content_type = ContentType,
+        user_properties = Properties
+    }.
+
+reply(Topic, undefined, _, _) ->
+    {Name, Correlation} = topic(Topic),
+    {Name, Correlation, undefined, []};
+reply(Topic, ReplyTo, ReplyTopic, Strings) ->
+    {Name, Correlation} = topic(Topic),
+    case ReplyTopic of
+        %% A message has one Correlation Data, and that of an answer comes first.
+        {ResponseTopic, ReplyCorrelation} when Correlation =:= undefined ->
+            case is_response(ResponseTopic, ReplyCorrelation, Strings) of
+                true -> {Name, ReplyCorrelation, ResponseTopic, []};
+                false -> {Name, undefined, undefined, reply_subject(ReplyTo)}
+            end;
+        ResponseTopic when is_binary(ResponseTopic) ->
+            case is_response(ResponseTopic, <<>>, Strings) of
+                true -> {Name, Correlation, ResponseTopic, []};
+                false -> {Name, Correlation, undefined, reply_subject(ReplyTo)}
+            end;
+        _ ->
+            {Name, Correlation, undefined, reply_subject(ReplyTo)}
+    end.
+
+topic({Name, Correlation}) -> {Name, Correlation};
+topic(Name) -> {Name, undefined}.
+
+%% Of a topic that is not invalid.
+-spec name(nats_gateway_nif:topic()) -> binary().
+name({Name, _}) -> Name;
+name(Name) -> Name.
+
+is_response(_, _, trust) ->
+    true;
+is_response(Topic, Correlation, check) ->
+    byte_size(Correlation) =< ?MAX_STRING andalso nats_gateway_mqtt_nif:is_topic(Topic).
+
+%% A subject that is no MQTT string can't be carried at all.
+reply_subject(ReplyTo) ->
+    case nats_gateway_mqtt_nif:is_string(ReplyTo) of
+        true -> [{?REPLY_TO, ReplyTo}];
+        false -> []
+    end.
+
+headers(undefined, Replies, _, _) ->
+    {Replies, undefined};
+headers(Block, Replies, Strings, Secret) ->
+    {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
+    {NPairs, NContentType} =
+        case Strings of
+            trust -> {Pairs, ContentType};
+            check -> {[{string(N), string(Value)} || {N, Value} <- Pairs], string(ContentType)}
+        end,
+    Reserved =
+        lists:keymember(?REPLY_TO, 1, NPairs) orelse lists:keymember(?HEADER_BLOCK, 1, NPairs),
+    if
+        Reserved ->
+            %% The client's own headers of these names would be taken for ours.
+            Others = [Pair || Pair = {Name, _} <- NPairs, not is_reserved(Name)],
+            {Replies ++ block(Block, Secret) ++ Others, NContentType};
+        Exact, NPairs =:= Pairs ->
+            {Replies ++ NPairs, NContentType};
+        true ->
+            {Replies ++ block(Block, Secret) ++ NPairs, NContentType}
+    end.
+
+%% Towards MQTT clients what is no string becomes one; the block has it as it was.
+string(undefined) ->
+    undefined;
+string(Text) ->
+    case nats_gateway_mqtt_nif:is_string(Text) of
+        true -> Text;
+        false -> cut(nats_gateway_mqtt_nif:quote(Text))
+    end.
+
+cut(<<Text:?MAX_STRING/binary, _/binary>>) -> Text;
+cut(Text) -> Text.
+
+%% With a code by which this gateway knows that it has written the block itself.
+block(Block, Secret) ->
+    Code = base64:encode(code(Block, Secret)),
+    block_pairs(<<Code:?CODE_SIZE/binary, (nats_gateway_mqtt_nif:quote(Block))/binary>>).
+
+code(Block, Secret) -> crypto:macN(hmac, sha256, Secret, Block, 15).
+
+block_pairs(<<Part:?MAX_STRING/binary, Rest/binary>>) when Rest =/= <<>> ->
+    [{?HEADER_BLOCK, Part} | block_pairs(Rest)];
+block_pairs(Part) ->
+    [{?HEADER_BLOCK, Part}].
+
+is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
+
+%% Whether the packet is no larger than that. A header block takes up to four times its size: each byte
+%% may be percent-encoded, and stands in the block and in a property of its own.
+-spec fits(#publish{}, Block :: undefined | binary(), Max :: pos_integer()) -> boolean().
+fits(#publish{payload = Payload}, Block, Max) when
+    Block =:= undefined, byte_size(Payload) + ?REST_OF_PACKET =< Max
+->
+    true;
+fits(#publish{payload = Payload}, Block, Max) when
+    byte_size(Payload) + 4 * byte_size(Block) + ?REST_OF_PACKET =< Max
+->
+    true;
+fits(Packet, _, Max) ->
+    #publish{
+        topic = Name,
+        payload = Payload,
+        response_topic = ResponseTopic,
+        correlation_data = Correlation,
+        content_type = ContentType,
+        user_properties = Properties
+    } = Packet,
+    Texts = [Name, Payload, ResponseTopic, Correlation, ContentType],
+    Bytes = lists:sum([byte_size(Text) || Text <- Texts, Text =/= undefined]),
+    %% Lengths and identifiers: 5 of a user property, fewer than 64 in all else.
+    Pairs = lists:sum([5 + byte_size(Key) + byte_size(Value) || {Key, Value} <- Properties]),
+    Bytes + Pairs + 64 =< Max orelse
+        (Bytes + Pairs =< Max andalso
+            iolist_size(nats_gateway_mqtt_nif:encode([numbered(Packet)])) =< Max).
+
+numbered(Packet = #publish{qos = 0}) -> Packet;
+numbered(Packet) -> Packet#publish{packet_id = 1}.
+
+%% -------------------------------------------------------------------------------------------
+%% From MQTT
+
+%% The reply and headers of what a NATS client is sent.
+-spec message(#publish{}, Secret :: binary()) ->
+    {nats_gateway_nif:reply(), nats_gateway_nif:headers()}.
+message(Packet = #publish{user_properties = []}, _) ->
+    #publish{
+        response_topic = ResponseTopic, correlation_data = Correlation, content_type = ContentType
+    } = Packet,
+    {reply(ResponseTopic, Correlation), properties([], ContentType)};
+message(Packet, Secret) ->
+    #publish{
+        response_topic = ResponseTopic,
+        correlation_data = Correlation,
+        content_type = ContentType,
+        user_properties = Properties
+    } = Packet,
+    case reserved(Properties) of
+        {undefined, [], Pairs} ->
+            {reply(ResponseTopic, Correlation), properties(Pairs, ContentType)};
+        {Subject, Blocks, Pairs} ->
+            Reply =
+                case Subject of
+                    undefined -> reply(ResponseTopic, Correlation);
+                    _ -> {subject, Subject}
+                end,
+            case header_block(Blocks, Secret) of
+                undefined -> {Reply, properties(Pairs, ContentType)};
+                Block -> {Reply, Block}
+            end
+    end.
+
+reply(undefined, _) -> undefined;
+reply(ResponseTopic, Correlation) -> {topic, ResponseTopic, Correlation}.
+
+properties([], undefined) -> undefined;
+properties(Pairs, ContentType) -> {properties, Pairs, ContentType}.
+
+reserved([]) ->
+    {undefined, [], []};
+reserved([{?REPLY_TO, Value} | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    %% Any MQTT client may have written it, and it goes into a control line.
+    case Value =/= <<>> andalso binary:match(Value, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) of
+        nomatch -> {Value, Blocks, Pairs};
+        _ -> {Subject, Blocks, Pairs}
+    end;
+reserved([{?HEADER_BLOCK, Value} | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    {Subject, [Value | Blocks], Pairs};
+reserved([Pair | Properties]) ->
+    {Subject, Blocks, Pairs} = reserved(Properties),
+    {Subject, Blocks, [Pair | Pairs]}.
+
+%% A block of our own goes to NATS clients as it is. Another, which a second gateway or any MQTT
+%% client may have written, must be one: else async-nats drops its connection, and again when the
+%% message comes again (docs/protocol.md section 6).
+header_block([], _) ->
+    undefined;
+header_block(Parts, Secret) ->
+    case iolist_to_binary(Parts) of
+        <<Code:?CODE_SIZE/binary, Quoted/binary>> ->
+            Block = nats_gateway_mqtt_nif:unquote(Quoted),
+            case Code =:= base64:encode(code(Block, Secret)) orelse is_header_block(Block) of
+                true -> Block;
+                false -> undefined
+            end;
+        _ ->
+            undefined
+    end.
+
+is_header_block(Block) when byte_size(Block) > ?MAX_FOREIGN_BLOCK -> false;
+is_header_block(Block) ->
+    %% Besides the headers there are the first line and the empty one.
+    length(binary:matches(Block, <<"\r\n">>)) =< ?MAX_FOREIGN_HEADERS + 2 andalso
+        is_binary(unicode:characters_to_binary(Block)) andalso
+        re:run(Block, ?HEADER_BLOCK_FORM, [{capture, none}, dollar_endonly]) =:= match.
