@@ -355,7 +355,7 @@ publish_options(Listener, State) ->
     #{config := Config} =
         Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
     Key = key(reference(Listener)),
-    Known = Options#{config := Config#{emqx => nats_gateway_host_emqx:context(Ctx)}},
+    Known = Options#{config := Config#{emqx => nats_gateway_emqx_metrics:context(Ctx)}},
     New =
         case tls(Listener, State) of
             none -> Known;

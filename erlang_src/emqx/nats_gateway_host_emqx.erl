@@ -1,13 +1,12 @@
 %% The host inside an EMQX node: the client's own process is a channel of EMQX's gateway `nats'.
 %%
-%% How NATS is put into EMQX's messages:
 %% - Topics and shared groups come converted from the decoder; each key of the channel is one
 %%   subscription of this process, with one constant subscription id.
-%% - A reply subject is the property Response-Topic, a header block the User-Properties. Where
-%%   properties cannot say all of it the block itself travels in a header of EMQX's message, which
-%%   other nodes of the cluster get too, and MQTT clients don't see.
 %% - Both copies of a message for a plain and a shared subscription look the same, but for a header
 %%   that names the group of the latter.
+%%
+%% nats_gateway_emqx_client says who the client is for EMQX, nats_gateway_emqx_message how messages look,
+%% nats_gateway_emqx_authz what the client may do, nats_gateway_emqx_metrics what EMQX counts.
 -module(nats_gateway_host_emqx).
 
 -behaviour(nats_gateway_host).
@@ -27,24 +26,15 @@
 -export([undelivered/2]).
 -export([disconnect/2]).
 
--export([context/1]).
 %% For tests
--export([clientinfo/2]).
--export([render/2]).
--export([properties/5]).
--export([reply/1]).
--export([headers/1]).
 -export([is_unclaimed/1]).
 
 -include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 -ignore_xref([
-    {esockd_peercert, common_name, 1},
-    {esockd_peercert, subject, 1},
     {emqx, get_config, 2},
     {emqx_authz_cache, empty_authz_cache, 0},
-    {emqx_banned, check, 1},
     {emqx_broker, safe_publish, 1},
     {emqx_broker, subscribe, 3},
     {emqx_broker, subscriber_down, 1},
@@ -56,30 +46,13 @@
     {emqx_gateway_cm, open_session, 5},
     {emqx_gateway_cm, register_channel, 4},
     {emqx_gateway_cm, unregister_channel, 2},
-    {emqx_gateway_ctx, authenticate, 2},
-    {emqx_gateway_ctx, authorize, 4},
     {emqx_gateway_ctx, connection_expire_interval, 2},
-    {emqx_gateway_metrics, tabname, 1},
     {emqx_logger, set_metadata_clientid, 1},
     {emqx_logger, set_metadata_peername, 1},
     {emqx_message, from, 1},
     {emqx_message, get_headers, 1},
-    {emqx_message, id, 1},
-    {emqx_message, make, 6},
-    {emqx_message, payload, 1},
-    {emqx_message, topic, 1},
-    {emqx_mountpoint, mount, 2},
-    {emqx_mountpoint, replvar, 2},
-    {emqx_topic, get_shared_real_topic, 1},
-    {emqx_topic, make_shared_record, 2},
-    {emqx_topic, match, 2},
-    {emqx_topic, maybe_format_share, 1},
-    {emqx_topic, parse, 1},
-    {emqx_topic, validate, 2}
+    {emqx_message, id, 1}
 ]).
-
-%% What is the same for all clients: EMQX's gateway context and the table of its metrics.
--type context() :: #{ctx := map(), metrics := atom()}.
 
 -record(subscription, {
     %% what the broker was asked for: a topic filter or its record of a shared one
@@ -88,9 +61,8 @@
     no_local :: boolean()
 }).
 
-
 -record(host, {
-    context :: context(),
+    context :: nats_gateway_emqx_metrics:context(),
     clientinfo :: map(),
     conninfo :: map(),
     clientid :: binary(),
@@ -109,8 +81,7 @@
     early = [] :: [tuple()],
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
-    %% what was authorized, when, and after which drain of EMQX's caches
-    decisions = #{} :: #{decision_key() => {allow | deny, At :: integer(), Drained :: integer()}},
+    authz :: nats_gateway_emqx_authz:authz(),
     %% microseconds that subscriptions and access control have taken since the mailbox was looked at
     spent = 0 :: non_neg_integer(),
     %% what is left of a batch of publishes, the first one's index in it, and what was refused
@@ -133,8 +104,6 @@
 
 -type host() :: #host{}.
 
--type decision_key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
-
 -type publish_options() :: #{confirm := boolean(), no_responders := boolean()}.
 
 %% What is looked up once per batch of publishes, or where it goes on.
@@ -145,25 +114,11 @@
     %% index of its first one, and when the mailbox is to be looked at: microseconds
     first :: pos_integer(),
     until :: integer(),
-    now :: integer(),
-    drained_at :: integer(),
     max_levels :: pos_integer(),
-    cache :: disabled | #{ttl := non_neg_integer(), max_size := pos_integer(), excludes := list()}
+    authz :: nats_gateway_emqx_authz:batch()
 }).
 
 -define(GATEWAY, nats).
-%% The module that EMQX's gateway manager calls.
--define(CONNECTION, nats_gateway_connection).
-
--define(PASSWORD_TEMPLATE, <<"${Packet.pass}">>).
-
--define(FLAGS, #{dup => false, retain => false}).
-
-%% Message headers of our own, and the two of the built-in gateway.
--define(HEADER_BLOCK, nats_gateway_header_block).
--define(REPLY_TO, reply_to).
--define(NATS_HEADERS, nats_headers).
-
 %% Access control and hooks may take any time, and in the mailbox may be the client's end.
 -define(MAX_SPENT_US, 10000).
 
@@ -176,18 +131,16 @@
 %% -------------------------------------------------------------------------------------------
 %% Login
 
--spec context(Ctx :: map()) -> context().
-context(Ctx) -> #{ctx => Ctx, metrics => emqx_gateway_metrics:tabname(?GATEWAY)}.
-
 -spec connect(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:session(), host()} | {error, nats_gateway_host:close_reason()}.
 connect(Client = #{config := #{emqx := Context}}) ->
-    Generated = generated(),
-    ClientInfo = #{clientid := ClientId, peername := Peername} = clientinfo(Client, Generated),
-    ConnInfo = conninfo(ClientInfo, Client),
+    Generated = nats_gateway_emqx_client:generated(),
+    ClientInfo = nats_gateway_emqx_client:clientinfo(Client, Generated),
+    #{clientid := ClientId, peername := Peername} = ClientInfo,
+    ConnInfo = nats_gateway_emqx_client:conninfo(ClientInfo, Client),
     ok = emqx_logger:set_metadata_clientid(ClientId),
-    ok = emqx_logger:set_metadata_peername(format(Peername)),
-    case admit(Client, ClientInfo, ConnInfo, Context) of
+    ok = emqx_logger:set_metadata_peername(nats_gateway_emqx_client:format(Peername)),
+    case nats_gateway_emqx_client:admit(Client, ClientInfo, ConnInfo, Context) of
         {ok, Admitted} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
@@ -200,8 +153,9 @@ connect(Client = #{config := #{emqx := Context}}) ->
                     username => maps:get(username, ClientInfo),
                     reason => Reason
                 }),
-            run_hook('client.connack', ConnInfo, [ConnInfo, connack(Reason), #{}], Context),
-            {error, close_reason(Reason)}
+            Connack = nats_gateway_emqx_client:connack(Reason),
+            run_hook('client.connack', ConnInfo, [ConnInfo, Connack, #{}], Context),
+            {error, nats_gateway_emqx_client:close_reason(Reason)}
     end.
 
 identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
@@ -210,45 +164,6 @@ identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mo
         undefined -> Session;
         Ms -> Session#{expires => Ms}
     end.
-
-%% The order of EMQX's own channels.
-admit(Client, ClientInfo, ConnInfo, Context) ->
-    case fold_hook('client.connect', ConnInfo, [ConnInfo], #{}, Context) of
-        {error, Reason} ->
-            {error, Reason};
-        _ ->
-            case emqx_banned:check(ClientInfo) of
-                true -> {error, banned};
-                false -> admitted(authenticate(Client, ClientInfo, Context))
-            end
-    end.
-
-%% As in EMQX, a login of the gateway's own passes by the authenticators and their hooks.
-authenticate(#{login := _}, ClientInfo, _) ->
-    #{mountpoint := Mountpoint} = ClientInfo,
-    {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}};
-authenticate(_, ClientInfo, #{ctx := Ctx}) ->
-    emqx_gateway_ctx:authenticate(Ctx, ClientInfo).
-
-admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
-    %% A name with a wildcard in it must not open the mountpoints of others.
-    case binary:match(Mountpoint, [<<"+">>, <<"#">>]) of
-        nomatch -> {ok, maps:remove(password, ClientInfo)};
-        _ -> {error, wildcard_in_mountpoint}
-    end;
-admitted({ok, ClientInfo}) ->
-    {ok, maps:remove(password, ClientInfo)};
-admitted({error, Reason}) ->
-    {error, Reason}.
-
-%% A refusal that will pass closes in silence, upon which every client tries again.
-close_reason(quota_exceeded) -> {error, quota_exceeded};
-close_reason(server_busy) -> {error, server_busy};
-close_reason(server_unavailable) -> {error, server_unavailable};
-close_reason(_) -> authorization_violation.
-
-connack(Reason) when is_atom(Reason) -> Reason;
-connack(_) -> not_authorized.
 
 %% A generated name is nobody else's: there is no session to be taken from anybody, and no lock
 %% of the cluster to be waited for.
@@ -268,13 +183,15 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
     } = Config,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
+    Mountpoint = nats_gateway_emqx_client:text(maps:get(mountpoint, ClientInfo)),
     Host = #host{
         context = Context,
         clientinfo = ClientInfo,
         conninfo = ConnInfo,
         clientid = ClientId,
-        mountpoint = text(maps:get(mountpoint, ClientInfo)),
-        headers = message_headers(ClientInfo, ConnInfo),
+        mountpoint = Mountpoint,
+        authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint),
+        headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
         retained = Retained,
         auto_subscribe = AutoSubscribe
     },
@@ -286,145 +203,6 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
     },
     ok = emqx_gateway_cm:insert_channel_info(?GATEWAY, ClientId, Info, stats(#{}, Host)),
     Host.
-
-message_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
-    Constant = maps:with([protocol, username, peerhost, peername, client_attrs], ClientInfo),
-    Constant#{proto_ver => ProtoVer, properties => #{}}.
-
--spec clientinfo(nats_gateway_host:client(), Generated :: binary()) -> map().
-clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
-    #{listener := Listener, peername := Peername = {PeerHost, _}, sockname := {_, Port}} = Client,
-    #{enable_authn := EnableAuthn, mountpoint := Mountpoint, clientinfo_override := Override} =
-        Config,
-    Named = certificate_names(maps:get(peercert, Client, nossl)),
-    Known = Named#{
-        zone => default,
-        listener => Listener,
-        protocol => nats,
-        peerhost => PeerHost,
-        peername => Peername,
-        sockport => Port,
-        clientid => Generated,
-        is_bridge => false,
-        is_superuser => false,
-        enable_authn => EnableAuthn,
-        mountpoint => Mountpoint
-    },
-    Names = #{
-        <<"Packet">> => Fields,
-        <<"ClientInfo">> => Known,
-        <<"ConnInfo">> => maps:with([peername, sockname, transport], Client),
-        <<"Login">> => maps:get(login, Client, #{}),
-        <<"generated">> => Generated
-    },
-    Templates = maps:merge(
-        #{username => <<"${Packet.user}">>, password => ?PASSWORD_TEMPLATE}, Override
-    ),
-    Rendered = maps:filtermap(
-        fun(_, Template) ->
-            case render(Template, Names) of
-                <<>> -> false;
-                Text -> {true, Text}
-            end
-        end,
-        Templates
-    ),
-    identified(
-        Client,
-        maps:merge(Known#{username => undefined, password => token(Fields, Templates)}, Rendered)
-    ).
-
-%% The name of EMQX's built-in gateway for such a client. Mountpoints and rules can use the others
-%% as `${client_attrs.nats_account}' and so on.
-identified(#{login := Login = #{method := Method, username := Username}}, ClientInfo) ->
-    Attributes = maps:fold(
-        fun(Name, Value, Acc) -> Acc#{<<"nats_", (atom_to_binary(Name))/binary>> => Value} end,
-        #{},
-        maps:with([nkey, name, account, account_name], Login)
-    ),
-    maps:merge(ClientInfo, #{
-        username => Username,
-        password => undefined,
-        auth_method => Method,
-        auth_expire_at => expires_at(maps:get(expires, Login)),
-        client_attrs => Attributes
-    });
-identified(_, ClientInfo) ->
-    ClientInfo.
-
-expires_at(infinity) -> undefined;
-expires_at({Ms, _}) -> erlang:system_time(millisecond) + Ms.
-
-%% For ${cert_subject} and ${cert_common_name} of EMQX's templates.
-certificate_names(Peercert) when Peercert =:= nossl; Peercert =:= undefined -> #{};
-certificate_names(Peercert) ->
-    #{dn => esockd_peercert:subject(Peercert), cn => esockd_peercert:common_name(Peercert)}.
-
-%% A token alone is given as a password, which is where EMQX looks for a JWT.
-token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
-token(_, _) -> undefined.
-
-%% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
--spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
-render(Template, Names) ->
-    nats_gateway_template:render(Template, fun(Path) ->
-        text(find(binary:split(Path, <<".">>, [global]), Names))
-    end).
-
-find([], Value) ->
-    Value;
-find([Name | Path], Values) when is_map(Values) ->
-    case [Value || {Key, Value} <- maps:to_list(Values), text(Key) =:= Name] of
-        [Value] -> find(Path, Value);
-        _ -> undefined
-    end;
-find(_, _) ->
-    undefined.
-
-text(undefined) -> <<>>;
-text(Text) when is_binary(Text) -> Text;
-text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
-text(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
-text({Address, Port}) when is_integer(Port) -> list_to_binary(format({Address, Port}));
-text(Address) when is_tuple(Address) ->
-    case inet:ntoa(Address) of
-        {error, _} -> <<>>;
-        Text -> list_to_binary(Text)
-    end;
-text(_) ->
-    <<>>.
-
-format({Address, Port}) when tuple_size(Address) =:= 8 ->
-    lists:flatten(["[", inet:ntoa(Address), "]:", integer_to_list(Port)]);
-format({Address, Port}) ->
-    lists:flatten([inet:ntoa(Address), ":", integer_to_list(Port)]).
-
-generated() -> <<"nats-", (binary:encode_hex(crypto:strong_rand_bytes(9)))/binary>>.
-
-%% What EMQX's REST API, rule engine and license look for.
-conninfo(#{clientid := ClientId, username := Username}, Client) ->
-    #{config := Config, transport := Transport, peername := Peername, sockname := Sockname} =
-        Client,
-    #{
-        socktype => Transport,
-        peername => Peername,
-        sockname => Sockname,
-        peercert => maps:get(peercert, Client, nossl),
-        conn_mod => ?CONNECTION,
-        proto_name => <<"NATS">>,
-        proto_ver => <<"1">>,
-        clean_start => true,
-        clientid => ClientId,
-        username => Username,
-        keepalive => seconds(maps:get(default_heartbeat_interval, Config)),
-        expiry_interval => 0,
-        receive_maximum => 0,
-        conn_props => #{},
-        connected_at => erlang:system_time(millisecond)
-    }.
-
-seconds(infinity) -> 0;
-seconds(Ms) -> Ms div 1000.
 
 %% -------------------------------------------------------------------------------------------
 %% Publish
@@ -442,10 +220,8 @@ batch(First, Options = #{confirm := Confirm, no_responders := NoResponders}) ->
         no_responders = NoResponders,
         first = First,
         until = erlang:monotonic_time(microsecond) + ?MAX_SPENT_US,
-        now = erlang:system_time(millisecond),
-        drained_at = nats_gateway_emqx_compat:authz_drained_at(),
         max_levels = nats_gateway_emqx_compat:max_topic_levels(),
-        cache = nats_gateway_emqx_compat:authz_cache()
+        authz = nats_gateway_emqx_authz:batch()
     }.
 
 qos(true) -> 1;
@@ -484,24 +260,17 @@ takes_long(_, _, _) -> false.
 publish_one(#pub{topic = invalid, reply_to = ReplyTo}, Batch, Host) ->
     {nobody(ReplyTo, Batch), Host};
 publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, Host) ->
-    {Name, Correlation} = topic(Topic),
+    Name = topic_name(Topic),
     case nats_gateway_host:is_too_deep(Name, MaxLevels) of
         true -> {denied, Host};
-        false -> publish_one(Pub, Name, Correlation, Batch, Host)
+        false -> publish_one(Pub, Name, Batch, Host)
     end.
 
-publish_one(Pub, Name, Correlation, Batch = #batch{qos = QoS}, Host) ->
-    #pub{
-        subject = Subject,
-        reply_to = ReplyTo,
-        reply_topic = ReplyTopic,
-        headers = Block,
-        payload = Payload
-    } = Pub,
+publish_one(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
+    #pub{subject = Subject, reply_to = ReplyTo} = Pub,
     case may_publish(Name, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
-            Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
-            Message = emqx_message:make(ClientId, QoS, Name, Payload, ?FLAGS, Headers),
+            Message = nats_gateway_emqx_message:make(Pub, QoS, {ClientId, Constant}),
             case emqx_broker:safe_publish(Message) of
                 disconnect ->
                     {stop, authorization_violation, NHost};
@@ -540,8 +309,8 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
 is_own(Message, ClientId, #subscription{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.
 
-topic({Name, Correlation}) -> {Name, Correlation};
-topic(Name) -> {Name, undefined}.
+topic_name({Name, _}) -> Name;
+topic_name(Name) -> Name.
 
 nobody(undefined, _) -> ok;
 nobody(_, #batch{no_responders = true}) -> no_responders;
@@ -559,89 +328,16 @@ denied(Reason, Host) ->
         _ -> {denied, Host}
     end.
 
-%% EMQX's cache would be asked with a lookup of its settings for every message.
-may_publish(Topic, Batch, Host = #host{decisions = Decisions}) ->
-    #batch{qos = QoS, cache = Cache, now = Now, drained_at = DrainedAt} = Batch,
-    Key = [Topic | QoS],
-    case {Decisions, Cache} of
-        {#{Key := {Decision, At, DrainedAt}}, #{ttl := Ttl}} when Now - At < Ttl ->
-            {Decision, Host};
-        _ ->
-            Action = #{action_type => publish, qos => QoS, retain => false},
-            {Decision, NHost} = timed(fun() -> {authorize(Action, Topic, Host), Host} end),
-            {Decision, remember(Key, Decision, Batch, NHost)}
+may_publish(Topic, #batch{qos = QoS, authz = Batch}, Host = #host{authz = Authz}) ->
+    case nats_gateway_emqx_authz:known(Topic, QoS, Batch, Authz) of
+        unknown ->
+            timed(fun() ->
+                {Decision, NAuthz} = nats_gateway_emqx_authz:ask(Topic, QoS, Batch, Authz),
+                {Decision, Host#host{authz = NAuthz}}
+            end);
+        Decision ->
+            {Decision, Host}
     end.
-
-remember(_, _, #batch{cache = disabled}, Host) ->
-    Host;
-remember(Key = [Topic | _], Decision, Batch, Host = #host{decisions = Decisions}) ->
-    #batch{cache = Cache, now = Now, drained_at = At} = Batch,
-    #{max_size := MaxSize, excludes := Excludes} = Cache,
-    case lists:any(fun(Filter) -> emqx_topic:match(unmount(Topic, Host), Filter) end, Excludes) of
-        true ->
-            Host;
-        false when map_size(Decisions) >= MaxSize, not is_map_key(Key, Decisions) ->
-            Host#host{decisions = #{Key => {Decision, Now, At}}};
-        false ->
-            Host#host{decisions = Decisions#{Key => {Decision, Now, At}}}
-    end.
-
-%% Rules are written for what the client sees.
-authorize(Action, Topic, Host = #host{context = #{ctx := Ctx}, clientinfo = ClientInfo}) ->
-    emqx_gateway_ctx:authorize(Ctx, ClientInfo, Action, unmount(Topic, Host)).
-
-unmount(Topic, #host{mountpoint = Mountpoint}) ->
-    Size = byte_size(Mountpoint),
-    case Topic of
-        <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
-        _ -> Topic
-    end.
-
-%% The headers of a message: `Constant' are those of every message of this client.
--spec properties(
-    Constant :: map(),
-    Correlation :: undefined | binary(),
-    ReplyTo :: undefined | binary(),
-    ReplyTopic :: undefined | binary() | invalid | {binary(), binary()},
-    Block :: undefined | binary()
-) -> map().
-properties(Constant, undefined, undefined, _, undefined) ->
-    Constant;
-properties(Constant, Correlation, ReplyTo, ReplyTopic, Block) ->
-    {Replies, Headers} = reply_properties(Correlation, ReplyTo, ReplyTopic, Constant),
-    case Block of
-        undefined ->
-            Headers#{properties := Replies};
-        _ ->
-            {Pairs, ContentType, Exact} = nats_gateway_nif:header_properties(Block),
-            Properties = with_content_type(ContentType, user_properties(Pairs, Replies)),
-            case Exact of
-                true -> Headers#{properties := Properties};
-                false -> Headers#{properties := Properties, ?HEADER_BLOCK => Block}
-            end
-    end.
-
-%% A message has one Correlation-Data, and that of an answer comes first.
-reply_properties(undefined, undefined, _, Headers) ->
-    {#{}, Headers};
-reply_properties(Correlation, undefined, _, Headers) ->
-    {#{'Correlation-Data' => Correlation}, Headers};
-reply_properties(undefined, _, {ReplyTopic, Correlation}, Headers) ->
-    {#{'Response-Topic' => ReplyTopic, 'Correlation-Data' => Correlation}, Headers};
-reply_properties(undefined, _, ReplyTopic, Headers) when is_binary(ReplyTopic) ->
-    {#{'Response-Topic' => ReplyTopic}, Headers};
-reply_properties(Correlation, _, ReplyTopic, Headers) when is_binary(ReplyTopic) ->
-    {#{'Response-Topic' => ReplyTopic, 'Correlation-Data' => Correlation}, Headers};
-reply_properties(undefined, ReplyTo, _, Headers) ->
-    {#{}, Headers#{?REPLY_TO => ReplyTo}};
-reply_properties(Correlation, ReplyTo, _, Headers) ->
-    {#{'Correlation-Data' => Correlation}, Headers#{?REPLY_TO => ReplyTo}}.
-
-user_properties([], Properties) -> Properties;
-user_properties(Pairs, Properties) -> Properties#{'User-Property' => Pairs}.
-
-with_content_type(undefined, Properties) -> Properties;
-with_content_type(ContentType, Properties) -> Properties#{'Content-Type' => ContentType}.
 
 %% -------------------------------------------------------------------------------------------
 %% Subscribe
@@ -665,7 +361,9 @@ ask(Key, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
 may_subscribe({_, Filter}, QoS, Host) ->
     case nats_gateway_host:is_too_deep(Filter, nats_gateway_emqx_compat:max_topic_levels()) of
         true -> too_many_tokens;
-        false -> authorize(#{action_type => subscribe, qos => QoS}, Filter, Host)
+        false ->
+            Action = #{action_type => subscribe, qos => QoS},
+            nats_gateway_emqx_authz:authorize(Action, Filter, Host#host.authz)
     end.
 
 %% Under the name of the built-in gateway.
@@ -686,7 +384,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
         },
         More
     ),
-    Wanted = [{record(Share, unmount(Filter, Host)), Options}],
+    Wanted = [{nats_gateway_emqx_topics:record(Share, unmount(Filter, Host)), Options}],
     case fold_hook('client.subscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context) of
         [{Topic, NOptions} | _] ->
             Mounted = mount(Topic, Host),
@@ -705,11 +403,11 @@ retain_handling(#host{retained = false}) -> 2.
 no_local(true, undefined) -> 1;
 no_local(_, _) -> 0.
 
-record(undefined, Filter) -> Filter;
-record(Share, Filter) -> emqx_topic:make_shared_record(Share, Filter).
+mount(Topic, #host{mountpoint = Mountpoint}) ->
+    nats_gateway_emqx_topics:mount(Topic, Mountpoint).
 
-mount(Topic, #host{mountpoint = <<>>}) -> Topic;
-mount(Topic, #host{mountpoint = Mountpoint}) -> emqx_mountpoint:mount(Mountpoint, Topic).
+unmount(Filter, #host{mountpoint = Mountpoint}) ->
+    nats_gateway_emqx_topics:unmount(Filter, Mountpoint).
 
 %% One process has one, also after a login with another name.
 subscription_id(#host{clientid = ClientId}) ->
@@ -725,12 +423,10 @@ subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = R
         subs = Subs#{Key => Sub},
         skips_own = Host#host.skips_own orelse (NoLocal andalso Share =/= undefined)
     },
-    case broker_key(Key, Topic) of
+    case nats_gateway_emqx_topics:broker_key(Key, Topic) of
         Key -> NHost;
         BrokerKey -> NHost#host{rewritten = Rewritten#{BrokerKey => Key}}
     end.
-
-broker_key({Share, _}, Topic) -> {Share, emqx_topic:get_shared_real_topic(Topic)}.
 
 %% Adds to what was spent, in the host that the result ends with.
 timed(Fun) ->
@@ -801,7 +497,7 @@ left(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo})
     case maps:take(Key, Subs) of
         {Sub = #subscription{topic = Topic, options = Options}, NSubs} ->
             {Share, Filter} = Key,
-            Wanted = [{record(Share, unmount(Filter, Host)), #{}}],
+            Wanted = [{nats_gateway_emqx_topics:record(Share, unmount(Filter, Host)), #{}}],
             _ = fold_hook('client.unsubscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context),
             _ = emqx_broker:unsubscribe(Topic),
             run_hook('session.unsubscribed', ConnInfo, [ClientInfo, Topic, Options], Context),
@@ -817,7 +513,9 @@ unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewri
             {#subscription{topic = Topic}, NLeaving} when not is_map_key(Key, Subs) ->
                 Host#host{
                     leaving = NLeaving,
-                    rewritten = maps:remove(broker_key(Key, Topic), Rewritten)
+                    rewritten = maps:remove(
+                        nats_gateway_emqx_topics:broker_key(Key, Topic), Rewritten
+                    )
                 };
             {_, NLeaving} ->
                 Host#host{leaving = NLeaving};
@@ -883,7 +581,7 @@ handle_info({?MODULE, unsubscribed, Key}, Host) ->
     unsubscribed(Key, Host);
 handle_info(clean_authz_cache, Host) ->
     ok = emqx_authz_cache:empty_authz_cache(),
-    {[], Host#host{decisions = #{}}};
+    {[], Host#host{authz = nats_gateway_emqx_authz:forget(Host#host.authz)}};
 handle_info({shutdown, _}, Host) ->
     {[{close, kicked}], Host};
 %% EMQX's automatic subscriptions of those who connect, which the built-in gateway does not know.
@@ -941,7 +639,7 @@ deliveries(Delivers, Host = #host{clientinfo = ClientInfo, conninfo = ConnInfo})
                 none
         end,
     Deliveries = deliveries(Delivers, Hook, Host),
-    sent(length(Deliveries), Host),
+    ok = nats_gateway_emqx_metrics:delivered(length(Deliveries), Host#host.context),
     Deliveries.
 
 deliveries([], _, _) ->
@@ -951,16 +649,8 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
         none ->
             deliveries(Delivers, Hook, Host);
         Key = {Share, _} ->
-            NMessage = delivered(Hook, Message),
-            Headers = emqx_message:get_headers(NMessage),
-            Delivery = #delivery{
-                key = Key,
-                topic = emqx_message:topic(NMessage),
-                reply = reply(Headers),
-                headers = headers(Headers),
-                payload = payload(emqx_message:payload(NMessage)),
-                id = message_id(Share, Filter, Message)
-            },
+            Id = message_id(Share, Filter, Message),
+            Delivery = nats_gateway_emqx_message:delivery(Key, delivered(Hook, Message), Id),
             [Delivery | deliveries(Delivers, Hook, Host)]
     end.
 
@@ -970,16 +660,6 @@ message_id(_, Filter, Message) -> {emqx_message:id(Message), {Filter, Message}}.
 
 delivered(none, Message) -> Message;
 delivered(Hook, Message) -> Hook(Message).
-
-%% What is no payload is left to `nats_gateway_nif:encode/2', which leaves out that message alone.
-payload(Payload) when is_binary(Payload) ->
-    Payload;
-payload(Payload) ->
-    try
-        iolist_to_binary(Payload)
-    catch
-        error:badarg -> Payload
-    end.
 
 %% Our key, unless the subscription is gone by now, or wants no message of its own client. A copy that
 %% was assigned to a member of a group is then another member's: who publishes may have chosen this
@@ -1013,57 +693,6 @@ key(Filter, Message, #host{rewritten = Rewritten}) ->
         #{} -> Key
     end.
 
--spec reply(Headers :: map()) -> nats_gateway_nif:reply().
-reply(#{properties := #{'Response-Topic' := Topic} = Properties}) when is_binary(Topic) ->
-    {topic, Topic, scalar(maps:get('Correlation-Data', Properties, undefined))};
-reply(#{?REPLY_TO := Subject}) when is_binary(Subject), Subject =/= <<>> ->
-    {subject, Subject};
-reply(_) ->
-    undefined.
-
--spec headers(Headers :: map()) -> nats_gateway_nif:headers().
-headers(#{?HEADER_BLOCK := Block}) when is_binary(Block) ->
-    Block;
-headers(#{properties := Properties = #{'User-Property' := Pairs}}) ->
-    {properties, pairs(Pairs), content_type(Properties)};
-headers(#{properties := Properties = #{'Content-Type' := _}}) ->
-    {properties, [], content_type(Properties)};
-headers(#{?NATS_HEADERS := Headers}) when is_map(Headers), map_size(Headers) > 0 ->
-    {properties, pairs(Headers), undefined};
-headers(_) ->
-    undefined.
-
-content_type(Properties) -> scalar(maps:get('Content-Type', Properties, undefined)).
-
-%% Only those of MQTT clients are texts for sure: rules and EMQX's REST API may put anything there.
-pairs(Pairs) when is_map(Pairs) -> texts(maps:to_list(Pairs));
-pairs(Pairs) ->
-    case are_texts(Pairs) of
-        true -> Pairs;
-        false -> texts(Pairs)
-    end.
-
-are_texts([{Name, Value} | Pairs]) when is_binary(Name), is_binary(Value) -> are_texts(Pairs);
-are_texts(Pairs) -> Pairs =:= [].
-
-texts([{Name, Value} | Pairs]) ->
-    case {scalar(Name), scalar(Value)} of
-        {NName, NValue} when is_binary(NName), is_binary(NValue) ->
-            [{NName, NValue} | texts(Pairs)];
-        _ ->
-            texts(Pairs)
-    end;
-texts([_ | Pairs]) ->
-    texts(Pairs);
-texts(_) ->
-    [].
-
-scalar(Text) when is_binary(Text) -> Text;
-scalar(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
-scalar(Float) when is_float(Float) -> float_to_binary(Float, [short]);
-scalar(Atom) when is_atom(Atom), Atom =/= undefined -> atom_to_binary(Atom);
-scalar(_) -> undefined.
-
 %% -------------------------------------------------------------------------------------------
 %% Management
 
@@ -1085,13 +714,14 @@ handle_call(subscriptions, #{sids := Sids}, Host = #host{subs = Subs}) ->
     ],
     {{ok, Listed}, [], Host};
 handle_call({subscribe, Topic, Options}, #{may_subscribe := MaySubscribe}, Host) ->
-    case parse(Topic, Host) of
+    case nats_gateway_emqx_topics:parse(Topic, Host#host.mountpoint) of
         {ok, Key, Parsed} -> add(Key, maps:merge(Options, Parsed), MaySubscribe, Host);
         error -> {{error, <<"no valid topic filter">>}, [], Host}
     end;
 handle_call({unsubscribe, Topic}, _, Host = #host{subs = Subs}) ->
     %% The list of the subscriptions shows mounted topics.
-    Parsed = [parse(Topic, Host), parse(Topic, Host#host{mountpoint = <<>>})],
+    Mountpoints = [Host#host.mountpoint, <<>>],
+    Parsed = [nats_gateway_emqx_topics:parse(Topic, Mountpoint) || Mountpoint <- Mountpoints],
     Keys = lists:usort([Key || {ok, Key, _} <- Parsed, is_map_key(Key, Subs)]),
     {ok, [{removed, Key} || Key <- Keys], lists:foldl(fun unsubscribe/2, Host, Keys)};
 handle_call(stats, _, Host) ->
@@ -1119,28 +749,10 @@ added(Key, {ok, Host = #host{subs = Subs}}) ->
 added(_, {denied, Host}) ->
     {{error, not_authorized}, [], Host}.
 
-%% EMQX's REST API takes any text for a topic.
-parse(Topic, Host) ->
-    try
-        true = emqx_topic:validate(filter, Topic),
-        {Parsed, Options} = emqx_topic:parse(Topic),
-        {ok, key_of(mount(Parsed, Host)), Options}
-    catch
-        error:_ -> error
-    end.
-
-key_of(Filter) when is_binary(Filter) -> {undefined, Filter};
-key_of(Shared) -> {share_name(Shared), emqx_topic:get_shared_real_topic(Shared)}.
-
-%% The record has no accessor for it; its text has the form that EMQX parses.
-share_name(Shared) ->
-    <<"$share/", Rest/binary>> = iolist_to_binary(emqx_topic:maybe_format_share(Shared)),
-    hd(binary:split(Rest, <<"/">>)).
-
 -spec report(nats_gateway_host:statistics(), host()) -> host().
 report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut}}) ->
     Kinds = maps:get(operations, Statistics, []),
-    lists:foreach(fun({Kind, N}) -> count(packets(Kind), N, Host) end, Kinds),
+    ok = nats_gateway_emqx_metrics:count_operations(Kinds, Host#host.context),
     In = OldIn + lists:sum([N || {{received, _}, N} <- Kinds]),
     Out = OldOut + lists:sum([N || {{sent, _}, N} <- Kinds]),
     Stats = stats(Statistics#{operations_received => In, operations_sent => Out}, Host),
@@ -1152,39 +764,8 @@ report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut
     count('bytes.sent', Sent - OldSent, Host),
     Host#host{received = Received, sent = Sent, operations = {In, Out}}.
 
-packets({received, connect}) -> 'packets.connect.received';
-packets({received, ping}) -> 'packets.ping.received';
-packets({received, pong}) -> 'packets.pong.received';
-packets({received, pub}) -> 'packets.pub.received';
-packets({received, hpub}) -> 'packets.hpub.received';
-packets({received, sub}) -> 'packets.sub.received';
-packets({received, unsub}) -> 'packets.unsub.received';
-packets({sent, info}) -> 'packets.info.sent';
-packets({sent, ok}) -> 'packets.ok.sent';
-packets({sent, err}) -> 'packets.err.sent';
-packets({sent, ping}) -> 'packets.ping.sent';
-packets({sent, pong}) -> 'packets.pong.sent';
-packets({sent, msg}) -> 'packets.msg.sent';
-packets({sent, hmsg}) -> 'packets.hmsg.sent'.
-
-%% Under the names of EMQX's channels: `cnt' is of the socket, `pkt' of operations, `msg' of messages.
 stats(Statistics, #host{subs = Subs}) ->
-    Value = fun(Name) -> maps:get(Name, Statistics, 0) end,
-    [
-        {subscriptions_cnt, map_size(Subs)},
-        {recv_oct, Value(octets_received)},
-        {recv_cnt, Value(reads)},
-        {recv_pkt, Value(operations_received)},
-        {recv_msg, Value(messages_received)},
-        {send_oct, Value(octets_sent)},
-        {send_cnt, Value(writes)},
-        {send_pkt, Value(operations_sent)},
-        {send_msg, Value(messages_sent)}
-        | process_stats(process_info(self(), [message_queue_len, heap_size, reductions]))
-    ].
-
-process_stats([{message_queue_len, Length}, {heap_size, Size}, {reductions, Reductions}]) ->
-    [{mailbox_len, Length}, {heap_size, Size}, {reductions, Reductions}].
+    nats_gateway_emqx_metrics:statistics(Statistics, map_size(Subs)).
 
 %% -------------------------------------------------------------------------------------------
 %% The end
@@ -1238,7 +819,7 @@ await_left(#host{subs = Subs}) ->
         [] ->
             ok;
         [Topic | _] ->
-            {Group, Filter} = key_of(Topic),
+            {Group, Filter} = nats_gateway_emqx_topics:key(Topic),
             nats_gateway_emqx_compat:await_left(Group, Filter)
     end.
 
@@ -1251,37 +832,13 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 %% Hooks and metrics
 
 run_hook(Name, ConnInfo, Arguments, Context) ->
-    count_in(Context, Name, 1),
-    nats_gateway_emqx_compat:run_hook(Name, ConnInfo, Arguments).
+    nats_gateway_emqx_metrics:run_hook(Name, ConnInfo, Arguments, Context).
 
 fold_hook(Name, ConnInfo, Arguments, Acc, Context) ->
-    count_in(Context, Name, 1),
-    nats_gateway_emqx_compat:fold_hook(Name, ConnInfo, Arguments, Acc).
+    nats_gateway_emqx_metrics:fold_hook(Name, ConnInfo, Arguments, Acc, Context).
+
+count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
 
 %% Those before the one with this index.
-received(Index, #batch{first = First, qos = QoS}, Host) ->
-    N = Index - First,
-    count('messages.received', N, Host),
-    nats_gateway_emqx_compat:count('messages.received', N),
-    nats_gateway_emqx_compat:count(received_metric(QoS), N).
-
-received_metric(0) -> 'messages.qos0.received';
-received_metric(1) -> 'messages.qos1.received'.
-
-sent(0, _) ->
-    ok;
-sent(N, Host) ->
-    count('messages.delivered', N, Host),
-    nats_gateway_emqx_compat:count('messages.delivered', N),
-    nats_gateway_emqx_compat:count('messages.sent', N).
-
-count(_, 0, _) -> ok;
-count(Name, N, #host{context = Context}) -> count_in(Context, Name, N).
-
-%% The table of EMQX's gateway metrics; it may be gone already when a client ends.
-count_in(#{metrics := Table}, Name, N) ->
-    try ets:update_counter(Table, Name, {2, N}, {Name, 0}) of
-        _ -> ok
-    catch
-        error:badarg -> ok
-    end.
+received(Index, #batch{first = First, qos = QoS}, #host{context = Context}) ->
+    nats_gateway_emqx_metrics:received(Index - First, QoS, Context).

@@ -6,7 +6,9 @@
 
 %% Each function of a module, as Erlang source.
 -define(MODULES, #{
-    emqx => ["get_config(_, Default) -> Default."],
+    emqx => [
+        "get_config(Path, Default) -> case get({config, Path}) of undefined -> Default; Value -> Value end."
+    ],
     emqx_config => ["get_zone_conf(_, _, Default) -> Default."],
     emqx_banned => ["check(_) -> false."],
     emqx_broker => [
@@ -54,6 +56,7 @@
     ],
     emqx_topic => [
         "get_shared_real_topic({share, _, Topic}) -> Topic; get_shared_real_topic(Topic) -> Topic.",
+        "match(Name, Filter) -> Name =:= Filter.",
         "make_shared_record(Group, Topic) -> {share, Group, Topic}.",
         "validate(filter, <<\"bad\">>) -> error(bad); validate(filter, _) -> true.",
         "parse(Topic) -> {Topic, #{}}."

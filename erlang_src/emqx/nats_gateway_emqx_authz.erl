@@ -1,0 +1,93 @@
+%% What EMQX's authorization says of a client, remembered for as long as EMQX's own cache would. That
+%% cache would be asked with a lookup of its settings for every message.
+-module(nats_gateway_emqx_authz).
+
+-export([new/3]).
+-export([forget/1]).
+-export([batch/0]).
+-export([known/4]).
+-export([ask/4]).
+-export([authorize/3]).
+
+-export_type([authz/0, batch/0]).
+
+-ignore_xref([
+    {emqx_gateway_ctx, authorize, 4},
+    {emqx_topic, match, 2}
+]).
+
+-record(authz, {
+    ctx :: map(),
+    clientinfo :: nats_gateway_emqx_client:clientinfo(),
+    mountpoint :: binary(),
+    %% what was decided, when, and after which drain of EMQX's caches
+    decisions = #{} :: #{key() => {allow | deny, At :: integer(), Drained :: integer()}}
+}).
+
+-opaque authz() :: #authz{}.
+
+-type key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
+
+%% What is looked up once per batch of publishes.
+-record(batch, {
+    now :: integer(),
+    drained_at :: integer(),
+    cache :: disabled | #{ttl := non_neg_integer(), max_size := pos_integer(), excludes := list()}
+}).
+
+-opaque batch() :: #batch{}.
+
+-spec new(
+    nats_gateway_emqx_metrics:context(), nats_gateway_emqx_client:clientinfo(), Mountpoint :: binary()
+) -> authz().
+new(#{ctx := Ctx}, ClientInfo, Mountpoint) ->
+    #authz{ctx = Ctx, clientinfo = ClientInfo, mountpoint = Mountpoint}.
+
+-spec forget(authz()) -> authz().
+forget(Authz) -> Authz#authz{decisions = #{}}.
+
+-spec batch() -> batch().
+batch() ->
+    #batch{
+        now = erlang:system_time(millisecond),
+        drained_at = nats_gateway_emqx_compat:authz_drained_at(),
+        cache = nats_gateway_emqx_compat:authz_cache()
+    }.
+
+%% Whether the client may publish to a topic, if that is known.
+-spec known(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> allow | deny | unknown.
+known(Topic, QoS, Batch, #authz{decisions = Decisions}) ->
+    #batch{cache = Cache, now = Now, drained_at = DrainedAt} = Batch,
+    Key = [Topic | QoS],
+    case {Decisions, Cache} of
+        {#{Key := {Decision, At, DrainedAt}}, #{ttl := Ttl}} when Now - At < Ttl -> Decision;
+        _ -> unknown
+    end.
+
+%% EMQX is asked, which may take its time.
+-spec ask(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> {allow | deny, authz()}.
+ask(Topic, QoS, Batch, Authz) ->
+    Action = #{action_type => publish, qos => QoS, retain => false},
+    Decision = authorize(Action, Topic, Authz),
+    {Decision, remember([Topic | QoS], Decision, Batch, Authz)}.
+
+remember(_, _, #batch{cache = disabled}, Authz) ->
+    Authz;
+remember(Key = [Topic | _], Decision, Batch, Authz = #authz{decisions = Decisions}) ->
+    #batch{cache = Cache, now = Now, drained_at = At} = Batch,
+    #{max_size := MaxSize, excludes := Excludes} = Cache,
+    Name = nats_gateway_emqx_topics:unmount(Topic, Authz#authz.mountpoint),
+    case lists:any(fun(Filter) -> emqx_topic:match(Name, Filter) end, Excludes) of
+        true ->
+            Authz;
+        false when map_size(Decisions) >= MaxSize, not is_map_key(Key, Decisions) ->
+            Authz#authz{decisions = #{Key => {Decision, Now, At}}};
+        false ->
+            Authz#authz{decisions = Decisions#{Key => {Decision, Now, At}}}
+    end.
+
+%% Rules are written for what the client sees.
+-spec authorize(Action :: map(), Topic :: binary(), authz()) -> allow | deny.
+authorize(Action, Topic, #authz{ctx = Ctx, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
+    Name = nats_gateway_emqx_topics:unmount(Topic, Mountpoint),
+    emqx_gateway_ctx:authorize(Ctx, ClientInfo, Action, Name).

@@ -1,0 +1,226 @@
+%% Who a NATS client is for EMQX (clientinfo, conninfo), and whether EMQX lets it in.
+-module(nats_gateway_emqx_client).
+
+-export([generated/0]).
+-export([clientinfo/2]).
+-export([conninfo/2]).
+-export([admit/4]).
+-export([close_reason/1]).
+-export([connack/1]).
+-export([format/1]).
+-export([text/1]).
+%% For tests
+-export([render/2]).
+
+-export_type([clientinfo/0, conninfo/0]).
+
+-ignore_xref([
+    {emqx_banned, check, 1},
+    {emqx_gateway_ctx, authenticate, 2},
+    {emqx_mountpoint, replvar, 2},
+    {esockd_peercert, common_name, 1},
+    {esockd_peercert, subject, 1}
+]).
+
+%% As EMQX's own channels have them.
+-type clientinfo() :: map().
+-type conninfo() :: map().
+
+%% The module that EMQX's gateway manager calls.
+-define(CONNECTION, nats_gateway_connection).
+
+-define(PASSWORD_TEMPLATE, <<"${Packet.pass}">>).
+
+%% -------------------------------------------------------------------------------------------
+%% Who it is
+
+-spec clientinfo(nats_gateway_host:client(), Generated :: binary()) -> clientinfo().
+clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
+    #{listener := Listener, peername := Peername = {PeerHost, _}, sockname := {_, Port}} = Client,
+    #{enable_authn := EnableAuthn, mountpoint := Mountpoint, clientinfo_override := Override} =
+        Config,
+    Named = certificate_names(maps:get(peercert, Client, nossl)),
+    Known = Named#{
+        zone => default,
+        listener => Listener,
+        protocol => nats,
+        peerhost => PeerHost,
+        peername => Peername,
+        sockport => Port,
+        clientid => Generated,
+        is_bridge => false,
+        is_superuser => false,
+        enable_authn => EnableAuthn,
+        mountpoint => Mountpoint
+    },
+    Names = #{
+        <<"Packet">> => Fields,
+        <<"ClientInfo">> => Known,
+        <<"ConnInfo">> => maps:with([peername, sockname, transport], Client),
+        <<"Login">> => maps:get(login, Client, #{}),
+        <<"generated">> => Generated
+    },
+    Templates = maps:merge(
+        #{username => <<"${Packet.user}">>, password => ?PASSWORD_TEMPLATE}, Override
+    ),
+    Rendered = maps:filtermap(
+        fun(_, Template) ->
+            case render(Template, Names) of
+                <<>> -> false;
+                Text -> {true, Text}
+            end
+        end,
+        Templates
+    ),
+    identified(
+        Client,
+        maps:merge(Known#{username => undefined, password => token(Fields, Templates)}, Rendered)
+    ).
+
+%% The name of EMQX's built-in gateway for such a client. Mountpoints and rules can use the others
+%% as `${client_attrs.nats_account}' and so on.
+identified(#{login := Login = #{method := Method, username := Username}}, ClientInfo) ->
+    Attributes = maps:fold(
+        fun(Name, Value, Acc) -> Acc#{<<"nats_", (atom_to_binary(Name))/binary>> => Value} end,
+        #{},
+        maps:with([nkey, name, account, account_name], Login)
+    ),
+    maps:merge(ClientInfo, #{
+        username => Username,
+        password => undefined,
+        auth_method => Method,
+        auth_expire_at => expires_at(maps:get(expires, Login)),
+        client_attrs => Attributes
+    });
+identified(_, ClientInfo) ->
+    ClientInfo.
+
+expires_at(infinity) -> undefined;
+expires_at({Ms, _}) -> erlang:system_time(millisecond) + Ms.
+
+%% For ${cert_subject} and ${cert_common_name} of EMQX's templates.
+certificate_names(Peercert) when Peercert =:= nossl; Peercert =:= undefined -> #{};
+certificate_names(Peercert) ->
+    #{dn => esockd_peercert:subject(Peercert), cn => esockd_peercert:common_name(Peercert)}.
+
+%% A token alone is given as a password, which is where EMQX looks for a JWT.
+token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
+token(_, _) -> undefined.
+
+%% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
+-spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
+render(Template, Names) ->
+    nats_gateway_template:render(Template, fun(Path) ->
+        text(find(binary:split(Path, <<".">>, [global]), Names))
+    end).
+
+find([], Value) ->
+    Value;
+find([Name | Path], Values) when is_map(Values) ->
+    case [Value || {Key, Value} <- maps:to_list(Values), text(Key) =:= Name] of
+        [Value] -> find(Path, Value);
+        _ -> undefined
+    end;
+find(_, _) ->
+    undefined.
+
+-spec text(term()) -> binary().
+text(undefined) -> <<>>;
+text(Text) when is_binary(Text) -> Text;
+text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
+text(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
+text({Address, Port}) when is_integer(Port) -> list_to_binary(format({Address, Port}));
+text(Address) when is_tuple(Address) ->
+    case inet:ntoa(Address) of
+        {error, _} -> <<>>;
+        Text -> list_to_binary(Text)
+    end;
+text(_) ->
+    <<>>.
+
+-spec format({inet:ip_address(), inet:port_number()}) -> string().
+format({Address, Port}) when tuple_size(Address) =:= 8 ->
+    lists:flatten(["[", inet:ntoa(Address), "]:", integer_to_list(Port)]);
+format({Address, Port}) ->
+    lists:flatten([inet:ntoa(Address), ":", integer_to_list(Port)]).
+
+%% A name that is nobody else's.
+-spec generated() -> binary().
+generated() -> <<"nats-", (binary:encode_hex(crypto:strong_rand_bytes(9)))/binary>>.
+
+%% What EMQX's REST API, rule engine and license look for.
+-spec conninfo(clientinfo(), nats_gateway_host:client()) -> conninfo().
+conninfo(#{clientid := ClientId, username := Username}, Client) ->
+    #{config := Config, transport := Transport, peername := Peername, sockname := Sockname} =
+        Client,
+    #{
+        socktype => Transport,
+        peername => Peername,
+        sockname => Sockname,
+        peercert => maps:get(peercert, Client, nossl),
+        conn_mod => ?CONNECTION,
+        proto_name => <<"NATS">>,
+        proto_ver => <<"1">>,
+        clean_start => true,
+        clientid => ClientId,
+        username => Username,
+        keepalive => seconds(maps:get(default_heartbeat_interval, Config)),
+        expiry_interval => 0,
+        receive_maximum => 0,
+        conn_props => #{},
+        connected_at => erlang:system_time(millisecond)
+    }.
+
+seconds(infinity) -> 0;
+seconds(Ms) -> Ms div 1000.
+
+%% -------------------------------------------------------------------------------------------
+%% Whether it is let in
+
+%% The order of EMQX's own channels.
+-spec admit(nats_gateway_host:client(), clientinfo(), conninfo(), Context) ->
+    {ok, clientinfo()} | {error, Reason :: term()}
+when
+    Context :: nats_gateway_emqx_metrics:context().
+admit(Client, ClientInfo, ConnInfo, Context) ->
+    case nats_gateway_emqx_metrics:fold_hook(
+            'client.connect', ConnInfo, [ConnInfo], #{}, Context
+        ) of
+        {error, Reason} ->
+            {error, Reason};
+        _ ->
+            case emqx_banned:check(ClientInfo) of
+                true -> {error, banned};
+                false -> admitted(authenticate(Client, ClientInfo, Context))
+            end
+    end.
+
+%% As in EMQX, a login of the gateway's own passes by the authenticators and their hooks.
+authenticate(#{login := _}, ClientInfo, _) ->
+    #{mountpoint := Mountpoint} = ClientInfo,
+    {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}};
+authenticate(_, ClientInfo, #{ctx := Ctx}) ->
+    emqx_gateway_ctx:authenticate(Ctx, ClientInfo).
+
+admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
+    %% A name with a wildcard in it must not open the mountpoints of others.
+    case binary:match(Mountpoint, [<<"+">>, <<"#">>]) of
+        nomatch -> {ok, maps:remove(password, ClientInfo)};
+        _ -> {error, wildcard_in_mountpoint}
+    end;
+admitted({ok, ClientInfo}) ->
+    {ok, maps:remove(password, ClientInfo)};
+admitted({error, Reason}) ->
+    {error, Reason}.
+
+%% What the client is told. A refusal that will pass closes in silence, upon which every client tries again.
+-spec close_reason(term()) -> nats_gateway_host:close_reason().
+close_reason(quota_exceeded) -> {error, quota_exceeded};
+close_reason(server_busy) -> {error, server_busy};
+close_reason(server_unavailable) -> {error, server_unavailable};
+close_reason(_) -> authorization_violation.
+
+%% What the rule engine is told.
+-spec connack(term()) -> atom().
+connack(Reason) when is_atom(Reason) -> Reason;
+connack(_) -> not_authorized.

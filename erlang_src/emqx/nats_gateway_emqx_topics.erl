@@ -1,0 +1,64 @@
+%% Topics and filters as EMQX has them: with the mountpoint, or as records of shared subscriptions.
+-module(nats_gateway_emqx_topics).
+
+-export([mount/2]).
+-export([unmount/2]).
+-export([record/2]).
+-export([broker_key/2]).
+-export([key/1]).
+-export([parse/2]).
+
+-export_type([topic/0]).
+
+-ignore_xref([
+    {emqx_mountpoint, mount, 2},
+    {emqx_topic, get_shared_real_topic, 1},
+    {emqx_topic, make_shared_record, 2},
+    {emqx_topic, maybe_format_share, 1},
+    {emqx_topic, parse, 1},
+    {emqx_topic, validate, 2}
+]).
+
+%% A filter, or EMQX's record of a shared one.
+-type topic() :: binary() | tuple().
+
+-spec mount(topic(), Mountpoint :: binary()) -> topic().
+mount(Topic, <<>>) -> Topic;
+mount(Topic, Mountpoint) -> emqx_mountpoint:mount(Mountpoint, Topic).
+
+-spec unmount(Name, Mountpoint :: binary()) -> Name when Name :: binary().
+unmount(Name, Mountpoint) ->
+    Size = byte_size(Mountpoint),
+    case Name of
+        <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
+        _ -> Name
+    end.
+
+-spec record(ShareName :: undefined | binary(), Filter :: binary()) -> topic().
+record(undefined, Filter) -> Filter;
+record(ShareName, Filter) -> emqx_topic:make_shared_record(ShareName, Filter).
+
+%% The key by which deliveries of a subscription come: a hook may have changed its topic.
+-spec broker_key(nats_gateway_host:key(), topic()) -> nats_gateway_host:key().
+broker_key({ShareName, _}, Topic) -> {ShareName, emqx_topic:get_shared_real_topic(Topic)}.
+
+-spec key(topic()) -> nats_gateway_host:key().
+key(Filter) when is_binary(Filter) -> {undefined, Filter};
+key(Shared) -> {share_name(Shared), emqx_topic:get_shared_real_topic(Shared)}.
+
+%% The record has no accessor for it; its text has the form that EMQX parses.
+share_name(Shared) ->
+    <<"$share/", Rest/binary>> = iolist_to_binary(emqx_topic:maybe_format_share(Shared)),
+    hd(binary:split(Rest, <<"/">>)).
+
+%% EMQX's REST API takes any text for a topic.
+-spec parse(binary(), Mountpoint :: binary()) ->
+    {ok, nats_gateway_host:key(), Options :: map()} | error.
+parse(Topic, Mountpoint) ->
+    try
+        true = emqx_topic:validate(filter, Topic),
+        {Parsed, Options} = emqx_topic:parse(Topic),
+        {ok, key(mount(Parsed, Mountpoint)), Options}
+    catch
+        error:_ -> error
+    end.
