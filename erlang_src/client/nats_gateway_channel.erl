@@ -132,11 +132,6 @@
     %% nobody sees any more what is done for it
     gone = false :: boolean(),
     todo = [] :: [input()],
-    %% since the last barrier; and whether nothing has come since that could be on its way
-    published = false :: boolean(),
-    fenced = false :: boolean(),
-    %% the last one that was subscribed, if nothing was published since
-    latest :: undefined | nats_gateway_subscriptions:sid(),
     %% deliveries that must not overtake the +OK of the operation being waited for, latest first
     held = [] :: [#message{}],
     %% what is to be done when the output that was returned last has been sent; and what the host
@@ -152,9 +147,7 @@
     %% to no topic, or in no control line
     unroutable = 0 :: non_neg_integer(),
     %% operations of each kind since the last report, for a host that wants to know
-    operations = none :: none | counters:counters_ref(),
-    %% sids of subscriptions that somebody else has made
-    added = [] :: [nats_gateway_subscriptions:sid()]
+    operations = none :: none | counters:counters_ref()
 }).
 
 -opaque channel() :: #channel{}.
@@ -207,9 +200,6 @@
 %% What a frame has besides its payload, mostly, and what a delivery takes that is still a term.
 -define(FRAME_OVERHEAD, 64).
 -define(DELIVERY_OVERHEAD, 1024).
-
-%% All clients read a sid as an integer, some as a signed one of 32 bits.
--define(LAST_SID, 16#7FFFFFFF).
 
 -spec prepare(module(), nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, stop_reason()}.
@@ -433,9 +423,12 @@ handle_ops(Ops, Channel) ->
     take_in(Ops, Channel).
 
 take_in(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
-    run(Ops, [], Channel#channel{fenced = false});
+    run(Ops, [], next_segment(Channel));
 take_in(Ops, Channel = #channel{todo = Todo}) ->
-    {ok, [], Channel#channel{todo = Todo ++ Ops, fenced = false}}.
+    {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}.
+
+next_segment(Channel = #channel{subscriptions = Subs}) ->
+    Channel#channel{subscriptions = nats_gateway_subscriptions:next_segment(Subs)}.
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
@@ -447,11 +440,11 @@ run([{error, Reason} | _], Out, Channel) ->
     finish(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
     finish(client_closed, Out, Channel);
-run([{connect, _} | _] = Ops, Out, Channel = #channel{published = true, fenced = false}) ->
-    %% It may be refused, or begin another session with the broker.
-    fence(own, Ops, Out, Channel);
-run([{connect, Fields} | Rest], Out, Channel) ->
-    connect(Fields, Rest, Out, Channel);
+run([Connect = {connect, Fields} | Rest] = Ops, Out, Channel) ->
+    case must_wait(Connect, Channel) of
+        no -> connect(Fields, Rest, Out, Channel);
+        Which -> fence(Which, Ops, Out, Channel)
+    end;
 run(Ops, Out, Channel = #channel{phase = new}) ->
     %% No CONNECT: a client with the defaults, known to the host as any other.
     login(implicit, Ops, Out, Channel);
@@ -482,10 +475,13 @@ take([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
 take([Op | Rest] = Ops, Out, Channel) ->
-    case comes_after(Op, Channel) of
-        nothing -> change(Op, Rest, Out, Channel);
-        What -> fence(What, Ops, Out, Channel)
+    case must_wait(Op, Channel) of
+        no -> change(Op, Rest, Out, Channel);
+        Which -> fence(Which, Ops, Out, Channel)
     end.
+
+must_wait(Op, #channel{verbose = Verbose, subscriptions = Subs}) ->
+    nats_gateway_subscriptions:must_wait(Op, Verbose, Subs).
 
 change(#sub{} = Sub, Rest, Out, Channel) ->
     subscribe(Sub, Rest, Out, Channel);
@@ -494,49 +490,25 @@ change(#unsub{sid = Sid, max = Max}, Rest, Out, Channel = #channel{subscriptions
     NChannel = unsubscribe(Unused, Channel#channel{subscriptions = NSubs}),
     run(Rest, acknowledge(Out, NChannel), NChannel).
 
-%% A message goes to who had subscribed when it was published. The broker takes care of that for a
-%% key that it has to be asked for, or forget. What else changes who gets a message comes after those
-%% that are on their way: this client's own, or, where a sid is not to lose any, all of them. And an
-%% +OK is written behind the messages of this client's own that came before its operation.
-comes_after(_, #channel{fenced = true}) ->
-    nothing;
-comes_after(#sub{filter = Filter, share_name = Share, sid = Sid}, Channel) ->
-    #channel{published = Published} = Channel,
-    #channel{subscriptions = Subs, verbose = Verbose} = Channel,
-    %% A message on its way may be the last of a subscription, whose sid is free after it.
-    Taken = nats_gateway_subscriptions:member(Sid, Subs),
-    case nats_gateway_subscriptions:key_state({Share, Filter}, Subs) of
-        known when Published -> own;
-        known -> nothing;
-        leaving -> own;
-        unknown when Published, (Verbose orelse Taken) -> own;
-        unknown -> nothing
-    end;
-comes_after(#unsub{sid = Sid, max = Max}, Channel) ->
-    #channel{subscriptions = Subs, published = Published} = Channel,
-    Waits = Max > 0 orelse Channel#channel.verbose,
-    case nats_gateway_subscriptions:takes_from_others(Sid, Max, Subs) of
-        true -> all;
-        false when Waits, Published, Sid =/= Channel#channel.latest -> own;
-        false -> nothing
-    end.
-
-fence(What, Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
-    case Host:barrier(What, HostState) of
+fence(Which, Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
+    case Host:barrier(Which, HostState) of
         {ok, NHostState} -> run(Ops, Out, fenced(Channel#channel{host_state = NHostState}));
         {wait, NHostState} -> wait(fence, Ops, Out, Channel#channel{host_state = NHostState})
     end.
 
-%% What comes next in this segment needs no other fence.
-fenced(Channel) -> Channel#channel{fenced = true, published = false}.
+fenced(Channel = #channel{subscriptions = Subs}) ->
+    Channel#channel{subscriptions = nats_gateway_subscriptions:fenced(Subs)}.
 
-pong(Rest, Out, Channel = #channel{info_due = false}) ->
+pong(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
     count(?PONG_OUT, 1, Channel),
-    run(Rest, [Out | ?PONG], Channel#channel{published = false});
-pong(Rest, Out, Channel) ->
-    count(?PONG_OUT, 1, Channel),
-    Info = server_info(#{}, Channel),
-    run(Rest, [Out, ?PONG | Info], Channel#channel{info_due = false, published = false}).
+    Flushed = Channel#channel{subscriptions = nats_gateway_subscriptions:flushed(Subs)},
+    case Channel of
+        #channel{info_due = false} ->
+            run(Rest, [Out | ?PONG], Flushed);
+        #channel{} ->
+            Info = server_info(#{}, Channel),
+            run(Rest, [Out, ?PONG | Info], Flushed#channel{info_due = false})
+    end.
 
 %% What came before the end is processed, and what it causes is written, before the end.
 finish(Reason, Out, Channel = #channel{phase = new}) ->
@@ -948,10 +920,14 @@ publish(Pubs, [], Verdicts, Rest, Out, Channel) ->
     run(Rest, [Out | answers(Pubs, Verdicts, [], Channel)], Channel);
 publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     #channel{
-        host = Host, host_state = HostState, verbose = Verbose, no_responders = NoResponders
+        host = Host,
+        host_state = HostState,
+        verbose = Verbose,
+        no_responders = NoResponders,
+        subscriptions = Subs
     } = Channel,
     Options = #{confirm => Verbose, no_responders => NoResponders},
-    Published = Channel#channel{published = true, fenced = false, latest = undefined},
+    Published = Channel#channel{subscriptions = nats_gateway_subscriptions:published(Subs)},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
@@ -1152,16 +1128,12 @@ subscribe(Sub, Rest, Out, Old) ->
             Key = {Share, Filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
                 {known_key, NSubs} ->
-                    NChannel = own(Sid, Channel#channel{subscriptions = NSubs, latest = Sid}),
+                    NChannel = Channel#channel{subscriptions = NSubs},
                     run(Rest, acknowledge(Out, NChannel), NChannel);
                 {new_key, NSubs} ->
-                    NChannel = own(Sid, Channel#channel{subscriptions = NSubs, latest = Sid}),
-                    subscribe_key(Key, Sid, Rest, Out, NChannel)
+                    subscribe_key(Key, Sid, Rest, Out, Channel#channel{subscriptions = NSubs})
             end
     end.
-
-own(_, Channel = #channel{added = []}) -> Channel;
-own(Sid, Channel = #channel{added = Added}) -> Channel#channel{added = lists:delete(Sid, Added)}.
 
 permit_subscribe(_, _, Channel = #channel{permissions = none}) ->
     {allow, Channel};
@@ -1211,16 +1183,14 @@ is_whole_token(<<>>) -> true;
 is_whole_token(<<".", _/binary>>) -> true;
 is_whole_token(_) -> false.
 
-%% The client waits for the messages of its own ones only.
-reject(Key, Refusal, Channel = #channel{subscriptions = Subs, added = Added}) ->
+%% The client waits for the messages of its own subscriptions only.
+reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
         err(subscribe_refused(Refusal, Subject, QueueGroup), Channel)
-     || #{sid := Sid, subject := Subject, queue_group := QueueGroup} <- Rejected,
-        not lists:member(Sid, Added)
+     || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
-    NAdded = Added -- [Sid || #{sid := Sid} <- Rejected],
-    {Refused, Channel#channel{subscriptions = NSubs, added = NAdded}}.
+    {Refused, Channel#channel{subscriptions = NSubs}}.
 
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
@@ -1495,14 +1465,11 @@ event({close, Reason}, Out, Channel = #channel{held = []}) ->
 event(Close = {close, _}, Out, Channel) ->
     release(Close, Out, Channel).
 
-%% Somebody else has subscribed this client. Its sid is one that no client library gives.
+%% Somebody else has subscribed this client.
 add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
     Subject = subscribed_subject(Filter, Channel),
-    Sid = unused_sid(?LAST_SID, Subs),
-    {_, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, Share, Key, Subs),
     Channel#channel{
-        subscriptions = NSubs,
-        added = [Sid | Channel#channel.added],
+        subscriptions = nats_gateway_subscriptions:add_for_other(Subject, Share, Key, Subs),
         permissions =
             case Channel#channel.permissions of
                 none -> none;
@@ -1523,13 +1490,6 @@ subscribed_subject(Filter, #channel{session = #{mountpoint := Mountpoint}}) ->
 subscribed_token(<<"+">>) -> <<"*">>;
 subscribed_token(<<"#">>) -> <<">">>;
 subscribed_token(Level) -> nats_gateway_nif:subject(Level, <<>>).
-
-unused_sid(Number, Subs) ->
-    Sid = integer_to_binary(Number),
-    case nats_gateway_subscriptions:member(Sid, Subs) of
-        true -> unused_sid(Number - 1, Subs);
-        false -> Sid
-    end.
 
 deliver(Deliveries, Out, Channel = #channel{permissions = none}) ->
     deliver_permitted(Deliveries, Out, Channel);

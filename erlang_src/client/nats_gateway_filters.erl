@@ -10,8 +10,11 @@
 -export([add/2]).
 -export([remove/2]).
 -export([matching/2]).
+-export([has_wildcard/1]).
+-export([beyond/1]).
+-export([is_beyond/2]).
 
--export_type([filters/0]).
+-export_type([filters/0, beyond/0]).
 
 -opaque filters() :: tree().
 
@@ -21,6 +24,14 @@
 
 %% `none': what has no further level.
 -type level() :: binary() | none.
+
+%% MQTT's `foo/#' matches `foo', NATS's `foo.>' does not. What a topic must have beyond its parent:
+-type beyond() ::
+    any
+    %% more bytes than this: no `+' in the filter, so the parent has a fixed size
+    | {bytes, non_neg_integer()}
+    %% more levels than this
+    | {levels, non_neg_integer()}.
 
 %% Filters that are matched one by one.
 -define(FEW, 16).
@@ -93,3 +104,27 @@ level(Text, At) ->
         {End, 1} -> {binary:part(Text, At, End - At), End + 1};
         nomatch -> {binary:part(Text, At, Size - At), Size + 1}
     end.
+
+-spec has_wildcard(Filter :: binary()) -> boolean().
+has_wildcard(Filter) -> binary:match(Filter, [<<"+">>, <<"#">>]) =/= nomatch.
+
+-spec beyond(Filter :: binary()) -> beyond().
+beyond(Filter) ->
+    ParentSize = byte_size(Filter) - 2,
+    case Filter of
+        <<Parent:ParentSize/binary, "/#">> when ParentSize >= 0 ->
+            case binary:match(Parent, <<"+">>) of
+                nomatch -> {bytes, ParentSize};
+                _ -> {levels, levels(Parent)}
+            end;
+        _ ->
+            any
+    end.
+
+%% Whether the topic, which matches the filter as MQTT sees it, does so for NATS.
+-spec is_beyond(Topic :: binary(), beyond()) -> boolean().
+is_beyond(_, any) -> true;
+is_beyond(Topic, {bytes, N}) -> byte_size(Topic) > N;
+is_beyond(Topic, {levels, N}) -> levels(Topic) > N.
+
+levels(Topic) -> length(binary:matches(Topic, <<"/">>)) + 1.

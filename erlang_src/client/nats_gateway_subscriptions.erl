@@ -1,7 +1,13 @@
-%% The subscriptions of one client: which sids a delivery of the broker goes to.
+%% The subscriptions of one client: which sids a delivery of the broker goes to, and what a change of
+%% them has to wait for.
 %%
-%% The broker knows one subscription per key (share name and topic filter), NATS knows one per sid.
-%% A delivery of a key goes to every plain sid of that key, or to one member of the queue group.
+%% The broker knows one subscription for each key (share name and topic filter), NATS knows one for
+%% each sid. A delivery of a key goes to every plain sid of that key, or to one member of the queue
+%% group (`nats_gateway_queue_group').
+%%
+%% A message goes to those who had subscribed when it was published. The broker takes care of that
+%% for a key that it has to be asked for, or has to forget. Any other change waits until the messages
+%% that are on their way have arrived: this client's own, or, where a sid is not to lose any, all.
 -module(nats_gateway_subscriptions).
 
 -export([new/0]).
@@ -9,10 +15,15 @@
 -export([bytes/1]).
 -export([member/2]).
 -export([add/5]).
+-export([add_for_other/4]).
 -export([remove/2]).
 -export([limit/3]).
 -export([key_state/2]).
--export([takes_from_others/3]).
+-export([must_wait/3]).
+-export([published/1]).
+-export([next_segment/1]).
+-export([flushed/1]).
+-export([fenced/1]).
 -export([joined/2]).
 -export([unsubscribed/2]).
 -export([begin_anew/1]).
@@ -24,6 +35,8 @@
 -export([sids/2]).
 -export([keys/1]).
 -export([list/1]).
+
+-include("nats_gateway.hrl").
 
 -export_type([subscriptions/0, sid/0, subscription/0]).
 
@@ -38,14 +51,6 @@
     max := infinity | pos_integer()
 }.
 
-%% MQTT's `foo/#' matches `foo', NATS's `foo.>' does not. What a topic must have beyond its parent:
--type beyond() ::
-    any
-    %% more bytes than this: no `+' in the filter, so the parent has a fixed size
-    | {bytes, non_neg_integer()}
-    %% more levels than this
-    | {levels, non_neg_integer()}.
-
 -record(subscription, {
     subject :: binary(),
     queue_group :: undefined | binary(),
@@ -56,57 +61,41 @@
     max = infinity :: infinity | pos_integer()
 }).
 
+%% The plain sids of one key.
 -record(entry, {
-    %% empty only until the broker has unsubscribed the key; a queue member with the place that it
-    %% took in the line
-    sids = #{} :: #{sid() => Place :: non_neg_integer()},
-    %% plain: the sids as a list, once a message has come for them; queue group: who is next. Who has
-    %% left stays in line until it is its turn, or until there are more of them than of others.
-    line = undefined :: undefined | [sid()] | queue:queue({sid(), Place :: non_neg_integer()}),
-    places = 0 :: non_neg_integer(),
-    left = 0 :: non_neg_integer(),
-    %% unsubscribed by the client, but not yet by the broker: what it has sent already is still
-    %% theirs, and to a queue group it has assigned it to them alone
+    %% empty only until the broker has unsubscribed the key
+    sids = #{} :: #{sid() => []},
+    %% the same as a list, once a message has come for them
+    list = undefined :: undefined | [sid()],
+    %% The client has unsubscribed them, and the broker has not yet: they get what it has sent already.
     leaving = [] :: [sid()],
-    beyond :: beyond(),
+    beyond :: nats_gateway_filters:beyond(),
     delivered = 0 :: non_neg_integer(),
     %% those with a max
     limited = #{} :: #{sid() => []}
 }).
 
-%% The keys of a queue group on this connection.
--record(group, {
-    %% those that match one topic only, and the others
-    literals = #{} :: #{key() => []},
-    wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
-    %% those that the broker does not know yet, or does not know any more perhaps
-    joining = #{} :: #{key() => []},
-    leaving = #{} :: #{key() => []},
-    %% messages that were taken of late: the latest, and those before
-    young = #{} :: #{message_id() => []},
-    old = #{} :: #{message_id() => []}
-}).
-
-%% The same for all copies of a message; not every broker tells.
--type message_id() :: undefined | binary().
-
-%% Of each of the two generations. The copies of a message come one soon after the other.
--define(MAX_TAKEN, 128).
-
 %% Besides its subject and its filter.
 -define(SUB_BYTES, 64).
 
-%% So many of a line may have left it, whatever its length.
--define(MAX_LEFT, 16).
+%% All clients read a sid as an integer, some as a signed one of 32 bits.
+-define(LAST_SID, 16#7FFFFFFF).
 
 -record(subscriptions, {
     subs = #{} :: #{sid() => #subscription{}},
     entries = #{} :: #{key() => #entry{}},
-    groups = #{} :: #{ShareName :: binary() => #group{}},
+    groups = #{} :: #{ShareName :: binary() => nats_gateway_queue_group:group()},
     %% filters of plain keys
     wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
     %% of all subjects and filters
-    bytes = 0 :: non_neg_integer()
+    bytes = 0 :: non_neg_integer(),
+    %% sids that somebody else has subscribed
+    of_others = [] :: [sid()],
+    %% Whether messages of this client may be on their way since the last barrier, whether nothing has
+    %% come since that could be, and the latest SUB, if nothing was published since.
+    published = false :: boolean(),
+    fenced = false :: boolean(),
+    latest :: undefined | sid()
 }).
 
 -opaque subscriptions() :: #subscriptions{}.
@@ -127,9 +116,35 @@ member(Sid, #subscriptions{subs = Subs}) -> is_map_key(Sid, Subs).
 %% The sid must be free. `new_key': the broker has to be asked for this key.
 -spec add(sid(), binary(), undefined | binary(), key(), subscriptions()) ->
     {new_key | known_key, subscriptions()}.
-add(Sid, Subject, QueueGroup, Key, Old = #subscriptions{bytes = Bytes}) ->
-    S = #subscriptions{subs = Subs, entries = Entries} =
-        Old#subscriptions{bytes = Bytes + texts(Subject, Key)},
+add(Sid, Subject, QueueGroup, Key, S = #subscriptions{of_others = OfOthers}) ->
+    {Known, NS} = enter(Sid, Subject, QueueGroup, Key, S),
+    NOfOthers =
+        case OfOthers of
+            [] -> [];
+            _ -> lists:delete(Sid, OfOthers)
+        end,
+    {Known, NS#subscriptions{latest = Sid, of_others = NOfOthers}}.
+
+%% Somebody else has subscribed this client. The sid is one that no client library gives.
+-spec add_for_other(binary(), undefined | binary(), key(), subscriptions()) -> subscriptions().
+add_for_other(Subject, QueueGroup, Key, S = #subscriptions{of_others = OfOthers}) ->
+    Sid = unused_sid(?LAST_SID, S),
+    {_, NS} = enter(Sid, Subject, QueueGroup, Key, S),
+    NS#subscriptions{of_others = [Sid | OfOthers]}.
+
+unused_sid(Number, S) ->
+    Sid = integer_to_binary(Number),
+    case member(Sid, S) of
+        true -> unused_sid(Number - 1, S);
+        false -> Sid
+    end.
+
+enter(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, bytes = Bytes}) ->
+    {Known, Offset, NS} = enter_key(Sid, Key, S),
+    Sub = #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = Offset},
+    {Known, NS#subscriptions{subs = Subs#{Sid => Sub}, bytes = Bytes + texts(Subject, Key)}}.
+
+enter_key(Sid, Key = {undefined, Filter}, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := Entry = #entry{sids = Sids, delivered = Delivered}} ->
             Known =
@@ -137,249 +152,303 @@ add(Sid, Subject, QueueGroup, Key, Old = #subscriptions{bytes = Bytes}) ->
                     0 -> new_key;
                     _ -> known_key
                 end,
-            Sub = sub(Subject, QueueGroup, Key, Delivered),
-            {Known, S#subscriptions{
-                subs = Subs#{Sid => Sub},
-                entries = Entries#{Key := enter(Sid, Key, Entry)}
-            }};
+            NEntry = Entry#entry{sids = Sids#{Sid => []}, list = undefined},
+            {Known, Delivered, S#subscriptions{entries = Entries#{Key := NEntry}}};
         #{} ->
-            Sub = sub(Subject, QueueGroup, Key, 0),
-            {new_key, join(Key, S#subscriptions{
-                subs = Subs#{Sid => Sub},
-                entries = Entries#{Key => enter(Sid, Key, entry(Key))}
-            })}
-    end.
+            Entry = #entry{sids = #{Sid => []}, beyond = nats_gateway_filters:beyond(Filter)},
+            {new_key, 0, add_wildcard(Filter, S#subscriptions{entries = Entries#{Key => Entry}})}
+    end;
+enter_key(Sid, {Share, Filter}, S = #subscriptions{groups = Groups}) ->
+    Group =
+        case Groups of
+            #{Share := Found} -> Found;
+            #{} -> nats_gateway_queue_group:new()
+        end,
+    {Known, NGroup} = nats_gateway_queue_group:add(Sid, Filter, Group),
+    {Known, 0, S#subscriptions{groups = Groups#{Share => NGroup}}}.
 
 texts(Subject, {_, Filter}) -> byte_size(Subject) + byte_size(Filter).
-
-sub(Subject, QueueGroup = undefined, Key, Delivered) ->
-    #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = Delivered};
-sub(Subject, QueueGroup, Key, _) ->
-    #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = 0}.
-
-entry(Key = {undefined, _}) -> #entry{beyond = beyond(Key)};
-entry(Key) -> #entry{beyond = beyond(Key), line = queue:new()}.
-
-enter(Sid, {undefined, _}, Entry = #entry{sids = Sids}) ->
-    Entry#entry{sids = Sids#{Sid => 0}, line = undefined};
-enter(Sid, _, Entry = #entry{sids = Sids, line = Line, places = Place}) ->
-    %% It has waited for no message yet: the next one is its.
-    Entry#entry{
-        sids = Sids#{Sid => Place}, line = queue:in_r({Sid, Place}, Line), places = Place + 1
-    }.
-
-take_leave(Sid, Key, Entry = #entry{sids = Sids, limited = Limited}) ->
-    NEntry = Entry#entry{sids = maps:remove(Sid, Sids), limited = maps:remove(Sid, Limited)},
-    leave_line(Key, NEntry).
-
-leave_line({undefined, _}, Entry) ->
-    Entry#entry{line = undefined};
-leave_line(_, Entry = #entry{sids = Sids, line = Line, left = Left}) when
-    Left >= map_size(Sids) + ?MAX_LEFT
-->
-    Entry#entry{line = queue:filter(fun(Place) -> has_place(Place, Sids) end, Line), left = 0};
-leave_line(_, Entry = #entry{left = Left}) ->
-    Entry#entry{left = Left + 1}.
-
-has_place({Sid, Place}, Sids) -> maps:get(Sid, Sids, none) =:= Place.
 
 %% Without waiting for the broker.
 -spec remove(sid(), subscriptions()) -> subscriptions().
 remove(Sid, S = #subscriptions{subs = Subs}) ->
     case Subs of
-        #{Sid := #subscription{key = Key}} ->
-            NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
-            case Entries of
-                #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) =:= 0 ->
-                    drop(Key, NS);
-                #{} ->
-                    NS
-            end;
-        #{} ->
-            S
+        #{Sid := #subscription{key = Key}} -> remove_from(Key, Sid, forget(Sid, S));
+        #{} -> S
     end.
 
-%% The key stays.
-forget(Sid, Key, S = #subscriptions{subs = Subs, entries = Entries, bytes = Bytes}) ->
-    {#subscription{subject = Subject}, NSubs} = maps:take(Sid, Subs),
-    S#subscriptions{
-        subs = NSubs,
-        entries = Entries#{Key := take_leave(Sid, Key, maps:get(Key, Entries))},
-        bytes = Bytes - texts(Subject, Key)
+remove_from(Key = {undefined, _}, Sid, S = #subscriptions{entries = Entries}) ->
+    case without(Sid, maps:get(Key, Entries)) of
+        #entry{sids = Sids, leaving = []} when map_size(Sids) =:= 0 -> drop(Key, S);
+        Entry -> S#subscriptions{entries = Entries#{Key := Entry}}
+    end;
+remove_from({Share, Filter}, Sid, S = #subscriptions{groups = Groups}) ->
+    #{Share := Group} = Groups,
+    put_group(Share, nats_gateway_queue_group:remove(Sid, Filter, Group), S).
+
+%% The key still has it.
+forget(Sid, S = #subscriptions{subs = Subs, bytes = Bytes, latest = Latest}) ->
+    {#subscription{subject = Subject, key = Key}, NSubs} = maps:take(Sid, Subs),
+    NLatest =
+        case Latest of
+            Sid -> undefined;
+            _ -> Latest
+        end,
+    S#subscriptions{subs = NSubs, bytes = Bytes - texts(Subject, Key), latest = NLatest}.
+
+without(Sid, Entry = #entry{sids = Sids, limited = Limited}) ->
+    Entry#entry{
+        sids = maps:remove(Sid, Sids), list = undefined, limited = maps:remove(Sid, Limited)
     }.
 
-drop(Key, S = #subscriptions{entries = Entries}) ->
-    part(Key, S#subscriptions{entries = maps:remove(Key, Entries)}).
+drop(Key = {undefined, Filter}, S = #subscriptions{entries = Entries}) ->
+    remove_wildcard(Filter, S#subscriptions{entries = maps:remove(Key, Entries)}).
+
+put_group(Share, Group, S = #subscriptions{groups = Groups}) ->
+    case nats_gateway_queue_group:is_empty(Group) of
+        true -> S#subscriptions{groups = maps:remove(Share, Groups)};
+        false -> S#subscriptions{groups = Groups#{Share := Group}}
+    end.
 
 %% The sid is free at once. As the last of its key it still gets what comes before the broker has
 %% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
-leave(Sid, #subscription{key = Key, max = Max}, S) ->
-    NS = #subscriptions{entries = Entries} = forget(Sid, Key, S),
-    Entry = #entry{sids = Sids, leaving = Leaving} = maps:get(Key, Entries),
-    case Key of
-        _ when map_size(Sids) > 0 ->
-            {[], NS};
-        {undefined, _} when Max =/= infinity, Leaving =:= [] ->
+leave(Sid, #subscription{key = Key = {undefined, _}, max = Max}, S) ->
+    NS = #subscriptions{entries = Entries} = forget(Sid, S),
+    case without(Sid, maps:get(Key, Entries)) of
+        Entry = #entry{sids = Sids} when map_size(Sids) > 0 ->
+            {[], NS#subscriptions{entries = Entries#{Key := Entry}}};
+        #entry{leaving = []} when Max =/= infinity ->
             {[Key], drop(Key, NS)};
-        _ ->
-            NLeaving = [Sid || Max =:= infinity] ++ Leaving,
-            {[Key], NS#subscriptions{
-                entries = Entries#{Key := Entry#entry{leaving = NLeaving}},
-                groups = is_leaving(Key, NS#subscriptions.groups)
-            }}
-    end.
+        Entry = #entry{leaving = Leaving} ->
+            NEntry = Entry#entry{leaving = [Sid || Max =:= infinity] ++ Leaving},
+            {[Key], NS#subscriptions{entries = Entries#{Key := NEntry}}}
+    end;
+leave(Sid, #subscription{key = Key = {Share, Filter}, max = Max}, S) ->
+    NS = #subscriptions{groups = Groups} = forget(Sid, S),
+    #{Share := Group} = Groups,
+    {Left, NGroup} = nats_gateway_queue_group:leave(Sid, Filter, Max =:= infinity, Group),
+    {[Key || Left =:= last], NS#subscriptions{groups = Groups#{Share := NGroup}}}.
 
 %% The broker has confirmed that nothing more comes for the key.
 -spec unsubscribed(key(), subscriptions()) -> subscriptions().
-unsubscribed(Key, S = #subscriptions{entries = Entries}) ->
+unsubscribed(Key = {undefined, _}, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = Sids}} when map_size(Sids) =:= 0 ->
             drop(Key, S);
         #{Key := Entry} ->
-            stays(Key, S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}});
+            S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}};
+        #{} ->
+            S
+    end;
+unsubscribed({Share, Filter}, S = #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} ->
+            put_group(Share, nats_gateway_queue_group:unsubscribed(Filter, Group), S);
         #{} ->
             S
     end.
 
 %% The broker is another one: nothing comes of what was under way.
 -spec begin_anew(subscriptions()) -> subscriptions().
-begin_anew(S = #subscriptions{entries = Entries}) ->
-    lists:foldl(fun(Key, Acc) -> joined(Key, unsubscribed(Key, Acc)) end, S, maps:keys(Entries)).
+begin_anew(S) ->
+    lists:foldl(fun(Key, Acc) -> joined(Key, unsubscribed(Key, Acc)) end, S, all_keys(S)).
+
+%% Also those without a sid, which the broker has still to forget.
+all_keys(#subscriptions{entries = Entries, groups = Groups}) ->
+    maps:keys(Entries) ++
+        [
+            {Share, Filter}
+         || {Share, Group} <- maps:to_list(Groups),
+            Filter <- nats_gateway_queue_group:all_filters(Group)
+        ].
 
 %% The broker knows the key: what matches it comes for it, too.
 -spec joined(key(), subscriptions()) -> subscriptions().
 joined({undefined, _}, S) ->
     S;
-joined(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
+joined({Share, Filter}, S = #subscriptions{groups = Groups}) ->
     case Groups of
-        #{Share := Group = #group{joining = Joining}} ->
-            S#subscriptions{groups = Groups#{Share := Group#group{joining = maps:remove(Key, Joining)}}};
+        #{Share := Group} ->
+            NGroup = nats_gateway_queue_group:joined(Filter, Group),
+            S#subscriptions{groups = Groups#{Share := NGroup}};
         #{} ->
             S
     end.
 
-stays({undefined, _}, S) ->
-    S;
-stays(Key = {Share, _}, S = #subscriptions{groups = Groups}) ->
-    #{Share := Group = #group{leaving = Leaving}} = Groups,
-    S#subscriptions{groups = Groups#{Share := Group#group{leaving = maps:remove(Key, Leaving)}}}.
-
 %% `leaving': the broker has still to confirm an unsubscription of the key.
 -spec key_state(key(), subscriptions()) -> known | leaving | unknown.
-key_state(Key, #subscriptions{entries = Entries}) ->
+key_state(Key = {undefined, _}, #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = Sids, leaving = []}} when map_size(Sids) > 0 -> known;
         #{Key := _} -> leaving;
         #{} -> unknown
+    end;
+key_state({Share, Filter}, #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} -> nats_gateway_queue_group:filter_state(Filter, Group);
+        #{} -> unknown
     end.
 
+%% -------------------------------------------------------------------------------------------
+%% What an operation has to wait for
+
+%% Which messages on their way have to arrive before the operation: none, this client's own, or all.
+%% For a verbose client the +OK is written behind the messages of its own that came before.
+-spec must_wait(nats_gateway_nif:op(), Verbose :: boolean(), subscriptions()) -> no | own | all.
+must_wait(_, _, #subscriptions{fenced = true}) ->
+    no;
+must_wait(#sub{filter = Filter, share_name = Share, sid = Sid}, Verbose, S) ->
+    #subscriptions{published = Published} = S,
+    case key_state({Share, Filter}, S) of
+        known when Published -> own;
+        known -> no;
+        leaving -> own;
+        unknown when not Published -> no;
+        unknown when Verbose -> own;
+        %% A message on its way may be the last of a subscription, whose sid is free after it.
+        unknown -> own_if(member(Sid, S))
+    end;
+must_wait(#unsub{sid = Sid, max = Max}, Verbose, S) ->
+    #subscriptions{published = Published, latest = Latest} = S,
+    case takes_from_others(Sid, Max, S) of
+        true -> all;
+        false -> own_if((Max > 0 orelse Verbose) andalso Published andalso Sid =/= Latest)
+    end;
+%% It may be refused, or begin another session with the broker.
+must_wait({connect, _}, _, #subscriptions{published = Published}) ->
+    own_if(Published);
+must_wait(_, _, _) ->
+    no.
+
+own_if(true) -> own;
+own_if(false) -> no.
+
 %% Whether an UNSUB ends at once what the sid gets, while what was sent before may be on its way to it.
--spec takes_from_others(sid(), non_neg_integer(), subscriptions()) -> boolean().
-takes_from_others(Sid, Max, #subscriptions{subs = Subs, entries = Entries}) ->
+takes_from_others(Sid, Max, S = #subscriptions{subs = Subs}) ->
     case Subs of
         #{Sid := Sub = #subscription{key = Key, max = OldMax}} ->
-            Entry = #entry{sids = Sids} = maps:get(Key, Entries),
-            delivered(Sub, Entry) >= Max andalso (OldMax =/= infinity orelse map_size(Sids) > 1);
+            delivered(Sub, S) >= Max andalso (OldMax =/= infinity orelse has_several(Key, S));
         #{} ->
             false
     end.
 
+has_several(Key = {undefined, _}, #subscriptions{entries = Entries}) ->
+    #{Key := #entry{sids = Sids}} = Entries,
+    map_size(Sids) > 1;
+has_several({Share, Filter}, #subscriptions{groups = Groups}) ->
+    #{Share := Group} = Groups,
+    nats_gateway_queue_group:has_several(Filter, Group).
+
+%% The client has published.
+-spec published(subscriptions()) -> subscriptions().
+published(S = #subscriptions{published = true, fenced = false, latest = undefined}) -> S;
+published(S) -> S#subscriptions{published = true, fenced = false, latest = undefined}.
+
+%% Other operations have come since the last barrier.
+-spec next_segment(subscriptions()) -> subscriptions().
+next_segment(S = #subscriptions{fenced = false}) -> S;
+next_segment(S) -> S#subscriptions{fenced = false}.
+
+%% What the client has published has arrived.
+-spec flushed(subscriptions()) -> subscriptions().
+flushed(S) -> S#subscriptions{published = false}.
+
+%% What `must_wait/3' asked for has arrived: what comes next in this segment has nothing to wait for.
+-spec fenced(subscriptions()) -> subscriptions().
+fenced(S) -> S#subscriptions{published = false, fenced = true}.
+
+%% -------------------------------------------------------------------------------------------
+
 %% UNSUB with a max, counted from the SUB; 0, or reached already, removes at once.
 -spec limit(sid(), non_neg_integer(), subscriptions()) -> {[key()], subscriptions()}.
-limit(Sid, Max, S = #subscriptions{subs = Subs, entries = Entries}) ->
+limit(Sid, Max, S = #subscriptions{subs = Subs}) ->
     case Subs of
-        #{Sid := Sub = #subscription{key = Key}} ->
-            Entry = maps:get(Key, Entries),
-            case delivered(Sub, Entry) >= Max of
+        #{Sid := Sub} ->
+            case delivered(Sub, S) >= Max of
                 true when Max =:= 0 ->
                     leave(Sid, Sub, S);
                 true ->
                     leave(Sid, Sub#subscription{max = Max}, S);
                 false ->
-                    Limited = Entry#entry.limited,
-                    {[], S#subscriptions{
-                        subs = Subs#{Sid := Sub#subscription{max = Max}},
-                        entries = Entries#{Key := Entry#entry{limited = Limited#{Sid => []}}}
-                    }}
+                    NSubs = Subs#{Sid := Sub#subscription{max = Max}},
+                    {[], limited(Sid, Sub, S#subscriptions{subs = NSubs})}
             end;
         #{} ->
             {[], S}
     end.
 
-delivered(#subscription{queue_group = undefined, offset = Offset}, #entry{delivered = Delivered}) ->
+limited(Sid, #subscription{key = Key = {undefined, _}}, S = #subscriptions{entries = Entries}) ->
+    #{Key := Entry = #entry{limited = Limited}} = Entries,
+    S#subscriptions{entries = Entries#{Key := Entry#entry{limited = Limited#{Sid => []}}}};
+limited(_, _, S) ->
+    S.
+
+delivered(#subscription{key = {undefined, _} = Key, offset = Offset}, S) ->
+    #subscriptions{entries = #{Key := #entry{delivered = Delivered}}} = S,
     Delivered - Offset;
 delivered(#subscription{offset = Offset}, _) ->
     -Offset.
 
-%% The broker refused the key: its sids are gone and free again.
+%% The broker refused the key: its sids are gone and free again. Those that the client has subscribed
+%% itself are returned.
 -spec reject(key(), subscriptions()) -> {[subscription()], subscriptions()}.
-reject(Key, S = #subscriptions{entries = Entries}) ->
-    case Entries of
-        #{Key := #entry{sids = Sids}} ->
-            Rejected = maps:keys(Sids),
-            {[describe(Sid, S) || Sid <- Rejected], lists:foldl(fun remove/2, S, Rejected)};
-        #{} ->
-            {[], S}
-    end.
+reject(Key, S = #subscriptions{of_others = OfOthers}) ->
+    Rejected = unordered_sids(Key, S),
+    NS = lists:foldl(fun remove/2, S, Rejected),
+    {
+        [describe(Sid, S) || Sid <- Rejected, not lists:member(Sid, OfOthers)],
+        NS#subscriptions{of_others = OfOthers -- Rejected}
+    }.
 
 %% The sids that get this copy of a message from the broker, and the keys that became unused by it.
--spec deliver(key(), Topic :: binary(), message_id(), subscriptions()) ->
+-spec deliver(key(), Topic :: binary(), nats_gateway_queue_group:message_id(), subscriptions()) ->
     {[sid()], [key()], subscriptions()}.
 deliver(Key = {undefined, _}, Topic, _, S = #subscriptions{entries = Entries}) ->
     case Entries of
-        #{Key := #entry{sids = Sids, leaving = Leaving, beyond = Beyond}} when
-            map_size(Sids) =:= 0
-        ->
-            case is_beyond(Topic, Beyond) of
-                true -> {Leaving, [], S};
+        #{Key := Entry = #entry{beyond = Beyond}} ->
+            case nats_gateway_filters:is_beyond(Topic, Beyond) of
+                true -> deliver_to_all(Key, Entry, S);
                 false -> {[], [], S}
-            end;
-        #{Key := Entry = #entry{beyond = Beyond, delivered = N, limited = Limited}} ->
-            case is_beyond(Topic, Beyond) of
-                false ->
-                    {[], [], S};
-                true ->
-                    Sids = line(Entry),
-                    NEntry = Entry#entry{line = Sids, delivered = N + 1},
-                    NS = S#subscriptions{entries = Entries#{Key := NEntry}},
-                    case map_size(Limited) of
-                        0 ->
-                            {Sids, [], NS};
-                        _ ->
-                            {Unused, NNS} = leave_all(full(maps:keys(Limited), NEntry, NS), NS),
-                            {Sids, Unused, NNS}
-                    end
             end;
         #{} ->
             {[], [], S}
     end;
-deliver(Key = {Share, _}, Topic, Id, S = #subscriptions{groups = Groups, entries = Entries}) when
-    is_map_key(Key, Entries)
-->
-    #{Share := Group = #group{literals = Literals, wildcards = Wildcards}} = Groups,
-    case was_taken(Id, Group) of
-        true ->
-            {[], [], S};
-        false ->
-            case map_size(Literals) + nats_gateway_filters:count(Wildcards) of
-                1 ->
-                    to_member([Key], Topic, S);
-                _ ->
-                    Matching = matching(Key, Topic, Group),
-                    case counts(Key, Matching, Id, Group) of
-                        true ->
-                            NS = S#subscriptions{groups = Groups#{Share := take(Id, Group)}},
-                            to_member(Matching, Topic, NS);
-                        false ->
-                            {[], [], S}
-                    end
-            end
-    end;
-deliver(_, _, _, S) ->
-    {[], [], S}.
+deliver({Share, Filter}, Topic, Id, S = #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} ->
+            case nats_gateway_queue_group:next(Filter, Topic, Id, Group) of
+                {member, Sid, NGroup} -> deliver_to_member(Sid, Share, NGroup, S);
+                {left, Sid, NGroup} -> {[Sid], [], S#subscriptions{groups = Groups#{Share := NGroup}}};
+                {nobody, NGroup} -> {[], [], S#subscriptions{groups = Groups#{Share := NGroup}}}
+            end;
+        #{} ->
+            {[], [], S}
+    end.
 
-line(#entry{line = undefined, sids = Sids}) -> maps:keys(Sids);
-line(#entry{line = Sids}) -> Sids.
+deliver_to_all(_, #entry{sids = Sids, leaving = Leaving}, S) when map_size(Sids) =:= 0 ->
+    {Leaving, [], S};
+deliver_to_all(Key, Entry = #entry{delivered = N, limited = Limited}, S) ->
+    Sids = sid_list(Entry),
+    #subscriptions{entries = Entries} = S,
+    NS = S#subscriptions{entries = Entries#{Key := Entry#entry{list = Sids, delivered = N + 1}}},
+    case map_size(Limited) of
+        0 ->
+            {Sids, [], NS};
+        _ ->
+            {Unused, NNS} = leave_all(full(maps:keys(Limited), NS), NS),
+            {Sids, Unused, NNS}
+    end.
+
+sid_list(#entry{list = undefined, sids = Sids}) -> maps:keys(Sids);
+sid_list(#entry{list = Sids}) -> Sids.
+
+full(Sids, S = #subscriptions{subs = Subs}) ->
+    [
+        Sid
+     || Sid <- Sids,
+        Sub <- [maps:get(Sid, Subs)],
+        delivered(Sub, S) >= Sub#subscription.max
+    ].
 
 leave_all(Sids, S) ->
     lists:foldl(
@@ -391,76 +460,10 @@ leave_all(Sids, S) ->
         Sids
     ).
 
-%% The keys that the topic is for, in order. The broker may know this one under another name, so that
-%% it matches in any case; it does not know yet of those that join.
-matching(Key = {Share, _}, Topic, #group{literals = Literals, wildcards = Wildcards, joining = Joining}) ->
-    Literal = {Share, Topic},
-    Others =
-        [Literal || is_map_key(Literal, Literals)] ++
-            [{Share, Filter} || Filter <- nats_gateway_filters:matching(Topic, Wildcards)],
-    lists:usort([Key | [K || K <- Others, not is_map_key(K, Joining)]]).
-
-%% For NATS all filters of a queue name are one group: a message that reaches this connection once
-%% per filter goes to one member only. The copy of the first matching filter counts, in the same
-%% order on every connection. So of the copies that the broker spreads over the connections the one
-%% of the smallest filter is always taken, and none is lost.
-%%
-%% While the broker gets to know another key, or forgets one, it is not known for which keys a
-%% message comes. Then the first copy counts, where the broker tells which are copies. Other
-%% brokers send what a key matches only after they have confirmed it, and until they confirm its end.
-counts(Key, Matching, _, #group{joining = Joining, leaving = Leaving}) when
-    map_size(Joining) =:= 0, map_size(Leaving) =:= 0
-->
-    hd(Matching) =:= Key;
-counts(Key, Matching, undefined, #group{joining = Joining}) ->
-    Matching =:= [Key] orelse (not is_map_key(Key, Joining) andalso hd(Matching) =:= Key);
-counts(_, _, _, _) ->
-    true.
-
-%% Whether a member of the group has got a copy of the message.
--spec is_taken(key(), message_id(), subscriptions()) -> boolean().
-is_taken({Share, _}, Id, #subscriptions{groups = Groups}) ->
-    case Groups of
-        #{Share := Group} -> was_taken(Id, Group);
-        #{} -> false
-    end.
-
-was_taken(undefined, _) -> false;
-was_taken(Id, #group{young = Young, old = Old}) -> is_map_key(Id, Young) orelse is_map_key(Id, Old).
-
-take(undefined, Group) ->
-    Group;
-take(Id, Group = #group{young = Young}) when map_size(Young) < ?MAX_TAKEN ->
-    Group#group{young = Young#{Id => []}};
-take(Id, Group = #group{young = Young}) ->
-    Group#group{young = #{Id => []}, old = Young}.
-
-%% One of the members takes its turn, and goes to the end of the line.
-to_member(Keys, Topic, S = #subscriptions{entries = Entries}) ->
-    case [K || K <- Keys, can_take(Topic, maps:get(K, Entries))] of
-        [] ->
-            {[], [], S};
-        Candidates ->
-            Key = least_served(Candidates, Entries),
-            case Entries of
-                #{Key := #entry{sids = Sids, leaving = [Sid | _]}} when map_size(Sids) =:= 0 ->
-                    {[Sid], [], S};
-                #{Key := Entry} ->
-                    to_sid(Key, Entry, S)
-            end
-    end.
-
-can_take(_, #entry{sids = Sids, leaving = []}) when map_size(Sids) =:= 0 -> false;
-can_take(Topic, #entry{beyond = Beyond}) -> is_beyond(Topic, Beyond).
-
-to_sid(Key, Entry, S = #subscriptions{subs = Subs, entries = Entries}) ->
-    {Sid, NEntry = #entry{delivered = N}} = next_in_line(Entry),
+deliver_to_member(Sid, Share, Group, S = #subscriptions{subs = Subs, groups = Groups}) ->
     Sub = #subscription{offset = Offset, max = Max} = maps:get(Sid, Subs),
     NSub = Sub#subscription{offset = Offset - 1},
-    NS = S#subscriptions{
-        subs = Subs#{Sid := NSub},
-        entries = Entries#{Key := NEntry#entry{delivered = N + 1}}
-    },
+    NS = S#subscriptions{subs = Subs#{Sid := NSub}, groups = Groups#{Share := Group}},
     case 1 - Offset >= Max of
         true ->
             {Unused, NNS} = leave(Sid, NSub, NS),
@@ -469,30 +472,13 @@ to_sid(Key, Entry, S = #subscriptions{subs = Subs, entries = Entries}) ->
             {[Sid], [], NS}
     end.
 
-next_in_line(Entry = #entry{sids = Sids, line = Line, left = Left}) ->
-    {{value, Place = {Sid, _}}, Behind} = queue:out(Line),
-    case has_place(Place, Sids) of
-        true -> {Sid, Entry#entry{line = queue:in(Place, Behind)}};
-        false -> next_in_line(Entry#entry{line = Behind, left = Left - 1})
+%% Whether a member of the queue group has got a copy of the message.
+-spec is_taken(key(), nats_gateway_queue_group:message_id(), subscriptions()) -> boolean().
+is_taken({Share, _}, Id, #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} -> nats_gateway_queue_group:was_taken(Id, Group);
+        #{} -> false
     end.
-
-%% A key whose sids are leaving is asked only where no other matches.
-least_served([Key], _) ->
-    Key;
-least_served(Keys, Entries) ->
-    {_, _, Key} = lists:min([
-        {map_size(Sids) =:= 0, Delivered, Key}
-     || Key <- Keys, #entry{sids = Sids, delivered = Delivered} <- [maps:get(Key, Entries)]
-    ]),
-    Key.
-
-full(Sids, Entry, #subscriptions{subs = Subs}) ->
-    [
-        Sid
-     || Sid <- Sids,
-        Sub <- [maps:get(Sid, Subs)],
-        delivered(Sub, Entry) >= Sub#subscription.max
-    ].
 
 %% The sid that gets the 503 of a request: a plain subscription that matches the reply subject, which
 %% this is the topic of.
@@ -505,8 +491,8 @@ first_sid([], _, _) ->
 first_sid([Filter | Filters], Topic, Entries) ->
     case Entries of
         #{{undefined, Filter} := Entry = #entry{sids = Sids}} when map_size(Sids) > 0 ->
-            case is_beyond(Topic, Entry#entry.beyond) of
-                true -> hd(line(Entry));
+            case nats_gateway_filters:is_beyond(Topic, Entry#entry.beyond) of
+                true -> hd(sid_list(Entry));
                 false -> first_sid(Filters, Topic, Entries)
             end;
         #{} ->
@@ -521,22 +507,27 @@ key(Sid, #subscriptions{subs = Subs}) ->
 
 %% Of one key, in order.
 -spec sids(key(), subscriptions()) -> [sid()].
-sids(Key, #subscriptions{entries = Entries}) ->
+sids(Key, S) ->
+    [Sid || {_, Sid} <- lists:sort([{byte_size(Sid), Sid} || Sid <- unordered_sids(Key, S)])].
+
+unordered_sids(Key = {undefined, _}, #subscriptions{entries = Entries}) ->
     case Entries of
-        #{Key := #entry{sids = Sids}} ->
-            [Sid || {_, Sid} <- lists:sort([{byte_size(Sid), Sid} || Sid <- maps:keys(Sids)])];
-        #{} ->
-            []
+        #{Key := #entry{sids = Sids}} -> maps:keys(Sids);
+        #{} -> []
+    end;
+unordered_sids({Share, Filter}, #subscriptions{groups = Groups}) ->
+    case Groups of
+        #{Share := Group} -> nats_gateway_queue_group:sids(Filter, Group);
+        #{} -> []
     end.
 
 -spec keys(subscriptions()) -> [key()].
-keys(#subscriptions{entries = Entries}) ->
-    [Key || {Key, #entry{sids = Sids}} <- maps:to_list(Entries), map_size(Sids) > 0].
+keys(S) -> [Key || Key <- all_keys(S), unordered_sids(Key, S) =/= []].
 
 -spec list(subscriptions()) -> [subscription()].
 list(S = #subscriptions{subs = Subs}) -> [describe(Sid, S) || Sid <- maps:keys(Subs)].
 
-describe(Sid, #subscriptions{subs = Subs, entries = Entries}) ->
+describe(Sid, S = #subscriptions{subs = Subs}) ->
     Sub = #subscription{subject = Subject, queue_group = QueueGroup, key = Key, max = Max} =
         maps:get(Sid, Subs),
     #{
@@ -544,83 +535,18 @@ describe(Sid, #subscriptions{subs = Subs, entries = Entries}) ->
         subject => Subject,
         queue_group => QueueGroup,
         key => Key,
-        delivered => delivered(Sub, maps:get(Key, Entries)),
+        delivered => delivered(Sub, S),
         max => Max
     }.
 
-join({undefined, Filter}, S = #subscriptions{wildcards = Wildcards}) ->
-    case has_wildcard(Filter) of
+add_wildcard(Filter, S = #subscriptions{wildcards = Wildcards}) ->
+    case nats_gateway_filters:has_wildcard(Filter) of
         true -> S#subscriptions{wildcards = nats_gateway_filters:add(Filter, Wildcards)};
         false -> S
-    end;
-join(Key, S = #subscriptions{groups = Groups}) ->
-    S#subscriptions{groups = join_group(Key, Groups)}.
+    end.
 
-part({undefined, Filter}, S = #subscriptions{wildcards = Wildcards}) ->
-    case has_wildcard(Filter) of
+remove_wildcard(Filter, S = #subscriptions{wildcards = Wildcards}) ->
+    case nats_gateway_filters:has_wildcard(Filter) of
         true -> S#subscriptions{wildcards = nats_gateway_filters:remove(Filter, Wildcards)};
         false -> S
-    end;
-part(Key, S = #subscriptions{groups = Groups}) ->
-    S#subscriptions{groups = leave_group(Key, Groups)}.
-
-has_wildcard(Filter) -> binary:match(Filter, [<<"+">>, <<"#">>]) =/= nomatch.
-
-join_group(Key = {Share, _}, Groups) ->
-    case Groups of
-        #{Share := Group = #group{joining = Joining}} ->
-            Groups#{Share := with(Key, Group#group{joining = Joining#{Key => []}})};
-        #{} ->
-            Groups#{Share => with(Key, #group{})}
     end.
-
-with(Key = {_, Filter}, Group = #group{literals = Literals, wildcards = Wildcards}) ->
-    case has_wildcard(Filter) of
-        false -> Group#group{literals = Literals#{Key => []}};
-        true -> Group#group{wildcards = nats_gateway_filters:add(Filter, Wildcards)}
-    end.
-
-is_leaving({undefined, _}, Groups) ->
-    Groups;
-is_leaving(Key = {Share, _}, Groups) ->
-    #{Share := Group = #group{leaving = Leaving}} = Groups,
-    Groups#{Share := Group#group{leaving = Leaving#{Key => []}}}.
-
-leave_group(Key = {Share, _}, Groups) ->
-    #{Share := Group} = Groups,
-    NGroup =
-        #group{literals = Literals, wildcards = Wildcards, joining = Joining, leaving = Leaving} =
-        without(Key, Group),
-    case map_size(Literals) + nats_gateway_filters:count(Wildcards) of
-        0 ->
-            maps:remove(Share, Groups);
-        _ ->
-            Groups#{
-                Share := NGroup#group{
-                    joining = maps:remove(Key, Joining), leaving = maps:remove(Key, Leaving)
-                }
-            }
-    end.
-
-without(Key, Group = #group{literals = Literals}) when is_map_key(Key, Literals) ->
-    Group#group{literals = maps:remove(Key, Literals)};
-without({_, Filter}, Group = #group{wildcards = Wildcards}) ->
-    Group#group{wildcards = nats_gateway_filters:remove(Filter, Wildcards)}.
-
-beyond({_, Filter}) ->
-    ParentSize = byte_size(Filter) - 2,
-    case Filter of
-        <<Parent:ParentSize/binary, "/#">> when ParentSize >= 0 ->
-            case binary:match(Parent, <<"+">>) of
-                nomatch -> {bytes, ParentSize};
-                _ -> {levels, levels(Parent)}
-            end;
-        _ ->
-            any
-    end.
-
-is_beyond(_, any) -> true;
-is_beyond(Topic, {bytes, N}) -> byte_size(Topic) > N;
-is_beyond(Topic, {levels, N}) -> levels(Topic) > N.
-
-levels(Topic) -> length(binary:matches(Topic, <<"/">>)) + 1.

@@ -1,6 +1,7 @@
 -module(nats_gateway_subscriptions_tests).
 
 -include_lib("eunit/include/eunit.hrl").
+-include("nats_gateway.hrl").
 
 -import(nats_gateway_subscriptions, [
     new/0, add/5, remove/2, limit/3, joined/2, unsubscribed/2, begin_anew/1, reject/2, deliver/4, plain_sid/2, keys/1,
@@ -341,3 +342,47 @@ with_a_max_nothing_comes_after_the_unsub_test() ->
     {[], S1} = limit(<<"1">>, 5, plain(<<"1">>, <<"a">>, new())),
     {[Key], S2} = limit(<<"1">>, 0, S1),
     ?assertEqual([], sids(Key, <<"a">>, S2)).
+
+%% -------------------------------------------------------------------------------------------
+%% What an operation has to wait for
+
+must_wait(Op, S) -> nats_gateway_subscriptions:must_wait(Op, false, S).
+
+sub(Sid, Filter) -> #sub{subject = Filter, filter = Filter, sid = Sid}.
+
+published(S) -> nats_gateway_subscriptions:published(S).
+
+a_sub_waits_for_what_was_published_test() ->
+    S = plain(<<"1">>, <<"a">>, new()),
+    ?assertEqual(no, must_wait(sub(<<"2">>, <<"a">>), S)),
+    ?assertEqual(own, must_wait(sub(<<"2">>, <<"a">>), published(S))),
+    %% the broker knows when it was asked
+    ?assertEqual(no, must_wait(sub(<<"2">>, <<"b">>), published(S))),
+    ?assertEqual(own, nats_gateway_subscriptions:must_wait(sub(<<"2">>, <<"b">>), true, published(S))),
+    ?assertEqual(own, must_wait(sub(<<"1">>, <<"b">>), published(S))).
+
+a_key_that_leaves_is_waited_for_test() ->
+    {_, S} = limit(<<"1">>, 0, plain(<<"1">>, <<"a">>, new())),
+    ?assertEqual(own, must_wait(sub(<<"1">>, <<"a">>), S)).
+
+an_unsub_waits_for_all_where_others_stay_test() ->
+    S = plain(<<"2">>, <<"a">>, plain(<<"1">>, <<"a">>, new())),
+    ?assertEqual(all, must_wait(#unsub{sid = <<"1">>}, S)),
+    ?assertEqual(no, must_wait(#unsub{sid = <<"1">>, max = 2}, S)),
+    ?assertEqual(own, must_wait(#unsub{sid = <<"1">>, max = 2}, published(S))).
+
+nothing_waits_behind_a_barrier_test() ->
+    S = published(plain(<<"1">>, <<"a">>, new())),
+    ?assertEqual(own, must_wait({connect, #{}}, S)),
+    ?assertEqual(no, must_wait({connect, #{}}, nats_gateway_subscriptions:flushed(S))),
+    Fenced = nats_gateway_subscriptions:fenced(S),
+    ?assertEqual(no, must_wait(sub(<<"2">>, <<"a">>), Fenced)),
+    ?assertEqual(own, must_wait(sub(<<"2">>, <<"a">>), published(Fenced))),
+    ?assertEqual(no, must_wait(sub(<<"2">>, <<"a">>), nats_gateway_subscriptions:next_segment(Fenced))).
+
+%% nats-server's clients limit what they have just subscribed.
+the_latest_sub_is_not_waited_for_test() ->
+    S = plain(<<"1">>, <<"b">>, published(plain(<<"0">>, <<"a">>, new()))),
+    ?assertEqual(no, must_wait(#unsub{sid = <<"1">>, max = 1}, S)),
+    ?assertEqual(own, must_wait(#unsub{sid = <<"0">>, max = 1}, S)),
+    ?assertEqual(own, must_wait(#unsub{sid = <<"1">>, max = 1}, published(S))).
