@@ -71,7 +71,7 @@ diagnose_settings(#{built_in := logins_lost}) ->
 diagnose_settings(#{built_in := {open, [What | _]}}) ->
     wrong(
         "where this plugin does not run, EMQX's built-in gateway does not ask for ~ts: give the "
-        "gateway nats an authenticator (README: Where the plugin does not run)",
+        "gateway nats an authenticator (docs/emqx.md: Where the plugin does not run)",
         [What]
     );
 diagnose_settings(_) ->

@@ -1,6 +1,6 @@
 %% Makes one checked map of the file's tables, with every default filled in.
 %%
-%% Names are those of EMQX's gateway settings. README.md has the units and the defaults.
+%% Names are those of EMQX's gateway settings. docs/standalone.md has the units and the defaults.
 -module(nats_gateway_config).
 
 -export([parse/1]).

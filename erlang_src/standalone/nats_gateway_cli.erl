@@ -8,7 +8,7 @@
 -define(USAGE, <<
     "usage: nats_gateway [-c FILE] [--upstream mqtt[s]://HOST:PORT] [--listen ADDRESS:PORT]\n"
     "                    [--check]\n"
-    "  -c FILE     settings in TOML (README.md has the table); without it the defaults\n"
+    "  -c FILE     settings in TOML (docs/standalone.md has the table); without it the defaults\n"
     "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
     "  --listen    one tcp listener, instead of those of the file\n"
     "  --check     read the settings, and end\n"

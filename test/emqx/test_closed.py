@@ -122,7 +122,7 @@ def test_the_built_in_is_not_loaded_in_place_of_the_plugin(demanding: Gateway, n
 
 
 def test_an_upgrade_opens_no_door(demanding: Gateway, node: Node, package: Path, tmp_path: Path):
-    """As README.md describes it."""
+    """As docs/emqx.md describes it."""
     major, minor, patch = release(package)["rel_vsn"].split(".")
     newer = with_version(package, f"{major}.{minor}.{int(patch) + 1}", tmp_path)
     with demanding.mqtt() as mqtt:
@@ -270,7 +270,7 @@ def test_authenticators_of_some_listeners_only(ready: Gateway, node: Node, packa
     node.start_plugin(package)
     wait_until(ready.served, "the plugin serves")
     wait_until(lambda: is_warned(node.log(begin), name), "a warning at the start")
-    # what README advises
+    # what docs/emqx.md advises
     path = "/gateways/nats/listeners/nats:tcp:default"
     with rest_change(node.rest, path, {"enable_authn": False}):
         ready.authenticate(BUILT_IN_DATABASE)

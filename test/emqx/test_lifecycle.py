@@ -148,7 +148,7 @@ def test_an_upgrade_needs_no_restart_of_the_node(ready: Gateway, node: Node, pac
     try:
         node.stop_plugin(package)
         node.uninstall(package)
-        # EMQX's own rule, which README.md must name
+        # EMQX's own rule, which docs/emqx.md must name
         refused = node.upload(newer)
         assert refused.status == 403 and "plugins allow" in str(refused), refused
         node.install(newer)

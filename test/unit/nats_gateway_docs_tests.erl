@@ -1,0 +1,194 @@
+%% The documentation beside what it describes: its links, the sections that the code cites, and the
+%% tables of settings with their defaults.
+-module(nats_gateway_docs_tests).
+
+-include_lib("eunit/include/eunit.hrl").
+
+pages() -> ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"] ++ filelib:wildcard("docs/*.md").
+
+read(File) ->
+    {ok, Text} = file:read_file(File),
+    Text.
+
+all(Pattern, Text) ->
+    case re:run(Text, Pattern, [global, multiline, {capture, all_but_first, binary}]) of
+        {match, Matches} -> Matches;
+        nomatch -> []
+    end.
+
+%% -------------------------------------------------------------------------------------------
+%% Links
+
+links_test_() ->
+    [
+        {Page ++ " -> " ++ binary_to_list(Target), ?_assertEqual(ok, follow(Page, Target))}
+     || Page <- pages(),
+        [Target] <- all("\\]\\(([^)\\s]+)\\)", read(Page)),
+        re:run(Target, "^[a-z]+:") =:= nomatch
+    ].
+
+follow(Page, Target) ->
+    [Path, Anchor] =
+        case binary:split(Target, <<"#">>) of
+            [Whole] -> [Whole, <<>>];
+            Both -> Both
+        end,
+    File =
+        case Path of
+            <<>> -> Page;
+            _ -> filename:join(filename:dirname(Page), Path)
+        end,
+    case filelib:is_regular(File) orelse filelib:is_dir(File) of
+        false -> no_such_file;
+        true when Anchor =:= <<>> -> ok;
+        true ->
+            case lists:member(Anchor, anchors(read(File))) of
+                true -> ok;
+                false -> no_such_section
+            end
+    end.
+
+anchors(Text) -> [anchor(Title) || [Title] <- all("^#+ (.*?)\\s*$", Text)].
+
+%% As GitHub makes them.
+anchor(Title) ->
+    Plain = re:replace(string:lowercase(Title), "[^\\w\\- ]", "", [global, unicode, {return, binary}]),
+    binary:replace(Plain, <<" ">>, <<"-">>, [global]).
+
+every_page_is_in_the_index_test_() ->
+    Index = read("README.md"),
+    [
+        {Page, ?_assertNotEqual(nomatch, binary:match(Index, list_to_binary("(" ++ Page ++ ")")))}
+     || Page <- filelib:wildcard("docs/*.md")
+    ].
+
+readme_is_a_front_door_test() ->
+    ?assert(length(binary:split(read("README.md"), <<"\n">>, [global])) =< 150).
+
+%% -------------------------------------------------------------------------------------------
+%% What the code cites
+
+cited_sections_exist_test_() ->
+    Sections = [Number || [Number] <- all("^#+ (\\d+)\\b", read("docs/protocol.md"))],
+    Sources =
+        filelib:wildcard("erlang_src/**/*.erl") ++ filelib:wildcard("native/*/src/**/*.rs") ++
+            filelib:wildcard("test/**/*.py") ++ filelib:wildcard("test/unit/**/*.erl"),
+    Cited = lists:usort([
+        {File, Number}
+     || File <- Sources, [Number] <- all("protocol\\.md`? sections? (\\d+)", read(File))
+    ]),
+    [?_assertNotEqual([], Cited)] ++
+        [
+            {File ++ " cites " ++ binary_to_list(Number), ?_assert(lists:member(Number, Sections))}
+         || {File, Number} <- Cited
+        ].
+
+%% -------------------------------------------------------------------------------------------
+%% Settings
+
+%% {Keys, Default} of the rows of a page's tables whose last column is the default. Several keys of a row
+%% have as many defaults, or one for all.
+rows(Page) ->
+    [
+        {[Key || [Key] <- all("`([^`]+)`", Keys)], Default}
+     || [Keys, Default] <- all("^\\| ((?:`[^`|]+`(?:, )?)+) \\| .* \\| ([^|]*?) \\|$", read(Page))
+    ].
+
+%% The documented default is the value that is there without it.
+defaults_of_the_standalone_gateway_test_() ->
+    {ok, Bare} = standalone(<<>>),
+    [
+        {binary_to_list(Key), fun() ->
+            ?assertEqual({ok, Bare}, standalone(<<Key/binary, " = ", Value/binary, "\n">>))
+        end}
+     || {[Key], Default} <- rows("docs/standalone.md"),
+        Value <- [literal(Default)],
+        Value =/= none,
+        binary:match(Key, [<<"NAME">>, <<"…">>, <<"ssl_options">>]) =:= nomatch
+    ].
+
+defaults_of_a_listener_test_() ->
+    Listener = fun(Type, More) ->
+        standalone(<<"[listeners.", Type/binary, ".default]\n", More/binary>>)
+    end,
+    {ok, Tcp} = Listener(<<"tcp">>, <<>>),
+    {ok, Ws} = Listener(<<"ws">>, <<>>),
+    [
+        {binary_to_list(Key), fun() ->
+            ?assertEqual({ok, Tcp}, Listener(<<"tcp">>, <<Key/binary, " = ", Value/binary, "\n">>))
+        end}
+     || {[<<"listeners.tcp.NAME.", Key/binary>>], Default} <- rows("docs/standalone.md"),
+        Value <- [literal(Default)],
+        Value =/= none
+    ] ++
+        [
+            {"websocket " ++ binary_to_list(Key), fun() ->
+                Setting = <<"websocket = { ", Key/binary, " = ", Value/binary, " }\n">>,
+                ?assertEqual({ok, Ws}, Listener(<<"ws">>, Setting))
+            end}
+         || {[Key], Default} <- rows("docs/websocket.md"),
+            Value <- [literal(Default)],
+            Value =/= none
+        ].
+
+%% Random ones are left out.
+standalone(Toml) ->
+    case nats_gateway_mqtt_nif:toml(Toml) of
+        {ok, Tables} ->
+            case nats_gateway_config:parse(Tables) of
+                {ok, Config} -> {ok, maps:without([server_id, secret], Config)};
+                Error -> Error
+            end;
+        Error ->
+            Error
+    end.
+
+%% `"2s"', 4096, `false', `[]': what stands before an explanation is the default.
+literal(Default) ->
+    case re:run(Default, "^`?(\"[^\"]*\"|\\d+|true|false|\\[[^\\]`]*\\])`?(?:$|:| )", [{capture, [1], binary}]) of
+        {match, [Value]} when binary_part(Default, byte_size(Default), -1) =/= <<";">> -> Value;
+        _ -> none
+    end.
+
+every_setting_of_the_standalone_gateway_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
+    Settings = maps:without(
+        %% made at the start, or of other keys
+        [secret, server_id, login, listeners, upstream, clientinfo_override],
+        nats_gateway_config:defaults()
+    ),
+    [
+        {atom_to_list(Key), ?_assert(lists:member(atom_to_binary(Key), Documented))}
+     || Key <- maps:keys(Settings)
+    ].
+
+%% OTP before 27 has no JSON.
+page_fields() ->
+    [Name || [Name] <- all("^    \\{\\s*\"name\": \"(\\w+)\"", read("priv/config_schema.avsc"))].
+
+every_setting_of_the_plugins_page_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/emqx.md")]),
+    [?_assert(length(page_fields()) > 15)] ++
+        [
+            {binary_to_list(Key), ?_assert(lists:member(Key, Documented))}
+         || Key <- page_fields()
+        ].
+
+defaults_of_the_plugins_page_test_() ->
+    [
+        {binary_to_list(Key), fun() ->
+            ?assertEqual(
+                nats_gateway_plugin_config:parse(#{}),
+                nats_gateway_plugin_config:parse(#{Key => page_value(Value)})
+            )
+        end}
+     || {[Key], Default} <- rows("docs/emqx.md"),
+        lists:member(Key, page_fields()),
+        Value <- [literal(Default)],
+        Value =/= none
+    ].
+
+page_value(<<"true">>) -> true;
+page_value(<<"false">>) -> false;
+page_value(<<"\"", Rest/binary>>) -> binary:part(Rest, 0, byte_size(Rest) - 1);
+page_value(Number) -> binary_to_integer(Number).
