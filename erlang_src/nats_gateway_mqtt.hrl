@@ -27,3 +27,45 @@
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
     filters :: [binary()]
 }).
+
+-record(connect, {
+    client_id :: binary(),
+    username :: undefined | binary(),
+    password :: undefined | binary(),
+    %% seconds
+    keepalive :: 0..65535,
+    receive_maximum :: undefined | 1..65535,
+    maximum_packet_size :: undefined | pos_integer()
+}).
+
+-record(connack, {
+    session_present :: boolean(),
+    reason :: byte(),
+    properties :: nats_gateway_mqtt_nif:properties()
+}).
+
+-record(puback, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id(),
+    reason = 0 :: byte()
+}).
+
+-record(suback, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id(),
+    reasons :: [byte()]
+}).
+
+-record(unsuback, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id(),
+    reasons :: [byte()]
+}).
+
+%% A client sends no properties.
+-record(disconnect, {
+    reason :: byte(),
+    properties = #{} :: nats_gateway_mqtt_nif:properties()
+}).
+
+%% A PUBLISH that cannot be read; the rest of the connection can.
+-record(unreadable, {
+    packet_id :: undefined | nats_gateway_mqtt_nif:packet_id()
+}).

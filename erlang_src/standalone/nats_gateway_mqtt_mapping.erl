@@ -6,19 +6,19 @@
 %% by which it knows that it has written the block itself.
 -module(nats_gateway_mqtt_mapping).
 
--export([is_unroutable/2]).
+-export([without_bad_topics/1]).
 -export([name/1]).
 -export([publish/4]).
 -export([fits/3]).
--export([message/2]).
+-export([delivery/3]).
 
 -export_type([strings/0]).
 
 -include("nats_gateway.hrl").
 -include("nats_gateway_mqtt.hrl").
 
-%% The codec looks at all strings once, and refuses the packets if there is one that MQTT does not
-%% allow. Only then each is looked at here.
+%% Names and values of headers that the codec would refuse are rare, and looking for them costs as much
+%% as the rest: with `trust' it is left to the codec, which looks at them anyway.
 -type strings() :: trust | check.
 
 -define(REPLY_TO, <<"Nats-Reply-To">>).
@@ -40,15 +40,27 @@
 %% -------------------------------------------------------------------------------------------
 %% To MQTT
 
-%% Whether no MQTT message can have this topic.
--spec is_unroutable(nats_gateway_nif:topic(), strings()) -> boolean().
-is_unroutable(invalid, _) -> true;
-is_unroutable(_, trust) -> false;
-is_unroutable({_, Correlation}, check) when byte_size(Correlation) > ?MAX_STRING -> true;
-is_unroutable({Name, _}, check) -> not nats_gateway_mqtt_nif:is_topic(Name);
-is_unroutable(Name, check) -> not nats_gateway_mqtt_nif:is_topic(Name).
+%% The codec looks at every topic and refuses a batch with a bad one. Without those that it would
+%% refuse: a message without a topic goes to nobody, and a reply subject without one travels as it is.
+-spec without_bad_topics(#pub{}) -> #pub{}.
+without_bad_topics(Pub = #pub{topic = Topic, reply_topic = ReplyTopic}) ->
+    Pub#pub{topic = valid(Topic), reply_topic = valid(ReplyTopic)}.
 
-%% QoS 1 gets its packet identifier when it is sent.
+valid(undefined) ->
+    undefined;
+valid(invalid) ->
+    invalid;
+valid(Topic) ->
+    {Name, Correlation} = topic(Topic),
+    Valid =
+        nats_gateway_mqtt_nif:is_topic(Name) andalso
+            (Correlation =:= undefined orelse byte_size(Correlation) =< ?MAX_STRING),
+    case Valid of
+        true -> Topic;
+        false -> invalid
+    end.
+
+%% Of a message with a topic. QoS 1 gets its packet identifier when it is sent.
 -spec publish(#pub{}, 0 | 1, strings(), Secret :: binary()) -> #publish{}.
 publish(Pub, QoS, Strings, Secret) ->
     #pub{
@@ -58,7 +70,8 @@ publish(Pub, QoS, Strings, Secret) ->
         headers = Block,
         payload = Payload
     } = Pub,
-    {Name, Correlation, ResponseTopic, Replies} = reply(Topic, ReplyTo, ReplyTopic, Strings),
+    {Name, OwnCorrelation} = topic(Topic),
+    {Correlation, ResponseTopic, Replies} = reply(OwnCorrelation, ReplyTo, ReplyTopic),
     {Properties, ContentType} = headers(Block, Replies, Strings, Secret),
     #publish{
         topic = Name,
@@ -70,26 +83,15 @@ publish(Pub, QoS, Strings, Secret) ->
         user_properties = Properties
     }.
 
-reply(Topic, undefined, _, _) ->
-    {Name, Correlation} = topic(Topic),
-    {Name, Correlation, undefined, []};
-reply(Topic, ReplyTo, ReplyTopic, Strings) ->
-    {Name, Correlation} = topic(Topic),
-    case ReplyTopic of
-        %% A message has one Correlation Data, and that of an answer comes first.
-        {ResponseTopic, ReplyCorrelation} when Correlation =:= undefined ->
-            case is_response(ResponseTopic, ReplyCorrelation, Strings) of
-                true -> {Name, ReplyCorrelation, ResponseTopic, []};
-                false -> {Name, undefined, undefined, reply_subject(ReplyTo)}
-            end;
-        ResponseTopic when is_binary(ResponseTopic) ->
-            case is_response(ResponseTopic, <<>>, Strings) of
-                true -> {Name, Correlation, ResponseTopic, []};
-                false -> {Name, Correlation, undefined, reply_subject(ReplyTo)}
-            end;
-        _ ->
-            {Name, Correlation, undefined, reply_subject(ReplyTo)}
-    end.
+%% A message has one Correlation Data, and that of an answer comes first.
+reply(Correlation, undefined, _) ->
+    {Correlation, undefined, []};
+reply(undefined, _, {ResponseTopic, ReplyCorrelation}) ->
+    {ReplyCorrelation, ResponseTopic, []};
+reply(Correlation, _, ResponseTopic) when is_binary(ResponseTopic) ->
+    {Correlation, ResponseTopic, []};
+reply(Correlation, ReplyTo, _) ->
+    {Correlation, undefined, reply_subject(ReplyTo)}.
 
 topic({Name, Correlation}) -> {Name, Correlation};
 topic(Name) -> {Name, undefined}.
@@ -98,11 +100,6 @@ topic(Name) -> {Name, undefined}.
 -spec name(nats_gateway_nif:topic()) -> binary().
 name({Name, _}) -> Name;
 name(Name) -> Name.
-
-is_response(_, _, trust) ->
-    true;
-is_response(Topic, Correlation, check) ->
-    byte_size(Correlation) =< ?MAX_STRING andalso nats_gateway_mqtt_nif:is_topic(Topic).
 
 %% A subject that is no MQTT string can't be carried at all.
 reply_subject(ReplyTo) ->
@@ -193,9 +190,12 @@ numbered(Packet) -> Packet#publish{packet_id = 1}.
 %% -------------------------------------------------------------------------------------------
 %% From MQTT
 
-%% The reply and headers of what a NATS client is sent.
--spec message(#publish{}, Secret :: binary()) ->
-    {nats_gateway_nif:reply(), nats_gateway_nif:headers()}.
+%% MQTT does not say which messages are copies of one.
+-spec delivery(#publish{}, nats_gateway_host:key(), Secret :: binary()) -> #delivery{}.
+delivery(Packet = #publish{topic = Topic, payload = Payload}, Key, Secret) ->
+    {Reply, Headers} = message(Packet, Secret),
+    #delivery{key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
+
 message(Packet = #publish{user_properties = []}, _) ->
     #publish{
         response_topic = ResponseTopic, correlation_data = Correlation, content_type = ContentType

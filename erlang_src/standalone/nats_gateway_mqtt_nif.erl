@@ -36,26 +36,23 @@
 %% one will do).
 -type packet() ::
     #publish{}
-    | {puback, packet_id(), Reason :: byte()}
-    | {connect, ClientId :: binary(), Username :: undefined | binary(),
-        Password :: undefined | binary(), KeepAlive :: 0..65535,
-        ReceiveMaximum :: undefined | 1..65535, MaximumPacketSize :: undefined | pos_integer()}
+    | #puback{}
+    | #connect{}
     | #subscribe{}
     | #unsubscribe{}
     | pingreq
-    | {disconnect, Reason :: byte()}.
+    | #disconnect{}.
 
 %% What a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
 -type received() ::
     #publish{}
-    | {puback, packet_id(), Reason :: byte()}
-    | {connack, SessionPresent :: boolean(), Reason :: byte(), properties()}
-    | {suback, packet_id(), [Reason :: byte()]}
-    | {unsuback, packet_id(), [Reason :: byte()]}
+    | #puback{}
+    | #connack{}
+    | #suback{}
+    | #unsuback{}
     | pingresp
-    | {disconnect, Reason :: byte(), properties()}
-    %% a PUBLISH that cannot be read; the rest of the connection can
-    | {unreadable, undefined | packet_id()}.
+    | #disconnect{}
+    | #unreadable{}.
 
 %% Only what was there.
 -type properties() :: #{

@@ -94,9 +94,9 @@ identifier(false, _) -> undefined.
 
 %% `late': all answers are here, and not all copies of the message.
 -spec packet(nats_gateway_mqtt_nif:received(), probe()) -> {more | late | done, probe()}.
-packet({suback, Id, [Reason]}, Probe = #probe{subacks = Subacks}) ->
+packet(#suback{packet_id = Id, reasons = [Reason]}, Probe = #probe{subacks = Subacks}) ->
     progress(Probe#probe{subacks = Subacks#{Id => Reason}});
-packet({puback, ?PUBLISH, Reason}, Probe) ->
+packet(#puback{packet_id = ?PUBLISH, reason = Reason}, Probe) ->
     progress(Probe#probe{puback = Reason});
 packet(pingresp, Probe) ->
     progress(Probe#probe{ponged = true});

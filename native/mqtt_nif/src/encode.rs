@@ -354,7 +354,8 @@ fn unsubscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
 }
 
 fn disconnect(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
-    let [reason] = *fields(terms)?;
+    // A client has no properties to send here.
+    let [reason, _] = *fields(terms)?;
     let reason = DisconnectReasonCode::try_from(number::<u8>(reason)?);
     let disconnect = Disconnect::builder()
         .reason_code(reason.map_err(|_| Error::BadArg)?)

@@ -10,6 +10,7 @@
 -export([client/1]).
 
 -define(HOST, nats_gateway_host_mqtt).
+-define(CLIENT, nats_gateway_mqtt_client).
 -define(WAIT, 5000).
 
 %% -------------------------------------------------------------------------------------------
@@ -1037,9 +1038,9 @@ heard_before_a_send_fails_test() ->
     ?assertMatch([{deliver, [_]}, {close, upstream_lost}], await(Pid, {close, upstream_lost})),
     closed_for_good(Pid).
 
-%% Under its transport.
+%% Of the host's client, under its transport.
 socket(Host) ->
-    {tcp, Socket} = element(2, Host),
+    {tcp, Socket} = element(2, element(2, Host)),
     Socket.
 
 %% The broker is told what is wrong with it.
@@ -1589,15 +1590,16 @@ foreign_messages_test() ->
         {tcp_closed, Socket},
         {tcp_passive, Socket},
         {?HOST, make_ref(), timeout},
-        {?HOST, undefined, broken},
-        {?HOST, {tcp, Socket}, broken}
+        {?CLIENT, make_ref(), timeout},
+        {?CLIENT, undefined, broken},
+        {?CLIENT, {tcp, Socket}, broken}
     ],
     [?assertEqual(ignore, Ignored(Message)) || Message <- Messages],
     ok = gen_tcp:send(Socket, <<16#E0, 0>>),
     [{close, upstream_lost}] = await(Pid, {close, upstream_lost}),
     [
         ?assertEqual(ignore, Ignored(Message))
-     || Message <- [{tcp, Own, <<"x">>}, {tcp_closed, Own}, {?HOST, {tcp, Own}, broken} | Messages]
+     || Message <- [{tcp, Own, <<"x">>}, {tcp_closed, Own}, {?CLIENT, {tcp, Own}, broken} | Messages]
     ],
     ok = gen_tcp:close(Socket).
 

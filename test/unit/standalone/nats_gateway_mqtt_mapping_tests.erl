@@ -14,16 +14,25 @@ publish(Pub) -> publish(Pub, trust).
 
 publish(Pub, Strings) -> ?MAPPING:publish(Pub, 0, Strings, ?SECRET).
 
+%% The reply and headers that a NATS client gets.
+message(Packet) -> message(Packet, ?SECRET).
+
+message(Packet = #publish{topic = Topic, payload = Payload}, Secret) ->
+    Key = {undefined, <<"#">>},
+    #delivery{key = Key, topic = Topic, payload = Payload, reply = Reply, headers = Headers} =
+        ?MAPPING:delivery(Packet, Key, Secret),
+    {Reply, Headers}.
+
 plain_test() ->
     ?assertEqual(#publish{topic = <<"a/b">>, payload = <<"hi">>}, publish(pub())),
-    ?assertEqual({undefined, undefined}, ?MAPPING:message(publish(pub()), ?SECRET)).
+    ?assertEqual({undefined, undefined}, message(publish(pub()))).
 
 quality_of_service_test() ->
     #publish{qos = 1, packet_id = undefined} = ?MAPPING:publish(pub(), 1, trust, ?SECRET).
 
 reply_test_() ->
     [
-        ?_assertEqual({Reply, undefined}, ?MAPPING:message(publish(Pub), ?SECRET))
+        ?_assertEqual({Reply, undefined}, message(publish(Pub)))
      || {Pub, Reply} <- [
             {(pub())#pub{reply_to = <<"r.1">>, reply_topic = <<"r/1">>}, {topic, <<"r/1">>, undefined}},
             {(pub())#pub{reply_to = <<"_MQTT.x">>, reply_topic = {<<"r">>, <<"c">>}},
@@ -62,7 +71,7 @@ header_block_test_() ->
     [
         fun() ->
             Packet = publish((pub())#pub{headers = Block}, check),
-            {undefined, Headers} = ?MAPPING:message(Packet, ?SECRET),
+            {undefined, Headers} = message(Packet),
             ?assertEqual(Block, block(Headers)),
             %% and MQTT takes it
             _ = nats_gateway_mqtt_nif:encode([Packet])
@@ -83,7 +92,7 @@ header_block_of_another_test_() ->
     [
         ?_assertEqual(
             Expected,
-            ?MAPPING:message(publish((pub())#pub{headers = Block}, check), <<"another secret">>)
+            message(publish((pub())#pub{headers = Block}, check), <<"another secret">>)
         )
      || {Block, Expected} <- [
             {<<"NATS/1.0\r\nA:  b\r\n\r\n">>, {undefined, <<"NATS/1.0\r\nA:  b\r\n\r\n">>}},
@@ -94,7 +103,7 @@ header_block_of_another_test_() ->
 %% It goes into a control line.
 forged_reply_subject_test_() ->
     [
-        ?_assertEqual({Expected, undefined}, ?MAPPING:message(Packet, ?SECRET))
+        ?_assertEqual({Expected, undefined}, message(Packet))
      || {Value, Expected} <- [
             {<<"a.b">>, {subject, <<"a.b">>}},
             {<<>>, undefined},
@@ -105,18 +114,23 @@ forged_reply_subject_test_() ->
         Packet <- [#publish{topic = <<"t">>, user_properties = [{<<"Nats-Reply-To">>, Value}]}]
     ].
 
-unroutable_test_() ->
+%% What the codec would refuse. The rest of a message is as it was.
+bad_topics_test_() ->
     Size = fun(N) -> binary:copy(<<"c">>, N) end,
     [
-        ?_assertEqual(Expected, ?MAPPING:is_unroutable(Topic, Strings))
-     || {Topic, Strings, Expected} <- [
-            {invalid, trust, true},
-            {invalid, check, true},
-            {<<"a/b">>, check, false},
-            {<<"a", 0>>, check, true},
-            {{<<"a">>, Size(65535)}, check, false},
-            {{<<"a">>, Size(65536)}, check, true},
-            {{<<"a", 0>>, <<>>}, check, true}
+        ?_assertEqual(Expected, ?MAPPING:without_bad_topics(Pub))
+     || {Topic, Carried} <- [
+            {invalid, invalid},
+            {<<"a/b">>, <<"a/b">>},
+            {<<"a", 0>>, invalid},
+            {{<<"a">>, Size(65535)}, {<<"a">>, Size(65535)}},
+            {{<<"a">>, Size(65536)}, invalid},
+            {{<<"a", 0>>, <<>>}, invalid}
+        ],
+        {Pub, Expected} <- [
+            {(pub())#pub{topic = Topic}, (pub())#pub{topic = Carried}},
+            {(pub())#pub{reply_to = <<"r">>, reply_topic = Topic},
+                (pub())#pub{reply_to = <<"r">>, reply_topic = Carried}}
         ]
     ].
 

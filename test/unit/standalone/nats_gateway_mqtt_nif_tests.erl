@@ -35,10 +35,10 @@ bytes(Packets) -> iolist_to_binary(encode(Packets)).
 encode_test_() ->
     Cases = [
         {pingreq, <<16#C0, 0>>},
-        {{puback, 258, 0}, <<16#40, 2, 1, 2>>},
-        {{puback, 1, 16#10}, <<16#40, 3, 0, 1, 16#10>>},
-        {{disconnect, 0}, <<16#E0, 1, 0>>},
-        {{disconnect, 16#82}, <<16#E0, 1, 16#82>>},
+        {#puback{packet_id = 258, reason = 0}, <<16#40, 2, 1, 2>>},
+        {#puback{packet_id = 1, reason = 16#10}, <<16#40, 3, 0, 1, 16#10>>},
+        {#disconnect{reason = 0}, <<16#E0, 1, 0>>},
+        {#disconnect{reason = 16#82}, <<16#E0, 1, 16#82>>},
         {publish(<<"a/b">>, <<"xyz">>), <<16#30, 9, 0, 3, "a/b", 0, "xyz">>},
         {publish(<<"a">>, <<>>), <<16#30, 4, 0, 1, "a", 0>>},
         {
@@ -58,16 +58,23 @@ encode_test_() ->
                 "k", 0, 1, "v", "x">>
         },
         {
-            {connect, <<"id">>, undefined, undefined, 60, undefined, undefined},
+            #connect{client_id = <<"id">>, keepalive = 60},
             <<16#10, 15, 0, 4, "MQTT", 5, 2, 0, 60, 0, 0, 2, "id">>
         },
         {
-            {connect, <<>>, <<"u">>, <<0, 1>>, 0, 20, 65536},
+            #connect{
+                client_id = <<>>,
+                username = <<"u">>,
+                password = <<0, 1>>,
+                keepalive = 0,
+                receive_maximum = 20,
+                maximum_packet_size = 65536
+            },
             <<16#10, 28, 0, 4, "MQTT", 5, 16#C2, 0, 0, 8, 33, 0, 20, 39, 0, 1, 0, 0, 0, 0, 0, 1,
                 "u", 0, 2, 0, 1>>
         },
         {
-            {connect, <<>>, <<>>, <<"token">>, 0, undefined, undefined},
+            #connect{client_id = <<>>, username = <<>>, password = <<"token">>, keepalive = 0},
             <<16#10, 22, 0, 4, "MQTT", 5, 16#C2, 0, 0, 0, 0, 0, 0, 0, 0, 5, "token">>
         },
         {
@@ -115,11 +122,11 @@ bad_packets_test_() ->
             {pingreq},
             {nonsense, 1},
             {publish},
-            {puback, 0, 0},
-            {puback, 65536, 0},
-            {puback, 1, 1},
-            {puback, 1, 256},
-            {disconnect, 1},
+            #puback{packet_id = 0, reason = 0},
+            #puback{packet_id = 65536, reason = 0},
+            #puback{packet_id = 1, reason = 1},
+            #puback{packet_id = 1, reason = 256},
+            #disconnect{reason = 1},
             #unsubscribe{packet_id = 1, filters = []},
             #unsubscribe{packet_id = 1, filters = <<"a">>},
             #unsubscribe{packet_id = 1, filters = [<<"$share/a">>]},
@@ -130,12 +137,12 @@ bad_packets_test_() ->
             #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 3, false, 0}]},
             #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 3}]},
             #subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, 1, 0}]},
-            {connect, <<"id">>, undefined, <<"password alone">>, 0, undefined, undefined},
-            {connect, <<"id">>, undefined, undefined, 65536, undefined, undefined},
-            {connect, <<"id">>, undefined, undefined, 0, 0, undefined},
-            {connect, <<"id">>, undefined, undefined, 0, undefined, 0},
-            {connect, <<"id">>, Long, undefined, 0, undefined, undefined},
-            {connect, <<"id">>, <<>>, Long, 0, undefined, undefined},
+            #connect{client_id = <<"id">>, password = <<"password alone">>, keepalive = 0},
+            #connect{client_id = <<"id">>, keepalive = 65536},
+            #connect{client_id = <<"id">>, keepalive = 0, receive_maximum = 0},
+            #connect{client_id = <<"id">>, keepalive = 0, maximum_packet_size = 0},
+            #connect{client_id = <<"id">>, username = Long, keepalive = 0},
+            #connect{client_id = <<"id">>, username = <<>>, password = Long, keepalive = 0},
             setelement(2, Publish, <<>>),
             setelement(2, Publish, <<"a/+">>),
             setelement(2, Publish, <<"#">>),
@@ -169,22 +176,22 @@ bad_packets_test_() ->
 decode_test_() ->
     Cases = [
         {<<16#D0, 0>>, pingresp},
-        {<<16#40, 2, 1, 2>>, {puback, 258, 0}},
-        {<<16#40, 3, 0, 1, 16#10>>, {puback, 1, 16#10}},
-        {<<16#40, 4, 0, 1, 16#87, 0>>, {puback, 1, 16#87}},
-        {<<16#40, 9, 0, 1, 16#97, 5, 31, 0, 2, "no">>, {puback, 1, 16#97}},
-        {<<16#90, 5, 0, 1, 0, 1, 16#87>>, {suback, 1, [1, 16#87]}},
-        {<<16#B0, 5, 0, 1, 0, 0, 16#11>>, {unsuback, 1, [0, 16#11]}},
-        {<<16#E0, 0>>, {disconnect, 0, #{}}},
-        {<<16#E0, 1, 16#8E>>, {disconnect, 16#8E, #{}}},
+        {<<16#40, 2, 1, 2>>, #puback{packet_id = 258, reason = 0}},
+        {<<16#40, 3, 0, 1, 16#10>>, #puback{packet_id = 1, reason = 16#10}},
+        {<<16#40, 4, 0, 1, 16#87, 0>>, #puback{packet_id = 1, reason = 16#87}},
+        {<<16#40, 9, 0, 1, 16#97, 5, 31, 0, 2, "no">>, #puback{packet_id = 1, reason = 16#97}},
+        {<<16#90, 5, 0, 1, 0, 1, 16#87>>, #suback{packet_id = 1, reasons = [1, 16#87]}},
+        {<<16#B0, 5, 0, 1, 0, 0, 16#11>>, #unsuback{packet_id = 1, reasons = [0, 16#11]}},
+        {<<16#E0, 0>>, #disconnect{reason = 0}},
+        {<<16#E0, 1, 16#8E>>, #disconnect{reason = 16#8E}},
         {<<16#E0, 7, 16#98, 5, 31, 0, 2, "no">>,
-            {disconnect, 16#98, #{reason_string => <<"no">>}}},
-        {<<16#20, 3, 0, 0, 0>>, {connack, false, 0, #{}}},
-        {<<16#20, 3, 1, 16#87, 0>>, {connack, true, 16#87, #{}}},
+            #disconnect{reason = 16#98, properties = #{reason_string => <<"no">>}}},
+        {<<16#20, 3, 0, 0, 0>>, #connack{session_present = false, reason = 0, properties = #{}}},
+        {<<16#20, 3, 1, 16#87, 0>>, #connack{session_present = true, reason = 16#87, properties = #{}}},
         {
             <<16#20, 34, 0, 0, 31, 33, 0, 20, 36, 0, 37, 0, 39, 0, 0, 255, 255, 18, 0, 2, "id", 40,
                 0, 41, 1, 42, 0, 19, 0, 30, 17, 0, 0, 0, 0>>,
-            {connack, false, 0, #{
+            #connack{session_present = false, reason = 0, properties = #{
                 receive_maximum => 20,
                 maximum_qos => 0,
                 retain_available => false,
@@ -211,12 +218,12 @@ decode_test_() ->
         ].
 
 round_trip_test() ->
-    Packets = [publish(<<"t">>, <<"p">>), rich(<<>>), {puback, 9, 16#10}, rich(<<0:16000>>)],
+    Packets = [publish(<<"t">>, <<"p">>), rich(<<>>), #puback{packet_id = 9, reason = 16#10}, rich(<<0:16000>>)],
     ?assertEqual({ok, Packets, <<>>, 2}, decode(bytes(Packets), ?MAX)).
 
 %% However the stream is cut, the same packets come out, and `Need' is what is needed.
 every_split_test() ->
-    Packets = [publish(<<"t">>, <<"p">>), rich(<<"abc">>), {puback, 9, 0}, rich(<<0:1600>>)],
+    Packets = [publish(<<"t">>, <<"p">>), rich(<<"abc">>), #puback{packet_id = 9, reason = 0}, rich(<<0:1600>>)],
     Bytes = bytes(Packets),
     [
         begin
@@ -298,7 +305,7 @@ unexpected_test_() ->
         ?_assertEqual({error, unexpected_packet, []}, decode(Bytes, ?MAX))
      || Bytes <- [
             bytes([pingreq]),
-            bytes([{connect, <<>>, undefined, undefined, 0, undefined, undefined}]),
+            bytes([#connect{client_id = <<>>, keepalive = 0}]),
             bytes([#subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 0}]}]),
             <<16#50, 2, 0, 1>>,
             <<16#62, 2, 0, 1>>,
@@ -321,7 +328,7 @@ bad_response_topic_test_() ->
 unreadable_test_() ->
     [
         ?_assertEqual(
-            {ok, [pingresp, {unreadable, Id}, pingresp], <<>>, 2},
+            {ok, [pingresp, #unreadable{packet_id = Id}, pingresp], <<>>, 2},
             decode(<<16#D0, 0, Bytes/binary, 16#D0, 0>>, ?MAX)
         )
      || {Bytes, Id} <- [
@@ -414,7 +421,7 @@ mutations_test_() ->
     {timeout, 60, fun() ->
         _ = rand:seed(exsss, {4, 5, 6}),
         Packets = <<
-            (bytes([publish(<<"t">>, <<"p">>), rich(<<"abc">>), {puback, 9, 16#10}]))/binary,
+            (bytes([publish(<<"t">>, <<"p">>), rich(<<"abc">>), #puback{packet_id = 9, reason = 16#10}]))/binary,
             16#90, 5, 0, 1, 0, 1, 16#87,
             16#20, 16, 0, 0, 13, 33, 0, 20, 39, 0, 0, 255, 255, 18, 0, 2, "id",
             16#E0, 7, 16#98, 5, 31, 0, 2, "no"

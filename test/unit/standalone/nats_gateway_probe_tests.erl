@@ -82,8 +82,8 @@ run(Order) ->
     ),
     {Last, ?PROBE:quirks(Done)}.
 
-packets(suback, _) -> [{suback, Id, [0]} || Id <- [1, 2, 3]];
-packets(puback, _) -> [{puback, 4, 0}];
+packets(suback, _) -> [#suback{packet_id = Id, reasons = [0]} || Id <- [1, 2, 3]];
+packets(puback, _) -> [#puback{packet_id = 4, reason = 0}];
 packets(ping, _) -> [pingresp];
 packets(copies, Topic) -> [copy(Topic, [Id]) || Id <- [1, 2, 3]].
 
@@ -120,8 +120,8 @@ quirks_test_() ->
 outcome(Subacks, Puback, Copies) ->
     {[#subscribe{filters = [{Topic, _, _, _}]} | _], Probe} = ?PROBE:start(<<>>, available()),
     Packets =
-        [{suback, Id, [Reason]} || {Id, Reason} <- lists:zip([1, 2, 3], Subacks)] ++
-            [copy(Topic, Ids) || Ids <- Copies] ++ [{puback, 4, Puback}, pingresp],
+        [#suback{packet_id = Id, reasons = [Reason]} || {Id, Reason} <- lists:zip([1, 2, 3], Subacks)] ++
+            [copy(Topic, Ids) || Ids <- Copies] ++ [#puback{packet_id = 4, reason = Puback}, pingresp],
     {Last, Done} = lists:foldl(
         fun(Packet, {_, Acc}) -> ?PROBE:packet(Packet, Acc) end, {more, Probe}, Packets
     ),
