@@ -84,7 +84,7 @@ subscriptions_test_() ->
 subscribed(N) ->
     {Listen, Port} = listening(),
     _ = spawn_link(fun() -> broker(Listen, fun answer/2) end),
-    Client = #{config := Config} = nats_gateway_host_mqtt_tests:client(Port),
+    Client = #{config := Config} = nats_gateway_host_mqtt_driver:client(Port),
     Full = Client#{config := maps:merge(nats_gateway_config:defaults(), Config)},
     {_, New} = nats_gateway_channel:init(nats_gateway_host_mqtt, Full),
     Connected = taken([{connect, #{verbose => false}}], New),
@@ -115,7 +115,7 @@ answered(Channel) ->
 requested(N) ->
     {Listen, Port} = listening(),
     _ = spawn_link(fun() -> broker(Listen, fun(_, _) -> [] end) end),
-    {wait, Connecting} = nats_gateway_host_mqtt:connect(nats_gateway_host_mqtt_tests:client(Port)),
+    {wait, Connecting} = nats_gateway_host_mqtt:connect(nats_gateway_host_mqtt_driver:client(Port)),
     receive
         Message = {tcp, Socket, _} ->
             {_, Host} = nats_gateway_host_mqtt:handle_info(Message, Connecting),
