@@ -16,6 +16,7 @@ help:
 	@echo "make clean    remove all that was built, and .tools"
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
+	@echo "make style    the formats and the linters alone: bin/check-text, cargo fmt, clippy, xref, ruff"
 	@echo "make test     install what is missing, build, run every test: what follows"
 	@echo "  lint          style (formats, clippy, xref, ruff), and the types where make check-types has run before"
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
