@@ -43,7 +43,7 @@ start_sup_in_emqx() ->
 
 %% The modules of a plugin that is refused stay loaded, and are loaded again by its next start.
 refuse(Reason) ->
-    ok = nats_gateway_plugin_config:forget(),
+    ok = nats_gateway_emqx_page:forget(),
     ok = nats_gateway_nif_loader:release(),
     {error, Reason}.
 
@@ -61,7 +61,7 @@ prep_stop(State) ->
 %% Nobody runs in the library any more: the connections are gone.
 -spec stop(term()) -> ok.
 stop(emqx) ->
-    ok = nats_gateway_plugin_config:forget(),
+    ok = nats_gateway_emqx_page:forget(),
     ok = nats_gateway_emqx_compat:forget(),
     nats_gateway_nif_loader:release();
 stop(_) ->
@@ -71,7 +71,7 @@ stop(_) ->
 %% application is not started.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
 on_config_changed(Old, New) ->
-    case nats_gateway_nif_loader:with(fun() -> nats_gateway_plugin_config:check(New) end) of
+    case nats_gateway_nif_loader:with(fun() -> nats_gateway_emqx_page:check(New) end) of
         {ok, Settings} -> apply_settings(Settings, Old, whereis(nats_gateway_emqx_takeover));
         {error, Text} -> {error, Text}
     end.
@@ -85,7 +85,7 @@ apply_settings(_, _, undefined) ->
 apply_settings(Settings, _, _) ->
     case nats_gateway_emqx:check_page(Settings) of
         ok ->
-            ok = nats_gateway_plugin_config:put(Settings),
+            ok = nats_gateway_emqx_page:put(Settings),
             ok = nats_gateway_emqx:settings_changed(),
             nats_gateway_emqx_takeover:settings_changed();
         {error, Text} ->

@@ -32,11 +32,11 @@
     ctx :: map(),
     gateway :: map(),
     listeners = [] :: [nats_gateway_emqx_config:listener()],
-    plugin :: nats_gateway_plugin_config:settings(),
+    plugin :: nats_gateway_emqx_page:settings(),
     login = nats_gateway_login:none() :: nats_gateway_login:login(),
     %% in the log, of settings that are not honoured
     told = [] :: [{Where :: atom(), nats_gateway_emqx_settings:refusal()}],
-    defaults = nats_gateway_config:defaults() :: nats_gateway_config:config()
+    defaults = maps:merge(nats_gateway_config:defaults(), nats_gateway_config:identity()) :: map()
 }).
 
 %% EMQX itself gives an instance 15 s for a call.
@@ -88,7 +88,7 @@ on_gateway_unload(#{config := Gateway}, Pid) ->
     end.
 
 %% Whether the settings of the plugin's own page fit those of the gateway, where it runs.
--spec check_page(nats_gateway_plugin_config:settings()) -> ok | {error, Text :: binary()}.
+-spec check_page(nats_gateway_emqx_page:settings()) -> ok | {error, Text :: binary()}.
 check_page(Plugin) ->
     try
         gen_server:call(?MODULE, {check_page, Plugin}, ?CHECK_MS)
@@ -106,7 +106,7 @@ init({Gateway, Ctx}) ->
     %% Listeners must not outlive this process.
     _ = process_flag(trap_exit, true),
     State = #state{
-        ctx = Ctx, gateway = Gateway, plugin = nats_gateway_plugin_config:get()
+        ctx = Ctx, gateway = Gateway, plugin = nats_gateway_emqx_page:get()
     },
     case apply_config(Gateway, State) of
         {ok, NState} -> {ok, NState};
@@ -124,7 +124,7 @@ handle_call(_, _, State) ->
     {reply, ignored, State}.
 
 handle_cast(settings_changed, State = #state{gateway = Gateway}) ->
-    case apply_config(Gateway, State#state{plugin = nats_gateway_plugin_config:get()}) of
+    case apply_config(Gateway, State#state{plugin = nats_gateway_emqx_page:get()}) of
         {ok, NState} ->
             {noreply, NState};
         {error, Reason} ->

@@ -27,7 +27,7 @@
 %% Whether the built-in may serve in place of this plugin, with the settings there are.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
 may_serve() ->
-    case {nats_gateway_plugin_config:get(), gateway()} of
+    case {nats_gateway_emqx_page:get(), gateway()} of
         {#{built_in_may_serve := true}, _} -> true;
         {_, undefined} -> true;
         {Page, Gateway} -> may_serve(unknown(Gateway, Page))
@@ -40,7 +40,7 @@ may_serve(Unknown) -> {false, Unknown}.
 %% that is there although nobody has to log in tells that the settings of the logins were lost.
 -spec judge() -> ok | {open, [Text :: binary()]} | logins_lost.
 judge() ->
-    case {nats_gateway_plugin_config:get(), gateway()} of
+    case {nats_gateway_emqx_page:get(), gateway()} of
         {_, undefined} -> ok;
         {Page, Gateway} -> judge(bar(Gateway, Page), Gateway, Page)
     end.
@@ -55,7 +55,7 @@ judge(ok, _, _) -> ok.
 %% answer that.
 -spec adapt_bar(saved | found) -> ok | {error, term()}.
 adapt_bar(Settings) ->
-    case {nats_gateway_plugin_config:get(), gateway()} of
+    case {nats_gateway_emqx_page:get(), gateway()} of
         {_, undefined} ->
             ok;
         {Page, Gateway} ->

@@ -101,7 +101,7 @@ facts() ->
 settings(false) ->
     ok;
 settings(true) ->
-    case nats_gateway_plugin_config:check_stored(nats_gateway_plugin_config:stored()) of
+    case nats_gateway_emqx_page:check_stored(nats_gateway_emqx_page:stored()) of
         {ok, _} -> ok;
         {error, Text} -> {error, Text}
     end.

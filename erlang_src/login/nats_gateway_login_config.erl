@@ -10,17 +10,23 @@
 -export([page_keys/0]).
 -export([of_page/1]).
 
--import(nats_gateway_config, [invalid/2]).
+-import(nats_gateway_schema, [invalid/2, numbered/1]).
+
+%% The error text for a page that shows its secrets.
+-define(SHOWN, <<
+    "must be a bcrypt hash, or file:// and the path of a file with the secret: "
+    "EMQX shows these settings to all who may read them"
+>>).
 
 %% -------------------------------------------------------------------------------------------
 %% The file: the methods of EMQX under the same names, and what nats-server has besides
 
--spec file_schema() -> nats_gateway_config:schema().
+-spec file_schema() -> nats_gateway_schema:schema().
 file_schema() ->
     (gateway_schema())#{
         users => {{list, {table, user_schema()}}, []},
         no_auth_user => {string, undefined},
-        auth_token => {secret, undefined}
+        auth_token => {fun secret/2, undefined}
     }.
 
 %% They are not kept: what they come to is.
@@ -30,21 +36,21 @@ file_keys() -> maps:keys(file_schema()).
 user_schema() ->
     #{
         user => {string, undefined},
-        password => {secret, undefined},
-        nkey => {user_key, undefined},
+        password => {fun secret/2, undefined},
+        nkey => {fun user_key/2, undefined},
         permissions =>
             {
                 {table, #{
-                    publish => {{subjects, no_queues}, #{allow => all, deny => []}},
-                    subscribe => {{subjects, queues}, #{allow => all, deny => []}},
-                    allow_responses => {responses, undefined}
+                    publish => {fun(Value, Path) -> subjects(no_queues, Value, Path) end, #{allow => all, deny => []}},
+                    subscribe => {fun(Value, Path) -> subjects(queues, Value, Path) end, #{allow => all, deny => []}},
+                    allow_responses => {fun responses/2, undefined}
                 }},
                 #{}
             }
     }.
 
 %% The order of nats-server: JWT and NKeys, users, token. To be called inside of
-%% `nats_gateway_config:valid/1'.
+%% `nats_gateway_schema:valid/1'.
 -spec of_file(Settings :: map(), FallsThrough :: boolean()) -> nats_gateway_login:login().
 of_file(Settings, FallsThrough) ->
     #{users := Users, no_auth_user := NoAuthUser, auth_token := Token} = Settings,
@@ -85,8 +91,8 @@ gateway_schema() ->
             {
                 {list,
                     {by_type, #{
-                        token => #{token => {secret, required}},
-                        nkey => #{nkeys => {{list, user_key}, required}},
+                        token => #{token => {fun secret/2, required}},
+                        nkey => #{nkeys => {{list, fun user_key/2}, required}},
                         jwt => #{
                             trusted_operators => {{list, string}, required},
                             resolver => {{table, Resolver}, required}
@@ -99,9 +105,9 @@ gateway_schema() ->
 -spec of_gateway(Tables :: map()) ->
     {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
 of_gateway(Tables) ->
-    case nats_gateway_config:check(gateway_schema(), Tables) of
+    case nats_gateway_schema:check(gateway_schema(), Tables) of
         {ok, Settings} ->
-            nats_gateway_config:valid(fun() -> new(#{methods => methods(Settings)}) end);
+            nats_gateway_schema:valid(fun() -> new(#{methods => methods(Settings)}) end);
         {error, Text} ->
             {error, Text}
     end.
@@ -128,12 +134,12 @@ method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver
 %% The plugin's page: a form has no list of different things, so `internal_authn' is the order of
 %% the methods, and what they need stands beside it
 
--spec page_schema() -> nats_gateway_config:schema().
+-spec page_schema() -> nats_gateway_schema:schema().
 page_schema() ->
     #{
         internal_authn => {{list, {one_of, [token, nkey, jwt]}}, []},
-        token => {shown_secret, undefined},
-        nkeys => {{list, user_key}, []},
+        token => {fun shown_secret/2, undefined},
+        nkeys => {{list, fun user_key/2}, []},
         trusted_operators => {{list, string}, []},
         resolver_preload => {{list, string}, []}
     }.
@@ -143,7 +149,7 @@ page_keys() -> maps:keys(page_schema()).
 
 -spec of_page(Settings :: map()) -> {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
 of_page(Settings = #{internal_authn := Types}) ->
-    nats_gateway_config:valid(fun() ->
+    nats_gateway_schema:valid(fun() ->
         ok = distinct(Types, <<"internal_authn">>),
         lists:foreach(
             fun({Key, Type}) -> used(Key, Type, lists:member(Type, Types), Settings) end,
@@ -198,4 +204,83 @@ distinct(Names, Path) ->
         false -> invalid([Path], <<"must be different from each other">>)
     end.
 
-numbered(List) -> lists:zip(lists:seq(1, length(List)), List).
+%% -------------------------------------------------------------------------------------------
+%% Kinds of values
+
+%% A password or token, its bcrypt hash, or a file with either.
+secret(Value, Path) when is_binary(Value), Value =/= <<>> ->
+    case nats_gateway_login:secret(Value) of
+        {ok, Secret} -> Secret;
+        {error, Problem} -> invalid(Path, secret_problem(Problem))
+    end;
+secret(_, Path) ->
+    invalid(Path, <<"must be a string that is not empty">>).
+
+%% A secret on a page that shows it: a plain one is refused, an empty one is none.
+shown_secret(<<>>, _) ->
+    undefined;
+shown_secret(Value, Path) when is_binary(Value) ->
+    case nats_gateway_login:is_plain(Value) of
+        false -> secret(Value, Path);
+        true -> invalid(Path, ?SHOWN)
+    end;
+shown_secret(_, Path) ->
+    invalid(Path, <<"must be a string">>).
+
+secret_problem(bad_hash) -> <<"begins like a bcrypt hash, but is none">>;
+secret_problem(hash_too_slow) -> <<"must be a bcrypt hash of cost 16 at most">>;
+secret_problem({file, relative}) -> <<"must have an absolute path behind file://">>;
+secret_problem({file, empty}) -> <<"is empty in its file">>;
+secret_problem({file, Reason}) -> [<<"cannot be read from its file: ">>, file:format_error(Reason)].
+
+%% A public NKey of a user.
+user_key(Value, Path) ->
+    case is_binary(Value) andalso nats_gateway_jwt:key(user, Value) of
+        {ok, Key} -> Key;
+        _ -> invalid(Path, <<"must be the public NKey of a user (U...)">>)
+    end.
+
+%% A subject, a list of subjects, or a table of `allow' and `deny'.
+subjects(Queues, Value, Path) when is_map(Value) ->
+    Schema = #{allow => {{list, string}, all}, deny => {{list, string}, []}},
+    Subjects = #{allow := Allow, deny := Deny} = nats_gateway_schema:table(Schema, Value, Path),
+    _ = Allow =:= all orelse [subject(Queues, E, [N, <<"allow">> | Path]) || {N, E} <- numbered(Allow)],
+    _ = [subject(Queues, Entry, [N, <<"deny">> | Path]) || {N, Entry} <- numbered(Deny)],
+    _ = [
+        invalid([<<"allow">> | Path], <<"must not be empty: leave it out, or deny \">\"">>)
+     || Allow =:= []
+    ],
+    Subjects;
+subjects(Queues, Value, Path) when is_binary(Value) ->
+    subjects(Queues, [Value], Path);
+subjects(Queues, Value, Path) when is_list(Value) ->
+    subjects(Queues, #{<<"allow">> => Value}, Path);
+subjects(_, _, Path) ->
+    invalid(Path, <<"must be a subject, a list of subjects, or a table with allow and deny">>).
+
+%% A subject, or a subject with a blank and a queue group behind it.
+subject(queues, Entry, Path) ->
+    case binary:split(Entry, <<" ">>, [global]) of
+        [Subject, Queue] ->
+            subject(no_queues, Subject, Path),
+            subject(no_queues, Queue, Path);
+        _ ->
+            subject(no_queues, Entry, Path)
+    end;
+subject(no_queues, Subject, Path) ->
+    HasBlank = binary:match(Subject, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) =/= nomatch,
+    case HasBlank orelse nats_gateway_nif:filter(Subject, <<>>) =:= invalid of
+        false -> ok;
+        true -> invalid(Path, <<"must be a valid subject">>)
+    end.
+
+%% Answers that are allowed: true, false, or a table.
+responses(true, Path) ->
+    responses(#{}, Path);
+responses(false, _) ->
+    undefined;
+responses(Value, Path) when is_map(Value) ->
+    Schema = #{max => {{limit, 1 bsl 30}, 1}, expires => {{duration, 0}, 120000}},
+    nats_gateway_schema:table(Schema, Value, Path);
+responses(_, Path) ->
+    invalid(Path, <<"must be true, false, or a table with max and expires">>).

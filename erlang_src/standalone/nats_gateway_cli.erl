@@ -51,7 +51,7 @@ arguments([Unknown | _], _) ->
 
 settings(Arguments) ->
     Tables = override(Arguments, tables(Arguments)),
-    case nats_gateway_config:parse(Tables) of
+    case nats_gateway_file:parse(Tables) of
         {ok, Config = #{listeners := Listeners}} ->
             [check_files(Name, Tls, Arguments) || #{name := Name, tls := Tls} <- Listeners],
             Config;

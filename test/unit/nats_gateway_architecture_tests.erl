@@ -4,11 +4,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 %% Circles between modules that are there, each with its reason. None may be added.
--define(KNOWN_CIRCLES, [
-    %% The schema language and the standalone gateway's file are one module: the file has logins, and
-    %% the settings of logins are written in the language.
-    [nats_gateway_config, nats_gateway_login_config]
-]).
+-define(KNOWN_CIRCLES, []).
 
 -define(PAGE, "docs/architecture.md").
 -define(FOREIGN, <<"EMQX">>).

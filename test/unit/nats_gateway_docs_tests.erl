@@ -1,5 +1,4 @@
-%% The documentation beside what it describes: its links, the sections that the code cites, and the
-%% tables of settings with their defaults.
+%% The documentation beside what it describes: its links, and the tables of settings with their defaults.
 -module(nats_gateway_docs_tests).
 
 -include_lib("eunit/include/eunit.hrl").
@@ -66,24 +65,6 @@ readme_is_a_front_door_test() ->
     ?assert(length(binary:split(read("README.md"), <<"\n">>, [global])) =< 150).
 
 %% -------------------------------------------------------------------------------------------
-%% What the code cites
-
-cited_sections_exist_test_() ->
-    Sections = [Number || [Number] <- all("^#+ (\\d+)\\b", read("docs/protocol.md"))],
-    Sources =
-        filelib:wildcard("erlang_src/**/*.erl") ++ filelib:wildcard("native/*/src/**/*.rs") ++
-            filelib:wildcard("test/**/*.py") ++ filelib:wildcard("test/unit/**/*.erl"),
-    Cited = lists:usort([
-        {File, Number}
-     || File <- Sources, [Number] <- all("protocol\\.md`? sections? (\\d+)", read(File))
-    ]),
-    [?_assertNotEqual([], Cited)] ++
-        [
-            {File ++ " cites " ++ binary_to_list(Number), ?_assert(lists:member(Number, Sections))}
-         || {File, Number} <- Cited
-        ].
-
-%% -------------------------------------------------------------------------------------------
 %% Settings
 
 %% {Keys, Default} of the rows of a page's tables whose last column is the default. Several keys of a row
@@ -135,7 +116,7 @@ defaults_of_a_listener_test_() ->
 standalone(Toml) ->
     case nats_gateway_mqtt_nif:toml(Toml) of
         {ok, Tables} ->
-            case nats_gateway_config:parse(Tables) of
+            case nats_gateway_file:parse(Tables) of
                 {ok, Config} -> {ok, maps:without([server_id, secret], Config)};
                 Error -> Error
             end;
@@ -155,7 +136,7 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Settings = maps:without(
         %% made at the start, or of other keys
         [secret, server_id, login, listeners, upstream, clientinfo_override],
-        nats_gateway_config:defaults()
+        nats_gateway_file:defaults()
     ),
     [
         {atom_to_list(Key), ?_assert(lists:member(atom_to_binary(Key), Documented))}
@@ -178,8 +159,8 @@ defaults_of_the_plugins_page_test_() ->
     [
         {binary_to_list(Key), fun() ->
             ?assertEqual(
-                nats_gateway_plugin_config:parse(#{}),
-                nats_gateway_plugin_config:parse(#{Key => page_value(Value)})
+                nats_gateway_emqx_page:parse(#{}),
+                nats_gateway_emqx_page:parse(#{Key => page_value(Value)})
             )
         end}
      || {[Key], Default} <- rows("docs/emqx.md"),

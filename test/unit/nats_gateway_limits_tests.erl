@@ -20,8 +20,8 @@ another_value_is_noticed_test() ->
 
 every_bound_is_there_test() ->
     Keys = [Key || {Key, _, _} <- rows()],
-    Defaults = nats_gateway_config:defaults(),
-    {ok, Page} = nats_gateway_plugin_config:parse(#{}),
+    Defaults = nats_gateway_file:defaults(),
+    {ok, Page} = nats_gateway_emqx_page:parse(#{}),
     Bounds = [
         atom_to_list(Key)
      || {Key, Value} <- maps:to_list(maps:merge(Defaults, Page)), is_integer(Value) orelse Value =:= infinity
@@ -47,7 +47,7 @@ default(Cell) ->
 %% What a file with this key makes, but for what is new at every start.
 file(Key, Default) ->
     Lines = [listener(Key) | [[Key, " = ", Default, "\n"] || Default =/= none]],
-    {ok, Settings} = nats_gateway_config:parse(toml(Lines)),
+    {ok, Settings} = nats_gateway_file:parse(toml(Lines)),
     maps:without([secret, server_id], Settings).
 
 listener("listeners." ++ Key) ->
@@ -60,7 +60,7 @@ listener("listeners." ++ Key) ->
 listener(_) ->
     [].
 
-page(Lines) -> nats_gateway_plugin_config:parse(toml(Lines)).
+page(Lines) -> nats_gateway_emqx_page:parse(toml(Lines)).
 
 toml(Lines) ->
     {ok, Tables} = nats_gateway_mqtt_nif:toml(iolist_to_binary(Lines)),

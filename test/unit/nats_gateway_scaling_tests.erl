@@ -85,7 +85,7 @@ subscribed(N) ->
     {Listen, Port} = listening(),
     _ = spawn_link(fun() -> broker(Listen, fun answer/2) end),
     Client = #{config := Config} = nats_gateway_host_mqtt_driver:client(Port),
-    Full = Client#{config := maps:merge(nats_gateway_config:defaults(), Config)},
+    Full = Client#{config := maps:merge(nats_gateway_file:defaults(), Config)},
     {_, New} = nats_gateway_channel:init(nats_gateway_host_mqtt, Full),
     Connected = taken([{connect, #{verbose => false}}], New),
     repeat(N, fun(I, Channel) -> taken([subscribe(I)], Channel) end, Connected).

@@ -71,7 +71,7 @@ start() ->
     {ok, _} = application:ensure_all_started(nats_gateway),
     [Operator, Account, User] = [nats_gateway_credentials:pair(R) || R <- [operator, account, user]],
     ok = persistent_term:put(?MODULE, {Account, User}),
-    {ok, Config} = nats_gateway_config:parse(#{
+    {ok, Config} = nats_gateway_file:parse(#{
         <<"auth_token">> => ?TOKEN,
         <<"clientinfo_override">> => #{<<"password">> => ?BROKER_PASSWORD},
         <<"users">> => [#{<<"user">> => <<"ann">>, <<"password">> => ?PASSWORD}],

@@ -18,7 +18,7 @@ channel() -> channel(#{}).
 
 channel(Settings) ->
     flush(),
-    Config = maps:merge(nats_gateway_config:defaults(), Settings),
+    Config = maps:merge(nats_gateway_file:defaults(), Settings),
     {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, #{
         connect => #{},
         client_id => 7,
@@ -919,7 +919,7 @@ a_cookie_stands_in_for_the_jwt_test() ->
         [{undefined, nats_gateway_credentials:account(Account, #{}, Operator)}]
     ),
     Jwt = nats_gateway_credentials:user(User, #{bearer_token => true}, Account),
-    Config = (nats_gateway_config:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
+    Config = (nats_gateway_file:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
     Login = fun(Cookies, Connect) ->
         {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, Cookies#{
             connect => #{},
@@ -1229,7 +1229,7 @@ configure_keeps_the_limit_of_the_login_test() ->
     {_, Channel} = channel(users([user(<<"u">>, #{})])),
     {<<>>, Logged} = input(connect("u", ",\"protocol\":1"), Channel),
     {ok, Info, Changed} = nats_gateway_channel:configure(
-        (nats_gateway_config:defaults())#{max_payload_size := 5}, Logged
+        (nats_gateway_file:defaults())#{max_payload_size := 5}, Logged
     ),
     ?assertNotEqual(nomatch, binary:match(iolist_to_binary(Info), <<"\"max_payload\":5">>)),
     ?assertMatch(#decoder{max_payload = 5}, nats_gateway_channel:decoder(Changed)).
@@ -1238,7 +1238,7 @@ configure_keeps_the_limit_of_the_login_test() ->
 %% Settings that change while a client is there
 
 configure(Settings, Channel) ->
-    nats_gateway_channel:configure(maps:merge(nats_gateway_config:defaults(), Settings), Channel).
+    nats_gateway_channel:configure(maps:merge(nats_gateway_file:defaults(), Settings), Channel).
 
 %% What its INFO has not told of a login it can't do. It is not told so, but reconnects.
 who_was_told_of_no_login_is_closed_test_() ->

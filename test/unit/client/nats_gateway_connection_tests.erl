@@ -48,7 +48,7 @@ connected(Options, Settings) ->
     {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, ListenPort, [binary, {active, false}]),
     {ok, Socket = {tcp, Port}} = nats_gateway_transport:accept(Listen),
     ok = gen_tcp:close(ListenSocket),
-    Config = maps:merge(nats_gateway_config:defaults(), Settings#{test => self()}),
+    Config = maps:merge(nats_gateway_file:defaults(), Settings#{test => self()}),
     ok = persistent_term:put(
         ?MODULE, maps:merge(#{host => ?MODULE, config => Config, listener => test}, Options)
     ),

@@ -39,7 +39,7 @@ plugin() ->
 config(Gateway, Conf) ->
     {ok, Login} = login(Gateway, plugin()),
     #{config := Config} =
-        options(Gateway, listener(Conf), plugin(), Login, nats_gateway_config:defaults()),
+        options(Gateway, listener(Conf), plugin(), Login, defaults()),
     Config.
 
 listeners_test() ->
@@ -78,7 +78,7 @@ options_test() ->
         } when map_size(Empty) =:= 0,
         options(
             gateway(), listener(conf()), plugin(), nats_gateway_login:none(),
-            nats_gateway_config:defaults()
+            defaults()
         )
     ),
     ?assertMatch(#{server_id := <<"mine">>}, config((gateway())#{server_id := <<"mine">>}, conf())).
@@ -129,7 +129,7 @@ auth_required_test_() ->
 %% With EMQX's security profile `hardened' nobody is let in without an authenticator.
 auth_required_without_authenticators_test() ->
     Required = fun(Conf, Required) ->
-        Defaults = (nats_gateway_config:defaults())#{auth_required := Required},
+        Defaults = (defaults())#{auth_required := Required},
         Options = options(gateway(), listener(Conf), plugin(), nats_gateway_login:none(), Defaults),
         #{config := #{auth_required := Result}} = Options,
         Result
@@ -166,7 +166,7 @@ internal_authn_test() ->
 %% The page is for gateways whose own settings know nothing of it.
 the_gateways_settings_come_before_the_page_test() ->
     Page = fun(Token) ->
-        {ok, Settings} = nats_gateway_plugin_config:parse(#{
+        {ok, Settings} = nats_gateway_emqx_page:parse(#{
             <<"internal_authn">> => [<<"token">>], <<"token">> => Token
         }),
         Settings
@@ -361,7 +361,7 @@ websocket_options_test() ->
     Tcp = options(gateway(), listener(conf()), plugin(), nats_gateway_login:none(), defaults()),
     ?assertNot(is_map_key(websocket, Tcp)).
 
-defaults() -> nats_gateway_config:defaults().
+defaults() -> maps:merge(nats_gateway_config:defaults(), nats_gateway_config:identity()).
 
 websocket_settings_test_() ->
     [

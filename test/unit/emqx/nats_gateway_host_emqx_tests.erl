@@ -47,7 +47,7 @@ connected() -> connected(#{}).
 connected(Settings) -> connected(tcp, Settings).
 
 connected(Transport, Settings) ->
-    Config = (maps:merge(nats_gateway_config:defaults(), Settings))#{
+    Config = (maps:merge(nats_gateway_file:defaults(), Settings))#{
         auto_subscribe => maps:get(auto_subscribe, Settings, false),
         emqx => nats_gateway_emqx_metrics:context(#{}),
         enable_authn => true,

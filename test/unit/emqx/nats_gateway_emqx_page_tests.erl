@@ -1,11 +1,11 @@
--module(nats_gateway_plugin_config_tests).
+-module(nats_gateway_emqx_page_tests).
 
 -include_lib("eunit/include/eunit.hrl").
 
 %% Of `w0rd', cost 4.
 -define(HASH, <<"$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y">>).
 
--import(nats_gateway_plugin_config, [parse/1]).
+-import(nats_gateway_emqx_page, [parse/1]).
 
 -define(MAX_MS, 16#FFFFFFFF).
 
@@ -73,7 +73,7 @@ json(<<"\"", Text/binary>>) -> binary:part(Text, 0, byte_size(Text) - 1);
 json(Number) -> binary_to_integer(Number).
 
 priv(File) ->
-    Ebin = filename:dirname(code:which(nats_gateway_plugin_config)),
+    Ebin = filename:dirname(code:which(nats_gateway_emqx_page)),
     filename:join([filename:dirname(Ebin), "priv", File]).
 
 limits_test_() ->
@@ -272,19 +272,19 @@ no_key_is_ever_removed_test_() ->
 %% A file that was cut ends somewhere, and what somebody sends over REST replaces all of the page.
 settings_without_what_decides_who_is_let_in_test_() ->
     [
-        ?_assertMatch({ok, _}, nats_gateway_plugin_config:check(?DECIDING))
+        ?_assertMatch({ok, _}, nats_gateway_emqx_page:check(?DECIDING))
         | [
             ?_assertEqual(
                 {error, <<Key/binary, ": must be there, because it decides who is let in">>},
-                nats_gateway_plugin_config:check(maps:remove(Key, ?DECIDING))
+                nats_gateway_emqx_page:check(maps:remove(Key, ?DECIDING))
             )
          || Key <- maps:keys(?DECIDING)
         ]
     ].
 
 in_force_test_() ->
-    {foreach, fun nats_gateway_plugin_config:forget/0,
-        fun(_) -> nats_gateway_plugin_config:forget() end, [
+    {foreach, fun nats_gateway_emqx_page:forget/0,
+        fun(_) -> nats_gateway_emqx_page:forget() end, [
             fun without_emqx_nobody_is_let_in/0,
             fun what_is_put_is_in_force/0,
             fun settings_that_are_not_valid_let_nobody_in/0
@@ -294,17 +294,17 @@ in_force_test_() ->
 without_emqx_nobody_is_let_in() ->
     {ok, Defaults} = parse(#{}),
     Nobody = Defaults#{login := nats_gateway_login:nobody()},
-    ?assertEqual(Nobody, nats_gateway_plugin_config:get()).
+    ?assertEqual(Nobody, nats_gateway_emqx_page:get()).
 
 what_is_put_is_in_force() ->
     {ok, Settings} = parse(#{<<"max_subscriptions">> => 7}),
-    ok = nats_gateway_plugin_config:put(Settings),
-    ?assertEqual(Settings, nats_gateway_plugin_config:get()).
+    ok = nats_gateway_emqx_page:put(Settings),
+    ?assertEqual(Settings, nats_gateway_emqx_page:get()).
 
 %% Settings can be stored without us: by hand, or by another version of the plugin.
 settings_that_are_not_valid_let_nobody_in() ->
     InForce = fun(Stored) ->
-        #{login := Login, max_control_line := 4096} = nats_gateway_plugin_config:in_force(Stored),
+        #{login := Login, max_control_line := 4096} = nats_gateway_emqx_page:in_force(Stored),
         Login
     end,
     Facts = #{
@@ -348,7 +348,7 @@ settings_that_are_not_valid_let_nobody_in() ->
 on_config_changed_test_() ->
     {foreach, fun() -> nats_gateway_nif_loader:release() end,
         fun(_) ->
-            ok = nats_gateway_plugin_config:forget(),
+            ok = nats_gateway_emqx_page:forget(),
             ok = nats_gateway_nif_loader:release(),
             {module, _} = code:ensure_loaded(nats_gateway_nif)
         end,
@@ -374,9 +374,9 @@ a_stopped_plugin_checks_settings_and_has_no_library_afterwards() ->
 
 a_stopped_plugin_puts_nothing_in_force() ->
     {ok, Before} = parse(?DECIDING),
-    ok = nats_gateway_plugin_config:put(Before),
+    ok = nats_gateway_emqx_page:put(Before),
     ?assertEqual(ok, change(?LOGINS)),
-    ?assertEqual(Before, nats_gateway_plugin_config:get()).
+    ?assertEqual(Before, nats_gateway_emqx_page:get()).
 
 %% EMQX knows no settings before those that it finds when it loads the plugin.
 what_was_saved_while_stopped_was_not_just_found() ->
@@ -397,12 +397,12 @@ a_started_plugin_puts_them_in_force() ->
     true = register(nats_gateway_emqx_takeover, self()),
     try
         ?assertEqual(ok, change(?DECIDING#{<<"max_subscriptions">> => 7})),
-        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get()),
+        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_emqx_page:get()),
         ?assertEqual(
             {error, <<"max_subscriptions: must be an integer from 0 (no limit) to 1073741824">>},
             change(?DECIDING#{<<"max_subscriptions">> => -1})
         ),
-        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_plugin_config:get())
+        ?assertMatch(#{max_subscriptions := 7}, nats_gateway_emqx_page:get())
     after
         unregister(nats_gateway_emqx_takeover)
     end.

@@ -1,8 +1,8 @@
--module(nats_gateway_config_tests).
+-module(nats_gateway_file_tests).
 
 -include_lib("eunit/include/eunit.hrl").
 
--import(nats_gateway_config, [parse/1, defaults/0]).
+-import(nats_gateway_file, [parse/1, defaults/0]).
 
 set(Path, Value) -> parse(put_in(Path, Value)).
 
@@ -522,7 +522,7 @@ cookies_of_any_page_test() ->
         Limits = #{limits => #{disallow_bearer => Disallow}},
         Jwt = nats_gateway_credentials:account(Account, Limits, Operator),
         Preload = #{<<"pubkey">> => nats_gateway_credentials:key(Account), <<"jwt">> => Jwt},
-        nats_gateway_config:parse(#{
+        nats_gateway_file:parse(#{
             <<"listeners">> => #{<<"ws">> => #{<<"a">> => #{<<"websocket">> => Websocket}}},
             <<"internal_authn">> => [
                 #{

@@ -1,6 +1,6 @@
 %% The plugin's own page in EMQX's dashboard: the settings that EMQX's NATS page has no field for
 %% (priv/config_schema.avsc draws the form).
--module(nats_gateway_plugin_config).
+-module(nats_gateway_emqx_page).
 
 -export([parse/1]).
 -export([check/1]).
@@ -53,34 +53,39 @@
     <<"internal_authn">>, <<"peer_cert_as_username">>, <<"websocket_same_origin">>
 ]).
 
--spec schema() -> nats_gateway_config:schema().
+%% Settings of the page that are no other ones here.
+-define(AS_ANYWHERE, [
+    max_subscriptions,
+    max_sub_tokens,
+    authentication_timeout,
+    retained_on_subscribe,
+    max_pending,
+    send_timeout
+]).
+
+-spec schema() -> nats_gateway_schema:schema().
 schema() ->
     Page = lists:foldl(fun maps:merge/2, #{}, [
+        maps:with(?AS_ANYWHERE, nats_gateway_config:schema()),
         %% The built-in shakes hands first, so the clients that are there do, too.
-        nats_gateway_config:tls_page_schema(auto),
-        nats_gateway_config:websocket_page_schema(),
+        nats_gateway_listener_config:tls_page_schema(auto),
+        nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: below this nobody could log in
         max_control_line => {{bytes, 512, 1048576}, 4096},
-        max_subscriptions => {{limit, 1 bsl 30}, 100000},
-        max_sub_tokens => {{limit, 255}, infinity},
-        authentication_timeout => {{duration, 1}, 2000},
-        retained_on_subscribe => {boolean, false},
         auto_subscribe => {boolean, false},
-        max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
-        send_timeout => {{duration, 1}, 10000},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
         built_in_may_serve => {boolean, false}
     }.
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
 parse(Stored) ->
-    case nats_gateway_config:check(schema(), Stored) of
+    case nats_gateway_schema:check(schema(), Stored) of
         {ok, Settings} ->
             Login = nats_gateway_login_config:of_page(Settings),
-            case {nats_gateway_config:check_tls_page(Settings), Login} of
+            case {nats_gateway_listener_config:check_tls_page(Settings), Login} of
                 {ok, {ok, Known}} ->
                     Others = maps:without(nats_gateway_login_config:page_keys(), Settings),
                     {ok, Others#{login => Known}};
