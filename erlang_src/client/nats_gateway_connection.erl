@@ -1,6 +1,7 @@
-%% One client: owns its socket, the bytes not yet decoded, the timers, and one send per turn.
-%% It knows no rule of the protocol; those are the channel's. It runs under `nats_gateway_guard',
-%% because what it handles may be credentials.
+%% One client: owns its socket, the timers, and one send per turn. It knows no rule of the protocol;
+%% those are the channel's. What it remembers is in values with modules of their own: establishing,
+%% input, inbox, outbox, heartbeat, heap, report times. It runs under `nats_gateway_guard', because
+%% what it handles may be credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
@@ -22,6 +23,8 @@
 -include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
+-export_type([options/0]).
+
 -type options() :: #{
     host := module(),
     config := nats_gateway_config:config(),
@@ -39,68 +42,22 @@
     key => term()
 }.
 
-%% Statistics of a connection with traffic are reported this often. What somebody does who has been
-%% quiet is looked for soon.
--define(REPORT_MS, 5000).
--define(REPORT_SOON_MS, 250).
-
 -record(state, {
+    %% `establishing': until its operations are read
+    phase = establishing :: establishing | open,
+    %% a handshake has it, if it is undefined
     socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
     channel :: undefined | nats_gateway_channel:channel(),
-    %% between accept and protocol: who has the socket now, and what is to come after
-    worker :: undefined | pid(),
-    steps = [] :: [nats_gateway_handshake:step()],
-    %% of the reason why it ended, for the log
-    detail = none :: none | binary(),
+    establishing = nats_gateway_establishing:new() :: nats_gateway_establishing:establishing(),
     %% what the bytes of the socket are frames of
     websocket = none :: none | nats_gateway_websocket:websocket(),
-    %% cookies of its HTTP request
-    cookies = #{} :: #{jwt => binary()},
-    %% the last frame, once it is known
-    farewell = none :: none | iodata(),
-    peername :: undefined | {inet:ip_address(), inet:port_number()},
-    %% chunks not yet decoded, newest first, joined once when `need' bytes are there
-    chunks = [] :: [binary()],
-    buffered = 0 :: non_neg_integer(),
-    need = 1 :: non_neg_integer() | infinity,
-    %% the socket has used up its chunks and waits for the host to be ready
-    passive = false :: boolean(),
-    %% the kernel may take much of what is not read yet
-    wide = false :: boolean(),
-    %% how the input ended, the client's FIN mostly; what it sent before is still answered
-    ended = false :: false | nats_gateway_channel:input(),
-    %% nobody takes what is sent any more; what the client sent before still counts
-    mute = false :: boolean(),
-    %% slow consumers: bytes sent since the socket was asked what waits there, messages handled until
-    %% then, the bytes that one of them became of late, and the octets that had left the socket when
-    %% it was last found stuck, how often in a row
-    unchecked = 0 :: non_neg_integer(),
-    checked = 0 :: non_neg_integer(),
-    each = 0 :: non_neg_integer(),
-    stuck = {0, 0} :: {Octets :: integer(), Times :: non_neg_integer()},
-    %% messages for the host that go to it together, newest first
-    collects = false :: boolean(),
-    pace = nats_gateway_pace:new() :: nats_gateway_pace:pace(),
-    collected = [] :: [term()],
-    count = 0 :: non_neg_integer(),
-    %% has a large heap for a while
-    busy = false :: boolean(),
-    %% the bytes of binaries that a garbage collection allows for
-    room = 0 :: non_neg_integer(),
-    %% anything from the client since the last look of a timer, and when: milliseconds of monotonic
-    %% time
-    heard = false :: boolean(),
-    heard_at = 0 :: integer(),
-    %% bytes that the client had still to take at the PING, and those that it had taken at the last look
-    pinged = {0, 0} :: {Behind :: non_neg_integer(), Taken :: integer()},
-    %% the answer to the latest ping of a WebSocket, while too much waits to send it
-    pong = none :: none | iodata(),
-    %% the host wants to know the statistics from time to time; when it was told, in milliseconds of
-    %% monotonic time, and after what time it is told again
-    reports = false :: boolean(),
-    reported_at = never :: never | integer(),
-    report_ms = ?REPORT_SOON_MS :: pos_integer(),
+    input = nats_gateway_input:new() :: nats_gateway_input:input(),
+    inbox = nats_gateway_inbox:new(false) :: nats_gateway_inbox:inbox(),
+    outbox = nats_gateway_outbox:new() :: nats_gateway_outbox:outbox(),
+    heap = nats_gateway_heap:new() :: nats_gateway_heap:heap(),
+    heartbeat = nats_gateway_heartbeat:new() :: nats_gateway_heartbeat:heartbeat(),
+    report_times = nats_gateway_report_times:new(false) :: nats_gateway_report_times:times(),
     %% of the login, as the timer for it was started
     deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
@@ -124,24 +81,18 @@
 
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
-%% With much traffic, what a garbage collection copies is mostly what the next one would have found
-%% dead. A heap of 256 KiB makes them rare; it is given back after some seconds.
--define(BUSY_HEAP_WORDS, 32768).
 -define(BUSY_CHUNK, 32768).
 %% So many of them at once: more, and the binaries that they are would have the heap collected.
 -define(FEW_CHUNKS, 4).
+%% A large heap is given back after so long.
 -define(BUSY_MS, 5000).
 
 %% Compressing takes 320 KB of zlib's memory, which are given back as well.
 -define(STREAMS_MS, 5000).
 
-%% For how long messages are collected, and how many at most.
+%% For how long messages are collected.
 -define(COLLECT_MS, 1).
--define(COLLECT_COUNT, 1000).
 
-%% A socket takes all it is given, so that this process never waits for a client while messages
-%% pile up for it. What waits is looked at whenever so much was sent.
--define(CHECK_BYTES, 65536).
 %% TLS gets so many bytes at once: it encrypts all that it gets before the socket has any of it. With
 %% pieces of 1 MB, what is freed meanwhile left holes in the memory that were as large as what waited.
 -define(MAX_PIECE, 131072).
@@ -155,11 +106,6 @@
 -define(MUTE_MS, 5000).
 %% A socket whose input waits for the host does not tell when the client has gone: it is asked.
 -define(LEFT_MS, 200).
-%% What a message in the mailbox counts besides its bytes.
--define(MESSAGE_OVERHEAD, 256).
-%% Times that a client is found stuck within its send timeout.
--define(LOOKS, 4).
-
 %% The options are found under a key, so that they are in no heap, however many connections there
 %% are, and in no report.
 -spec start_link(nats_gateway_transport:socket(), Key :: term()) -> {ok, pid()}.
@@ -252,9 +198,7 @@ handle_cast(socket_ready, State) ->
     greet(State);
 handle_cast({socket_lost, _}, State) ->
     gone(State);
-handle_cast({drain, _}, State = #state{channel = Channel, worker = Worker}) when
-    Channel =:= undefined; is_pid(Worker)
-->
+handle_cast({drain, _}, State = #state{phase = establishing}) ->
     {stop, {shutdown, drained}, State};
 handle_cast({drain, Ms}, State) ->
     _ = send_lame_duck(State),
@@ -281,104 +225,83 @@ greet(State = #state{socket = Socket, options = Options = #{host := Host, config
             #{keepalive := KeepAlive} -> nats_gateway_transport:keep_alive(Socket, KeepAlive);
             #{} -> ok
         end,
-    Steps = nats_gateway_handshake:steps(
-        maps:get(tls, Options, none), maps:get(websocket, Options, none)
-    ),
-    Proxy = [Step || Step <- [proxy, peername], is_map_key(proxy_protocol, Options)],
-    establish([peername | Proxy] ++ Steps, State#state{
-        reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
-        collects = nats_gateway_channel:collects(Host)
+    Reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
+    establish(State#state{
+        establishing = nats_gateway_establishing:start(Options, State#state.establishing),
+        report_times = nats_gateway_report_times:new(Reports),
+        inbox = nats_gateway_inbox:new(nats_gateway_channel:collects(Host))
     }).
 
-establish(_, State = #state{mute = true}) ->
-    {stop, {shutdown, client_closed}, State};
-establish([], State) ->
-    open(State);
-establish([peername | Steps], State = #state{socket = Socket}) ->
+establish(State = #state{outbox = Outbox, establishing = Establishing}) ->
+    case nats_gateway_outbox:is_mute(Outbox) of
+        true ->
+            {stop, {shutdown, client_closed}, State};
+        false ->
+            case nats_gateway_establishing:next(Establishing) of
+                done -> open(State);
+                {Step, Left} -> establish(Step, State#state{establishing = Left})
+            end
+    end.
+
+establish(peername, State = #state{socket = Socket, establishing = Establishing}) ->
     case nats_gateway_transport:peername(Socket) of
         {ok, Peername} ->
-            establish(Steps, State#state{peername = Peername});
+            establish(State#state{
+                establishing = nats_gateway_establishing:peername(Peername, Establishing)
+            });
         {error, _} ->
             %% Gone before it was looked at, as a port scanner does.
             gone(State)
     end;
-establish([info | Steps], State) ->
+establish(info, State) ->
     case introduce(State) of
-        {noreply, NState} -> establish(Steps, NState);
+        {noreply, NState} -> establish(NState);
         Stop -> Stop
     end;
-establish([{websocket, Agreed} | Steps], State = #state{peername = {Address, Port}}) ->
+establish({websocket, Agreed}, State = #state{establishing = Establishing}) ->
     #{config := #{max_payload_size := MaxPayload}, websocket := Settings} = State#state.options,
-    establish(Steps, State#state{
+    establish(State#state{
         websocket = nats_gateway_websocket:open(Agreed, Settings#{max_payload_size => MaxPayload}),
-        cookies = maps:get(cookies, Agreed, #{}),
-        peername = {maps:get(address, Agreed, Address), maps:get(port, Agreed, Port)}
+        establishing = nats_gateway_establishing:agreed(Agreed, Establishing)
     });
 establish(_, State = #state{channel = undefined, options = #{refuse := Reason} = Options}) when
     not is_map_key(websocket, Options)
 ->
-    %% What it would have to be told in, it is not worth.
+    %% The client is not told the reason: a handshake only for that is not worth its cost.
     log_end({shutdown, Reason}, State),
     {stop, {shutdown, Reason}, State};
-establish([Step | Steps], State = #state{socket = Socket, options = Options}) ->
-    Settings =
-        case Step of
-            proxy -> maps:get(proxy_protocol, Options);
-            upgrade -> maps:get(websocket, Options);
-            _ -> maps:get(tls, Options)
-        end,
+establish(Step, State = #state{socket = Socket, options = Options, establishing = Establishing}) ->
+    Settings = nats_gateway_establishing:settings(Step, Options),
     case nats_gateway_handshake:start(Step, Socket, Settings) of
-        {ok, Worker} -> {noreply, State#state{socket = undefined, worker = Worker, steps = Steps}};
-        {error, Failure} -> not_established(Failure, State)
+        {ok, Worker} ->
+            NEstablishing = nats_gateway_establishing:begins(Worker, Establishing),
+            {noreply, State#state{socket = undefined, establishing = NEstablishing}};
+        {error, Failure} ->
+            not_established(Failure, State)
     end.
 
-established({ok, Socket, More}, State = #state{steps = Steps}) ->
-    establish(More ++ Steps, State#state{socket = Socket, worker = undefined, steps = []});
+established({ok, Socket, More}, State = #state{establishing = Establishing}) ->
+    establish(State#state{
+        socket = Socket, establishing = nats_gateway_establishing:ends(More, Establishing)
+    });
 established({error, Failure}, State) ->
-    not_established(Failure, State#state{worker = undefined}).
+    not_established(Failure, State).
 
 %% A socket that cannot be used any more, in whatever words it says so.
 gone(State = #state{channel = Channel}) ->
     Channel =/= undefined orelse log_end({shutdown, client_closed}, State),
     {stop, {shutdown, client_closed}, State}.
 
-not_established({Reason, Detail}, State) ->
-    Failed = State#state{detail = Detail},
+not_established({Reason, Detail}, State = #state{establishing = Establishing}) ->
+    Failed = State#state{establishing = nats_gateway_establishing:failed(Detail, Establishing)},
     State#state.channel =/= undefined orelse log_end({shutdown, Reason}, Failed),
     {stop, {shutdown, Reason}, Failed}.
 
 %% INFO, or why the client can't stay.
-introduce(State = #state{socket = Socket, options = Options, peername = Peername}) ->
-    case nats_gateway_transport:sockname(Socket) of
-        {ok, Sockname} ->
-            #{host := Host, config := Config, listener := Listener} = Options,
-            Client = #{
-                connect => #{},
-                client_id => client_id(),
-                transport => maps:get(transport, Options, tcp),
-                listener => Listener,
-                peername => Peername,
-                sockname => Sockname,
-                peercert => nossl,
-                cookies => State#state.cookies,
-                server_info =>
-                    case Options of
-                        #{tls := Tls} ->
-                            Secured = nats_gateway_transport:is_secured(Socket),
-                            Info = nats_gateway_tls:server_info(Tls, Secured),
-                            case Options of
-                                %% as nats-server
-                                #{websocket := _} -> Info#{tls_available => true};
-                                #{} -> Info
-                            end;
-                        #{} ->
-                            #{}
-                    end,
-                config => Config
-            },
-            introduce(Host, Client, State);
-        {error, _} ->
-            gone(State)
+introduce(State = #state{socket = Socket, options = Options, establishing = Establishing}) ->
+    case nats_gateway_establishing:client(Socket, Options, Establishing) of
+        {ok, Client} -> introduce(maps:get(host, Options), Client, State);
+        {error, _} -> gone(State)
     end.
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
@@ -404,18 +327,18 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
         Options,
     case activate(?FEW_CHUNKS, State) of
         ok ->
-            Started = start_timer(
-                heartbeat,
-                Heartbeat,
-                start_timer(idle, Idle, State#state{
-                    channel = identify(Socket, Options, Channel), heard_at = now_ms()
-                })
-            ),
-            #{auth_required := Required, login := Login, authentication_timeout := Timeout} = Config,
-            %% also where silence would be a login: as nats-server with a no_auth_user
-            case Required orelse Login =/= nats_gateway_login:none() of
-                true -> {noreply, start_timer(authentication, Timeout, Started)};
-                false -> {noreply, Started}
+            Opened = State#state{
+                phase = open,
+                channel = identify(Socket, Options, Channel),
+                heartbeat = nats_gateway_heartbeat:start(now_ms(), State#state.heartbeat)
+            },
+            Started = start_timer(heartbeat, Heartbeat, start_timer(idle, Idle, Opened)),
+            case nats_gateway_establishing:must_log_in(Config) of
+                true ->
+                    #{authentication_timeout := Timeout} = Config,
+                    {noreply, start_timer(authentication, Timeout, Started)};
+                false ->
+                    {noreply, Started}
             end;
         {error, _} ->
             gone(State)
@@ -432,53 +355,59 @@ identify(Socket, Options, Channel) ->
             nats_gateway_channel:identify(Peercert, Name, Channel)
     end.
 
-%% Fits every client: jnats reads it as an int.
-client_id() -> erlang:unique_integer([positive, monotonic]) band 16#7FFFFFFF.
-
 handle_info({timeout, Timer, Name}, State = #state{timers = Timers}) when is_atom(Name) ->
     case Timers of
         #{Name := Timer} -> timeout(Name, State#state{timers = maps:remove(Name, Timers)});
         #{} -> {noreply, State}
     end;
-handle_info({Worker, Result}, State = #state{worker = Worker}) when is_pid(Worker) ->
-    established(Result, State);
+handle_info(Message = {Worker, Result}, State = #state{phase = establishing}) when is_pid(Worker) ->
+    case nats_gateway_establishing:worker(State#state.establishing) of
+        Worker -> established(Result, State);
+        _ -> handle_message(Message, State)
+    end;
 handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
     %% A closed socket says so in its own words as well.
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
-handle_info(_, State = #state{channel = undefined}) ->
+handle_info(Message, State) ->
+    handle_message(Message, State).
+
+handle_message(_, State = #state{channel = undefined}) ->
     {noreply, State};
-handle_info(Message, State = #state{socket = Socket}) ->
+handle_message(Message, State = #state{socket = Socket}) ->
     case nats_gateway_transport:classify(Message, Socket) of
         other -> deliver(Message, report_later(State));
         Event -> input(Event, State)
     end.
 
-input(Event, State = #state{collected = []}) ->
-    handle_input(Event, State);
-input(Event, State) ->
-    case hand_over_collected(State) of
-        {noreply, NState} -> handle_input(Event, NState);
-        Stop -> Stop
+input(Event, State = #state{inbox = Inbox}) ->
+    case nats_gateway_inbox:is_empty(Inbox) of
+        true ->
+            handle_input(Event, State);
+        false ->
+            case hand_over_collected(State) of
+                {noreply, NState} -> handle_input(Event, NState);
+                Stop -> Stop
+            end
     end.
 
-handle_input({data, _} = Input, State = #state{heard = false}) ->
-    handle_input(Input, answered(State#state{heard = true}));
 handle_input({data, Data}, State) ->
+    #state{heartbeat = Heartbeat, inbox = Inbox} = Answered = answered(State),
     received(
         Data,
-        report_later((busy(byte_size(Data) >= ?BUSY_CHUNK, State))#state{
-            heard_at = now_ms(), pace = nats_gateway_pace:heard(State#state.pace)
+        report_later((enlarge_heap(byte_size(Data) >= ?BUSY_CHUNK, Answered))#state{
+            heartbeat = nats_gateway_heartbeat:heard(now_ms(), Heartbeat),
+            inbox = nats_gateway_inbox:heard(Inbox)
         })
     );
-handle_input(passive, State) ->
-    reactivate(State#state{passive = true});
-handle_input(closed, State = #state{channel = Channel}) ->
+handle_input(passive, State = #state{input = Input}) ->
+    reactivate(State#state{input = nats_gateway_input:pause(Input)});
+handle_input(closed, State = #state{channel = Channel, input = Input}) ->
     case nats_gateway_channel:is_verifying(Channel) of
         %% It takes no core from those that wait.
         true -> gone(State);
-        false -> decode(ended(eof, State))
+        false -> decode(State#state{input = nats_gateway_input:finish(eof, Input)})
     end;
 handle_input({error, tls_alert}, State) ->
     {stop, {shutdown, tls_alert}, State};
@@ -486,47 +415,41 @@ handle_input({error, Reason}, State) ->
     {stop, {shutdown, send_error(Reason)}, State}.
 
 %% A message for the host. What a waiting client waits for may be in it.
-deliver(Message, State = #state{collects = true, pace = Pace, channel = Channel}) ->
-    case
-        nats_gateway_channel:busy(Channel) orelse
-            nats_gateway_pace:next(erlang:monotonic_time(microsecond), Pace)
-    of
-        true -> deliver_collected([Message], State);
-        {at_once, NPace} -> deliver_collected([Message], State#state{pace = NPace});
-        {collect, NPace} -> collect(Message, State#state{pace = NPace})
-    end;
-deliver(Message, State = #state{channel = Channel}) ->
-    handled(nats_gateway_channel:handle_info(Message, Channel), State).
+deliver(Message, State = #state{channel = Channel, inbox = Inbox}) ->
+    case nats_gateway_inbox:collects(Inbox) of
+        true ->
+            Now =
+                case nats_gateway_channel:busy(Channel) of
+                    true -> at_once;
+                    false -> erlang:monotonic_time(microsecond)
+                end,
+            deliver(nats_gateway_inbox:put(Message, Now, Inbox), Channel, State);
+        false ->
+            handled(nats_gateway_channel:handle_info(Message, Channel), State)
+    end.
 
-collect(Message, State = #state{collected = []}) ->
-    NState = State#state{collected = [Message], count = 1},
-    {noreply, busy(true, start_timer(collect, ?COLLECT_MS, NState))};
-collect(Message, State = #state{collected = Messages, count = Count}) when
-    Count < ?COLLECT_COUNT
-->
-    {noreply, State#state{collected = [Message | Messages], count = Count + 1}};
-collect(Message, State) ->
-    deliver_collected([Message], State).
-
-hand_over_collected(State) -> deliver_collected([], State).
-
-busy(true, State = #state{busy = false}) ->
-    _ = process_flag(min_heap_size, ?BUSY_HEAP_WORDS),
-    start_timer(busy, ?BUSY_MS, State#state{busy = true});
-busy(_, State) ->
-    State.
-
-%% What was collected, and what has come after it.
-deliver_collected(More, State = #state{collected = []}) ->
-    handled(nats_gateway_channel:handle_messages(More, State#state.channel), State);
-deliver_collected(More, State = #state{collected = Messages, count = Count, pace = Pace}) ->
-    All = lists:reverse(Messages, More),
+deliver({take, Messages, NInbox}, Channel, State) ->
     handled(
-        nats_gateway_channel:handle_messages(All, State#state.channel),
-        cancel_timer(collect, State#state{
-            collected = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
-        })
-    ).
+        nats_gateway_channel:handle_messages(Messages, Channel),
+        cancel_timer(collect, State#state{inbox = NInbox})
+    );
+deliver({first, NInbox}, _, State) ->
+    Waits = start_timer(collect, ?COLLECT_MS, State#state{inbox = NInbox}),
+    {noreply, enlarge_heap(true, Waits)};
+deliver({wait, NInbox}, _, State) ->
+    {noreply, State#state{inbox = NInbox}}.
+
+hand_over_collected(State = #state{channel = Channel, inbox = Inbox}) ->
+    {Messages, NInbox} = nats_gateway_inbox:take(Inbox),
+    deliver({take, Messages, NInbox}, Channel, State).
+
+enlarge_heap(true, State = #state{heap = Heap}) ->
+    case nats_gateway_heap:is_large(Heap) of
+        true -> State;
+        false -> start_timer(busy, ?BUSY_MS, State#state{heap = nats_gateway_heap:enlarge(Heap)})
+    end;
+enlarge_heap(false, State) ->
+    State.
 
 handled(Handled, State = #state{channel = Channel}) ->
     WasBusy = nats_gateway_channel:busy(Channel),
@@ -551,64 +474,62 @@ received(Data, State = #state{websocket = Websocket}) ->
     end.
 
 %% RFC 6455 lets a server answer the latest ping only (5.5.3).
-answer(_, State = #state{mute = true}) ->
-    {ok, State};
-answer(Pongs, State = #state{socket = Socket}) ->
-    case nats_gateway_transport:pending(Socket) of
+answer(Pongs, State = #state{socket = Socket, outbox = Outbox}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
+        true ->
+            {ok, State};
         {ok, Pending, _} when Pending < ?PONGS_BELOW ->
-            transmit(Pongs, iolist_size(Pongs), 0, State#state{pong = none});
+            Answered = State#state{outbox = nats_gateway_outbox:drop_pong(Outbox)},
+            transmit(Pongs, iolist_size(Pongs), 0, Answered);
         {ok, _, Gone} ->
-            {ok, watch(Gone, State#state{pong = lists:last(Pongs)})};
+            Kept = nats_gateway_outbox:keep_pong(lists:last(Pongs), Outbox),
+            {ok, watch(Gone, State#state{outbox = Kept})};
         {error, _} ->
             {ok, mute(State)}
     end.
 
-add(Data, State = #state{chunks = Chunks, buffered = Buffered}) ->
-    State#state{chunks = [Data | Chunks], buffered = Buffered + byte_size(Data)}.
-
-ended(Input, State = #state{ended = false}) -> State#state{ended = Input};
-ended(_, State) -> State.
+add(Data, State = #state{input = Input}) ->
+    State#state{input = nats_gateway_input:add(Data, Input)}.
 
 %% Decode what is there, unless more is needed or the host is being waited for.
-decode(State = #state{buffered = Buffered, need = Need, channel = Channel}) ->
+decode(State = #state{input = Input, channel = Channel}) ->
     case nats_gateway_channel:busy(Channel) of
-        true -> paused(State);
-        false when Buffered < Need; Buffered =:= 0 -> fetch(State);
-        false -> decode(join(State#state.chunks), [], State)
+        true ->
+            paused(State);
+        false ->
+            case nats_gateway_input:is_enough(Input) of
+                true -> decode(nats_gateway_input:bytes(Input), [], State);
+                false -> fetch(State)
+            end
     end.
 
 %% What the frames that have come hold.
 fetch(State = #state{websocket = none}) ->
     reactivate(State);
-fetch(State = #state{websocket = Websocket}) ->
+fetch(State = #state{websocket = Websocket, input = Input}) ->
     case nats_gateway_websocket:take(Websocket) of
         {data, Data, NWebsocket} ->
             decode(add(Data, streams(State#state{websocket = NWebsocket})));
         {empty, NWebsocket} ->
             reactivate(streams(State#state{websocket = NWebsocket}));
         {ended, client_closed, Close, NWebsocket} ->
-            reactivate(ended(eof, State#state{websocket = NWebsocket, farewell = Close}));
+            NInput = nats_gateway_input:finish(eof, Close, Input),
+            reactivate(State#state{websocket = NWebsocket, input = NInput});
         {ended, Reason, Close, NWebsocket} ->
-            NState = State#state{websocket = NWebsocket, farewell = Close},
-            reactivate(ended({error, Reason}, NState))
+            NInput = nats_gateway_input:finish({error, Reason}, Close, Input),
+            reactivate(State#state{websocket = NWebsocket, input = NInput})
     end.
 
-join([Chunk]) -> Chunk;
-join(Chunks) -> iolist_to_binary(lists:reverse(Chunks)).
-
-decode(Bytes, Out, State = #state{channel = Channel}) ->
+decode(Bytes, Out, State = #state{channel = Channel, input = Input}) ->
     case nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)) of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
                 {ok, More, NChannel} ->
-                    Left = byte_size(Rest),
                     case nats_gateway_channel:busy(NChannel) of
-                        false when Need =:= 0, Left > 0 ->
+                        false when Need =:= 0, Rest =/= <<>> ->
                             decode(Rest, [Out | More], State#state{channel = NChannel});
                         _ ->
-                            NState = State#state{
-                                chunks = [Rest || Left > 0], buffered = Left, need = Need
-                            },
+                            NState = State#state{input = nats_gateway_input:keep(Rest, Need, Input)},
                             continue(result({ok, [Out | More], NChannel}, NState))
                     end;
                 {stop, Reason, More, NChannel} ->
@@ -616,7 +537,7 @@ decode(Bytes, Out, State = #state{channel = Channel}) ->
             end;
         {error, Reason, Ops} ->
             Handled = nats_gateway_channel:handle_ops(Ops ++ [{error, Reason}], Channel),
-            NState = State#state{chunks = [], buffered = 0, need = infinity},
+            NState = State#state{input = nats_gateway_input:drop(Input)},
             case Handled of
                 {ok, More, NChannel} -> result({ok, [Out | More], NChannel}, NState);
                 {stop, R, More, NChannel} -> result({stop, R, [Out | More], NChannel}, NState)
@@ -626,53 +547,58 @@ decode(Bytes, Out, State = #state{channel = Channel}) ->
 continue({noreply, State}) -> decode(State);
 continue(Stop) -> Stop.
 
-reactivate(State = #state{ended = Ended, channel = Channel}) when Ended =/= false ->
-    case nats_gateway_channel:busy(Channel) of
-        true -> paused(State);
-        false -> result(nats_gateway_channel:handle_ops([Ended], Channel), State)
-    end;
-reactivate(State = #state{passive = false}) ->
-    {noreply, State};
-reactivate(State = #state{channel = Channel}) ->
+reactivate(State = #state{input = Input, channel = Channel}) ->
+    case nats_gateway_input:ended(Input) of
+        false ->
+            case nats_gateway_input:is_paused(Input) of
+                true -> reactivate_socket(State);
+                false -> {noreply, State}
+            end;
+        Ended ->
+            case nats_gateway_channel:busy(Channel) of
+                true -> paused(State);
+                false -> result(nats_gateway_channel:handle_ops([Ended], Channel), State)
+            end
+    end.
+
+reactivate_socket(State = #state{input = Input, channel = Channel, outbox = Outbox}) ->
     case nats_gateway_channel:busy(Channel) of
         true ->
             paused(State);
         false ->
             case activate(State) of
-                ok -> {noreply, State#state{passive = false}};
-                {error, _} when State#state.mute -> reactivate(ended(eof, State));
-                {error, _} -> gone(State)
+                ok ->
+                    {noreply, State#state{input = nats_gateway_input:resume(Input)}};
+                {error, _} ->
+                    case nats_gateway_outbox:is_mute(Outbox) of
+                        true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
+                        false -> gone(State)
+                    end
             end
     end.
 
 %% What comes in large chunks waits in the kernel rather than here.
-activate(State = #state{busy = true}) -> activate(?FEW_CHUNKS, State);
-activate(State) -> activate(nats_gateway_transport:max_active_n(), State).
+activate(State = #state{heap = Heap}) ->
+    case nats_gateway_heap:is_large(Heap) of
+        true -> activate(?FEW_CHUNKS, State);
+        false -> activate(nats_gateway_transport:max_active_n(), State)
+    end.
 
 activate(Chunks, #state{socket = Socket, options = Options}) ->
     nats_gateway_transport:activate(min(Chunks, maps:get(active_n, Options, Chunks)), Socket).
 
 %% The input waits for the host. If nobody is there any more, little of it is worth the work.
-paused(State = #state{passive = Passive, ended = Ended, timers = Timers}) when
-    Passive orelse Ended =/= false, not is_map_key(left, Timers)
-->
-    {noreply, start_timer(left, ?LEFT_MS, State)};
-paused(State) ->
-    {noreply, State}.
-
-%% Where old data refers to more bytes of binaries than there is room for, every garbage collection is one
-%% of the whole heap. With very many subscriptions, each would cost the more for it.
-make_room(State = #state{channel = Channel, room = Room}) ->
-    case nats_gateway_channel:held(Channel) of
-        Held when Held >= Room ->
-            {min_bin_vheap_size, Least} = erlang:system_info(min_bin_vheap_size),
-            WordSize = erlang:system_info(wordsize),
-            NRoom = max(Least * WordSize, 2 * Held),
-            _ = process_flag(min_bin_vheap_size, NRoom div WordSize),
-            State#state{room = NRoom};
-        _ ->
-            State
+paused(State = #state{timers = Timers}) when is_map_key(left, Timers) ->
+    {noreply, State};
+paused(State = #state{input = Input}) ->
+    case nats_gateway_input:is_paused(Input) orelse nats_gateway_input:ended(Input) =/= false of
+        true -> {noreply, start_timer(left, ?LEFT_MS, State)};
+        false -> {noreply, State}
     end.
+
+make_room(State = #state{channel = Channel, heap = Heap}) ->
+    Held = nats_gateway_channel:held(Channel),
+    State#state{heap = nats_gateway_heap:make_room(Held, Heap)}.
 
 %% The one send of this turn.
 result({ok, Out, Channel}, State) ->
@@ -726,10 +652,9 @@ go_on(Until, State = #state{channel = Channel}) ->
 send(_, State = #state{socket = undefined}) ->
     %% Nothing goes out in the middle of a handshake.
     {ok, State};
-send(_, State = #state{mute = true}) ->
-    {ok, State};
-send(Out, State) ->
-    case iolist_size(Out) of
+send(Out, State = #state{outbox = Outbox}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse iolist_size(Out) of
+        true -> {ok, State};
         0 -> {ok, State};
         Size -> send(Out, Size, max_piece(State), State)
     end.
@@ -755,23 +680,28 @@ send(Out, Size, Max, State) ->
 
 send_piece(Piece, Size, Behind, State = #state{websocket = none}) ->
     transmit(Piece, Size, Behind, State);
-send_piece(_, _, _, State = #state{mute = true}) ->
-    {ok, State};
-send_piece(Piece, Size, Behind, State = #state{websocket = Websocket, channel = Channel}) ->
-    %% Who has not logged in is not worth zlib's memory.
-    Compress = nats_gateway_channel:is_connected(Channel),
-    {Frame, NWebsocket} = nats_gateway_websocket:frame(Piece, Size, Compress, Websocket),
-    transmit(Frame, Size, Behind, streams(State#state{websocket = NWebsocket})).
+send_piece(Piece, Size, Behind, State) ->
+    #state{websocket = Websocket, channel = Channel, outbox = Outbox} = State,
+    case nats_gateway_outbox:is_mute(Outbox) of
+        true ->
+            {ok, State};
+        false ->
+            %% zlib's memory is only for those that have logged in.
+            Compress = nats_gateway_channel:is_connected(Channel),
+            {Frame, NWebsocket} = nats_gateway_websocket:frame(Piece, Size, Compress, Websocket),
+            transmit(Frame, Size, Behind, streams(State#state{websocket = NWebsocket}))
+    end.
 
 %% Behind: bytes that are to follow it.
-transmit(_, _, _, State = #state{mute = true}) ->
-    {ok, State};
-transmit(Bytes, Size, Behind, State = #state{socket = Socket, unchecked = Unchecked}) ->
-    case nats_gateway_transport:send(Socket, Bytes) of
-        ok when Unchecked + Size < ?CHECK_BYTES ->
-            {ok, State#state{unchecked = Unchecked + Size}};
+transmit(Bytes, Size, Behind, State = #state{socket = Socket, outbox = Outbox}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:send(Socket, Bytes) of
+        true ->
+            {ok, State};
         ok ->
-            check(Behind, State#state{unchecked = Unchecked + Size});
+            case nats_gateway_outbox:sent(Size, Outbox) of
+                {ok, NOutbox} -> {ok, State#state{outbox = NOutbox}};
+                {check, NOutbox} -> check(Behind, State#state{outbox = NOutbox})
+            end;
         {error, Reason} ->
             case send_error(Reason) of
                 client_closed -> {ok, mute(State)};
@@ -781,71 +711,68 @@ transmit(Bytes, Size, Behind, State = #state{socket = Socket, unchecked = Unchec
 
 %% Over TLS nothing can be sent after the client's FIN, when much of what it sent may have come and
 %% not been looked at yet: the end of the input ends the connection, as without TLS.
-mute(State) -> start_timer(mute, ?MUTE_MS, State#state{mute = true, heard = false}).
+mute(State = #state{outbox = Outbox, heartbeat = Heartbeat}) ->
+    start_timer(mute, ?MUTE_MS, State#state{
+        outbox = nats_gateway_outbox:mute(Outbox),
+        heartbeat = nats_gateway_heartbeat:listen(Heartbeat)
+    }).
 
-%% nats-server's bound of what may wait for a client, in the socket or before it. What is in the
-%% mailbox will become such bytes: it is taken to be like what was handled since the last look.
-check(_, State = #state{mute = true}) ->
-    {ok, State};
-check(Behind, State = #state{socket = Socket, channel = Channel, options = #{config := Config}}) ->
-    #{max_pending := MaxPending} = Config,
-    case nats_gateway_transport:pending(Socket) of
+%% What waits for the client.
+check(Behind, State = #state{socket = Socket, channel = Channel, outbox = Outbox}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
+        true ->
+            {ok, State};
         {ok, Pending, Gone} ->
-            {message_queue_len, Waiting} = process_info(self(), message_queue_len),
-            Unsent = Behind + nats_gateway_channel:unsent(Channel),
-            NState = #state{each = Each} = checked(handled_messages(State), State),
-            if
-                Pending + Unsent + Waiting * (Each + ?MESSAGE_OVERHEAD) > MaxPending ->
-                    {error, slow_consumer, NState};
-                Pending > 0 ->
-                    {ok, watch(Gone, NState)};
-                true ->
-                    {ok, NState}
+            #state{options = #{config := #{max_pending := MaxPending}}} = State,
+            {message_queue_len, Mailbox} = process_info(self(), message_queue_len),
+            Waiting = Pending + Behind + nats_gateway_channel:unsent(Channel),
+            Handled = handled_messages(State),
+            case nats_gateway_outbox:judge(Waiting, Mailbox, Handled, MaxPending, Outbox) of
+                {slow_consumer, NOutbox} -> {error, slow_consumer, State#state{outbox = NOutbox}};
+                {ok, NOutbox} when Pending > 0 -> {ok, watch(Gone, State#state{outbox = NOutbox})};
+                {ok, NOutbox} -> {ok, State#state{outbox = NOutbox}}
             end;
         {error, _} ->
             {ok, mute(State)}
     end.
 
 %% Those in the mailbox are messages of the broker, or chunks with many of them.
-handled_messages(#state{collects = true, channel = Channel}) ->
-    nats_gateway_channel:fanned_out(Channel);
-handled_messages(#state{channel = Channel}) -> nats_gateway_channel:sent(Channel).
-
-checked(Handled, State = #state{checked = Handled}) ->
-    State#state{unchecked = 0};
-checked(Handled, State = #state{unchecked = Bytes, checked = Checked}) ->
-    State#state{unchecked = 0, checked = Handled, each = Bytes div max(1, Handled - Checked)}.
-
-%% Something waits: it is looked at again, whether some of it leaves.
-watch(_, State = #state{timers = Timers}) when is_map_key(writing, Timers) -> State;
-watch(Gone, State) -> look_later(State#state{stuck = {Gone, 0}}).
-
-look_later(State = #state{options = #{config := #{send_timeout := SendTimeout}}}) ->
-    start_timer(writing, max(1, SendTimeout div ?LOOKS), State).
-
-%% nats-server's write deadline.
-look(State = #state{mute = true}) ->
-    {noreply, State};
-look(State = #state{socket = Socket, stuck = {Before, Times}}) ->
-    case nats_gateway_transport:pending(Socket) of
-        {ok, 0, _} ->
-            answer_latest(State);
-        {ok, _, Before} when Times + 1 >= ?LOOKS ->
-            {stop, {shutdown, slow_consumer}, State};
-        {ok, _, Before} ->
-            {noreply, look_later(State#state{stuck = {Before, Times + 1}})};
-        {ok, _, Gone} ->
-            answer_latest(look_later(State#state{stuck = {Gone, 0}}));
-        {error, _} ->
-            {noreply, mute(State)}
+handled_messages(#state{inbox = Inbox, channel = Channel}) ->
+    case nats_gateway_inbox:collects(Inbox) of
+        true -> nats_gateway_channel:fanned_out(Channel);
+        false -> nats_gateway_channel:sent(Channel)
     end.
 
-answer_latest(State = #state{pong = none}) ->
-    {noreply, State};
-answer_latest(State = #state{pong = Pong}) ->
-    case answer([Pong], State) of
-        {ok, NState} -> {noreply, NState};
-        {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
+%% Something waits: it is looked at again, whether some of it leaves.
+watch(_, State = #state{timers = Timers}) when is_map_key(writing, Timers) ->
+    State;
+watch(Gone, State = #state{outbox = Outbox}) ->
+    look_later(State#state{outbox = nats_gateway_outbox:watch(Gone, Outbox)}).
+
+look_later(State = #state{options = #{config := #{send_timeout := SendTimeout}}}) ->
+    start_timer(writing, nats_gateway_outbox:look_ms(SendTimeout), State).
+
+look(State = #state{socket = Socket, outbox = Outbox}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
+        true -> {noreply, State};
+        {ok, 0, _} -> answer_latest(State);
+        {ok, _, Gone} -> looked(nats_gateway_outbox:look(Gone, Outbox), State);
+        {error, _} -> {noreply, mute(State)}
+    end.
+
+looked(slow_consumer, State) -> {stop, {shutdown, slow_consumer}, State};
+looked({stuck, Outbox}, State) -> {noreply, look_later(State#state{outbox = Outbox})};
+looked({moves, Outbox}, State) -> answer_latest(look_later(State#state{outbox = Outbox})).
+
+answer_latest(State = #state{outbox = Outbox}) ->
+    case nats_gateway_outbox:take_pong(Outbox) of
+        none ->
+            {noreply, State};
+        {ok, Pong} ->
+            case answer([Pong], State) of
+                {ok, NState} -> {noreply, NState};
+                {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
+            end
     end.
 
 %% A client that is not there any more, or that does not read.
@@ -864,24 +791,22 @@ close(Reason, State) -> {stop, {shutdown, Reason}, State}.
 %% -------------------------------------------------------------------------------------------
 %% Timers
 
-timeout(heartbeat, State = #state{heard_at = HeardAt, options = #{config := Config}}) ->
+timeout(heartbeat, State = #state{heartbeat = Heartbeat, options = #{config := Config}}) ->
     case Config of
         #{default_heartbeat_interval := infinity} ->
             {noreply, State};
         #{default_heartbeat_interval := Interval} ->
-            case HeardAt + Interval - now_ms() of
+            case nats_gateway_heartbeat:due_ms(now_ms(), Interval, Heartbeat) of
                 Left when Left > 0 -> {noreply, start_timer(heartbeat, Left, State)};
                 _ -> ping(State)
             end
     end;
-timeout(heartbeat_wait, State = #state{passive = true, channel = Channel}) ->
+timeout(heartbeat_wait, State = #state{input = Input, channel = Channel}) ->
     %% A PONG may be in the socket, whose input waits for the host.
-    case nats_gateway_channel:busy(Channel) of
+    case nats_gateway_input:is_paused(Input) andalso nats_gateway_channel:busy(Channel) of
         true -> {noreply, await_pong(State)};
         false -> heartbeat_wait(State)
     end;
-timeout(heartbeat_wait, State) ->
-    heartbeat_wait(State);
 timeout(behind, State) ->
     case catch_up(now_ms() + ?BEHIND_MS, State) of
         {noreply, NState} -> decode(NState);
@@ -892,29 +817,32 @@ timeout(idle, State = #state{channel = Channel}) ->
         {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
         Stop -> result(Stop, State)
     end;
-timeout(report, State = #state{channel = Channel}) ->
+timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     %% The memory that it took is given back.
     NChannel = nats_gateway_channel:report(octets(State), Channel),
-    {noreply, State#state{channel = NChannel, reported_at = now_ms()}, hibernate};
+    NTimes = nats_gateway_report_times:reported(now_ms(), Times),
+    {noreply, State#state{channel = NChannel, report_times = NTimes}, hibernate};
 timeout(streams, State = #state{websocket = Websocket}) ->
     {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
-timeout(busy, State) ->
-    {min_heap_size, Words} = erlang:system_info(min_heap_size),
-    _ = process_flag(min_heap_size, Words),
-    {noreply, make_room(State#state{busy = false, room = 0}), hibernate};
+timeout(busy, State = #state{heap = Heap}) ->
+    {noreply, make_room(State#state{heap = nats_gateway_heap:shrink(Heap)}), hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
-timeout(mute, State = #state{heard = Heard, channel = Channel}) ->
-    case Heard orelse nats_gateway_channel:busy(Channel) of
-        true -> {noreply, start_timer(mute, ?MUTE_MS, State#state{heard = false})};
-        false -> {stop, {shutdown, client_closed}, State}
+timeout(mute, State = #state{heartbeat = Heartbeat, channel = Channel}) ->
+    case nats_gateway_heartbeat:was_heard(Heartbeat) orelse nats_gateway_channel:busy(Channel) of
+        true ->
+            Listening = State#state{heartbeat = nats_gateway_heartbeat:listen(Heartbeat)},
+            {noreply, start_timer(mute, ?MUTE_MS, Listening)};
+        false ->
+            {stop, {shutdown, client_closed}, State}
     end;
-timeout(left, State = #state{channel = Channel, socket = Socket, ended = Ended}) ->
+timeout(left, State = #state{channel = Channel, socket = Socket, input = Input}) ->
     case nats_gateway_channel:busy(Channel) of
         false ->
             {noreply, State};
         true ->
-            case Ended =/= false orelse nats_gateway_transport:has_left(Socket) of
+            HasEnded = nats_gateway_input:ended(Input) =/= false,
+            case HasEnded orelse nats_gateway_transport:has_left(Socket) of
                 true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});
                 false -> paused(widen(State))
             end
@@ -934,26 +862,30 @@ timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
-%% Of more room the other side hears with the next chunk.
-widen(State = #state{passive = true, wide = false, socket = Socket}) ->
-    ok = nats_gateway_transport:widen(Socket),
-    case nats_gateway_transport:activate(1, Socket) of
-        ok -> State#state{wide = true, passive = false};
-        %% The end of the connection comes up when the input is read again.
-        {error, _} -> State#state{wide = true}
-    end;
-widen(State) ->
-    State.
+%% The other side hears of the larger room with the next chunk.
+widen(State = #state{input = Input, socket = Socket}) ->
+    case nats_gateway_input:is_paused(Input) andalso not nats_gateway_input:is_wide(Input) of
+        true ->
+            ok = nats_gateway_transport:widen(Socket),
+            Wide = nats_gateway_input:widen(Input),
+            case nats_gateway_transport:activate(1, Socket) of
+                ok -> State#state{input = nats_gateway_input:resume(Wide)};
+                %% The end of the connection comes up when the input is read again.
+                {error, _} -> State#state{input = Wide}
+            end;
+        false ->
+            State
+    end.
 
-ping(State = #state{channel = Channel, socket = Socket}) ->
-    Pinged =
+ping(State = #state{channel = Channel, socket = Socket, heartbeat = Heartbeat}) ->
+    {Behind, Taken} =
         case nats_gateway_transport:taken(Socket) of
-            {ok, _, Behind, Taken} -> {Behind, Taken};
+            {ok, _, Waiting, Before} -> {Waiting, Before};
             {error, _} -> {0, 0}
         end,
     result(
         nats_gateway_channel:handle_timeout(heartbeat, Channel),
-        await_pong(State#state{heard = false, pinged = Pinged})
+        await_pong(State#state{heartbeat = nats_gateway_heartbeat:ping(Behind, Taken, Heartbeat)})
     ).
 
 %% Whatever a client sends, it is there.
@@ -974,16 +906,17 @@ heartbeat_wait(State = #state{channel = Channel}) ->
         false -> result(nats_gateway_channel:handle_timeout(heartbeat_wait, Channel), State)
     end.
 
-%% A client that has still to read what it was sent before the PING. If it takes nothing of that, the
-%% write deadline is for it.
-still_taking(#state{mute = true}) ->
-    false;
-still_taking(State = #state{socket = Socket, pinged = {Behind, Before}}) ->
-    case nats_gateway_transport:taken(Socket) of
-        {ok, Pending, _, Taken} when Pending > 0 ->
-            {true, watch(Taken, State#state{pinged = {Behind, Taken}})};
-        {ok, 0, _, Taken} when Behind > 0, Taken > Before ->
-            {true, State#state{pinged = {Behind, Taken}}};
+still_taking(State = #state{socket = Socket, outbox = Outbox, heartbeat = Heartbeat}) ->
+    case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:taken(Socket) of
+        {ok, Pending, _, Taken} ->
+            case nats_gateway_heartbeat:is_taking(Pending, Taken, Heartbeat) of
+                {true, NHeartbeat} when Pending > 0 ->
+                    {true, watch(Taken, State#state{heartbeat = NHeartbeat})};
+                {true, NHeartbeat} ->
+                    {true, State#state{heartbeat = NHeartbeat}};
+                false ->
+                    false
+            end;
         _ ->
             false
     end.
@@ -1014,20 +947,15 @@ start_login_timer(State = #state{deadline = Deadline}) ->
     Left = max(0, Deadline - now_ms()),
     start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
-report_later(State = #state{reports = true, timers = Timers}) when
-    not is_map_key(report, Timers)
-->
-    Ms = report_ms(State),
-    start_timer(report, Ms, State#state{report_ms = Ms});
-report_later(State) ->
-    State.
-
-report_ms(#state{reported_at = never}) ->
-    ?REPORT_SOON_MS;
-report_ms(#state{reported_at = At, report_ms = Last}) ->
-    case now_ms() - At > ?REPORT_MS of
-        true -> ?REPORT_SOON_MS;
-        false -> min(2 * Last, ?REPORT_MS)
+report_later(State = #state{timers = Timers}) when is_map_key(report, Timers) ->
+    State;
+report_later(State = #state{report_times = Times}) ->
+    case nats_gateway_report_times:is_on(Times) of
+        true ->
+            {Ms, NTimes} = nats_gateway_report_times:next(now_ms(), Times),
+            start_timer(report, Ms, State#state{report_times = NTimes});
+        false ->
+            State
     end.
 
 start_timer(_, infinity, State) ->
@@ -1047,15 +975,21 @@ cancel_timer(Name, State = #state{timers = Timers}) ->
 
 %% -------------------------------------------------------------------------------------------
 
-terminate(Reason, State = #state{worker = Worker}) when is_pid(Worker) ->
-    %% Half-way through a handshake there is nobody to take leave of.
-    ok = nats_gateway_handshake:stop(Worker),
+terminate(Reason, State = #state{establishing = Establishing}) ->
+    case nats_gateway_establishing:worker(Establishing) of
+        undefined ->
+            close_socket(Reason, State);
+        Worker ->
+            %% Half-way through a handshake there is nobody to take leave of.
+            ok = nats_gateway_handshake:stop(Worker),
+            _ = leave(Reason, State),
+            ok
+    end.
+
+close_socket(Reason, State = #state{socket = undefined}) ->
     _ = leave(Reason, State),
     ok;
-terminate(Reason, State = #state{socket = undefined}) ->
-    _ = leave(Reason, State),
-    ok;
-terminate(Reason, State = #state{socket = Socket}) ->
+close_socket(Reason, State = #state{socket = Socket}) ->
     %% The listener closes.
     _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
@@ -1071,11 +1005,14 @@ terminate(Reason, State = #state{socket = Socket}) ->
             nats_gateway_transport:linger_close(Socket)
     end.
 
-farewell(Reason, #state{farewell = none}) ->
-    {Code, Text} = nats_gateway_ending:websocket_close(reason(Reason)),
-    nats_gateway_websocket:close_frame(Code, Text);
-farewell(_, #state{farewell = Close}) ->
-    Close.
+farewell(Reason, #state{input = Input}) ->
+    case nats_gateway_input:farewell(Input) of
+        none ->
+            {Code, Text} = nats_gateway_ending:websocket_close(reason(Reason)),
+            nats_gateway_websocket:close_frame(Code, Text);
+        Close ->
+            Close
+    end.
 
 reason({shutdown, Reason}) -> Reason;
 reason(Reason) -> Reason.
@@ -1088,15 +1025,16 @@ send_lame_duck(State = #state{channel = Channel}) ->
 %% The host is told before the socket is closed, which may take a while.
 leave(_, State = #state{channel = undefined}) ->
     State;
-leave(Reason, State = #state{channel = Channel, reports = Reports, collected = Collected}) ->
+leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = Inbox}) ->
     log_end(Reason, State),
     Last =
-        case Reports of
+        case nats_gateway_report_times:is_on(Times) of
             true -> nats_gateway_channel:report(octets(State), Channel);
             false -> Channel
         end,
-    ok = nats_gateway_channel:terminate(Reason, lists:reverse(Collected), Last),
-    State#state{channel = undefined, collected = []}.
+    {Messages, NInbox} = nats_gateway_inbox:take(Inbox),
+    ok = nats_gateway_channel:terminate(Reason, Messages, Last),
+    State#state{channel = undefined, inbox = NInbox}.
 
 %% The one place that words why a connection ended. Of those that are refused there may be any number.
 log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
@@ -1110,16 +1048,16 @@ log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}
 log_end(_, _) ->
     ok.
 
-report(Reason, #state{detail = Detail, peername = Peername, options = #{listener := Listener}}) ->
+report(Reason, #state{establishing = Establishing, options = #{listener := Listener}}) ->
     Known = #{
         msg => connection_closed,
-        peername => address(Peername),
+        peername => address(nats_gateway_establishing:peername(Establishing)),
         listener => Listener,
         reason => Reason
     },
-    case Detail of
+    case nats_gateway_establishing:detail(Establishing) of
         none -> Known;
-        _ -> Known#{detail => Detail}
+        Detail -> Known#{detail => Detail}
     end.
 
 address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);
@@ -1143,12 +1081,13 @@ octets(#state{socket = Socket}) ->
 
 %% Bytes of the client may hold credentials: they are not shown.
 format_status(Status = #{state := State}) ->
-    #state{channel = Channel, timers = Timers} = State,
+    #state{channel = Channel, establishing = Establishing, input = Input, timers = Timers} = State,
     Status#{
         state := #{
-            peername => State#state.peername,
-            buffered => State#state.buffered,
-            need => State#state.need,
+            phase => State#state.phase,
+            peername => nats_gateway_establishing:peername(Establishing),
+            buffered => nats_gateway_input:size(Input),
+            need => nats_gateway_input:need(Input),
             timers => maps:keys(Timers),
             channel => Channel =/= undefined andalso nats_gateway_channel:info(Channel)
         }

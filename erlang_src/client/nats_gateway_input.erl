@@ -1,0 +1,99 @@
+%% The input of a client: bytes that are not decoded yet, whether its socket gives more, and how it ended.
+-module(nats_gateway_input).
+
+-export([new/0]).
+-export([add/2]).
+-export([is_enough/1]).
+-export([bytes/1]).
+-export([keep/3]).
+-export([drop/1]).
+-export([finish/2]).
+-export([finish/3]).
+-export([ended/1]).
+-export([farewell/1]).
+-export([size/1]).
+-export([need/1]).
+-export([pause/1]).
+-export([resume/1]).
+-export([is_paused/1]).
+-export([widen/1]).
+-export([is_wide/1]).
+
+-export_type([input/0]).
+
+-record(input, {
+    %% newest first, joined once when `need' bytes are there
+    chunks = [] :: [binary()],
+    size = 0 :: non_neg_integer(),
+    need = 1 :: non_neg_integer() | infinity,
+    %% how it ended, with the client's FIN mostly; what the client sent before is still answered
+    ended = false :: false | nats_gateway_channel:input(),
+    %% the last frame of a WebSocket, once it is known
+    farewell = none :: none | iodata(),
+    %% The socket has used up its chunks: it gives no more until it is activated again.
+    paused = false :: boolean(),
+    %% the kernel may take much of what is not read yet
+    wide = false :: boolean()
+}).
+
+-opaque input() :: #input{}.
+
+-spec new() -> input().
+new() -> #input{}.
+
+-spec add(binary(), input()) -> input().
+add(Data, Input = #input{chunks = Chunks, size = Size}) ->
+    Input#input{chunks = [Data | Chunks], size = Size + byte_size(Data)}.
+
+%% Whether it is worth to decode.
+-spec is_enough(input()) -> boolean().
+is_enough(#input{size = Size, need = Need}) -> Size > 0 andalso Size >= Need.
+
+-spec bytes(input()) -> binary().
+bytes(#input{chunks = [Chunk]}) -> Chunk;
+bytes(#input{chunks = Chunks}) -> iolist_to_binary(lists:reverse(Chunks)).
+
+%% What decoding has left, and the bytes that it needs to go on.
+-spec keep(Rest :: binary(), Need :: non_neg_integer(), input()) -> input().
+keep(Rest, Need, Input) ->
+    Size = byte_size(Rest),
+    Input#input{chunks = [Rest || Size > 0], size = Size, need = Need}.
+
+%% What follows an error is not decoded.
+-spec drop(input()) -> input().
+drop(Input) -> Input#input{chunks = [], size = 0, need = infinity}.
+
+%% The first end is the one that counts.
+-spec finish(nats_gateway_channel:input(), input()) -> input().
+finish(How, Input = #input{ended = false}) -> Input#input{ended = How};
+finish(_, Input) -> Input.
+
+-spec finish(nats_gateway_channel:input(), Farewell :: iodata(), input()) -> input().
+finish(How, Farewell, Input) -> (finish(How, Input))#input{farewell = Farewell}.
+
+-spec ended(input()) -> false | nats_gateway_channel:input().
+ended(#input{ended = Ended}) -> Ended.
+
+-spec farewell(input()) -> none | iodata().
+farewell(#input{farewell = Farewell}) -> Farewell.
+
+-spec size(input()) -> non_neg_integer().
+size(#input{size = Size}) -> Size.
+
+-spec need(input()) -> non_neg_integer() | infinity.
+need(#input{need = Need}) -> Need.
+
+-spec pause(input()) -> input().
+pause(Input) -> Input#input{paused = true}.
+
+-spec resume(input()) -> input().
+resume(Input) -> Input#input{paused = false}.
+
+-spec is_paused(input()) -> boolean().
+is_paused(#input{paused = Paused}) -> Paused.
+
+-spec widen(input()) -> input().
+widen(Input) -> Input#input{wide = true}.
+
+-spec is_wide(input()) -> boolean().
+is_wide(#input{wide = Wide}) -> Wide.
