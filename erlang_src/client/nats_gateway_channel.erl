@@ -38,6 +38,7 @@
 -export([subscriptions/1]).
 
 -include("nats_gateway.hrl").
+-include("nats_gateway_channel.hrl").
 -include_lib("kernel/include/logger.hrl").
 
 -export_type([channel/0, input/0, result/0, stop_reason/0]).
@@ -68,37 +69,36 @@
 
 -type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
 
-%% What is to be done for a client: an event of the host, or a part of what became of one.
--type step() ::
-    nats_gateway_host:event()
-    %% deliveries that the login permits
-    | {permitted, [#delivery{}]}
-    %% those for the sids they go to
-    | {frames, [#message{}]}
-    %% the operations that waited for what is before this
-    | resume
-    %% the password was compared
-    | {judged, nats_gateway_login:verdict() | busy}.
-
 -type login_kind() :: explicit | implicit | again.
+
+%% What the channel waits for. The operations behind it are in `todo'.
+-record(login, {
+    kind :: login_kind(),
+    request :: nats_gateway_passwords:request(),
+    %% where the password is right, or wrong
+    right :: nats_gateway_login:verdict(),
+    wrong :: nats_gateway_login:verdict()
+}).
+-record(connect, {kind :: login_kind()}).
+-record(publish, {
+    pubs :: [#pub{}],
+    verdicts :: [nats_gateway_publishing:verdict()] | pass
+}).
+-record(subscribe, {key :: nats_gateway_host:key()}).
+-record(finish, {reason :: stop_reason()}).
 
 -type waiting() ::
     none
-    | {login, login_kind(), nats_gateway_passwords:request(),
-        IfRight :: nats_gateway_login:verdict(), IfWrong :: nats_gateway_login:verdict()}
-    | {connect, login_kind()}
-    | {publish, [#pub{}], [verdict()] | pass}
-    | {subscribe, nats_gateway_host:key()}
+    | #login{}
+    | #connect{}
+    | #publish{}
+    | #subscribe{}
     | subscribe_again
     | barrier
     %% before the operation that comes first
     | fence
     | ready
-    | {finish, stop_reason()}.
-
-%% What the channel itself says of a publish, before the host is asked. A request to a name that only
-%% the broker publishes to has no responders, as one to nats-server's own subjects.
--type verdict() :: pass | denied | reply_denied | no_responders.
+    | #finish{}.
 
 -record(channel, {
     host :: module(),
@@ -132,74 +132,20 @@
     %% nobody sees any more what is done for it
     gone = false :: boolean(),
     todo = [] :: [input()],
-    %% deliveries that must not overtake the +OK of the operation being waited for, latest first
-    held = [] :: [#message{}],
-    %% what is to be done when the output that was returned last has been sent; and what the host
-    %% has said since, latest first
-    left = [] :: [step()],
-    later = [] :: [step()],
-    %% bytes that the client will be sent for these three, about
-    unsent = 0 :: non_neg_integer(),
-    received = 0 :: non_neg_integer(),
-    sent = 0 :: non_neg_integer(),
-    %% deliveries of the host that were for somebody
-    fanned_out = 0 :: non_neg_integer(),
-    %% to no topic, or in no control line
-    unroutable = 0 :: non_neg_integer(),
-    %% operations of each kind since the last report, for a host that wants to know
-    operations = none :: none | counters:counters_ref()
+    output = nats_gateway_output:new() :: nats_gateway_output:output(),
+    traffic :: nats_gateway_traffic:traffic()
 }).
 
 -opaque channel() :: #channel{}.
 
-%% Places in the counters.
--define(KINDS, [
-    {received, connect},
-    {received, ping},
-    {received, pong},
-    {received, pub},
-    {received, hpub},
-    {received, sub},
-    {received, unsub},
-    {sent, info},
-    {sent, ok},
-    {sent, err},
-    {sent, ping},
-    {sent, pong},
-    {sent, msg},
-    {sent, hmsg}
-]).
--define(CONNECT_IN, 1).
--define(PING_IN, 2).
--define(PONG_IN, 3).
--define(PUB_IN, 4).
--define(HPUB_IN, 5).
--define(SUB_IN, 6).
--define(UNSUB_IN, 7).
--define(INFO_OUT, 8).
--define(OK_OUT, 9).
--define(ERR_OUT, 10).
--define(PING_OUT, 11).
--define(PONG_OUT, 12).
--define(MSG_OUT, 13).
--define(HMSG_OUT, 14).
-
--define(OK, <<"+OK\r\n">>).
 -define(INVALID_SUBJECT, <<"-ERR 'Invalid Subject'\r\n">>).
--define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
 
--define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
-
-%% Most bytes of deliveries that are returned at once, about: so much is written before anybody looks
-%% at what waits for the client. A few sends of this size are as fast as one of all.
--define(SLICE, 1048576).
 %% What is less than this need not be counted.
 -define(SMALL, 4096).
-%% What a frame has besides its payload, mostly, and what a delivery takes that is still a term.
--define(FRAME_OVERHEAD, 64).
--define(DELIVERY_OVERHEAD, 1024).
+
+-define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
 
 -spec prepare(module(), nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, stop_reason()}.
@@ -226,11 +172,7 @@ init(Host, Client = #{config := Config}) ->
             max_payload = min(OfServer, OfHost),
             phase = phase(Config)
         },
-        operations =
-            case EnableStats andalso reports(Host) of
-                true -> counters:new(length(?KINDS), []);
-                false -> none
-            end
+        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
     },
     Extra =
         case Nonce of
@@ -272,17 +214,18 @@ busy(Channel = #channel{waiting = Waiting}) -> Waiting =/= none orelse is_behind
 %% Whether `continue/1' is to be called once the output was sent. Until then what comes of the client
 %% and of the host waits.
 -spec is_behind(channel()) -> boolean().
-is_behind(#channel{left = [], later = []}) -> false;
-is_behind(#channel{}) -> true.
+is_behind(#channel{output = Output}) -> nats_gateway_output:is_behind(Output).
 
 %% The next of the output.
 -spec continue(channel()) -> result().
-continue(Channel = #channel{left = Left, later = Later, unsent = Unsent}) ->
-    Steps = Left ++ lists:reverse(Later),
-    Taken = Channel#channel{left = [], later = [], unsent = Unsent - bytes(Steps)},
-    case steps(Steps, 0, [], Taken) of
-        {ok, Out, NChannel = #channel{left = [], waiting = none, todo = Todo = [_ | _]}} ->
-            run(Todo, Out, NChannel#channel{todo = []});
+continue(Channel = #channel{output = Output}) ->
+    {Steps, NOutput} = nats_gateway_output:take(Output),
+    case steps(Steps, 0, [], Channel#channel{output = NOutput}) of
+        {ok, Out, NChannel = #channel{waiting = none, todo = Todo = [_ | _]}} ->
+            case is_behind(NChannel) of
+                true -> {ok, Out, NChannel};
+                false -> run(Todo, Out, NChannel#channel{todo = []})
+            end;
         Result ->
             Result
     end.
@@ -290,7 +233,7 @@ continue(Channel = #channel{left = Left, later = Later, unsent = Unsent}) ->
 %% Bytes that the client is still to be sent, about: without those of messages whose subscriptions
 %% have not been looked up yet.
 -spec unsent(channel()) -> non_neg_integer().
-unsent(#channel{unsent = Unsent}) -> Unsent.
+unsent(#channel{output = Output}) -> nats_gateway_output:bytes(Output).
 
 %% Whether it has logged in.
 -spec is_connected(channel()) -> boolean().
@@ -299,9 +242,11 @@ is_connected(#channel{phase = Phase}) -> Phase =:= connected.
 %% The client has ended the connection, and the host takes its time with what it has sent before. What
 %% it has published still counts; nothing else that it asks for does.
 -spec leave(channel()) -> channel().
-leave(Channel = #channel{waiting = Waiting}) when
-    Waiting =:= none; element(1, Waiting) =:= login; element(1, Waiting) =:= connect
-->
+leave(Channel = #channel{waiting = none}) ->
+    Channel;
+leave(Channel = #channel{waiting = #login{}}) ->
+    Channel;
+leave(Channel = #channel{waiting = #connect{}}) ->
     Channel;
 leave(Channel) ->
     Channel#channel{gone = true}.
@@ -323,21 +268,17 @@ info(Channel = #channel{client = Client, session = Session}) ->
     }.
 
 -spec stats(channel()) -> #{atom() => non_neg_integer()}.
-stats(Channel) ->
-    #{
-        subscriptions => nats_gateway_subscriptions:count(Channel#channel.subscriptions),
-        messages_received => Channel#channel.received,
-        messages_sent => Channel#channel.sent,
-        messages_unroutable => Channel#channel.unroutable
-    }.
+stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
+    Stats = nats_gateway_traffic:stats(Traffic),
+    Stats#{subscriptions => nats_gateway_subscriptions:count(Subs)}.
 
 %% Messages, each as often as it goes to a sid.
 -spec sent(channel()) -> non_neg_integer().
-sent(#channel{sent = Sent}) -> Sent.
+sent(#channel{traffic = Traffic}) -> nats_gateway_traffic:sent(Traffic).
 
 %% The same, once each.
 -spec fanned_out(channel()) -> non_neg_integer().
-fanned_out(#channel{fanned_out = FannedOut}) -> FannedOut.
+fanned_out(#channel{traffic = Traffic}) -> nats_gateway_traffic:fanned_out(Traffic).
 
 %% What the binaries of the subscriptions take, about.
 -spec held(channel()) -> non_neg_integer().
@@ -418,14 +359,15 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 
 %% Whoever leaves the input alone while the channel is busy never makes a second list of it here.
 -spec handle_ops([input()], channel()) -> result().
-handle_ops(Ops, Channel) ->
-    ok = count_received(Ops, Channel),
+handle_ops(Ops, Channel = #channel{traffic = Traffic}) ->
+    ok = nats_gateway_traffic:count_operations(Ops, Traffic),
     take_in(Ops, Channel).
 
-take_in(Ops, Channel = #channel{waiting = none, todo = [], left = [], later = []}) ->
-    run(Ops, [], next_segment(Channel));
 take_in(Ops, Channel = #channel{todo = Todo}) ->
-    {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}.
+    case Todo =/= [] orelse busy(Channel) of
+        false -> run(Ops, [], next_segment(Channel));
+        true -> {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}
+    end.
 
 next_segment(Channel = #channel{subscriptions = Subs}) ->
     Channel#channel{subscriptions = nats_gateway_subscriptions:next_segment(Subs)}.
@@ -433,7 +375,8 @@ next_segment(Channel = #channel{subscriptions = Subs}) ->
 run([], Out, Channel) ->
     {ok, Out, Channel};
 run([{error, invalid_publish_subject} | _], Out, Channel = #channel{pedantic = true}) ->
-    finish(unknown_protocol_operation, [Out | err(?INVALID_PUBLISH_SUBJECT, Channel)], Channel);
+    Invalid = err(nats_gateway_publishing:invalid_subject(), Channel),
+    finish(unknown_protocol_operation, [Out | Invalid], Channel);
 run([{error, invalid_publish_subject} | _], Out, Channel) ->
     finish(unknown_protocol_operation, Out, Channel);
 run([{error, Reason} | _], Out, Channel) ->
@@ -453,7 +396,7 @@ run([#pub{subject = ?USER_INFO, reply_to = ReplyTo} = Pub | Rest], Out, Channel)
 ->
     user_info(Pub, Rest, Out, Channel);
 run([Op | Rest], Out, Channel = #channel{gone = true}) when
-    not is_tuple(Op); element(1, Op) =/= pub
+    not is_record(Op, pub)
 ->
     run(Rest, Out, Channel);
 run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState}) ->
@@ -471,7 +414,7 @@ run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
         {wait, NHostState} -> wait(ready, Ops, Out, Channel#channel{host_state = NHostState})
     end.
 
-take([Pub | _] = Ops, Out, Channel) when element(1, Pub) =:= pub ->
+take([#pub{} | _] = Ops, Out, Channel) ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
 take([Op | Rest] = Ops, Out, Channel) ->
@@ -500,7 +443,7 @@ fenced(Channel = #channel{subscriptions = Subs}) ->
     Channel#channel{subscriptions = nats_gateway_subscriptions:fenced(Subs)}.
 
 pong(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
-    count(?PONG_OUT, 1, Channel),
+    count({sent, pong}, Channel),
     Flushed = Channel#channel{subscriptions = nats_gateway_subscriptions:flushed(Subs)},
     case Channel of
         #channel{info_due = false} ->
@@ -518,40 +461,40 @@ finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
         {ok, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState});
         {wait, NHostState} ->
-            wait({finish, Reason}, [], Out, Channel#channel{host_state = NHostState})
+            wait(#finish{reason = Reason}, [], Out, Channel#channel{host_state = NHostState})
     end.
 
 wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
 
 %% The host's completion has come: what was held back, then the operations behind it.
-resume(Out, Channel = #channel{held = []}) -> resume(fun run/3, Out, Channel);
-resume(Out, Channel) -> release(resume, Out, Channel#channel{waiting = none}).
+resume(Out, Channel = #channel{output = Output}) ->
+    case nats_gateway_output:holds(Output) of
+        false -> resume(fun run/3, Out, Channel);
+        true -> release(resume, Out, Channel#channel{waiting = none})
+    end.
 
 resume(Continue, Out, Channel = #channel{todo = Todo}) ->
     Continue(Todo, Out, Channel#channel{waiting = none, todo = []}).
 
 %% What was held back, and then this.
-release(Step, Out, Channel = #channel{held = Held, unsent = Unsent}) ->
-    Frames = {frames, lists:reverse(Held)},
-    NChannel = Channel#channel{held = [], unsent = Unsent - bytes([Frames])},
-    {sent, 0, [Frames, Step], Out, NChannel}.
+release(Step, Out, Channel = #channel{output = Output}) ->
+    {Frames, NOutput} = nats_gateway_output:release(Output),
+    {sent, 0, [Frames, Step], Out, Channel#channel{output = NOutput}}.
 
-acknowledge(Out, Channel = #channel{verbose = true}) ->
-    count(?OK_OUT, 1, Channel),
-    [Out | ?OK];
+acknowledge(Out, #channel{verbose = true, traffic = Traffic}) ->
+    [Out | nats_gateway_traffic:ok(true, Traffic)];
 acknowledge(Out, #channel{verbose = false}) ->
     Out.
 
 stop(Reason, Out, Channel) ->
     {stop, Reason, [Out | err(nats_gateway_ending:error_line(Reason), Channel)], Channel#channel{
-        held = [], left = [], later = [], unsent = 0, todo = []
+        output = nats_gateway_output:new(), todo = []
     }}.
 
 %% What the client is behind with is dropped. What was held back for a +OK is still sent.
-stop_at_once(Reason, Out, Channel = #channel{held = Held}) ->
-    Unsent = bytes([{frames, Held}]),
-    steps([{close, Reason}], 0, Out, Channel#channel{left = [], later = [], unsent = Unsent}).
+stop_at_once(Reason, Out, Channel = #channel{output = Output}) ->
+    steps([{close, Reason}], 0, Out, Channel#channel{output = nats_gateway_output:drop(Output)}).
 
 %% -------------------------------------------------------------------------------------------
 %% CONNECT
@@ -593,7 +536,8 @@ login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}
         {verify, {Given, Hash}, IfRight, IfWrong} ->
             #{peername := {Address, _}} = Client,
             Request = nats_gateway_passwords:verify(Given, Hash, Address),
-            wait({login, Kind, Request, IfRight, IfWrong}, Rest, Out, Channel);
+            Waiting = #login{kind = Kind, request = Request, right = IfRight, wrong = IfWrong},
+            wait(Waiting, Rest, Out, Channel);
         Verdict ->
             judged_login(Verdict, Kind, Rest, Out, Channel)
     end.
@@ -629,10 +573,11 @@ judged_login(busy, _, _, Out, Channel) ->
 
 %% Whether the client's password is being compared.
 -spec is_verifying(channel()) -> boolean().
-is_verifying(#channel{waiting = {login, _, _, _, _}}) -> true;
+is_verifying(#channel{waiting = #login{}}) -> true;
 is_verifying(_) -> false.
 
-verified(Message, Channel = #channel{waiting = {login, _, Request, IfRight, IfWrong}}) ->
+verified(Message, Channel = #channel{waiting = Waiting}) ->
+    #login{request = Request, right = IfRight, wrong = IfWrong} = Waiting,
     case nats_gateway_passwords:result(Message, Request) of
         right -> events([{judged, IfRight}], [], Channel);
         wrong -> events([{judged, IfWrong}], [], Channel);
@@ -727,7 +672,7 @@ connect_host(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) 
         {ok, Session, HostState} ->
             logged_in(Kind, Session, Rest, Out, Channel#channel{host_state = HostState});
         {wait, HostState} ->
-            wait({connect, Kind}, Rest, Out, Channel#channel{host_state = HostState});
+            wait(#connect{kind = Kind}, Rest, Out, Channel#channel{host_state = HostState});
         {error, Reason} ->
             stop(Reason, Out, Channel)
     end.
@@ -883,36 +828,22 @@ take_publishes([#pub{subject = ?USER_INFO, reply_to = ReplyTo} | _] = Ops, Acc) 
     is_binary(ReplyTo)
 ->
     {lists:reverse(Acc), Ops};
-take_publishes([Pub | Rest], Acc) when element(1, Pub) =:= pub -> take_publishes(Rest, [Pub | Acc]);
+take_publishes([#pub{} = Pub | Rest], Acc) -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
-publish(Pubs, Rest, Out, Channel = #channel{received = Received, permissions = none}) ->
-    NChannel = Channel#channel{received = Received + length(Pubs)},
-    case lists:any(fun is_special/1, Pubs) of
-        false -> publish(Pubs, Pubs, pass, Rest, Out, NChannel);
-        true -> judged(Pubs, [verdict(Pub) || Pub <- Pubs], Rest, Out, NChannel)
-    end;
-publish(Pubs, Rest, Out, Channel = #channel{received = Received, permissions = Permissions}) ->
-    {Verdicts, NPermissions} = lists:mapfoldl(fun permit_publish/2, Permissions, Pubs),
-    judged(Pubs, Verdicts, Rest, Out, Channel#channel{
-        received = Received + length(Pubs), permissions = NPermissions
-    }).
+publish(Pubs, Rest, Out, Channel = #channel{traffic = Traffic, permissions = Permissions}) ->
+    NChannel = Channel#channel{traffic = nats_gateway_traffic:received(length(Pubs), Traffic)},
+    case nats_gateway_publishing:judge(Pubs, Permissions) of
+        pass -> publish(Pubs, Pubs, pass, Rest, Out, NChannel);
+        {Verdicts, NPermissions} ->
+            judged(Pubs, Verdicts, Rest, Out, NChannel#channel{permissions = NPermissions})
+    end.
 
-judged(Pubs, Verdicts, Rest, Out, Channel = #channel{unroutable = Unroutable}) ->
+judged(Pubs, Verdicts, Rest, Out, Channel = #channel{traffic = Traffic}) ->
     Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
     Invalid = length([Pub || Pub = #pub{topic = invalid} <- Passed]),
-    publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{unroutable = Unroutable + Invalid}).
-
-%% The login's permission comes before the rules for all.
-permit_publish(Pub, Permissions) -> permit_publish(Pub, fun verdict/1, Permissions).
-
-permit_publish(Pub, Verdict, none) ->
-    {Verdict(Pub), none};
-permit_publish(Pub = #pub{subject = Subject}, Verdict, Permissions) ->
-    case nats_gateway_permissions:publish(Subject, fun now_ms/0, Permissions) of
-        {allow, NPermissions} -> {Verdict(Pub), NPermissions};
-        {deny, NPermissions} -> {denied, NPermissions}
-    end.
+    NTraffic = nats_gateway_traffic:unroutable(Invalid, Traffic),
+    publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{traffic = NTraffic}).
 
 now_ms() -> erlang:monotonic_time(millisecond).
 
@@ -934,136 +865,37 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
             run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
         {wait, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
-            wait({publish, Pubs, Verdicts}, Rest, Out, NChannel);
+            wait(#publish{pubs = Pubs, verdicts = Verdicts}, Rest, Out, NChannel);
         {stop, Reason, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
 
-%% One look for the rare publish that needs more than the host.
-is_special(#pub{topic = invalid}) -> true;
-is_special(#pub{subject = <<"$", _/binary>>}) -> true;
-is_special(#pub{topic = {_, _}}) -> true;
-is_special(#pub{reply_to = <<C, _/binary>>}) when C =:= $_; C =:= $$ -> true;
-is_special(_) -> false.
-
-verdict(Pub) ->
-    case reply_verdict(Pub) of
-        pass -> subject_verdict(Pub);
-        Denied -> Denied
-    end.
-
-reply_verdict(#pub{reply_to = ReplyTo}) ->
-    case is_reserved_reply(ReplyTo) of
-        true -> reply_denied;
-        false -> pass
-    end.
-
-subject_verdict(#pub{subject = Subject, topic = Topic, reply_to = ReplyTo}) ->
-    case is_reserved(Subject, Topic) of
-        true when is_binary(ReplyTo) -> no_responders;
-        true -> denied;
-        false -> pass
-    end.
-
-is_reserved(Subject = <<"$", _/binary>>, _) -> reaches_reserved(Subject);
-is_reserved(Subject, {_, _}) -> reaches_reserved(Subject);
-is_reserved(_, _) -> false.
-
-reaches_reserved(Subject) ->
-    lists:any(fun is_reserved_name/1, nats_gateway_permissions:targets(Subject)).
-
-%% Names that only the broker itself may publish to (docs/architecture.md, Mapping, 3).
-is_reserved_name(<<"$SYS.", _/binary>>) -> true;
-is_reserved_name(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
-is_reserved_name(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
-is_reserved_name(_) -> false.
-
-%% docs/protocol.md section 1: reply subjects that nats-server keeps to itself.
-is_reserved_reply(<<"_R_.", _/binary>>) -> true;
-is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
-is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
-is_reserved_reply(_) -> false.
-
 %% What the client is told of a batch, in its order.
 answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
     [];
-answers(Pubs, pass, [], Channel = #channel{verbose = true, pedantic = false}) ->
-    Number = length(Pubs),
-    count(?OK_OUT, Number, Channel),
-    lists:duplicate(Number, ?OK);
-answers(Pubs, pass, Rejections, Channel) ->
-    answers(Pubs, [pass || _ <- Pubs], Rejections, 1, Channel);
 answers(Pubs, Verdicts, Rejections, Channel) ->
-    answers(Pubs, Verdicts, Rejections, 1, Channel).
+    nats_gateway_publishing:answers(Pubs, Verdicts, Rejections, answering(Channel)).
 
-%% Index counts what was passed to the host.
-answers([], [], [], _, _) ->
-    [];
-answers([Pub | Pubs], [pass | Verdicts], [{Index, Rejection} | Rejections], Index, Channel) ->
-    [
-        answer(Pub, Rejection, Channel)
-        | answers(Pubs, Verdicts, Rejections, Index + 1, Channel)
-    ];
-answers([Pub | Pubs], [pass | Verdicts], Rejections, Index, Channel) ->
-    [answer(Pub, pass, Channel) | answers(Pubs, Verdicts, Rejections, Index + 1, Channel)];
-answers([Pub | Pubs], [Verdict | Verdicts], Rejections, Index, Channel) ->
-    [answer(Pub, Verdict, Channel) | answers(Pubs, Verdicts, Rejections, Index, Channel)].
-
-answer(Pub, Verdict, Channel) ->
-    [pedantic_answer(Pub, Channel) | verdict_answer(Pub, Verdict, Channel)].
-
-%% The message is processed all the same.
-pedantic_answer(#pub{subject = Subject}, Channel = #channel{pedantic = true}) ->
-    case nats_gateway_nif:valid_publish_subject(Subject) of
-        true -> [];
-        false -> err(?INVALID_PUBLISH_SUBJECT, Channel)
-    end;
-pedantic_answer(_, _) ->
-    [].
-
-verdict_answer(_, pass, Channel) ->
-    acknowledge([], Channel);
-verdict_answer(#pub{reply_to = ReplyTo, reply_topic = invalid}, no_responders, Channel) ->
-    [acknowledge([], Channel) | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)];
-verdict_answer(#pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, no_responders, Channel) ->
-    [acknowledge([], Channel) | no_responders(ReplyTo, ReplyTopic, Channel)];
-verdict_answer(#pub{subject = Subject}, denied, Channel) ->
-    err(nats_gateway_ending:publish_denied(Subject), Channel);
-verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Channel) ->
-    err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, nats_gateway_nif:quote(ReplyTo)]), Channel).
-
-%% Only to a plain subscription of the requester; it does not count towards its max.
-no_responders(ReplyTo, ReplyTopic, Channel = #channel{no_responders = true}) when
-    is_binary(ReplyTo)
-->
-    case plain_sid(ReplyTopic, Channel) of
-        undefined ->
-            [];
-        Sid ->
-            count(?HMSG_OUT, 1, Channel),
-            [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
-    end;
-no_responders(_, _, _) ->
-    [].
-
-%% Also of one that is spelled otherwise than what the topic would become.
-reply_topic(undefined, _) -> undefined;
-reply_topic(ReplyTo, Channel) -> nats_gateway_nif:topic(ReplyTo, mountpoint(Channel)).
-
-%% A reply subject that is no topic of its own is nothing that anybody subscribes to.
-plain_sid(ReplyTopic, #channel{subscriptions = Subs}) when is_binary(ReplyTopic) ->
-    nats_gateway_subscriptions:plain_sid(ReplyTopic, Subs);
-plain_sid(_, _) ->
-    undefined.
+answering(Channel) ->
+    #answering{
+        verbose = Channel#channel.verbose,
+        pedantic = Channel#channel.pedantic,
+        no_responders = Channel#channel.no_responders,
+        mountpoint = mountpoint(Channel),
+        subscriptions = Channel#channel.subscriptions,
+        traffic = Channel#channel.traffic
+    }.
 
 %% The answer goes to the requester alone, and never to the broker, whose names it would need.
-user_info(Pub, Rest, Out, Old = #channel{received = Received}) ->
+user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
     #pub{reply_topic = ReplyTopic} = Pub,
-    {Verdict, Permissions} = permit_publish(Pub, fun reply_verdict/1, Old#channel.permissions),
-    Channel = Old#channel{received = Received + 1, permissions = Permissions},
-    NOut = [Out | answer(Pub, Verdict, Channel)],
+    {Verdict, Permissions} = nats_gateway_publishing:judge_user_info(Pub, Old#channel.permissions),
+    Channel = Old#channel{
+        traffic = nats_gateway_traffic:received(1, Traffic), permissions = Permissions
+    },
+    NOut = [Out | answers([Pub], [Verdict], [], Channel)],
     #channel{subscriptions = Subs, config = Config} = Channel,
-    case Verdict =:= pass andalso plain_sid(ReplyTopic, Channel) of
+    case Verdict =:= pass andalso nats_gateway_publishing:plain_sid(ReplyTopic, Subs) of
         Sid when is_binary(Sid) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
             Info = nats_gateway_system:user_info(user(Channel), Config),
@@ -1111,7 +943,7 @@ subscribe(Sub, Rest, Out, Old) ->
     #channel{subscriptions = Subs} = Channel,
     IsFull = nats_gateway_subscriptions:count(Subs) >= max_subscriptions(Channel),
     InUse = nats_gateway_subscriptions:member(Sid, Subs),
-    Denied = Permission =:= deny orelse is_reserved_filter(Subject),
+    Denied = Permission =:= deny orelse nats_gateway_publishing:is_reserved_filter(Subject),
     HasTooManyTokens = has_too_many_tokens(Subject, Channel),
     if
         Denied ->
@@ -1150,7 +982,7 @@ subscribe_key(Key, Sid, Rest, Out, Channel) ->
             NChannel = Channel#channel{host_state = NHostState},
             run(Rest, acknowledge(Out, NChannel), NChannel);
         {wait, NHostState} ->
-            wait({subscribe, Key}, Rest, Out, Channel#channel{host_state = NHostState});
+            wait(#subscribe{key = Key}, Rest, Out, Channel#channel{host_state = NHostState});
         {stop, permission_denied, NHostState} ->
             {Denied, NChannel} = reject(Key, denied, Channel#channel{host_state = NHostState}),
             stop(permission_denied, [Out | Denied], NChannel);
@@ -1172,16 +1004,6 @@ too_many_tokens(Subject) ->
 
 subscribe_options(Confirm, #channel{echo = Echo}) ->
     #{confirm => Confirm, no_local => not Echo}.
-
-%% Filters that mean something else to a broker (docs/architecture.md, Mapping, 3).
-is_reserved_filter(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
-is_reserved_filter(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
-is_reserved_filter(<<"$exclusive", Rest/binary>>) -> is_whole_token(Rest);
-is_reserved_filter(_) -> false.
-
-is_whole_token(<<>>) -> true;
-is_whole_token(<<".", _/binary>>) -> true;
-is_whole_token(_) -> false.
 
 %% The client waits for the messages of its own subscriptions only.
 reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
@@ -1222,7 +1044,7 @@ unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
 %% Events of the host
 
 -spec handle_info(term(), channel()) -> result().
-handle_info(Message, Channel = #channel{waiting = {login, _, _, _, _}}) ->
+handle_info(Message, Channel = #channel{waiting = #login{}}) ->
     verified(Message, Channel);
 handle_info(_, Channel = #channel{host_state = undefined}) ->
     {ok, [], Channel};
@@ -1237,7 +1059,7 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
 collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
 
 -spec handle_messages([term()], channel()) -> result().
-handle_messages([Message | Messages], Channel = #channel{waiting = {login, _, _, _, _}}) ->
+handle_messages([Message | Messages], Channel = #channel{waiting = #login{}}) ->
     case verified(Message, Channel) of
         %% There is no host that the others could be for.
         {ok, [], Channel} -> handle_messages(Messages, Channel);
@@ -1280,89 +1102,30 @@ reports(Host) -> erlang:function_exported(Host, report, 2).
 -spec report(#{atom() => integer()}, channel()) -> channel().
 report(_, Channel = #channel{host_state = undefined}) ->
     Channel;
-report(Octets, Channel = #channel{host = Host, host_state = HostState}) ->
+report(Octets, Channel = #channel{host = Host, host_state = HostState, traffic = Traffic}) ->
     Counters = maps:merge(Octets, stats(Channel)),
-    Channel#channel{
-        host_state = Host:report(Counters#{operations => take_operations(Channel)}, HostState)
-    }.
+    Operations = nats_gateway_traffic:take_operations(Traffic),
+    Channel#channel{host_state = Host:report(Counters#{operations => Operations}, HostState)}.
 
 %% -------------------------------------------------------------------------------------------
-%% Operations of each kind
+%% What is done for an event
 
-count(_, _, #channel{operations = none}) -> ok;
-count(Kind, Number, #channel{operations = Counters}) -> counters:add(Counters, Kind, Number).
+count(Kind, #channel{traffic = Traffic}) -> nats_gateway_traffic:count(Kind, 1, Traffic).
 
-%% A line, if there is one.
-err([], _) ->
-    [];
-err(Line, Channel) ->
-    count(?ERR_OUT, 1, Channel),
-    Line.
-
-count_received(_, #channel{operations = none}) -> ok;
-count_received(Ops, #channel{operations = Counters}) -> count_received(Ops, 0, 0, Counters).
-
-%% Most are messages, in long runs.
-count_received([#pub{headers = undefined} | Ops], Pubs, HPubs, Counters) ->
-    count_received(Ops, Pubs + 1, HPubs, Counters);
-count_received([Pub | Ops], Pubs, HPubs, Counters) when element(1, Pub) =:= pub ->
-    count_received(Ops, Pubs, HPubs + 1, Counters);
-count_received([Op | Ops], Pubs, HPubs, Counters) ->
-    case kind(Op) of
-        none -> ok;
-        Kind -> counters:add(Counters, Kind, 1)
-    end,
-    count_received(Ops, Pubs, HPubs, Counters);
-count_received([], Pubs, HPubs, Counters) ->
-    Pubs > 0 andalso counters:add(Counters, ?PUB_IN, Pubs),
-    HPubs > 0 andalso counters:add(Counters, ?HPUB_IN, HPubs),
-    ok.
-
-kind({connect, _}) -> ?CONNECT_IN;
-kind(ping) -> ?PING_IN;
-kind(pong) -> ?PONG_IN;
-kind(#sub{}) -> ?SUB_IN;
-kind(#unsub{}) -> ?UNSUB_IN;
-kind(_) -> none.
-
-count_sent(_, _, #channel{operations = none}) ->
-    ok;
-count_sent(Frames, Count, Channel) ->
-    WithHeaders = lists:sum([
-        length(Sids)
-     || #message{sids = Sids, headers = Headers} <- Frames, has_headers(Headers)
-    ]),
-    count(?HMSG_OUT, WithHeaders, Channel),
-    count(?MSG_OUT, Count - WithHeaders, Channel).
-
-%% Properties that there are none of make no header block.
-has_headers(undefined) -> false;
-has_headers({_, [], undefined}) -> false;
-has_headers(_) -> true.
-
-take_operations(#channel{operations = none}) ->
-    [];
-take_operations(#channel{operations = Counters}) ->
-    Taken = [
-        {Kind, counters:get(Counters, Place)}
-     || {Place, Kind} <- lists:enumerate(?KINDS), counters:get(Counters, Place) > 0
-    ],
-    lists:foreach(
-        fun(Place) -> counters:put(Counters, Place, 0) end, lists:seq(1, length(?KINDS))
-    ),
-    Taken.
+err(Line, #channel{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
 
 %% Who is behind gets what has come before.
-events(Events, Out, Channel = #channel{left = [], later = []}) ->
-    steps(Events, 0, Out, Channel);
-events(Events, Out, Channel = #channel{later = Later, unsent = Unsent}) ->
-    case [Reason || {close, Reason} <- Events, is_thrown_out(Reason)] of
-        [Reason | _] ->
-            stop_at_once(Reason, Out, Channel);
-        [] ->
-            {ok, Out, Channel#channel{
-                later = lists:reverse(Events, Later), unsent = Unsent + bytes(Events)
-            }}
+events(Events, Out, Channel = #channel{output = Output}) ->
+    case nats_gateway_output:is_behind(Output) of
+        false ->
+            steps(Events, 0, Out, Channel);
+        true ->
+            case [Reason || {close, Reason} <- Events, is_thrown_out(Reason)] of
+                [Reason | _] ->
+                    stop_at_once(Reason, Out, Channel);
+                [] ->
+                    {ok, Out, Channel#channel{output = nats_gateway_output:later(Events, Output)}}
+            end
     end.
 
 %% By somebody who does not wait until it has read what it has still to get.
@@ -1374,8 +1137,8 @@ is_thrown_out(_) -> false.
 %% Until so many bytes are to be sent.
 steps([], _, Out, Channel) ->
     {ok, Out, Channel};
-steps(Steps, Size, Out, Channel = #channel{unsent = Unsent}) when Size >= ?SLICE ->
-    {ok, Out, Channel#channel{left = Steps, unsent = Unsent + bytes(Steps)}};
+steps(Steps, Size, Out, Channel = #channel{output = Output}) when Size >= ?SLICE ->
+    {ok, Out, Channel#channel{output = nats_gateway_output:left(Steps, Output)}};
 steps([Step | Steps], Size, Out, Channel) ->
     case event(Step, Out, Channel) of
         {ok, NOut, NChannel} -> steps(Steps, Size, NOut, NChannel);
@@ -1383,41 +1146,22 @@ steps([Step | Steps], Size, Out, Channel) ->
         Stop -> Stop
     end.
 
-bytes(Steps) -> lists:sum([bytes_of(Step) || Step <- Steps]).
-
-bytes_of({frames, Frames}) ->
-    lists:sum([
-        length(Sids) * frame_size(Topic, Headers, Payload)
-     || #message{topic = Topic, sids = Sids, headers = Headers, payload = Payload} <- Frames
-    ]);
-bytes_of({Kind, Deliveries}) when Kind =:= deliver; Kind =:= permitted ->
-    lists:sum([
-        ?DELIVERY_OVERHEAD + frame_size(Topic, Headers, Payload)
-     || #delivery{topic = Topic, headers = Headers, payload = Payload} <- Deliveries
-    ]);
-bytes_of(_) ->
-    0.
-
-frame_size(Topic, Headers, Payload) when is_binary(Headers) ->
-    ?FRAME_OVERHEAD + byte_size(Topic) + byte_size(Headers) + byte_size(Payload);
-frame_size(Topic, _, Payload) ->
-    ?FRAME_OVERHEAD + byte_size(Topic) + byte_size(Payload).
-
 event({deliver, Deliveries}, Out, Channel) ->
     deliver(Deliveries, Out, Channel);
 event({permitted, Deliveries}, Out, Channel) ->
     deliver_permitted(Deliveries, Out, Channel);
 event(Step = {frames, Frames}, Out, Channel) ->
-    send_frames(Frames, bytes_of(Step), [], Out, Channel);
+    send_frames(Frames, nats_gateway_delivering:bytes([Step]), [], Out, Channel);
 event(resume, Out, Channel) ->
     resume(Out, Channel);
-event({undeliverable, Count}, Out, Channel = #channel{unroutable = Unroutable}) ->
-    {ok, Out, Channel#channel{unroutable = Unroutable + Count}};
-event({published, Rejections}, Out, Channel = #channel{waiting = {publish, Pubs, Verdicts}}) ->
+event({undeliverable, Count}, Out, Channel = #channel{traffic = Traffic}) ->
+    {ok, Out, Channel#channel{traffic = nats_gateway_traffic:unroutable(Count, Traffic)}};
+event({published, Rejections}, Out, Channel = #channel{waiting = #publish{} = Waiting}) ->
+    #publish{pubs = Pubs, verdicts = Verdicts} = Waiting,
     resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
-event({subscribed, ok}, Out, Channel = #channel{waiting = {subscribe, _}}) ->
+event({subscribed, ok}, Out, Channel = #channel{waiting = #subscribe{}}) ->
     resume(acknowledge(Out, Channel), Channel);
-event({subscribed, Refusal}, Out, Channel = #channel{waiting = {subscribe, Key}}) ->
+event({subscribed, Refusal}, Out, Channel = #channel{waiting = #subscribe{key = Key}}) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
     resume([Out | Refused], NChannel);
 event({subscribed_again, Refusals}, Out, Channel = #channel{waiting = subscribe_again}) ->
@@ -1429,17 +1173,17 @@ event(barrier, Out, Channel = #channel{waiting = barrier}) ->
     resume(fun pong/3, Out, Channel);
 event(barrier, Out, Channel = #channel{waiting = fence}) ->
     resume(Out, fenced(Channel));
-event(barrier, Out, Channel = #channel{waiting = {finish, Reason}}) ->
+event(barrier, Out, Channel = #channel{waiting = #finish{reason = Reason}}) ->
     stop(Reason, Out, Channel);
 event({judged, Verdict}, Out, Channel = #channel{waiting = Waiting, todo = Todo}) ->
-    {login, Kind, _, _, _} = Waiting,
+    #login{kind = Kind} = Waiting,
     judged_login(Verdict, Kind, Todo, Out, Channel#channel{waiting = none, todo = []});
-event({connected, Session}, Out, Channel = #channel{waiting = {connect, Kind}, todo = Todo}) ->
+event({connected, Session}, Out, Channel = #channel{waiting = #connect{kind = Kind}, todo = Todo}) ->
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
-event({refused, Reason}, Out, Channel = #channel{waiting = {connect, _}}) ->
+event({refused, Reason}, Out, Channel = #channel{waiting = #connect{}}) ->
     stop(Reason, Out, Channel);
 event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
-    {ok, [Out | no_responders(ReplyTo, reply_topic(ReplyTo, Channel), Channel)], Channel};
+    {ok, [Out | nats_gateway_publishing:no_responders(ReplyTo, answering(Channel))], Channel};
 event({publish_rejected, Subject, _, denied}, Out, Channel) ->
     {ok, [Out | err(nats_gateway_ending:publish_denied(Subject), Channel)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->
@@ -1460,10 +1204,11 @@ event({removed, Key}, Out, Channel) ->
 event({call, Request}, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     {_, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
     {sent, 0, Events, Out, Channel#channel{host_state = NHostState}};
-event({close, Reason}, Out, Channel = #channel{held = []}) ->
-    stop(Reason, Out, Channel);
-event(Close = {close, _}, Out, Channel) ->
-    release(Close, Out, Channel).
+event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
+    case nats_gateway_output:holds(Output) of
+        false -> stop(Reason, Out, Channel);
+        true -> release(Close, Out, Channel)
+    end.
 
 %% Somebody else has subscribed this client.
 add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
@@ -1494,138 +1239,39 @@ subscribed_token(Level) -> nats_gateway_nif:subject(Level, <<>>).
 deliver(Deliveries, Out, Channel = #channel{permissions = none}) ->
     deliver_permitted(Deliveries, Out, Channel);
 deliver(Deliveries, Out, Channel = #channel{permissions = Permissions}) ->
-    case nats_gateway_permissions:filters(Permissions) of
-        false ->
-            deliver_permitted(Deliveries, Out, Channel);
-        true ->
-            {Permitted, NPermissions} = permitted(Deliveries, [], Permissions, mountpoint(Channel)),
-            deliver_permitted(Permitted, Out, Channel#channel{permissions = NPermissions})
-    end.
-
-%% What a wildcard subscription gets of what the login denies.
-permitted([], Permitted, Permissions, _) ->
-    {lists:reverse(Permitted), Permissions};
-permitted([Delivery = #delivery{topic = Topic} | Deliveries], Permitted, Permissions, Mountpoint) ->
-    Subject = nats_gateway_nif:subject(Topic, Mountpoint),
-    case nats_gateway_permissions:deliver(Subject, Permissions) of
-        {allow, NPermissions} ->
-            permitted(Deliveries, [Delivery | Permitted], NPermissions, Mountpoint);
-        {deny, NPermissions} ->
-            permitted(Deliveries, Permitted, NPermissions, Mountpoint)
-    end.
+    {Permitted, NPermissions} =
+        nats_gateway_delivering:permitted(Deliveries, Permissions, mountpoint(Channel)),
+    deliver_permitted(Permitted, Out, Channel#channel{permissions = NPermissions}).
 
 mountpoint(#channel{decoder = #decoder{mountpoint = Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{decoder = Decoder, subscriptions = Subs, sent = Sent} = Channel,
+    #channel{decoder = Decoder, subscriptions = Subs, traffic = Traffic} = Channel,
     Take = Decoder#decoder.headers andalso header_values(Channel),
-    {Frames, Bytes, Count, Unused, Declined, Rest, NSubs} =
-        fan_out(Deliveries, Take, [], 0, 0, [], [], Subs),
-    ok = count_sent(Frames, Count, Channel),
-    Unsubscribed = unsubscribe(Unused, Channel#channel{
-        subscriptions = NSubs,
-        sent = Sent + Count,
-        fanned_out = Channel#channel.fanned_out + length(Frames)
+    #fan_out{
+        messages = Messages, bytes = Bytes, count = Count, rest = Rest, subscriptions = NSubs
+    } = FanOut = nats_gateway_delivering:fan_out(Deliveries, Take, Subs),
+    Unsubscribed = unsubscribe(FanOut#fan_out.unused, Channel#channel{
+        subscriptions = NSubs, traffic = nats_gateway_traffic:delivered(Messages, Count, Traffic)
     }),
-    NChannel = requested(Frames, decline(lists:reverse(Declined), Unsubscribed)),
+    NChannel = requested(Messages, decline(lists:reverse(FanOut#fan_out.declined), Unsubscribed)),
     Then = [{permitted, Rest} || Rest =/= []],
     case Channel of
         %% nats-server answers +OK before the message that the operation causes.
-        #channel{waiting = {publish, _, _}, verbose = true} ->
-            hold(Frames, Bytes, Then, Out, NChannel);
-        #channel{waiting = {subscribe, _}} ->
-            hold(Frames, Bytes, Then, Out, NChannel);
+        #channel{waiting = #publish{}, verbose = true} ->
+            hold(Messages, Bytes, Then, Out, NChannel);
+        #channel{waiting = #subscribe{}} ->
+            hold(Messages, Bytes, Then, Out, NChannel);
         _ ->
-            send_frames(Frames, Bytes, Then, Out, NChannel)
+            send_frames(Messages, Bytes, Then, Out, NChannel)
     end.
 
-%% Requests that the login may answer.
 requested(_, Channel = #channel{permissions = none}) ->
     Channel;
-requested(Frames, Channel = #channel{permissions = Permissions}) ->
-    case nats_gateway_permissions:tracks_replies(Permissions) of
-        false ->
-            Channel;
-        true ->
-            Now = now_ms(),
-            Mountpoint = mountpoint(Channel),
-            Channel#channel{
-                permissions = lists:foldl(
-                    fun(Reply, Acc) ->
-                        Subject = nats_gateway_nif:reply_subject(Reply, Mountpoint),
-                        nats_gateway_permissions:requested(Subject, Now, Acc)
-                    end,
-                    Permissions,
-                    [Reply || #message{reply = Reply} <- Frames, Reply =/= undefined]
-                )
-            }
-    end.
-
-%% As many as are to be sent at once; the others come first in what is to be done then.
-send_frames(Frames, Bytes, Then, Out, Channel = #channel{sent = Sent, unroutable = Unroutable}) ->
-    {Encoded, TooLong, Rest} = encode(Frames, mountpoint(Channel), ?SLICE),
-    NChannel = Channel#channel{sent = Sent - TooLong, unroutable = Unroutable + TooLong},
-    case Rest of
-        [] -> {sent, Bytes, Then, [Out | Encoded], NChannel};
-        _ -> {sent, ?SLICE, [{frames, Rest} | Then], [Out | Encoded], NChannel}
-    end.
-
-encode(Frames, Mountpoint, Room) ->
-    case nats_gateway_nif:encode(Frames, Mountpoint) of
-        Done = {_, _, []} ->
-            Done;
-        {Data, TooLong, Rest} ->
-            case Room - iolist_size(Data) of
-                Left when Left > 0 ->
-                    {More, NTooLong, NRest} = encode(Rest, Mountpoint, Left),
-                    {[Data | More], TooLong + NTooLong, NRest};
-                _ ->
-                    {Data, TooLong, Rest}
-            end
-    end.
-
-hold(Frames, Bytes, Then, Out, Channel = #channel{held = Held, unsent = Unsent}) ->
-    {sent, 0, Then, Out, Channel#channel{
-        held = lists:reverse(Frames, Held), unsent = Unsent + Bytes
-    }}.
-
-%% Which sids they go to: of as many as are to be sent at once, and the rest.
-fan_out([Delivery | Deliveries], Take, Frames, Bytes, Count, Unused, Declined, Subs) when
-    Bytes < ?SLICE
-->
-    #delivery{
-        key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload, id = Id
-    } = Delivery,
-    case nats_gateway_subscriptions:deliver(Key, Topic, message_id(Id), Subs) of
-        {[], [], NSubs} ->
-            NDeclined = declined(Key, Id, NSubs) ++ Declined,
-            fan_out(Deliveries, Take, Frames, Bytes, Count, Unused, NDeclined, NSubs);
-        {Sids, NUnused, NSubs} ->
-            Taken = take_headers(Take, Headers),
-            Frame = #message{
-                topic = Topic, sids = Sids, reply = Reply, headers = Taken, payload = Payload
-            },
-            Number = length(Sids),
-            NBytes = Bytes + Number * frame_size(Topic, Taken, Payload),
-            AllUnused = NUnused ++ Unused,
-            fan_out(
-                Deliveries, Take, [Frame | Frames], NBytes, Count + Number, AllUnused, Declined, NSubs
-            )
-    end;
-fan_out(Rest, _, Frames, Bytes, Count, Unused, Declined, Subs) ->
-    {lists:reverse(Frames), Bytes, Count, Unused, Declined, Rest, Subs}.
-
-message_id({Id, _}) -> Id;
-message_id(Id) -> Id.
-
-%% What was assigned to a member of a group that has left in the meantime is another member's.
-declined(Key, {Id, Origin}, Subs) ->
-    case nats_gateway_subscriptions:key_state(Key, Subs) of
-        known -> [];
-        _ -> [{Key, Origin} || not nats_gateway_subscriptions:is_taken(Key, Id, Subs)]
-    end;
-declined(_, _, _) ->
-    [].
+requested(Messages, Channel = #channel{permissions = Permissions}) ->
+    Channel#channel{
+        permissions = nats_gateway_delivering:requested(Messages, Permissions, mountpoint(Channel))
+    }.
 
 decline([], Channel) ->
     Channel;
@@ -1636,9 +1282,19 @@ decline(Declined, Channel = #channel{host = Host, host_state = HostState}) ->
 header_values(#channel{client = #{connect := #{lang := <<"java">>}}}) -> ascii;
 header_values(_) -> text.
 
-take_headers(false, _) -> undefined;
-take_headers(ascii, {properties, Pairs, Type}) -> {ascii_properties, Pairs, Type};
-take_headers(_, Headers) -> Headers.
+%% As many as are to be sent at once; the others come first in what is to be done then.
+send_frames(Frames, Bytes, Then, Out, Channel = #channel{traffic = Traffic}) ->
+    {Encoded, TooLong, Rest} = nats_gateway_delivering:encode(Frames, mountpoint(Channel)),
+    NChannel = Channel#channel{traffic = nats_gateway_traffic:too_long(TooLong, Traffic)},
+    case Rest of
+        [] -> {sent, Bytes, Then, [Out | Encoded], NChannel};
+        _ -> {sent, ?SLICE, [{frames, Rest} | Then], [Out | Encoded], NChannel}
+    end.
+
+hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
+    {sent, 0, Then, Out, Channel#channel{
+        output = nats_gateway_output:hold(Messages, Bytes, Output)
+    }}.
 
 %% -------------------------------------------------------------------------------------------
 %% Timers, which the connection keeps
@@ -1648,7 +1304,7 @@ take_headers(_, Headers) -> Headers.
 handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) ->
     stop_at_once(Reason, [], Channel);
 handle_timeout(heartbeat, Channel) ->
-    count(?PING_OUT, 1, Channel),
+    count({sent, ping}, Channel),
     {ok, ?PING, Channel};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(_, Channel = #channel{phase = connected}) -> {ok, [], Channel};
@@ -1669,7 +1325,7 @@ server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
     #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
     #{server_id := ServerId, server_name := ServerName} = Config,
     MaxPayload = max_payload(Config, Channel),
-    count(?INFO_OUT, 1, Channel),
+    count({sent, info}, Channel),
     Required =
         case auth_required(Config) of
             true -> #{auth_required => true};

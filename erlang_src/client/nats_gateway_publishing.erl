@@ -1,0 +1,191 @@
+%% Publishes of a client: which of them may go to the host, and what the client is told of each.
+-module(nats_gateway_publishing).
+
+-export([judge/2]).
+-export([judge_user_info/2]).
+-export([answers/4]).
+-export([no_responders/2]).
+-export([plain_sid/2]).
+-export([invalid_subject/0]).
+-export([is_reserved_filter/1]).
+
+-include("nats_gateway.hrl").
+-include("nats_gateway_channel.hrl").
+
+-export_type([verdict/0]).
+
+%% What the channel itself says of a publish, before the host is asked. A request to a name that only
+%% the broker publishes to has no responders, as one to nats-server's own subjects.
+-type verdict() :: pass | denied | reply_denied | no_responders.
+
+-type permissions() :: none | nats_gateway_permissions:permissions().
+
+-define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
+
+%% `pass': the host gets all of them. The login's permission comes before the rules for all.
+-spec judge([#pub{}], permissions()) -> pass | {[verdict()], permissions()}.
+judge(Pubs, none) ->
+    case lists:any(fun is_special/1, Pubs) of
+        false -> pass;
+        true -> {[verdict(Pub) || Pub <- Pubs], none}
+    end;
+judge(Pubs, Permissions) ->
+    lists:mapfoldl(fun(Pub, Acc) -> permit(Pub, fun verdict/1, Acc) end, Permissions, Pubs).
+
+%% A request for what the gateway knows of the user, which goes to no host.
+-spec judge_user_info(#pub{}, permissions()) -> {verdict(), permissions()}.
+judge_user_info(Pub, Permissions) -> permit(Pub, fun reply_verdict/1, Permissions).
+
+permit(Pub, Verdict, none) ->
+    {Verdict(Pub), none};
+permit(Pub = #pub{subject = Subject}, Verdict, Permissions) ->
+    case nats_gateway_permissions:publish(Subject, fun now_ms/0, Permissions) of
+        {allow, NPermissions} -> {Verdict(Pub), NPermissions};
+        {deny, NPermissions} -> {denied, NPermissions}
+    end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
+
+%% One look for the rare publish that needs more than the host.
+is_special(#pub{topic = invalid}) -> true;
+is_special(#pub{subject = <<"$", _/binary>>}) -> true;
+is_special(#pub{topic = {_, _}}) -> true;
+is_special(#pub{reply_to = <<C, _/binary>>}) when C =:= $_; C =:= $$ -> true;
+is_special(_) -> false.
+
+%% What the gateway itself says of a publish.
+verdict(Pub) ->
+    case reply_verdict(Pub) of
+        pass -> subject_verdict(Pub);
+        Denied -> Denied
+    end.
+
+reply_verdict(#pub{reply_to = ReplyTo}) ->
+    case is_reserved_reply(ReplyTo) of
+        true -> reply_denied;
+        false -> pass
+    end.
+
+subject_verdict(#pub{subject = Subject, topic = Topic, reply_to = ReplyTo}) ->
+    case is_reserved(Subject, Topic) of
+        true when is_binary(ReplyTo) -> no_responders;
+        true -> denied;
+        false -> pass
+    end.
+
+is_reserved(Subject = <<"$", _/binary>>, _) -> reaches_reserved(Subject);
+is_reserved(Subject, {_, _}) -> reaches_reserved(Subject);
+is_reserved(_, _) -> false.
+
+reaches_reserved(Subject) ->
+    lists:any(fun is_reserved_name/1, nats_gateway_permissions:targets(Subject)).
+
+%% Names that only the broker itself may publish to (docs/architecture.md, Mapping, 3).
+is_reserved_name(<<"$SYS.", _/binary>>) -> true;
+is_reserved_name(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_name(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_name(_) -> false.
+
+%% docs/protocol.md section 1: reply subjects that nats-server keeps to itself.
+is_reserved_reply(<<"_R_.", _/binary>>) -> true;
+is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
+is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
+is_reserved_reply(_) -> false.
+
+%% Filters that mean something else to a broker (docs/architecture.md, Mapping, 3).
+-spec is_reserved_filter(binary()) -> boolean().
+is_reserved_filter(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_filter(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_filter(<<"$exclusive", Rest/binary>>) -> is_whole_token(Rest);
+is_reserved_filter(_) -> false.
+
+is_whole_token(<<>>) -> true;
+is_whole_token(<<".", _/binary>>) -> true;
+is_whole_token(_) -> false.
+
+-spec invalid_subject() -> binary().
+invalid_subject() -> ?INVALID_PUBLISH_SUBJECT.
+
+%% What the client is told of a batch, in its order.
+-spec answers(
+    [#pub{}], [verdict()] | pass, [{pos_integer(), nats_gateway_host:rejection()}], #answering{}
+) -> iodata().
+answers(Pubs, pass, [], #answering{verbose = true, pedantic = false, traffic = Traffic}) ->
+    nats_gateway_traffic:oks(length(Pubs), Traffic);
+answers(Pubs, pass, Rejections, Answering) ->
+    answers(Pubs, [pass || _ <- Pubs], Rejections, 1, Answering);
+answers(Pubs, Verdicts, Rejections, Answering) ->
+    answers(Pubs, Verdicts, Rejections, 1, Answering).
+
+%% Index counts what was passed to the host.
+answers([], [], [], _, _) ->
+    [];
+answers([Pub | Pubs], [pass | Verdicts], [{Index, Rejection} | Rejections], Index, Answering) ->
+    [
+        answer(Pub, Rejection, Answering)
+        | answers(Pubs, Verdicts, Rejections, Index + 1, Answering)
+    ];
+answers([Pub | Pubs], [pass | Verdicts], Rejections, Index, Answering) ->
+    [answer(Pub, pass, Answering) | answers(Pubs, Verdicts, Rejections, Index + 1, Answering)];
+answers([Pub | Pubs], [Verdict | Verdicts], Rejections, Index, Answering) ->
+    [answer(Pub, Verdict, Answering) | answers(Pubs, Verdicts, Rejections, Index, Answering)].
+
+answer(Pub, Verdict, Answering) ->
+    [pedantic_answer(Pub, Answering) | verdict_answer(Pub, Verdict, Answering)].
+
+%% The message is processed all the same.
+pedantic_answer(#pub{subject = Subject}, Answering = #answering{pedantic = true}) ->
+    case nats_gateway_nif:valid_publish_subject(Subject) of
+        true -> [];
+        false -> err(?INVALID_PUBLISH_SUBJECT, Answering)
+    end;
+pedantic_answer(_, _) ->
+    [].
+
+verdict_answer(_, pass, Answering) ->
+    ok(Answering);
+verdict_answer(#pub{reply_to = ReplyTo, reply_topic = invalid}, no_responders, Answering) ->
+    [ok(Answering) | no_responders(ReplyTo, Answering)];
+verdict_answer(#pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, no_responders, Answering) ->
+    [ok(Answering) | no_responders(ReplyTo, ReplyTopic, Answering)];
+verdict_answer(#pub{subject = Subject}, denied, Answering) ->
+    err(nats_gateway_ending:publish_denied(Subject), Answering);
+verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Answering) ->
+    Quoted = nats_gateway_nif:quote(ReplyTo),
+    err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, Quoted]), Answering).
+
+ok(#answering{verbose = Verbose, traffic = Traffic}) -> nats_gateway_traffic:ok(Verbose, Traffic).
+
+err(Line, #answering{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
+
+%% The 503 of a request. Also where the reply subject is spelled otherwise than what its topic would
+%% become.
+-spec no_responders(undefined | binary(), #answering{}) -> iodata().
+no_responders(undefined, _) ->
+    [];
+no_responders(ReplyTo, Answering = #answering{mountpoint = Mountpoint}) ->
+    no_responders(ReplyTo, nats_gateway_nif:topic(ReplyTo, Mountpoint), Answering).
+
+%% Only to a plain subscription of the requester; it does not count towards its max.
+no_responders(ReplyTo, ReplyTopic, Answering = #answering{no_responders = true}) when
+    is_binary(ReplyTo)
+->
+    #answering{subscriptions = Subs, traffic = Traffic} = Answering,
+    case plain_sid(ReplyTopic, Subs) of
+        undefined ->
+            [];
+        Sid ->
+            nats_gateway_traffic:count({sent, hmsg}, 1, Traffic),
+            [<<"HMSG ">>, ReplyTo, $\s, Sid, <<" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>]
+    end;
+no_responders(_, _, _) ->
+    [].
+
+%% A reply subject that is no topic of its own is nothing that anybody subscribes to.
+-spec plain_sid(
+    undefined | nats_gateway_nif:topic(), nats_gateway_subscriptions:subscriptions()
+) -> undefined | nats_gateway_subscriptions:sid().
+plain_sid(ReplyTopic, Subs) when is_binary(ReplyTopic) ->
+    nats_gateway_subscriptions:plain_sid(ReplyTopic, Subs);
+plain_sid(_, _) ->
+    undefined.

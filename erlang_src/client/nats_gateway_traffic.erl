@@ -1,0 +1,193 @@
+%% What a client and the gateway have said to each other, counted: messages of each direction, and
+%% operations of each kind for a host that wants to know.
+-module(nats_gateway_traffic).
+
+-export([new/1]).
+-export([count/3]).
+-export([count_operations/2]).
+-export([take_operations/1]).
+-export([ok/2]).
+-export([oks/2]).
+-export([err/2]).
+-export([received/2]).
+-export([delivered/3]).
+-export([too_long/2]).
+-export([unroutable/2]).
+-export([sent/1]).
+-export([fanned_out/1]).
+-export([stats/1]).
+
+-include("nats_gateway.hrl").
+
+-export_type([traffic/0, kind/0]).
+
+-record(traffic, {
+    received = 0 :: non_neg_integer(),
+    %% each as often as it goes to a sid
+    sent = 0 :: non_neg_integer(),
+    %% deliveries of the host that were for somebody
+    fanned_out = 0 :: non_neg_integer(),
+    %% to no topic, or in no control line
+    unroutable = 0 :: non_neg_integer(),
+    %% operations of each kind since the last report, for a host that wants to know
+    operations = none :: none | counters:counters_ref()
+}).
+
+-opaque traffic() :: #traffic{}.
+
+-type kind() ::
+    {received, connect | ping | pong | pub | hpub | sub | unsub}
+    | {sent, info | ok | err | ping | pong | msg | hmsg}.
+
+%% Their places in the counters.
+-define(KINDS, [
+    {received, connect},
+    {received, ping},
+    {received, pong},
+    {received, pub},
+    {received, hpub},
+    {received, sub},
+    {received, unsub},
+    {sent, info},
+    {sent, ok},
+    {sent, err},
+    {sent, ping},
+    {sent, pong},
+    {sent, msg},
+    {sent, hmsg}
+]).
+
+-define(OK, <<"+OK\r\n">>).
+
+-spec new(CountsOperations :: boolean()) -> traffic().
+new(true) -> #traffic{operations = counters:new(length(?KINDS), [])};
+new(false) -> #traffic{}.
+
+place({received, connect}) -> 1;
+place({received, ping}) -> 2;
+place({received, pong}) -> 3;
+place({received, pub}) -> 4;
+place({received, hpub}) -> 5;
+place({received, sub}) -> 6;
+place({received, unsub}) -> 7;
+place({sent, info}) -> 8;
+place({sent, ok}) -> 9;
+place({sent, err}) -> 10;
+place({sent, ping}) -> 11;
+place({sent, pong}) -> 12;
+place({sent, msg}) -> 13;
+place({sent, hmsg}) -> 14.
+
+-spec count(kind(), non_neg_integer(), traffic()) -> ok.
+count(_, _, #traffic{operations = none}) -> ok;
+count(Kind, Number, #traffic{operations = Counters}) -> counters:add(Counters, place(Kind), Number).
+
+%% The +OK of a verbose client.
+-spec ok(Verbose :: boolean(), traffic()) -> iodata().
+ok(false, _) ->
+    [];
+ok(true, Traffic) ->
+    count({sent, ok}, 1, Traffic),
+    ?OK.
+
+%% So many of them.
+-spec oks(non_neg_integer(), traffic()) -> iodata().
+oks(Number, Traffic) ->
+    count({sent, ok}, Number, Traffic),
+    lists:duplicate(Number, ?OK).
+
+%% A line of -ERR, if there is one.
+-spec err(iodata(), traffic()) -> iodata().
+err([], _) ->
+    [];
+err(Line, Traffic) ->
+    count({sent, err}, 1, Traffic),
+    Line.
+
+%% What the client has sent.
+-spec count_operations([nats_gateway_channel:input()], traffic()) -> ok.
+count_operations(_, #traffic{operations = none}) -> ok;
+count_operations(Ops, Traffic) -> count_operations(Ops, 0, 0, Traffic).
+
+%% Most are messages, in long runs.
+count_operations([#pub{headers = undefined} | Ops], Pubs, HPubs, Traffic) ->
+    count_operations(Ops, Pubs + 1, HPubs, Traffic);
+count_operations([#pub{} | Ops], Pubs, HPubs, Traffic) ->
+    count_operations(Ops, Pubs, HPubs + 1, Traffic);
+count_operations([Op | Ops], Pubs, HPubs, Traffic) ->
+    case kind(Op) of
+        none -> ok;
+        Kind -> count(Kind, 1, Traffic)
+    end,
+    count_operations(Ops, Pubs, HPubs, Traffic);
+count_operations([], Pubs, HPubs, Traffic) ->
+    Pubs > 0 andalso count({received, pub}, Pubs, Traffic),
+    HPubs > 0 andalso count({received, hpub}, HPubs, Traffic),
+    ok.
+
+kind({connect, _}) -> {received, connect};
+kind(ping) -> {received, ping};
+kind(pong) -> {received, pong};
+kind(#sub{}) -> {received, sub};
+kind(#unsub{}) -> {received, unsub};
+kind(_) -> none.
+
+%% Those since it was called last.
+-spec take_operations(traffic()) -> [{kind(), pos_integer()}].
+take_operations(#traffic{operations = none}) ->
+    [];
+take_operations(#traffic{operations = Counters}) ->
+    Taken = [
+        {Kind, counters:get(Counters, Place)}
+     || {Place, Kind} <- lists:enumerate(?KINDS), counters:get(Counters, Place) > 0
+    ],
+    lists:foreach(
+        fun(Place) -> counters:put(Counters, Place, 0) end, lists:seq(1, length(?KINDS))
+    ),
+    Taken.
+
+-spec received(Messages :: non_neg_integer(), traffic()) -> traffic().
+received(Number, Traffic = #traffic{received = Received}) ->
+    Traffic#traffic{received = Received + Number}.
+
+%% Messages for so many sids in all.
+-spec delivered([#message{}], Sids :: non_neg_integer(), traffic()) -> traffic().
+delivered(Messages, Count, Traffic = #traffic{sent = Sent, fanned_out = FannedOut}) ->
+    ok = count_messages(Messages, Count, Traffic),
+    Traffic#traffic{sent = Sent + Count, fanned_out = FannedOut + length(Messages)}.
+
+count_messages(_, _, #traffic{operations = none}) ->
+    ok;
+count_messages(Messages, Count, Traffic) ->
+    WithHeaders = lists:sum([
+        length(Sids)
+     || #message{sids = Sids, headers = Headers} <- Messages, has_headers(Headers)
+    ]),
+    count({sent, hmsg}, WithHeaders, Traffic),
+    count({sent, msg}, Count - WithHeaders, Traffic).
+
+%% Properties that there are none of make no header block.
+has_headers(undefined) -> false;
+has_headers({_, [], undefined}) -> false;
+has_headers(_) -> true.
+
+%% They were counted as delivered, and fit into no control line.
+-spec too_long(Messages :: non_neg_integer(), traffic()) -> traffic().
+too_long(0, Traffic) ->
+    Traffic;
+too_long(Number, Traffic = #traffic{sent = Sent, unroutable = Unroutable}) ->
+    Traffic#traffic{sent = Sent - Number, unroutable = Unroutable + Number}.
+
+-spec unroutable(Messages :: non_neg_integer(), traffic()) -> traffic().
+unroutable(Number, Traffic = #traffic{unroutable = Unroutable}) ->
+    Traffic#traffic{unroutable = Unroutable + Number}.
+
+-spec sent(traffic()) -> non_neg_integer().
+sent(#traffic{sent = Sent}) -> Sent.
+
+-spec fanned_out(traffic()) -> non_neg_integer().
+fanned_out(#traffic{fanned_out = FannedOut}) -> FannedOut.
+
+-spec stats(traffic()) -> #{atom() => non_neg_integer()}.
+stats(#traffic{received = Received, sent = Sent, unroutable = Unroutable}) ->
+    #{messages_received => Received, messages_sent => Sent, messages_unroutable => Unroutable}.
