@@ -11,11 +11,6 @@
 
 -export_type([authz/0, batch/0]).
 
--ignore_xref([
-    {emqx_gateway_ctx, authorize, 4},
-    {emqx_topic, match, 2}
-]).
-
 -record(authz, {
     ctx :: map(),
     clientinfo :: nats_gateway_emqx_client:clientinfo(),

@@ -18,12 +18,6 @@
 -include_lib("kernel/include/logger.hrl").
 -include_lib("public_key/include/public_key.hrl").
 
--ignore_xref([
-    {emqx, get_config, 2},
-    {emqx_gateway_conf, add_authn, 2},
-    {emqx_gateway_conf, remove_authn, 1}
-]).
-
 %% Whether the built-in may serve in place of this plugin, with the settings there are.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
 may_serve() ->

@@ -21,26 +21,6 @@
 -export([await_left/2]).
 -export([send_retained/2]).
 
--ignore_xref([
-    {emqx_banned, check_clientid, 1},
-    {emqx_config, get_zone_conf, 3},
-    {emqx_gateway_utils, find_gateway_definitions, 0},
-    {emqx_hooks, lookup, 1},
-    {emqx_hooks, run, 2},
-    {emqx_hooks, run, 3},
-    {emqx_hooks, run_fold, 3},
-    {emqx_hooks, run_fold, 4},
-    {emqx_message, from, 1},
-    {emqx_metrics, inc, 2},
-    {emqx_metrics, inc_global, 2},
-    {emqx_release, version, 0},
-    {emqx_retainer, match_messages, 3},
-    {emqx_security_profile, policy, 1},
-    {emqx_shared_sub, dispatch, 4},
-    {emqx_shared_sub, unsubscribe, 3},
-    {emqx, get_config, 2}
-]).
-
 %% EMQX's cache of the gateways that there are; who reads it wants to know their modules.
 -define(DEFINITIONS, emqx_gateways).
 -define(BUILT_IN, emqx_gateway_nats).

@@ -6,12 +6,6 @@
 %% For tests
 -export([diagnose/1]).
 
--ignore_xref([
-    {emqx_release, version, 0},
-    {emqx_gateway, lookup, 1},
-    {emqx_gateway_registry, lookup, 1}
-]).
-
 %% What `diagnose/1' judges; `facts/0' collects them.
 -type facts() :: #{
     otp := pos_integer(),

@@ -15,13 +15,6 @@
 
 -include("nats_gateway.hrl").
 
--ignore_xref([
-    {emqx_message, get_headers, 1},
-    {emqx_message, make, 6},
-    {emqx_message, payload, 1},
-    {emqx_message, topic, 1}
-]).
-
 -define(FLAGS, #{dup => false, retain => false}).
 
 %% Message headers of our own, and the two of the built-in gateway.

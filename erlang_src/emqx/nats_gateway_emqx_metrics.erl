@@ -12,8 +12,6 @@
 
 -export_type([context/0]).
 
--ignore_xref([{emqx_gateway_metrics, tabname, 1}]).
-
 -define(GATEWAY, nats).
 
 %% What is the same for all clients: EMQX's gateway context and the table of its metrics.

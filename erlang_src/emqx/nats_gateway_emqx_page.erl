@@ -15,8 +15,6 @@
 
 -include_lib("kernel/include/logger.hrl").
 
--ignore_xref([{emqx_plugins, get_config, 2}]).
-
 %% Times are milliseconds, sizes bytes.
 -type settings() :: #{
     max_control_line := pos_integer(),

@@ -10,15 +10,6 @@
 
 -export_type([topic/0]).
 
--ignore_xref([
-    {emqx_mountpoint, mount, 2},
-    {emqx_topic, get_shared_real_topic, 1},
-    {emqx_topic, make_shared_record, 2},
-    {emqx_topic, maybe_format_share, 1},
-    {emqx_topic, parse, 1},
-    {emqx_topic, validate, 2}
-]).
-
 %% A filter, or EMQX's record of a shared one.
 -type topic() :: binary() | tuple().
 

@@ -35,8 +35,6 @@
 -export([close/1]).
 -export([abort/1]).
 
--ignore_xref([{esockd_transport, wait, 1}, {ranch, handshake, 1}]).
-
 -export_type([listen_socket/0, socket/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
