@@ -7,20 +7,11 @@
 -export([admit/4]).
 -export([close_reason/1]).
 -export([connack/1]).
--export([format/1]).
 -export([text/1]).
 %% For tests
 -export([render/2]).
 
 -export_type([clientinfo/0, conninfo/0]).
-
--ignore_xref([
-    {emqx_banned, check, 1},
-    {emqx_gateway_ctx, authenticate, 2},
-    {emqx_mountpoint, replvar, 2},
-    {esockd_peercert, common_name, 1},
-    {esockd_peercert, subject, 1}
-]).
 
 %% As EMQX's own channels have them.
 -type clientinfo() :: map().
@@ -129,7 +120,7 @@ text(undefined) -> <<>>;
 text(Text) when is_binary(Text) -> Text;
 text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Integer) when is_integer(Integer) -> integer_to_binary(Integer);
-text({Address, Port}) when is_integer(Port) -> list_to_binary(format({Address, Port}));
+text({Address, Port}) when is_integer(Port) -> list_to_binary(nats_gateway_address:format({Address, Port}));
 text(Address) when is_tuple(Address) ->
     case inet:ntoa(Address) of
         {error, _} -> <<>>;
@@ -137,12 +128,6 @@ text(Address) when is_tuple(Address) ->
     end;
 text(_) ->
     <<>>.
-
--spec format({inet:ip_address(), inet:port_number()}) -> string().
-format({Address, Port}) when tuple_size(Address) =:= 8 ->
-    lists:flatten(["[", inet:ntoa(Address), "]:", integer_to_list(Port)]);
-format({Address, Port}) ->
-    lists:flatten([inet:ntoa(Address), ":", integer_to_list(Port)]).
 
 %% A name that is nobody else's.
 -spec generated() -> binary().

@@ -5,32 +5,22 @@
 %% listeners do: keep to a rate, and let in by address. TLS is the connection's.
 -module(nats_gateway_emqx_ranch).
 
+-behaviour(nats_gateway_emqx_listeners).
+
 %% Listeners
+-export([options/2]).
+-export([excludes/2]).
 -export([open/3]).
--export([change/3]).
+-export([change/4]).
 -export([stop/1]).
--export([suspend/1]).
+-export([stop_accepting/1]).
 -export([connections/1]).
 %% The transport, as far as ranch 1 and 2 ask for it
 -export([name/0, secure/0, messages/0]).
 -export([listen/1, accept/2, sockname/1, peername/1, controlling_process/2, close/1]).
 -export([handshake/2, handshake/3, cleanup/1]).
 
--ignore_xref([
-    {esockd_access, compile, 1},
-    {esockd_access, match, 2},
-    {ranch, procs, 2},
-    {ranch, resume_listener, 1},
-    {ranch, set_max_connections, 2},
-    {ranch, set_transport_options, 2},
-    {ranch, start_listener, 5},
-    {ranch, stop_listener, 1},
-    {ranch, suspend_listener, 1}
-]).
-
 -export_type([options/0]).
-
--type name() :: atom().
 
 %% As `nats_gateway_emqx_config:ranch_options/2' makes them.
 -type options() :: #{
@@ -59,14 +49,32 @@
 %% -------------------------------------------------------------------------------------------
 %% Listeners
 
-%% The connections look up what they need under the key.
--spec open(name(), options(), Key :: term()) -> {ok, pid()} | {error, term()}.
-open(Name, Options, Key) ->
-    ranch:start_listener(Name, ?MODULE, Options, nats_gateway_connection, Key).
+-spec options(nats_gateway_emqx_config:listener(), AccessRules :: [term()]) -> options().
+options(Listener, AccessRules) -> nats_gateway_emqx_config:ranch_options(Listener, AccessRules).
+
+%% ranch knows a listener by its name alone.
+-spec excludes(nats_gateway_emqx_listeners:id(), nats_gateway_emqx_listeners:id()) ->
+    boolean().
+excludes({Name, _}, {Other, _}) -> Name =:= Other.
+
+-spec open(nats_gateway_emqx_listeners:id(), options(), Key :: term()) ->
+    {ok, pid()} | {error, term()}.
+open({Name, _}, Options, Key) ->
+    case ranch:start_listener(Name, ?MODULE, Options, nats_gateway_connection, Key) of
+        {ok, Pid} -> {ok, Pid};
+        {error, Reason} -> {error, cause(Reason)}
+    end.
+
+%% What ranch's supervisors make of the error of a socket.
+cause({{shutdown, {failed_to_start_child, ranch_acceptors_sup, {listen_error, _, Reason}}}, _}) ->
+    Reason;
+cause(Reason) ->
+    Reason.
 
 %% The connections stay.
--spec change(name(), Old :: options(), New :: options()) -> ok | {error, term()}.
-change(Name, Old, New = #{max_connections := Max}) ->
+-spec change(nats_gateway_emqx_listeners:id(), options(), options(), Key :: term()) ->
+    ok | {error, term()}.
+change({Name, _}, Old, New = #{max_connections := Max}, _) ->
     ok = ranch:set_max_connections(Name, Max),
     case maps:remove(max_connections, Old) =:= maps:remove(max_connections, New) of
         true ->
@@ -78,19 +86,21 @@ change(Name, Old, New = #{max_connections := Max}) ->
     end.
 
 %% With its connections.
--spec stop(name()) -> ok | {error, not_found}.
-stop(Name) -> ranch:stop_listener(Name).
+-spec stop(nats_gateway_emqx_listeners:id()) -> ok.
+stop({Name, _}) ->
+    _ = ranch:stop_listener(Name),
+    ok.
 
--spec suspend(name()) -> ok.
-suspend(Name) ->
+-spec stop_accepting(nats_gateway_emqx_listeners:id()) -> ok.
+stop_accepting({Name, _}) ->
     try
         ranch:suspend_listener(Name)
     catch
         error:badarg -> ok
     end.
 
--spec connections(name()) -> [pid()].
-connections(Name) ->
+-spec connections(nats_gateway_emqx_listeners:id()) -> [pid()].
+connections({Name, _}) ->
     try
         ranch:procs(Name, connections)
     catch

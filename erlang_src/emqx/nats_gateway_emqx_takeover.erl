@@ -18,18 +18,6 @@
 
 -include_lib("kernel/include/logger.hrl").
 
--ignore_xref([
-    {emqx_alarm, activate, 3},
-    {emqx_alarm, ensure_deactivated, 1},
-    {emqx_conf, get, 2},
-    {emqx_gateway, load, 2},
-    {emqx_gateway, lookup, 1},
-    {emqx_gateway, unload, 1},
-    {emqx_gateway_registry, lookup, 1},
-    {emqx_gateway_registry, reg, 2},
-    {emqx_gateway_registry, unreg, 1}
-]).
-
 -record(state, {
     %% of EMQX's registry, which forgets what was registered when it ends
     registry :: undefined | reference(),
@@ -209,7 +197,7 @@ register(Module) -> emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, 
 unload() ->
     Monitors = [monitor(process, Pid) || Pid <- gateway_processes()],
     try emqx_gateway:unload(nats) of
-        _ -> await(Monitors, erlang:monotonic_time(millisecond) + ?UNLOAD_MS)
+        _ -> nats_gateway_emqx_down:await(Monitors, ?UNLOAD_MS)
     catch
         _:Reason ->
             ?LOG_WARNING(#{
@@ -234,18 +222,6 @@ gateway_processes() ->
                 Pid =/= Sup
             ])
     end.
-
-await(Monitors, Deadline) ->
-    lists:foreach(
-        fun(Monitor) ->
-            receive
-                {'DOWN', Monitor, process, _, _} -> ok
-            after max(0, Deadline - erlang:monotonic_time(millisecond)) ->
-                demonitor(Monitor, [flush])
-            end
-        end,
-        Monitors
-    ).
 
 load() ->
     case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of

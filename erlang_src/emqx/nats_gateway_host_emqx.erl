@@ -32,28 +32,6 @@
 -include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
--ignore_xref([
-    {emqx, get_config, 2},
-    {emqx_authz_cache, empty_authz_cache, 0},
-    {emqx_broker, safe_publish, 1},
-    {emqx_broker, subscribe, 3},
-    {emqx_broker, subscriber_down, 1},
-    {emqx_broker, unsubscribe, 1},
-    {emqx_broker_helper, lookup_subid, 1},
-    {emqx_flapping, detect, 1},
-    {emqx_gateway_cm, do_set_chan_stats, 4},
-    {emqx_gateway_cm, insert_channel_info, 4},
-    {emqx_gateway_cm, open_session, 5},
-    {emqx_gateway_cm, register_channel, 4},
-    {emqx_gateway_cm, unregister_channel, 2},
-    {emqx_gateway_ctx, connection_expire_interval, 2},
-    {emqx_logger, set_metadata_clientid, 1},
-    {emqx_logger, set_metadata_peername, 1},
-    {emqx_message, from, 1},
-    {emqx_message, get_headers, 1},
-    {emqx_message, id, 1}
-]).
-
 -record(subscription, {
     %% what the broker was asked for: a topic filter or its record of a shared one
     topic :: binary() | tuple(),
@@ -139,7 +117,7 @@ connect(Client = #{config := #{emqx := Context}}) ->
     #{clientid := ClientId, peername := Peername} = ClientInfo,
     ConnInfo = nats_gateway_emqx_client:conninfo(ClientInfo, Client),
     ok = emqx_logger:set_metadata_clientid(ClientId),
-    ok = emqx_logger:set_metadata_peername(nats_gateway_emqx_client:format(Peername)),
+    ok = emqx_logger:set_metadata_peername(nats_gateway_address:format(Peername)),
     case nats_gateway_emqx_client:admit(Client, ClientInfo, ConnInfo, Context) of
         {ok, Admitted} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),

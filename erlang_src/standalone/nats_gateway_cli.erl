@@ -170,7 +170,7 @@ reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout})
             throw(
                 {stop, ?EX_UNAVAILABLE, [
                     "no MQTT broker at ",
-                    at(Host, Port),
+                    nats_gateway_address:format({Host, Port}),
                     " (",
                     why(Reason),
                     "): start one there, or name another with --upstream or upstream.url"
@@ -220,7 +220,7 @@ with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, C
 listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
     case nats_gateway_listener:start(Listener) of
         ok ->
-            io:format("nats_gateway: listening on ~ts~n", [at(inet:ntoa(Address), Port)]);
+            io:format("nats_gateway: listening on ~ts~n", [nats_gateway_address:format({Address, Port})]);
         {error, {tls, Problem}} ->
             %% It has changed since it was checked.
             throw({stop, ?EX_CONFIG, wrong_file(Name, Problem, Arguments)});
@@ -229,18 +229,12 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
                 {stop, ?EX_UNAVAILABLE, [
                     source(Arguments),
                     "cannot listen on ",
-                    at(inet:ntoa(Address), Port),
+                    nats_gateway_address:format({Address, Port}),
                     " (",
                     inet:format_error(Reason),
                     "): choose another with --listen or listeners.tcp"
                 ]}
             )
-    end.
-
-at(Host, Port) ->
-    case lists:member($:, Host) of
-        true -> ["[", Host, "]:", integer_to_list(Port)];
-        false -> [Host, ":", integer_to_list(Port)]
     end.
 
 log_to_stderr(Level) ->

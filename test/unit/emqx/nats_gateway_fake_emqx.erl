@@ -2,6 +2,7 @@
 -module(nats_gateway_fake_emqx).
 
 -export([load/0, unload/0]).
+-export([load/2, unload/1]).
 -export([message/2, deliver/2]).
 
 %% Each function of a module, as Erlang source.
@@ -68,6 +69,8 @@ load() ->
     maps:foreach(fun load/2, ?MODULES),
     nats_gateway_emqx_compat:init().
 
+%% A module of a test's own.
+-spec load(module(), [string()]) -> {module, module()}.
 load(Module, Sources) ->
     Functions = [form(Source) || Source <- Sources],
     Exports = [{Name, Arity} || {function, _, Name, Arity, _} <- Functions],
@@ -83,9 +86,11 @@ form(Source) ->
 -spec unload() -> ok.
 unload() ->
     ok = nats_gateway_emqx_compat:forget(),
-    lists:foreach(
-        fun(Module) -> code:delete(Module) andalso code:purge(Module) end, maps:keys(?MODULES)
-    ).
+    unload(maps:keys(?MODULES)).
+
+-spec unload([module()]) -> ok.
+unload(Modules) ->
+    lists:foreach(fun(Module) -> code:delete(Module) andalso code:purge(Module) end, Modules).
 
 message(Topic, Payload) ->
     #{topic => Topic, payload => Payload, headers => #{}, from => <<"somebody">>}.
