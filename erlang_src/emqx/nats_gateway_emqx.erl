@@ -72,7 +72,7 @@ on_gateway_unload(#{config := Gateway}, Pid) ->
         %% It was killed, and the listeners were left.
         exit:noproc ->
             ok = nats_gateway_emqx_listeners:close_left(nats_gateway_emqx_config:listeners(Gateway)),
-            sweep()
+            nats_gateway_emqx_quirks:forget_dead_clients()
     end.
 
 %% Whether the settings of the plugin's own page fit those of the gateway, where it runs.
@@ -126,7 +126,7 @@ handle_info(_, State) ->
 terminate(_, #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
     ok = nats_gateway_emqx_listeners:drain(Listeners, DrainTime),
     ok = nats_gateway_emqx_listeners:close(Listeners),
-    sweep().
+    nats_gateway_emqx_quirks:forget_dead_clients().
 
 %% The settings hold tokens.
 format_status(Status = #{state := #state{listeners = Listeners}}) ->
@@ -195,28 +195,6 @@ log_not_honoured(State = #state{gateway = Gateway, not_honoured = Logged}) ->
         Refusals -- Logged
     ),
     State#state{not_honoured = Refusals}.
-
-%% -------------------------------------------------------------------------------------------
-%% The end
-
-%% What a killed connection left behind would be counted for ever.
-sweep() ->
-    Table = emqx_gateway_cm:tabname(chan, nats),
-    case ets:whereis(Table) of
-        undefined ->
-            ok;
-        _ ->
-            lists:foreach(
-                fun
-                    (Channel = {_, Pid}) when node(Pid) =:= node() ->
-                        is_process_alive(Pid) orelse
-                            emqx_gateway_cm_registry:unregister_channel(nats, Channel);
-                    (_) ->
-                        ok
-                end,
-                ets:tab2list(Table)
-            )
-    end.
 
 %% -------------------------------------------------------------------------------------------
 %% Words for the REST API

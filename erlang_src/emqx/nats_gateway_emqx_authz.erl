@@ -45,7 +45,7 @@ forget(Authz) -> Authz#authz{decisions = #{}}.
 batch() ->
     #batch{
         now = erlang:system_time(millisecond),
-        drained_at = nats_gateway_emqx_compat:authz_drained_at(),
+        drained_at = nats_gateway_emqx_quirks:authz_drained_at(),
         cache = nats_gateway_emqx_compat:authz_cache()
     }.
 

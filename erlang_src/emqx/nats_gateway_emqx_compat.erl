@@ -1,14 +1,11 @@
-%% Where the versions of EMQX differ. What a version has is looked up once.
+%% Functions that not every supported version of EMQX has. What the version has is looked up once.
+%% What EMQX does otherwise than one would expect is in `nats_gateway_emqx_quirks'.
 -module(nats_gateway_emqx_compat).
 
 -export([init/0]).
 -export([forget/0]).
 -export([supported/0]).
--export([is_running/1]).
--export([callback_module/0]).
--export([set_callback_module/1]).
 -export([built_in/0]).
--export([is_node_stopping/0]).
 -export([run_hook/3]).
 -export([fold_hook/4]).
 -export([has_callbacks/1]).
@@ -16,16 +13,9 @@
 -export([needs_authenticator/0]).
 -export([max_topic_levels/0]).
 -export([authz_cache/0]).
--export([authz_drained_at/0]).
--export([give_to_another_member/3]).
--export([await_left/2]).
 -export([send_retained/2]).
 
-%% EMQX's cache of the gateways that there are; who reads it wants to know their modules.
--define(DEFINITIONS, emqx_gateways).
 -define(BUILT_IN, emqx_gateway_nats).
-
--define(CONTROLLER_MS, 1000).
 
 %% Retained messages are read so many at a time; the next are when the client's process has taken
 %% most of what waits for it.
@@ -87,64 +77,6 @@ unsupported(What, Version, Supported) ->
 -spec built_in() -> module().
 built_in() -> ?BUILT_IN.
 
-%% The application controller answers nobody while it stops an application.
--spec is_running(Application :: atom()) -> boolean().
-is_running(Application) ->
-    try
-        lists:keymember(Application, 1, application:which_applications(?CONTROLLER_MS))
-    catch
-        exit:_ -> false
-    end.
-
-%% Who gets the gateway `nats' when EMQX's gateway application starts.
--spec callback_module() -> module() | undefined.
-callback_module() ->
-    case [Module || #{name := nats, callback_module := Module} <- definitions()] of
-        [Module] -> Module;
-        [] -> undefined
-    end.
-
--spec set_callback_module(module()) -> ok.
-set_callback_module(Module) ->
-    case callback_module() of
-        Module ->
-            ok;
-        undefined ->
-            ok;
-        _ ->
-            Definitions = [
-                case Definition of
-                    #{name := nats} -> Definition#{callback_module := Module};
-                    #{} -> Definition
-                end
-             || Definition <- definitions()
-            ],
-            persistent_term:put(?DEFINITIONS, {value, Definitions})
-    end.
-
-definitions() -> emqx_gateway_utils:find_gateway_definitions().
-
-%% EMQX stops its plugins before it stops itself, or to join a cluster. There is no question to ask
-%% it, but the process that does the one is known.
--spec is_node_stopping() -> boolean().
-is_node_stopping() ->
-    case init:get_status() of
-        {stopping, _} ->
-            true;
-        _ ->
-            case whereis(emqx_machine_terminator) of
-                undefined ->
-                    false;
-                Pid ->
-                    case process_info(Pid, current_stacktrace) of
-                        {current_stacktrace, Stack} ->
-                            lists:keymember(emqx_machine_boot, 1, Stack);
-                        undefined ->
-                            false
-                    end
-            end
-    end.
-
 %% -------------------------------------------------------------------------------------------
 %% Hooks. ConnInfo is what is known of the connection.
 
@@ -196,30 +128,6 @@ authz_cache() ->
             #{ttl => Ttl, max_size => MaxSize, excludes => maps:get(excludes, Cache, [])};
         _ ->
             disabled
-    end.
-
-%% Decisions that were made earlier count no more. System time in milliseconds.
--spec authz_drained_at() -> integer().
-authz_drained_at() -> persistent_term:get({emqx_authz_cache, drain_timestamp}, 0).
-
-%% -------------------------------------------------------------------------------------------
-%% Shared subscriptions
-
-%% A message for the group that this member does not want; without another it is for nobody.
--spec give_to_another_member(Group :: binary(), Filter :: binary(), Message :: term()) -> ok.
-give_to_another_member(Group, Filter, Message) ->
-    Delivery = {delivery, self(), Message},
-    _ = emqx_shared_sub:dispatch(Group, Filter, Delivery, #{self() => no_local}),
-    ok.
-
-%% Until this process is in none of the groups that it has left as one that is gone. EMQX handles
-%% that in the order it was asked, and answers to this. Where it does not, it is as good as left.
--spec await_left(Group :: binary(), Filter :: binary()) -> ok.
-await_left(Group, Filter) ->
-    try
-        emqx_shared_sub:unsubscribe(Group, Filter, self())
-    catch
-        exit:_ -> ok
     end.
 
 %% -------------------------------------------------------------------------------------------

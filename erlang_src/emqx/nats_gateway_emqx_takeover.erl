@@ -2,9 +2,8 @@
 %%
 %% EMQX knows a built-in gateway under that name. Where we start before EMQX's gateway application
 %% we are put in its place beforehand, and EMQX registers and loads us by itself. Otherwise the
-%% built-in is unloaded, unregistered, and we are registered and loaded with its settings. This
-%% order matters: unregistering a loaded gateway deadlocks EMQX's registry, and registering while
-%% the gateway application starts stops the node from booting.
+%% built-in is unloaded and unregistered, and we are registered and loaded with its settings: in
+%% this order only, as `nats_gateway_emqx_quirks' says.
 -module(nats_gateway_emqx_takeover).
 
 -behaviour(gen_server).
@@ -25,17 +24,11 @@
     changed :: undefined | reference()
 }).
 
--define(SCHEMA, emqx_nats_schema).
-
 %% EMQX tells nothing of the health of a plugin that is stopped.
 -define(ALARM, nats_is_not_served).
 
 %% EMQX's gateway application starts within seconds of ours, or much later, or never.
 -define(POLL_MS, 300).
--define(LOAD_RETRIES, 20).
--define(LOAD_RETRY_MS, 100).
-%% The processes of a gateway that was unloaded are gone by then.
--define(UNLOAD_MS, 5000).
 %% EMQX's settings could not be changed.
 -define(BAR_RETRY_MS, 10000).
 %% Who replaces the gateway's authenticator removes one and then adds the other.
@@ -67,7 +60,7 @@ settings_stored(found) ->
 
 init([]) ->
     _ = process_flag(trap_exit, true),
-    ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx),
+    ok = nats_gateway_emqx_quirks:set_callback_module(nats_gateway_emqx),
     {ok, #state{}, {continue, take}}.
 
 handle_continue(take, State) -> try_to_take(State).
@@ -92,17 +85,17 @@ handle_info(_, State) ->
     {noreply, State}.
 
 terminate(_, _) ->
-    ok = nats_gateway_emqx_compat:set_callback_module(nats_gateway_emqx_compat:built_in()),
+    ok = nats_gateway_emqx_quirks:set_callback_module(nats_gateway_emqx_compat:built_in()),
     %% As a rule our application is being stopped: the application controller cannot be asked.
     case whereis(emqx_gateway_registry) of
         undefined -> ok;
-        _ -> give_back(nats_gateway_emqx_compat:is_node_stopping())
+        _ -> give_back(nats_gateway_emqx_quirks:is_node_stopping())
     end.
 
 %% -------------------------------------------------------------------------------------------
 
 try_to_take(State) ->
-    case nats_gateway_emqx_compat:is_running(emqx_gateway) of
+    case nats_gateway_emqx_quirks:is_running(emqx_gateway) of
         true ->
             try take() of
                 Registry ->
@@ -129,14 +122,14 @@ again(State) ->
 take() ->
     Registry = whereis(emqx_gateway_registry),
     true = is_pid(Registry),
-    ok = serve_with(nats_gateway_emqx),
-    load(),
+    ok = nats_gateway_emqx_quirks:serve_with(nats_gateway_emqx),
+    nats_gateway_emqx_quirks:load(),
     _ = emqx_alarm:ensure_deactivated(?ALARM),
     Registry.
 
 give_back(IsStopping) ->
     try
-        ok = serve_with(nats_gateway_emqx_compat:built_in()),
+        ok = nats_gateway_emqx_quirks:serve_with(nats_gateway_emqx_compat:built_in()),
         %% It would open its listeners for a moment, for clients that have just been sent away.
         case IsStopping of
             true -> ok;
@@ -152,7 +145,7 @@ give_back(IsStopping) ->
     end.
 
 load_built_in(true) ->
-    load();
+    nats_gateway_emqx_quirks:load();
 load_built_in({false, Unknown}) ->
     Details = #{
         reason => <<"EMQX's built-in gateway does not ask for what the plugin nats_gateway asks for">>,
@@ -176,72 +169,3 @@ bar_failed(Reason, Settings) ->
     ?LOG_WARNING(#{msg => "authenticator_of_nats_not_changed", reason => Reason}),
     _ = erlang:send_after(?BAR_RETRY_MS, self(), {adapt_bar, Settings}),
     ok.
-
-serve_with(Module) ->
-    case emqx_gateway_registry:lookup(nats) of
-        #{cbkmod := Module} ->
-            ok;
-        undefined when Module =:= nats_gateway_emqx ->
-            %% The registry has forgotten, but we may still be serving.
-            _ = whereis(nats_gateway_emqx) =:= undefined andalso unload(),
-            register(Module);
-        _ ->
-            unload(),
-            _ = emqx_gateway_registry:unreg(nats),
-            register(Module)
-    end.
-
-register(Module) -> emqx_gateway_registry:reg(nats, [{cbkmod, Module}, {schema, ?SCHEMA}]).
-
-%% EMQX raises what it does not expect, such as a callback that fails.
-unload() ->
-    Monitors = [monitor(process, Pid) || Pid <- gateway_processes()],
-    try emqx_gateway:unload(nats) of
-        _ -> nats_gateway_emqx_down:await(Monitors, ?UNLOAD_MS)
-    catch
-        _:Reason ->
-            ?LOG_WARNING(#{
-                msg => "gateway_unload_failed", reason => nats_gateway_guard:shape(Reason)
-            })
-    end.
-
-%% With what they have started by themselves: EMQX's lock of the gateway's clients ends some time
-%% after its manager, and loading before that fails with `already_started'.
-gateway_processes() ->
-    case whereis(nats) of
-        undefined ->
-            [];
-        Sup ->
-            lists:usort([
-                Pid
-             || {_, Child, _, _} <- supervisor:which_children(Sup),
-                is_pid(Child),
-                {links, Links} <- [process_info(Child, links)],
-                Pid <- [Child | Links],
-                is_pid(Pid),
-                Pid =/= Sup
-            ])
-    end.
-
-load() ->
-    case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of
-        {undefined, Config} when is_map(Config) -> load(Config, ?LOAD_RETRIES);
-        _ -> ok
-    end.
-
-%% EMQX raises what it does not expect, such as a name that is not free yet.
-load(Config, Retries) ->
-    try emqx_gateway:load(nats, Config) of
-        {ok, _} -> ok;
-        {error, Reason} ->
-            ?LOG_ERROR(#{msg => "gateway_load_failed", reason => load_error(Reason)})
-    catch
-        error:_ when Retries > 0 ->
-            timer:sleep(?LOAD_RETRY_MS),
-            load(Config, Retries - 1)
-    end.
-
-%% A problem of the settings is told; of another error EMQX's supervisor makes one with the settings.
-load_error({badconf, Problem}) -> {badconf, Problem};
-load_error({Reason, _}) when is_tuple(Reason) -> load_error(Reason);
-load_error(Reason) -> nats_gateway_guard:shape(Reason).

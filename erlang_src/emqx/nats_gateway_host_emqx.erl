@@ -507,7 +507,7 @@ unsubscribed(Key, Host = #host{subs = Subs, leaving = Leaving, rewritten = Rewri
 decline(Deliveries, Host) ->
     lists:foreach(
         fun({{Group, _}, {Filter, Message}}) ->
-            nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message)
+            nats_gateway_emqx_quirks:give_to_another_member(Group, Filter, Message)
         end,
         Deliveries
     ),
@@ -657,7 +657,7 @@ recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid
 refuse(_, {undefined, _}, _) ->
     none;
 refuse(Filter, {Group, _}, Message) ->
-    ok = nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message),
+    ok = nats_gateway_emqx_quirks:give_to_another_member(Group, Filter, Message),
     none.
 
 key(Filter, Message, #host{rewritten = Rewritten}) ->
@@ -783,7 +783,7 @@ give_away(Host = #host{early = Early}) ->
         fun({deliver, Filter, Message}) ->
             case emqx_message:get_headers(Message) of
                 #{redispatch_to := {Group, _}} ->
-                    nats_gateway_emqx_compat:give_to_another_member(Group, Filter, Message);
+                    nats_gateway_emqx_quirks:give_to_another_member(Group, Filter, Message);
                 #{} ->
                     ok
             end
@@ -798,7 +798,7 @@ await_left(#host{subs = Subs}) ->
             ok;
         [Topic | _] ->
             {Group, Filter} = nats_gateway_emqx_topics:key(Topic),
-            nats_gateway_emqx_compat:await_left(Group, Filter)
+            nats_gateway_emqx_quirks:await_left(Group, Filter)
     end.
 
 %% One word for the rule engine: EMQX's own, where it has one.

@@ -183,44 +183,9 @@ delivered() ->
     after 0 -> []
     end.
 
-%% Only the module is changed: other readers of the definitions want the rest as it is.
-callback_module_test() ->
-    Definitions = [
-        #{name => coap, callback_module => emqx_gateway_coap},
-        #{
-            name => nats,
-            callback_module => emqx_gateway_nats,
-            config_schema_module => emqx_nats_schema,
-            edition => ee
-        }
-    ],
-    Modules = #{
-        emqx_gateway_utils =>
-            "-export([find_gateway_definitions/0]).\n"
-            "find_gateway_definitions() -> {value, D} = persistent_term:get(emqx_gateways), D.\n"
-    },
-    with(maps:merge('5.10'(), Modules), fun() ->
-        persistent_term:put(emqx_gateways, {value, Definitions}),
-        try
-            ok = nats_gateway_emqx_compat:set_callback_module(ours),
-            ?assertEqual(ours, nats_gateway_emqx_compat:callback_module()),
-            [Coap, Nats] = Definitions,
-            ?assertEqual(
-                {value, [Coap, Nats#{callback_module := ours}]}, persistent_term:get(emqx_gateways)
-            ),
-            ok = nats_gateway_emqx_compat:set_callback_module(emqx_gateway_nats),
-            ?assertEqual({value, Definitions}, persistent_term:get(emqx_gateways))
-        after
-            persistent_term:erase(emqx_gateways)
-        end
-    end).
-
 without_a_built_in_gateway_there_is_no_place_test() ->
     Modules = #{emqx_release => "-export([version/0]).\nversion() -> \"5.8.9\".\n"},
     with(maps:merge('5.10'(), Modules), fun() ->
         {error, {unsupported_emqx, Text}} = nats_gateway_emqx_compat:supported(),
         ?assertEqual("EMQX 5.8.9 is not supported: 5.10 and newer are", Text)
     end).
-
-drained_at_test() ->
-    ?assertEqual(0, nats_gateway_emqx_compat:authz_drained_at()).
