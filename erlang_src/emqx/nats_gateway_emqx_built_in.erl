@@ -1,11 +1,12 @@
 %% EMQX's built-in gateway, which serves `nats' where this plugin does not run: while it is stopped,
 %% on other nodes of the cluster, and at boot before plugins start.
 %%
-%% It does not know all that clients have to log in with here, and lets everybody in who is not
-%% asked by an authenticator of the gateway. So where this plugin stops, the built-in is not loaded
-%% in its place; and wherever else it may be loaded, an authenticator in EMQX's own settings of the
-%% gateway lets nobody in. That is the bar: an authenticator of JWTs that nobody has the private key
-%% for. EMQX keeps it, and gives it to all nodes.
+%% The built-in does not have all logins that this plugin has. It lets a client in if the gateway has
+%% no authenticator. So this plugin does two things where clients have to log in:
+%% - When the plugin stops, it does not load the built-in.
+%% - For all other places, the plugin adds an authenticator to EMQX's own settings of the gateway,
+%%   which lets nobody in: the bar. It checks JWTs with a public key whose private key nobody has.
+%%   EMQX stores it, and gives it to all nodes.
 -module(nats_gateway_emqx_built_in).
 
 -export([may_serve/0]).
@@ -30,8 +31,9 @@ may_serve() ->
 may_serve([]) -> true;
 may_serve(Unknown) -> {false, Unknown}.
 
-%% Whether the bar is as it should be: `open' is what the built-in would not ask for without it. One
-%% that is there although nobody has to log in tells that the settings of the logins were lost.
+%% Whether the bar is as it should be. `open' means that it is missing, with what the built-in does
+%% not ask for. `logins_lost' means that it is there although nobody has to log in: the settings of
+%% the logins may have been lost.
 -spec judge() -> ok | {open, [Text :: binary()]} | logins_lost.
 judge() ->
     case {nats_gateway_emqx_page:get(), gateway()} of
@@ -43,10 +45,10 @@ judge(Bar, Gateway, Page) when Bar =:= add; Bar =:= cannot -> {open, unknown(Gat
 judge(remove, _, _) -> logins_lost;
 judge(ok, _, _) -> ok.
 
-%% Adds the bar where it is needed, and removes it where it is not: only when the page is `saved',
-%% for settings may have been lost, and an own authenticator takes its place only on purpose. It
-%% changes EMQX's settings, which EMQX then hands to the gateway: not to be called by who has to
-%% answer that.
+%% Adds the bar where it is needed, and removes it where it is not. The bar is removed only when
+%% somebody has saved the page: otherwise the settings may have been lost. This changes EMQX's
+%% settings, and EMQX then calls the gateway with them: so the gateway's own process must not call
+%% this.
 -spec adapt_bar(saved | found) -> ok | {error, term()}.
 adapt_bar(Settings) ->
     case {nats_gateway_emqx_page:get(), gateway()} of
@@ -105,7 +107,8 @@ authenticator() ->
         <<"enable">> => true
     }.
 
-%% A secret EMQX would show to all who may read its settings. The private key is forgotten.
+%% EMQX shows its settings to everybody who may read them, so there is no secret in it: the private
+%% key is not kept.
 public_key() ->
     {Point, _} = crypto:generate_key(ecdh, secp256r1),
     Key = {#'ECPoint'{point = Point}, {namedCurve, ?secp256r1}},
@@ -116,8 +119,8 @@ is_barred(#{authentication := Authenticator}) when is_map(Authenticator) ->
 is_barred(_) ->
     false.
 
-%% What to do: the settings have one authenticator of the gateway at most, and one that is not the
-%% bar is as good as that.
+%% What to do with the bar. The gateway has at most one authenticator. One of an operator makes the
+%% bar needless; if it is disabled, there is no place for the bar (`cannot').
 -spec bar(Gateway :: map(), Page :: map()) -> add | remove | cannot | ok.
 bar(Gateway, Page) ->
     IsNeedless = is_known(Gateway) orelse not demands_logins(Gateway, Page),
@@ -131,8 +134,8 @@ bar(Gateway, Page) ->
 remove_if(true) -> remove;
 remove_if(false) -> ok.
 
-%% Settings that cannot be read are no reason to change those of all nodes. And the listeners that
-%% let everybody in would be barred, too.
+%% If this node cannot read its settings, it does not change those of all nodes. And the bar would
+%% also be for listeners that let everybody in.
 add(Gateway, Page) ->
     case is_readable(Page) andalso not lets_anybody_in(Gateway, Page) of
         true when not is_map_key(authentication, Gateway) -> add;
@@ -141,7 +144,7 @@ add(Gateway, Page) ->
 
 is_readable(#{login := Login}) -> Login =/= nats_gateway_login:nobody().
 
-%% What the built-in, too, asks everybody for.
+%% Whether the built-in asks every client for a login, too.
 is_known(Gateway) ->
     maps:get(internal_authn, Gateway, []) =/= [] orelse
         nats_gateway_emqx_config:has_authenticators(Gateway, #{}).

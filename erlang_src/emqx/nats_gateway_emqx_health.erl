@@ -1,5 +1,5 @@
-%% The plugin's health, as the plugin's page asks for it. Everything is looked up at run time: outside
-%% of EMQX there is none of it.
+%% The health check of the plugin, which EMQX shows on the plugin's page. All calls to EMQX are made by
+%% name, because EMQX may be of any version, and parts of it may not run.
 -module(nats_gateway_emqx_health).
 
 -export([health_check/1]).
@@ -29,7 +29,7 @@
 -spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
 health_check(_) -> diagnose(facts()).
 
-%% The first thing that is wrong, the causes before their consequences.
+%% The first thing that is wrong. Causes come before their consequences.
 -spec diagnose(facts()) -> ok | {error, Text :: binary()}.
 diagnose(#{otp := Otp}) when Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
     wrong("Erlang/OTP ~b is not supported: ~b to ~b are", [Otp, ?MIN_OTP, ?MAX_OTP]);
@@ -144,7 +144,7 @@ is_nif_loaded() ->
         _ -> false
     end.
 
-%% Not there, or too busy to answer: the health check must not crash on it.
+%% The health check must not crash if a function does not exist, or if a process does not answer.
 call(Module, Function, Arguments) ->
     try
         {ok, apply(Module, Function, Arguments)}

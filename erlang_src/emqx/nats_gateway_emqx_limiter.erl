@@ -1,9 +1,9 @@
-%% How many connections a listener takes per second, in the form that esockd asks for: it has read
-%% no other setting for it since 5.13, and refills its own bucket by a clock, so that twice the
-%% rate can pass within a moment.
+%% How many connections a listener accepts per second. esockd (since 5.13) takes a limiter as a module
+%% of this form. esockd has a limiter of its own, but that is filled once per second by a clock, so
+%% twice the rate can pass within a moment.
 %%
-%% A bucket of one second's tokens, kept as the time when it will be full again, which all
-%% acceptors of the listener share.
+%% The limiter is a bucket that holds the tokens of one second. Its state is one number, which all
+%% acceptors of the listener share: the time when the bucket will be full again.
 -module(nats_gateway_emqx_limiter).
 
 -export([options/1]).

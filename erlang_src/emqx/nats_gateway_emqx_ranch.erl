@@ -1,8 +1,8 @@
-%% Listeners of EMQX's ranch: there the REST API looks for those of WebSocket, and for how many
-%% connections they have.
+%% Listeners of EMQX's ranch, for WebSocket. EMQX's REST API looks for them there, and asks ranch how
+%% many connections they have.
 %%
-%% To ranch this module is also the transport, so that the acceptors do what those of EMQX's other
-%% listeners do: keep to a rate, and let in by address. TLS is the connection's.
+%% This module is also the transport that ranch calls. So the acceptors can do what those of esockd
+%% do: accept at a limited rate, and refuse by address. TLS is the connection's own.
 -module(nats_gateway_emqx_ranch).
 
 -behaviour(nats_gateway_emqx_listeners).
@@ -42,7 +42,7 @@
     access_rules :: [term()]
 }).
 
-%% A listener that was stopped or suspended may hold its socket for a moment longer.
+%% After a listener is stopped or suspended, its socket may stay open for a moment.
 -define(CLOSING_MS, 500).
 -define(RETRY_MS, 20).
 
@@ -187,7 +187,7 @@ wait(#{module := Module} = Limiter) ->
 sockname(#listening{socket = Socket}) -> inet:sockname(Socket);
 sockname(Socket) -> inet:sockname(Socket).
 
-%% ranch 2.2 asks for it, for its report of a handshake that failed
+%% ranch 2.2 calls it for its report of a handshake that failed.
 peername(Socket) -> inet:peername(Socket).
 
 controlling_process(Socket, Pid) -> gen_tcp:controlling_process(Socket, Pid).

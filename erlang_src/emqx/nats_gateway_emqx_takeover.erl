@@ -1,9 +1,9 @@
 %% Holds the name `nats' in EMQX's gateway application, as long as this process lives.
 %%
-%% EMQX knows a built-in gateway under that name. Where we start before EMQX's gateway application
-%% we are put in its place beforehand, and EMQX registers and loads us by itself. Otherwise the
-%% built-in is unloaded and unregistered, and we are registered and loaded with its settings: in
-%% this order only, as `nats_gateway_emqx_quirks' says.
+%% EMQX has a built-in gateway under that name. If this process starts before EMQX's gateway
+%% application, it puts our module in the built-in's place, and EMQX registers and loads our module
+%% by itself. Otherwise this process unloads and unregisters the built-in, and then registers our
+%% module and loads it with the same settings. `nats_gateway_emqx_quirks' says why the order matters.
 -module(nats_gateway_emqx_takeover).
 
 -behaviour(gen_server).
@@ -18,20 +18,20 @@
 -include_lib("kernel/include/logger.hrl").
 
 -record(state, {
-    %% of EMQX's registry, which forgets what was registered when it ends
+    %% monitor of EMQX's registry: when the registry ends, our registration is lost
     registry :: undefined | reference(),
-    %% until the settings of the gateway have rested
+    %% timer that runs until the settings of the gateway have not changed for a while
     changed :: undefined | reference()
 }).
 
-%% EMQX tells nothing of the health of a plugin that is stopped.
+%% EMQX does not ask a stopped plugin for its health, so an alarm says it.
 -define(ALARM, nats_is_not_served).
 
 %% EMQX's gateway application starts within seconds of ours, or much later, or never.
 -define(POLL_MS, 300).
-%% EMQX's settings could not be changed.
+%% Time to the next attempt when EMQX's settings could not be changed.
 -define(BAR_RETRY_MS, 10000).
-%% Who replaces the gateway's authenticator removes one and then adds the other.
+%% An operator who replaces the gateway's authenticator removes one and then adds the other.
 -define(REST_MS, 60000).
 %% Unloading drains the clients.
 -define(SHUTDOWN_MS, 30000).
@@ -46,11 +46,12 @@ start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 -spec settings_changed() -> ok.
 settings_changed() -> gen_server:cast(?MODULE, settings_changed).
 
-%% So have EMQX's settings of the gateway.
+%% EMQX's settings of the gateway have changed.
 -spec gateway_changed() -> ok.
 gateway_changed() -> gen_server:cast(?MODULE, gateway_changed).
 
-%% The same while this process is not there: whether they were saved, not just found.
+%% The settings of the page while this process does not run: somebody has saved them, or they were
+%% just found.
 -spec settings_stored(saved | found) -> ok.
 settings_stored(saved) ->
     persistent_term:put(?MODULE, saved);
@@ -130,7 +131,8 @@ take() ->
 give_back(IsStopping) ->
     try
         ok = nats_gateway_emqx_quirks:serve_with(nats_gateway_emqx_compat:built_in()),
-        %% It would open its listeners for a moment, for clients that have just been sent away.
+        %% The built-in would open its listeners for a moment, and clients that have just been sent
+        %% away would come back.
         case IsStopping of
             true -> ok;
             false -> load_built_in(nats_gateway_emqx_built_in:may_serve())
