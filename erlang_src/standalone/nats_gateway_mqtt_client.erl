@@ -113,6 +113,8 @@
     unflushed = false :: boolean(),
     pings_sent = 0 :: non_neg_integer(),
     pings_answered = 0 :: non_neg_integer(),
+    %% the last of them, in milliseconds
+    pinged_at = 0 :: integer(),
     %% where the broker cannot take much of what comes back to its client
     echoes = none :: none | nats_gateway_echoes:echoes(),
     suspects :: nats_gateway_suspects:suspects()
@@ -137,6 +139,7 @@
 -define(LOOK_MS, 1000).
 %% For EMQX, to see that there is nothing to read (nats_gateway_echoes).
 -define(PING_AGAIN_MS, 2).
+-define(MAX_PING_AGAIN_MS, 50).
 
 %% Reason codes.
 -define(NORMAL_DISCONNECTION, 16#00).
@@ -273,7 +276,9 @@ pinged(Client = #client{pings_sent = Pings, echoes = none}) ->
     Client#client{pings_sent = Pings + 1};
 pinged(Client = #client{pings_sent = Pings, echoes = Echoes}) ->
     Client#client{
-        pings_sent = Pings + 1, echoes = nats_gateway_echoes:pinged(Pings + 1, Echoes)
+        pings_sent = Pings + 1,
+        pinged_at = erlang:monotonic_time(millisecond),
+        echoes = nats_gateway_echoes:pinged(Pings + 1, Echoes)
     }.
 
 ping_answered(Client = #client{pings_answered = Answered, suspects = Suspects, echoes = Echoes}) ->
@@ -287,8 +292,11 @@ ping_answered(Client = #client{pings_answered = Answered, suspects = Suspects, e
         {ping_soon, NEchoes} -> ping_soon(NClient#client{echoes = NEchoes})
     end.
 
-ping_soon(Client = #client{socket = Socket}) ->
-    _ = erlang:send_after(?PING_AGAIN_MS, self(), {?MODULE, Socket, ping_again}),
+%% A broker that takes its time for an answer needs more than a moment to look at anything else.
+ping_soon(Client = #client{socket = Socket, pinged_at = PingedAt}) ->
+    Took = erlang:monotonic_time(millisecond) - PingedAt,
+    Moment = min(?MAX_PING_AGAIN_MS, max(?PING_AGAIN_MS, 2 * Took)),
+    _ = erlang:send_after(Moment, self(), {?MODULE, Socket, ping_again}),
     Client.
 
 %% What waits for it: a barrier, messages, or both.

@@ -3,7 +3,9 @@
 -include_lib("eunit/include/eunit.hrl").
 -include("nats_gateway.hrl").
 
--import(nats_gateway_output, [new/0, is_behind/1, bytes/1, left/2, later/2, take/1, hold/3, holds/1, release/1, drop/1]).
+-import(nats_gateway_output, [
+    new/0, is_behind/1, bytes/1, left/2, later/2, take/1, hold/3, holds/1, release/1, drop/1
+]).
 
 message(Size) ->
     #message{topic = <<"a">>, sids = [<<"1">>], payload = binary:copy(<<"x">>, Size)}.

@@ -3,7 +3,9 @@
 -include_lib("eunit/include/eunit.hrl").
 -include("nats_gateway.hrl").
 
--import(nats_gateway_traffic, [new/1, count/3, count_operations/2, take_operations/1, delivered/3, too_long/2, stats/1]).
+-import(nats_gateway_traffic, [
+    new/1, count/3, count_operations/2, take_operations/1, delivered/3, too_long/2, stats/1
+]).
 
 pub(Headers) -> #pub{subject = <<"a">>, topic = <<"a">>, headers = Headers, payload = <<>>}.
 
