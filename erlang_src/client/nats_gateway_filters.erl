@@ -106,7 +106,9 @@ level(Text, At) ->
     end.
 
 -spec has_wildcard(Filter :: binary()) -> boolean().
-has_wildcard(Filter) -> binary:match(Filter, [<<"+">>, <<"#">>]) =/= nomatch.
+has_wildcard(<<C, _/binary>>) when C =:= $+; C =:= $# -> true;
+has_wildcard(<<_, Rest/binary>>) -> has_wildcard(Rest);
+has_wildcard(<<>>) -> false.
 
 -spec beyond(Filter :: binary()) -> beyond().
 beyond(Filter) ->
