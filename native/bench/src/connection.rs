@@ -67,6 +67,7 @@ pub struct Frame {
 }
 
 impl Protocol {
+    /// A message as it is published.
     pub fn frame(self, message: &Outgoing<'_>) -> Frame {
         match self {
             Self::Nats => nats::publish(message),
@@ -74,6 +75,7 @@ impl Protocol {
         }
     }
 
+    /// What is answered after all that was sent before it: PING, PINGREQ.
     pub fn barrier(self) -> &'static [u8] {
         match self {
             Self::Nats => b"PING\r\n",

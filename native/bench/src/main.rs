@@ -1,5 +1,8 @@
 //! `load SPECIFICATION`: measures what the JSON text says, and prints the result as a line of JSON.
 
+// A measurement or a test that panics has failed.
+#![allow(clippy::restriction)]
+
 use std::io;
 use std::process::ExitCode;
 

@@ -1,3 +1,5 @@
+//! The fuzzer's entry to `nats_gateway_fuzz::encode`.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nats_gateway_fuzz::encode(bytes));

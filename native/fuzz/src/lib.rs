@@ -4,6 +4,9 @@
 //!
 //! Inputs are text where that is possible, with fields that end in `|`; see [`input::Input`].
 
+// A measurement or a test that panics has failed.
+#![allow(clippy::restriction)]
+
 mod connect;
 mod decode;
 mod encode;

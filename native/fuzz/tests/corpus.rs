@@ -1,5 +1,8 @@
 //! Every input that was worth keeping, without the fuzzer.
 
+// A measurement or a test that panics has failed.
+#![allow(clippy::restriction)]
+
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};

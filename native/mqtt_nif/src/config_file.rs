@@ -32,8 +32,8 @@ fn parse<'a>(env: Env<'a>, bytes: &[u8]) -> Result<Term<'a>, String> {
 }
 
 fn located(bytes: &[u8], problem: String, at: usize) -> String {
-    let line = 1 + bytes.iter().take(at).filter(|byte| **byte == b'\n').count();
-    format!("line {line}: {problem}")
+    let lines_before = bytes.iter().take(at).filter(|byte| **byte == b'\n').count();
+    format!("line {}: {problem}", lines_before.saturating_add(1))
 }
 
 fn map<'a>(env: Env<'a>, table: &DeTable<'_>) -> Result<Term<'a>, Fault> {

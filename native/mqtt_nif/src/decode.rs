@@ -50,18 +50,17 @@ fn decode<'a>(
     max_packet_size: usize,
     max_head: usize,
 ) -> Term<'a> {
-    let input = bytes.as_slice();
+    let mut input = bytes.as_slice();
     let mut packets: Vec<Term<'a>> = Vec::new();
-    let mut at = 0;
-    let mut copied = 0;
+    let mut copied = 0_usize;
     let need = loop {
-        if at == input.len() {
+        if input.is_empty() {
             break MIN_PACKET;
         }
         if packets.len() == MAX_PACKETS || copied >= MAX_BYTES {
             break 0;
         }
-        let frame = match mqtt_packets::frame(&input[at..], max_packet_size) {
+        let frame = match mqtt_packets::frame(input, max_packet_size) {
             Ok(Step::Frame(frame)) => frame,
             Ok(Step::Need(total)) => break total,
             Err(fault) => return failed(env, fault, packets),
@@ -72,20 +71,24 @@ fn decode<'a>(
             }
             break 0;
         }
-        at += frame.size;
+        input = input.get(frame.size..).unwrap_or_default();
         match packet(env, &frame, &mut chunk) {
             Ok(packet) => packets.push(packet),
             Err(fault) => return failed(env, fault, packets),
         }
         let payload = frame.payload.len();
-        copied += frame.head.len() + if chunk.refers(payload) { 0 } else { payload };
+        let copied_payload = if chunk.refers(payload) { 0 } else { payload };
+        copied = copied
+            .saturating_add(frame.head.len())
+            .saturating_add(copied_payload);
     };
-    let percent = (copied + packets.len() * PACKET_COST) * 50 / MAX_BYTES;
+    let cost = copied.saturating_add(packets.len().saturating_mul(PACKET_COST));
+    let percent = cost.saturating_mul(50) / MAX_BYTES;
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
     let rest = match need {
-        0 => chunk.rest(&input[at..]),
+        0 => chunk.rest(input),
         // The rest may wait for long.
-        _ => chunk.part(&input[at..]),
+        _ => chunk.part(input),
     };
     match rest {
         Ok(rest) => (atoms::ok(), packets, rest, need).encode(env),

@@ -32,13 +32,13 @@ fn encode<'a>(env: Env<'a>, packets: Term<'a>) -> NifResult<Term<'a>> {
         parts: Vec::new(),
         flat: Vec::with_capacity(512),
     };
-    let mut cost = 0;
+    let mut cost = 0_usize;
     each(packets, |packet| {
-        cost += PACKET_COST;
+        cost = cost.saturating_add(PACKET_COST);
         encode_packet(packet, &mut output)
     })?;
-    cost += output.flat.len();
-    rustler::schedule::consume_timeslice(env, (cost * 100 / TIMESLICE).clamp(1, 100) as i32);
+    let percent = cost.saturating_add(output.flat.len()).saturating_mul(100) / TIMESLICE;
+    rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
     Ok(output.finish())
 }
 

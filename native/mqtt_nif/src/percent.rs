@@ -25,6 +25,6 @@ fn unquote<'a>(env: Env<'a>, text: Binary<'a>) -> Binary<'a> {
 }
 
 fn account(env: Env<'_>, bytes: usize) {
-    let percent = (bytes * 100 / TIMESLICE).clamp(1, 100);
+    let percent = (bytes.saturating_mul(100) / TIMESLICE).clamp(1, 100);
     rustler::schedule::consume_timeslice(env, percent as i32);
 }
