@@ -72,7 +72,7 @@ readme_is_a_front_door_test() ->
 rows(Page) ->
     [
         {[Key || [Key] <- all("`([^`]+)`", Keys)], Default}
-     || [Keys, Default] <- all("^\\| ((?:`[^`|]+`(?:, )?)+) \\| .* \\| ([^|]*?) \\|$", read(Page))
+     || [Keys, Default] <- all("^\\| ((?:`[^`|]+`(?:, )?)+) \\| .* \\| ?([^|]*?) \\|$", read(Page))
     ].
 
 %% The documented default is the value that is there without it.
@@ -141,6 +141,60 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     [
         {atom_to_list(Key), ?_assert(lists:member(atom_to_binary(Key), Documented))}
      || Key <- maps:keys(Settings)
+    ].
+
+%% The pages of listeners name the keys of the schemas, all of them and no others.
+settings_of_listeners_are_documented_test_() ->
+    [
+        {"websocket.md", ?_assertEqual(keys(websocket_schema()), documented("docs/websocket.md"))},
+        {"tls.md", ?_assertEqual(keys(tls_schema()), documented("docs/tls.md"))}
+    ].
+
+websocket_schema() -> nats_gateway_listener_config:websocket_schema().
+
+tls_schema() -> nats_gateway_listener_config:tls_schema().
+
+keys(Schema) ->
+    lists:sort(lists:append([keys(atom_to_binary(Key), Kind) || {Key, {Kind, _}} <- maps:to_list(Schema)])).
+
+keys(Key, {table, Schema}) -> [<<Key/binary, $., Inner/binary>> || Inner <- keys(Schema)];
+keys(Key, _) -> [Key].
+
+%% A quoted name is a value of a setting, and `tls_mode' is the head of a table, too.
+documented(Page) ->
+    lists:usort([Key || {Keys, _} <- rows(Page), Key <- Keys, binary:first(Key) =/= $"]).
+
+defaults_of_tls_test_() ->
+    {ok, Bare} = tls(<<>>),
+    [
+        {binary_to_list(Key), ?_assertEqual({ok, Bare}, tls(<<Key/binary, " = ", Value/binary, "\n">>))}
+     || {[Key], Default} <- rows("docs/tls.md"),
+        binary:first(Key) =/= $",
+        Value <- [literal(Default)],
+        Value =/= none
+    ].
+
+%% A table that is not there has no settings of its own: `ssl_options' is there, with one that has no default.
+tls(Toml) ->
+    {ok, Tables} = nats_gateway_mqtt_nif:toml(<<Toml/binary, "ssl_options.certfile = \"a.pem\"\n">>),
+    nats_gateway_schema:check(tls_schema(), Tables).
+
+every_documented_setting_of_the_plugins_page_is_there_test_() ->
+    [Settings, _] = binary:split(read("docs/emqx.md"), <<"\n## Where the plugin does not run">>),
+    Rows = all("^\\| ((?:`\\w+`(?:, )?)+) \\| .* \\|$", Settings),
+    [?_assert(length(Rows) > 10)] ++
+        [
+            {binary_to_list(Key), ?_assert(lists:member(Key, page_fields()))}
+         || [Keys] <- Rows, [Key] <- all("`([^`]+)`", Keys)
+        ].
+
+every_setting_of_the_broker_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
+    #{upstream := Upstream} = nats_gateway_file:defaults(),
+    [
+        {atom_to_list(Key), ?_assert(lists:member(<<"upstream.", (atom_to_binary(Key))/binary>>, Documented))}
+        %% made of `upstream.url' and `upstream.ssl_options'
+     || Key <- maps:keys(Upstream) -- [host, port, tls]
     ].
 
 %% OTP before 27 has no JSON.
