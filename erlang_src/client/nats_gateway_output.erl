@@ -70,11 +70,8 @@ later(Steps, Output = #output{later = Later, bytes = Bytes}) ->
 
 %% All steps, in order.
 -spec take(output()) -> {[step()], output()}.
-take(Output = #output{left = Left, later = Later, bytes = Bytes}) ->
-    Steps = Left ++ lists:reverse(Later),
-    {Steps, Output#output{
-        left = [], later = [], bytes = Bytes - nats_gateway_delivering:bytes(Steps)
-    }}.
+take(Output = #output{left = Left, later = Later}) ->
+    {Left ++ lists:reverse(Later), drop(Output)}.
 
 -spec hold([#message{}], Bytes :: non_neg_integer(), output()) -> output().
 hold(Messages, More, Output = #output{held = Held, bytes = Bytes}) ->
