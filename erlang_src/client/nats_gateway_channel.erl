@@ -1223,12 +1223,7 @@ add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
     }.
 
 subscribed_subject(Filter, #channel{session = #{mountpoint := Mountpoint}}) ->
-    Size = byte_size(Mountpoint),
-    Unmounted =
-        case Filter of
-            <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
-            _ -> Filter
-        end,
+    Unmounted = nats_gateway_host:unmount(Filter, Mountpoint),
     Tokens = [subscribed_token(Level) || Level <- binary:split(Unmounted, <<"/">>, [global])],
     iolist_to_binary(lists:join(<<".">>, Tokens)).
 

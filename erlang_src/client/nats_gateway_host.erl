@@ -13,6 +13,8 @@
 -module(nats_gateway_host).
 
 -export([is_too_deep/2]).
+-export([topic/1]).
+-export([unmount/2]).
 
 -include("nats_gateway.hrl").
 
@@ -209,3 +211,18 @@ when
 -spec is_too_deep(binary(), Max :: pos_integer() | infinity) -> boolean().
 is_too_deep(Name, Max) when byte_size(Name) < Max -> false;
 is_too_deep(Name, Max) -> length(binary:matches(Name, <<"/">>)) >= Max.
+
+%% The name of a topic that is not `invalid', and the correlation data that comes with it.
+-spec topic(nats_gateway_nif:topic()) ->
+    {Name :: binary(), CorrelationData :: undefined | binary()}.
+topic({Name, CorrelationData}) -> {Name, CorrelationData};
+topic(Name) -> {Name, undefined}.
+
+%% A topic or filter without the mountpoint. One that is outside of it is taken as a whole.
+-spec unmount(binary(), Mountpoint :: binary()) -> binary().
+unmount(Name, Mountpoint) ->
+    Size = byte_size(Mountpoint),
+    case Name of
+        <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
+        _ -> Name
+    end.

@@ -71,7 +71,7 @@ remember(_, _, #batch{cache = disabled}, Authz) ->
 remember(Key = [Topic | _], Decision, Batch, Authz = #authz{decisions = Decisions}) ->
     #batch{cache = Cache, now = Now, drained_at = At} = Batch,
     #{max_size := MaxSize, excludes := Excludes} = Cache,
-    Name = nats_gateway_emqx_topics:unmount(Topic, Authz#authz.mountpoint),
+    Name = nats_gateway_host:unmount(Topic, Authz#authz.mountpoint),
     case lists:any(fun(Filter) -> emqx_topic:match(Name, Filter) end, Excludes) of
         true ->
             Authz;
@@ -84,5 +84,5 @@ remember(Key = [Topic | _], Decision, Batch, Authz = #authz{decisions = Decision
 %% Rules are written for what the client sees.
 -spec authorize(Action :: map(), Topic :: binary(), authz()) -> allow | deny.
 authorize(Action, Topic, #authz{ctx = Ctx, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
-    Name = nats_gateway_emqx_topics:unmount(Topic, Mountpoint),
+    Name = nats_gateway_host:unmount(Topic, Mountpoint),
     emqx_gateway_ctx:authorize(Ctx, ClientInfo, Action, Name).

@@ -189,9 +189,9 @@ authenticate(_, ClientInfo, #{ctx := Ctx}) ->
 
 admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
     %% A name with a wildcard in it must not open the mountpoints of others.
-    case binary:match(Mountpoint, [<<"+">>, <<"#">>]) of
-        nomatch -> {ok, maps:remove(password, ClientInfo)};
-        _ -> {error, wildcard_in_mountpoint}
+    case nats_gateway_filters:has_wildcard(Mountpoint) of
+        false -> {ok, maps:remove(password, ClientInfo)};
+        true -> {error, wildcard_in_mountpoint}
     end;
 admitted({ok, ClientInfo}) ->
     {ok, maps:remove(password, ClientInfo)};

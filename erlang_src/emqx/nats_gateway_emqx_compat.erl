@@ -5,6 +5,7 @@
 -export([init/0]).
 -export([forget/0]).
 -export([supported/0]).
+-export([otp_problem/1]).
 -export([built_in/0]).
 -export([run_hook/3]).
 -export([fold_hook/4]).
@@ -59,17 +60,21 @@ feature(Name) -> maps:get(Name, persistent_term:get(?MODULE)).
 -spec supported() -> ok | {error, {unsupported_otp | unsupported_emqx, Text :: string()}}.
 supported() ->
     Otp = list_to_integer(erlang:system_info(otp_release)),
-    HasPlace = is_exported(?BUILT_IN, on_gateway_load, 2),
-    if
-        Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
-            Range = lists:concat([?MIN_OTP, " to ", ?MAX_OTP]),
-            {error, {unsupported_otp, unsupported("Erlang/OTP", Otp, Range)}};
-        not HasPlace ->
+    case {otp_problem(Otp), is_exported(?BUILT_IN, on_gateway_load, 2)} of
+        {none, true} ->
+            ok;
+        {none, false} ->
             Version = emqx_release:version(),
             {error, {unsupported_emqx, unsupported("EMQX", Version, "5.10 and newer")}};
-        true ->
-            ok
+        {Problem, _} ->
+            {error, {unsupported_otp, Problem}}
     end.
+
+-spec otp_problem(Release :: pos_integer()) -> none | string().
+otp_problem(Otp) when Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
+    unsupported("Erlang/OTP", Otp, lists:concat([?MIN_OTP, " to ", ?MAX_OTP]));
+otp_problem(_) ->
+    none.
 
 unsupported(What, Version, Supported) ->
     lists:concat([What, " ", Version, " is not supported: ", Supported, " are"]).

@@ -22,8 +22,6 @@
     built_in := ok | {open, [Text :: binary()]} | logins_lost
 }.
 
--define(MIN_OTP, 25).
--define(MAX_OTP, 28).
 -define(MIN_EMQX, {5, 10}).
 
 -spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
@@ -31,23 +29,27 @@ health_check(_) -> diagnose(facts()).
 
 %% The first thing that is wrong. Causes come before their consequences.
 -spec diagnose(facts()) -> ok | {error, Text :: binary()}.
-diagnose(#{otp := Otp}) when Otp < ?MIN_OTP; Otp > ?MAX_OTP ->
-    wrong("Erlang/OTP ~b is not supported: ~b to ~b are", [Otp, ?MIN_OTP, ?MAX_OTP]);
-diagnose(#{emqx := unknown}) ->
+diagnose(Facts = #{otp := Otp}) ->
+    case nats_gateway_emqx_compat:otp_problem(Otp) of
+        none -> diagnose_emqx(Facts);
+        Problem -> wrong("~ts", [Problem])
+    end.
+
+diagnose_emqx(#{emqx := unknown}) ->
     wrong("the version of EMQX cannot be told: 5.10 and newer are supported", []);
-diagnose(#{emqx := {Major, Minor}}) when {Major, Minor} < ?MIN_EMQX ->
+diagnose_emqx(#{emqx := {Major, Minor}}) when {Major, Minor} < ?MIN_EMQX ->
     wrong("EMQX ~b.~b is not supported: 5.10 and newer are", [Major, Minor]);
-diagnose(#{started := false, loaded := false}) ->
+diagnose_emqx(#{started := false, loaded := false}) ->
     wrong("NATS is not served: this plugin is not started", []);
-diagnose(#{started := false}) ->
+diagnose_emqx(#{started := false}) ->
     wrong("NATS is served by EMQX's built-in gateway: this plugin is not started", []);
-diagnose(#{nif := false}) ->
+diagnose_emqx(#{nif := false}) ->
     wrong("the native library of this plugin cannot be loaded: is it built for this machine?", []);
-diagnose(#{gateways := off}) ->
+diagnose_emqx(#{gateways := off}) ->
     wrong("the gateway application of EMQX is not running: NATS is not served", []);
-diagnose(#{nats := undefined}) ->
+diagnose_emqx(#{nats := undefined}) ->
     wrong("no gateway is registered under the name nats: restart the plugin", []);
-diagnose(Facts = #{nats := Module}) ->
+diagnose_emqx(Facts = #{nats := Module}) ->
     case atom_to_binary(Module) of
         <<"nats_gateway_", _/binary>> ->
             diagnose_settings(Facts);

@@ -43,11 +43,7 @@ make(Pub, QoS, {ClientId, Constant}) ->
         headers = Block,
         payload = Payload
     } = Pub,
-    {Name, Correlation} =
-        case Topic of
-            {_, _} -> Topic;
-            _ -> {Topic, undefined}
-        end,
+    {Name, Correlation} = nats_gateway_host:topic(Topic),
     Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
     emqx_message:make(ClientId, QoS, Name, Payload, ?FLAGS, Headers).
 

@@ -2,7 +2,6 @@
 -module(nats_gateway_emqx_topics).
 
 -export([mount/2]).
--export([unmount/2]).
 -export([record/2]).
 -export([broker_key/2]).
 -export([key/1]).
@@ -16,14 +15,6 @@
 -spec mount(topic(), Mountpoint :: binary()) -> topic().
 mount(Topic, <<>>) -> Topic;
 mount(Topic, Mountpoint) -> emqx_mountpoint:mount(Mountpoint, Topic).
-
--spec unmount(Name, Mountpoint :: binary()) -> Name when Name :: binary().
-unmount(Name, Mountpoint) ->
-    Size = byte_size(Mountpoint),
-    case Name of
-        <<Mountpoint:Size/binary, Rest/binary>> -> Rest;
-        _ -> Name
-    end.
 
 -spec record(ShareName :: undefined | binary(), Filter :: binary()) -> topic().
 record(undefined, Filter) -> Filter;

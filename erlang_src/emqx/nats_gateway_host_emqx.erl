@@ -29,6 +29,8 @@
 %% For tests
 -export([is_unclaimed/1]).
 
+-import(nats_gateway_emqx_metrics, [run_hook/4, fold_hook/5]).
+
 -include("nats_gateway.hrl").
 -include_lib("kernel/include/logger.hrl").
 
@@ -238,7 +240,7 @@ takes_long(_, _, _) -> false.
 publish_one(#pub{topic = invalid, reply_to = ReplyTo}, Batch, Host) ->
     {nobody(ReplyTo, Batch), Host};
 publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, Host) ->
-    Name = topic_name(Topic),
+    {Name, _} = nats_gateway_host:topic(Topic),
     case nats_gateway_host:is_too_deep(Name, MaxLevels) of
         true -> {denied, Host};
         false -> publish_one(Pub, Name, Batch, Host)
@@ -286,9 +288,6 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
 
 is_own(Message, ClientId, #subscription{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.
-
-topic_name({Name, _}) -> Name;
-topic_name(Name) -> Name.
 
 nobody(undefined, _) -> ok;
 nobody(_, #batch{no_responders = true}) -> no_responders;
@@ -385,7 +384,7 @@ mount(Topic, #host{mountpoint = Mountpoint}) ->
     nats_gateway_emqx_topics:mount(Topic, Mountpoint).
 
 unmount(Filter, #host{mountpoint = Mountpoint}) ->
-    nats_gateway_emqx_topics:unmount(Filter, Mountpoint).
+    nats_gateway_host:unmount(Filter, Mountpoint).
 
 %% One process has one, also after a login with another name.
 subscription_id(#host{clientid = ClientId}) ->
@@ -808,12 +807,6 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 
 %% -------------------------------------------------------------------------------------------
 %% Hooks and metrics
-
-run_hook(Name, ConnInfo, Arguments, Context) ->
-    nats_gateway_emqx_metrics:run_hook(Name, ConnInfo, Arguments, Context).
-
-fold_hook(Name, ConnInfo, Arguments, Acc, Context) ->
-    nats_gateway_emqx_metrics:fold_hook(Name, ConnInfo, Arguments, Acc, Context).
 
 count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
 

@@ -59,8 +59,6 @@
 
 %% What the length of a packet can say, and the fixed header with it.
 -define(MAX_PACKET, 268435460).
-%% More than a packet has besides its payload and headers.
--define(REST_OF_PACKET, 262144).
 
 %% What the broker takes, and where it is not to be trusted.
 -record(broker, {
@@ -105,8 +103,8 @@
 
 %% Requests at once, so that the broker's answers come soon.
 -define(MAX_ASKED, 2048).
-%% Of 2^28 - 1.
--define(MAX_ID, 268435455).
+%% What a packet may have behind its fixed header: 2^28 - 1.
+-define(MAX_REMAINING_LENGTH, 268435455).
 
 %% -------------------------------------------------------------------------------------------
 %% Login
@@ -173,9 +171,8 @@ start(Username, Password, MaxReceived, Watched, Host) ->
             {error, upstream_lost}
     end.
 
-%% Headers are part of a NATS payload; as properties they take up to four times as much
-%% (percent-encoded, and once more readable).
-max_received(default, MaxPayload) -> min(4 * MaxPayload + ?REST_OF_PACKET, ?MAX_ID);
+max_received(default, MaxPayload) ->
+    min(nats_gateway_mqtt_mapping:max_size(MaxPayload), ?MAX_REMAINING_LENGTH);
 max_received(Max, _) -> Max.
 
 hangups_key(Username, #{peername := {Address, _}, connect := Fields}) ->
@@ -267,7 +264,8 @@ item(#pub{topic = invalid}, _, _, _) ->
     unroutable;
 item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
     #host{broker = #broker{max_packet = MaxPacket, max_qos = MaxQos}, secret = Secret} = Host,
-    case is_intolerable(publish, nats_gateway_mqtt_mapping:name(Topic), Host) of
+    {Name, _} = nats_gateway_host:topic(Topic),
+    case is_intolerable(publish, Name, Host) of
         true ->
             denied;
         false ->
@@ -410,7 +408,7 @@ is_shared_available({Share, _}, #host{broker = #broker{shared = Shared}}) ->
     Shared orelse Share =:= undefined.
 
 is_filter_available(_, #host{broker = #broker{wildcards = true}}) -> true;
-is_filter_available(Filter, _) -> binary:match(Filter, [<<"+">>, <<"#">>]) =:= nomatch.
+is_filter_available(Filter, _) -> not nats_gateway_filters:has_wildcard(Filter).
 
 %% The packet that it is in has at most 16 bytes more, with the longest identifier.
 filter_fits(Filter, #host{broker = #broker{max_packet = Max}}) -> byte_size(Filter) + 16 =< Max.

@@ -415,21 +415,17 @@ may_send(Packet, _, #client{quota = Quota, requests = Requests}) ->
 number(_, none, Client) ->
     {none, Client};
 number(Packet, Tag, Client = #client{requests = Requests, next_packet_id = Next, quota = Quota}) ->
-    Id = free(Next, Requests),
+    Id = nats_gateway_mqtt_ids:free(Next, Requests, ?MAX_PACKET_ID),
     NQuota =
         case Packet of
             #publish{} -> Quota - 1;
             _ -> Quota
         end,
     {Id, Client#client{
-        requests = Requests#{Id => Tag}, next_packet_id = following(Id), quota = NQuota
+        requests = Requests#{Id => Tag},
+        next_packet_id = nats_gateway_mqtt_ids:following(Id, ?MAX_PACKET_ID),
+        quota = NQuota
     }}.
-
-free(Id, Taken) when is_map_key(Id, Taken) -> free(following(Id), Taken);
-free(Id, _) -> Id.
-
-following(?MAX_PACKET_ID) -> 1;
-following(Id) -> Id + 1.
 
 numbered(Packet, none) -> Packet;
 numbered(Packet = #publish{qos = 0}, _) -> Packet;

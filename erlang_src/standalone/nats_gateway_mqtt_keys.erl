@@ -40,17 +40,13 @@ add(Key, Keys = #keys{ids = Ids, keys = ById, next = Next}) ->
         #{Key := Id} ->
             {known, Id, Keys};
         #{} ->
-            Id = free(Next, ById),
+            Id = nats_gateway_mqtt_ids:free(Next, ById, ?MAX_ID),
             {added, Id, Keys#keys{
-                ids = Ids#{Key => Id}, keys = ById#{Id => Key}, next = following(Id)
+                ids = Ids#{Key => Id},
+                keys = ById#{Id => Key},
+                next = nats_gateway_mqtt_ids:following(Id, ?MAX_ID)
             }}
     end.
-
-free(Id, Taken) when is_map_key(Id, Taken) -> free(following(Id), Taken);
-free(Id, _) -> Id.
-
-following(?MAX_ID) -> 1;
-following(Id) -> Id + 1.
 
 -spec is_member(nats_gateway_host:key(), keys()) -> boolean().
 is_member(Key, #keys{ids = Ids}) -> is_map_key(Key, Ids).

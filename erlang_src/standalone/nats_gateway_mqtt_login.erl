@@ -55,7 +55,7 @@ credentials(Client = #{connect := Fields, config := Config}) ->
             byte_size(Password) =< ?MAX_STRING andalso
             nats_gateway_mqtt_nif:is_string(Mountpoint) andalso
             %% a name with a wildcard in it must not open the mountpoints of others
-            binary:match(Mountpoint, [<<"+">>, <<"#">>]) =:= nomatch,
+            not nats_gateway_filters:has_wildcard(Mountpoint),
     Session = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
     case Valid of
         false -> error;

@@ -7,9 +7,9 @@
 -module(nats_gateway_mqtt_mapping).
 
 -export([without_bad_topics/1]).
--export([name/1]).
 -export([publish/4]).
 -export([fits/3]).
+-export([max_size/1]).
 -export([delivery/3]).
 
 -export_type([strings/0]).
@@ -51,7 +51,7 @@ valid(undefined) ->
 valid(invalid) ->
     invalid;
 valid(Topic) ->
-    {Name, Correlation} = topic(Topic),
+    {Name, Correlation} = nats_gateway_host:topic(Topic),
     Valid =
         nats_gateway_mqtt_nif:is_topic(Name) andalso
             (Correlation =:= undefined orelse byte_size(Correlation) =< ?MAX_STRING),
@@ -70,7 +70,7 @@ publish(Pub, QoS, Strings, Secret) ->
         headers = Block,
         payload = Payload
     } = Pub,
-    {Name, OwnCorrelation} = topic(Topic),
+    {Name, OwnCorrelation} = nats_gateway_host:topic(Topic),
     {Correlation, ResponseTopic, Replies} = reply(OwnCorrelation, ReplyTo, ReplyTopic),
     {Properties, ContentType} = headers(Block, Replies, Strings, Secret),
     #publish{
@@ -92,14 +92,6 @@ reply(Correlation, _, ResponseTopic) when is_binary(ResponseTopic) ->
     {Correlation, ResponseTopic, []};
 reply(Correlation, ReplyTo, _) ->
     {Correlation, undefined, reply_subject(ReplyTo)}.
-
-topic({Name, Correlation}) -> {Name, Correlation};
-topic(Name) -> {Name, undefined}.
-
-%% Of a topic that is not invalid.
--spec name(nats_gateway_nif:topic()) -> binary().
-name({Name, _}) -> Name;
-name(Name) -> Name.
 
 %% A subject that is no MQTT string can't be carried at all.
 reply_subject(ReplyTo) ->
@@ -155,6 +147,11 @@ block_pairs(Part) ->
     [{?HEADER_BLOCK, Part}].
 
 is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
+
+%% The largest packet that a message with so many bytes of headers and payload becomes. As properties,
+%% headers take up to four times as much (percent-encoded, and once more readable).
+-spec max_size(MaxPayload :: non_neg_integer()) -> pos_integer().
+max_size(MaxPayload) -> 4 * MaxPayload + ?REST_OF_PACKET.
 
 %% Whether the packet is no larger than that. A header block takes up to four times its size: each byte
 %% may be percent-encoded, and stands in the block and in a property of its own.

@@ -1,0 +1,15 @@
+%% Identifiers of MQTT, of packets and of subscriptions: from 1 to the largest one, and from the beginning
+%% again.
+-module(nats_gateway_mqtt_ids).
+
+-export([free/3]).
+-export([following/2]).
+
+%% The first one from `Id' on that is not taken. One must be free.
+-spec free(Id, Taken :: #{Id => term()}, Max :: Id) -> Id when Id :: pos_integer().
+free(Id, Taken, Max) when is_map_key(Id, Taken) -> free(following(Id, Max), Taken, Max);
+free(Id, _, _) -> Id.
+
+-spec following(Id, Max :: Id) -> Id when Id :: pos_integer().
+following(Max, Max) -> 1;
+following(Id, _) -> Id + 1.
