@@ -169,11 +169,7 @@ duration(Min, Max, Value, Path) ->
             Ms;
         _ ->
             invalid(Path, [
-                <<"must be a duration such as \"1s\", from ">>,
-                integer_to_binary(Min),
-                <<" to ">>,
-                integer_to_binary(Max),
-                <<" ms">>
+                <<"must be a duration such as \"1s\", ">>, from_to(Min, Max), <<" ms">>
             ])
     end.
 
@@ -183,10 +179,8 @@ size(Min, Max, Value, Path) ->
             Bytes;
         _ ->
             invalid(Path, [
-                <<"must be a size from ">>,
-                integer_to_binary(Min),
-                <<" to ">>,
-                integer_to_binary(Max),
+                <<"must be a size ">>,
+                from_to(Min, Max),
                 <<" bytes, such as 1048576 or \"1MB\"">>
             ])
     end.
@@ -194,12 +188,9 @@ size(Min, Max, Value, Path) ->
 integer(Min, Max, Value, _) when is_integer(Value), Value >= Min, Value =< Max ->
     Value;
 integer(Min, Max, _, Path) ->
-    invalid(Path, [
-        <<"must be an integer from ">>,
-        integer_to_binary(Min),
-        <<" to ">>,
-        integer_to_binary(Max)
-    ]).
+    invalid(Path, [<<"must be an integer ">>, from_to(Min, Max)]).
+
+from_to(Min, Max) -> [<<"from ">>, integer_to_binary(Min), <<" to ">>, integer_to_binary(Max)].
 
 limit(_, 0, _) ->
     infinity;

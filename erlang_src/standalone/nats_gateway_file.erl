@@ -126,16 +126,17 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
     ok = check_cookies(Listeners, Login),
     NotKept = [max_connections | nats_gateway_login_config:file_keys()],
-    #{authentication_timeout := Timeout} = nats_gateway_config:defaults(),
+    #{authentication_timeout := Default} = nats_gateway_config:defaults(),
+    Timeout = authentication_timeout(Settings, Default),
     (maps:merge(maps:without(NotKept, Settings), nats_gateway_config:identity()))#{
         login => Login,
         auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
-        authentication_timeout := authentication_timeout(Settings, Timeout),
+        authentication_timeout := Timeout,
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
         },
         listeners := [
-            listener(Type, Name, Listener, Settings)
+            listener(Type, Name, Listener, Timeout, Settings)
          || {Type, Named} <- listeners(Listeners),
             {Name, Listener} <- lists:sort(maps:to_list(Named))
         ]
@@ -182,14 +183,13 @@ listeners(Listeners) ->
         false -> [{Type, maps:get(Type, Listeners)} || Type <- [tcp, ssl, ws, wss]]
     end.
 
-listener(Type, Name, Listener, Settings = #{max_connections := Max}) ->
+listener(Type, Name, Listener, Timeout, Settings = #{max_connections := Max}) ->
     Id = <<(atom_to_binary(Type))/binary, $:, Name/binary>>,
     Common = (maps:with(maps:keys(listener_schema()), Listener))#{
         name => Id,
         type => Type,
         max_connections := min(Max, maps:get(max_connections, Listener)),
-        authentication_timeout =>
-            authentication_timeout(Settings, maps:get(authentication_timeout, nats_gateway_config:defaults()))
+        authentication_timeout => Timeout
     },
     case Type of
         tcp ->
