@@ -103,7 +103,14 @@ KINDS = {
             "PONG after own messages": NOT_ALWAYS,
         },
     ),
-    "rumqttd": Kind(_rumqttd, {"503 when nobody listens": "never", "`echo:false`": "no"}),
+    "rumqttd": Kind(
+        _rumqttd,
+        {
+            "queue groups of one name, different subjects": LOSES,
+            "503 when nobody listens": "never",
+            "`echo:false`": "no",
+        },
+    ),
 }
 
 
@@ -159,8 +166,8 @@ def plain(address: Address) -> str:
 
 def group_beside_plain(address: Address) -> str:
     with quiet(address) as client, quiet(address) as other:
-        client.send(b"SUB g.a 1\r\nSUB g.a q 2\r\n")
-        other.send(b"SUB g.a q 5\r\n")
+        client.send(b"SUB g.a 1\r\nSUB g.a beside 2\r\n")
+        other.send(b"SUB g.a beside 5\r\n")
         client.ping()
         other.ping()
         client.send(b"PUB g.a 2\r\nhi\r\n" * 20)
@@ -172,8 +179,8 @@ def group_beside_plain(address: Address) -> str:
 def two_groups(address: Address) -> str:
     """Another connection has a share of the first one."""
     with quiet(address) as client, quiet(address) as other:
-        client.send(b"SUB g.b 1\r\nSUB g.b q 2\r\nSUB g.* p 3\r\n")
-        other.send(b"SUB g.b q 4\r\n")
+        client.send(b"SUB g.b 1\r\nSUB g.b two 2\r\nSUB g.* wild 3\r\n")
+        other.send(b"SUB g.b two 4\r\n")
         client.ping()
         other.ping()
         client.send(b"PUB g.b 2\r\nhi\r\n" * 20)
@@ -185,9 +192,23 @@ def two_groups(address: Address) -> str:
     return LOSES if seen[0] == 20 and max(seen) == 20 and min(seen) > 0 else str(seen)
 
 
+def one_group_name(address: Address) -> str:
+    """Queue groups of one name on two subjects have nothing to do with each other."""
+    with quiet(address) as client, quiet(address) as other:
+        client.send(b"SUB n.a same 1\r\n")
+        other.send(b"SUB n.b same 2\r\n")
+        client.ping()
+        other.ping()
+        client.send(b"PUB n.a 2\r\nhi\r\nPUB n.b 2\r\nhi\r\n" * 20)
+        seen = delivered(gathered(client), 1), delivered(gathered(other), 2)
+    if seen == (20, 20):
+        return "yes"
+    return LOSES if max(seen) <= 20 else str(seen)
+
+
 def request_and_reply(address: Address) -> str:
     with quiet(address) as service, quiet(address) as requester:
-        service.send(b"SUB svc q 1\r\n")
+        service.send(b"SUB svc workers 1\r\n")
         service.ping()
         requester.send(b"SUB inbox.1 2\r\nPUB svc inbox.1 2\r\nhi\r\n")
         service.until(b"MSG svc 1 inbox.1 2\r\nhi\r\n")
@@ -263,6 +284,7 @@ ROWS: dict[str, Callable[[Address], str]] = {
     "subjects, wildcards, overlapping subscriptions": plain,
     "queue groups beside plain subscriptions": group_beside_plain,
     "two queue groups of one connection, different filters": two_groups,
+    "queue groups of one name, different subjects": one_group_name,
     "request and reply": request_and_reply,
     "503 when nobody listens": no_responders,
     "headers, byte for byte": headers,
