@@ -103,28 +103,14 @@
 -record(channel, {
     host :: module(),
     host_state :: term(),
+    %% its `connect' has the fields of all CONNECTs
     client :: nats_gateway_host:client(),
-    config :: nats_gateway_config:config(),
-    phase = new :: new | connected,
-    %% docs/protocol.md section 2: the defaults of a client that sent no CONNECT
-    verbose = true :: boolean(),
-    pedantic = true :: boolean(),
-    echo = true :: boolean(),
-    no_responders = false :: boolean(),
-    protocol = 0 :: 0 | 1,
+    options = #options{} :: #options{},
     decoder :: #decoder{},
-    %% what a login of the gateway's own allows
-    permissions = none :: none | nats_gateway_permissions:permissions(),
-    %% the same as the login states it
-    rules :: undefined | nats_gateway_permissions:rules(),
-    max_payload = infinity :: infinity | non_neg_integer(),
-    %% what the host takes
-    host_max_payload = infinity :: infinity | non_neg_integer(),
-    max_subscriptions = infinity :: infinity | non_neg_integer(),
-    %% when it ends: milliseconds of monotonic time, and what the client is told
-    deadline = infinity :: infinity | {integer(), stop_reason()},
+    grant = #grant{} :: nats_gateway_admission:grant(),
     %% clients that know of another limit expect the first PONG before it
     info_due = false :: boolean(),
+    %% once it has logged in
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
@@ -158,50 +144,40 @@ prepare(Host, Client) ->
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
-    #{max_control_line := MaxControlLine, max_payload_size := OfServer, login := Login} = Config,
-    #{enable_stats := EnableStats} = Config,
+    #{max_control_line := MaxControlLine, login := Login, enable_stats := EnableStats} = Config,
     Nonce = nats_gateway_login:nonce(Login),
-    OfHost = maps:get(max_payload, Client, infinity),
     Channel = #channel{
         host = Host,
         client = Client#{connect => #{}, nonce => Nonce},
-        config = Config,
-        host_max_payload = OfHost,
-        decoder = #decoder{
-            max_control_line = MaxControlLine,
-            max_payload = min(OfServer, OfHost),
-            phase = phase(Config)
-        },
+        decoder = #decoder{max_control_line = MaxControlLine, phase = phase(Config)},
         traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
     },
-    Extra =
-        case Nonce of
-            undefined -> #{};
-            _ -> #{nonce => Nonce}
-        end,
-    {server_info(Extra, Channel), Channel}.
+    Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
+    {server_info(Extra, Channel), limited(Channel)}.
 
 %% Of the decoder, before the login.
-phase(Config) ->
-    case auth_required(Config) of
-        true -> connect_only;
-        false -> open
-    end.
+phase(#{auth_required := true}) -> connect_only;
+phase(#{auth_required := false}) -> open.
+
+%% The decoder has the limit of now.
+limited(Channel = #channel{decoder = Decoder}) ->
+    Channel#channel{decoder = Decoder#decoder{max_payload = max_payload(Channel)}}.
+
+%% What the settings, the login and the host take, of the largest payload.
+max_payload(#channel{client = Client, session = Session, grant = #grant{max_payload = OfLogin}}) ->
+    #{config := #{max_payload_size := OfServer}} = Client,
+    OfHost =
+        case Session of
+            undefined -> maps:get(max_payload, Client, infinity);
+            _ -> maps:get(max_payload, Session, infinity)
+        end,
+    min(OfServer, min(OfLogin, OfHost)).
 
 %% What the client's certificate tells of it: the name takes the place of CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
     Peercert :: nats_gateway_certificate:peercert().
-identify(Peercert, Name, Channel = #channel{client = Client = #{connect := Connect}}) ->
-    Known = Client#{peercert => Peercert},
-    Channel#channel{
-        client =
-            case Name of
-                {ok, User} ->
-                    Known#{certified => #{user => User}, connect := Connect#{user => User}};
-                none ->
-                    Known
-            end
-    }.
+identify(Peercert, Name, Channel = #channel{client = Client}) ->
+    Channel#channel{client = nats_gateway_connect:certified(Name, Client#{peercert => Peercert})}.
 
 %% What the next decode call has to know.
 -spec decoder(channel()) -> #decoder{}.
@@ -237,7 +213,7 @@ unsent(#channel{output = Output}) -> nats_gateway_output:bytes(Output).
 
 %% Whether it has logged in.
 -spec is_connected(channel()) -> boolean().
-is_connected(#channel{phase = Phase}) -> Phase =:= connected.
+is_connected(#channel{session = Session}) -> Session =/= undefined.
 
 %% The client has ended the connection, and the host takes its time with what it has sent before. What
 %% it has published still counts; nothing else that it asks for does.
@@ -253,19 +229,21 @@ leave(Channel) ->
 
 %% When to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
 -spec deadline(channel()) -> infinity | integer().
-deadline(#channel{deadline = infinity}) -> infinity;
-deadline(#channel{deadline = {At, _}}) -> At.
+deadline(#channel{grant = Grant}) -> nats_gateway_admission:deadline(Grant).
 
 -spec info(channel()) -> map().
-info(Channel = #channel{client = Client, session = Session}) ->
+info(Channel = #channel{client = Client = #{connect := Fields}, session = Session}) ->
     (stats(Channel))#{
         client => maps:without(
-            [config, cookies, nonce], Client#{connect := public(maps:get(connect, Client))}
+            [config, cookies, nonce],
+            Client#{connect := nats_gateway_connect:without_secrets(Fields)}
         ),
         session => Session,
-        connected => Channel#channel.phase =:= connected,
-        verbose => Channel#channel.verbose
+        connected => is_connected(Channel),
+        verbose => is_verbose(Channel)
     }.
+
+is_verbose(#channel{options = #options{verbose = Verbose}}) -> Verbose.
 
 -spec stats(channel()) -> #{atom() => non_neg_integer()}.
 stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
@@ -287,59 +265,59 @@ held(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:bytes(Subs).
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
 
-public(Fields) -> maps:without([pass, auth_token, jwt, nkey, sig], Fields).
-
 %% A client that is told INFO and why it can't stay.
 -spec refuse(stop_reason(), channel()) -> result().
 refuse(Reason, Channel) -> stop(Reason, [], Channel).
 
 %% INFO with ldm to the clients that take an INFO at any time.
 -spec lame_duck(channel()) -> iodata().
-lame_duck(Channel = #channel{phase = connected, protocol = 1}) ->
-    server_info(#{ldm => true}, Channel);
-lame_duck(_) ->
-    [].
+lame_duck(Channel) ->
+    case takes_info(Channel) of
+        true -> server_info(#{ldm => true}, Channel);
+        false -> []
+    end.
+
+takes_info(Channel = #channel{options = #options{protocol = Protocol}}) ->
+    Protocol =:= 1 andalso is_connected(Channel).
 
 %% Other settings for a client that is there already; its next login is one under these.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
-configure(Config, Channel = #channel{phase = new, waiting = none, config = Old, client = Client}) ->
-    #{login := Login, max_control_line := MaxControlLine} = Config,
-    Demands = auth_required(Config) andalso not auth_required(Old),
-    Signed = maps:get(nonce, Client) =/= undefined,
-    case Demands orelse (not Signed andalso nats_gateway_login:nonce(Login) =/= undefined) of
+configure(Config, Channel = #channel{session = undefined, waiting = none}) ->
+    #channel{client = Client = #{config := Old}} = Channel,
+    Demands = phase(Config) =:= connect_only andalso phase(Old) =:= open,
+    case Demands orelse lacks_nonce(Client, Config) of
         true ->
             %% The INFO of this client announced no login, or no nonce. When it has connected again it
             %% reads the new one.
             stop(settings_changed, [], Channel);
         false ->
-            Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
-            MaxPayload = max_payload(Config, Channel),
-            {ok, [], Channel#channel{
-                config = Config,
-                client = Client#{config := Config},
-                decoder = Decoder#decoder{
-                    max_control_line = MaxControlLine,
-                    max_payload = MaxPayload,
-                    phase = phase(Config)
-                },
-                info_due =
-                    Channel#channel.info_due orelse MaxPayload =/= Announced
+            {Changes, NChannel = #channel{decoder = Decoder}} = reconfigured(Config, Channel),
+            {ok, [], NChannel#channel{
+                decoder = Decoder#decoder{phase = phase(Config)},
+                info_due = NChannel#channel.info_due orelse Changes
             }}
     end;
-configure(Config, Channel = #channel{phase = Phase, protocol = Protocol, client = Client}) ->
-    %% Clients that accept INFO at any time (protocol 1) are sent the new limit.
-    #{max_control_line := MaxControlLine} = Config,
-    MaxPayload = max_payload(Config, Channel),
-    Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
-    NChannel = Channel#channel{
-        config = Config,
-        client = Client#{config := Config},
-        decoder = Decoder#decoder{max_control_line = MaxControlLine, max_payload = MaxPayload}
-    },
-    case MaxPayload =/= Announced andalso Phase =:= connected andalso Protocol =:= 1 of
+configure(Config, Channel) ->
+    {Changes, NChannel} = reconfigured(Config, Channel),
+    %% Clients that accept INFO at any time are sent the new limit.
+    case Changes andalso takes_info(NChannel) of
         true -> {ok, server_info(#{}, NChannel), NChannel};
         false -> {ok, [], NChannel}
     end.
+
+lacks_nonce(#{nonce := undefined}, #{login := Login}) ->
+    nats_gateway_login:nonce(Login) =/= undefined;
+lacks_nonce(_, _) ->
+    false.
+
+%% Whether another payload is the largest now.
+reconfigured(Config = #{max_control_line := MaxControlLine}, Channel) ->
+    #channel{client = Client, decoder = Decoder = #decoder{max_payload = Announced}} = Channel,
+    NChannel = limited(Channel#channel{
+        client = Client#{config := Config},
+        decoder = Decoder#decoder{max_control_line = MaxControlLine}
+    }),
+    {NChannel#channel.decoder#decoder.max_payload =/= Announced, NChannel}.
 
 %% Messages are those for `handle_messages/2' that come too late.
 -spec terminate(term(), Messages :: [term()], channel()) -> ok.
@@ -374,11 +352,15 @@ next_segment(Channel = #channel{subscriptions = Subs}) ->
 
 run([], Out, Channel) ->
     {ok, Out, Channel};
-run([{error, invalid_publish_subject} | _], Out, Channel = #channel{pedantic = true}) ->
-    Invalid = err(nats_gateway_publishing:invalid_subject(), Channel),
-    finish(unknown_protocol_operation, [Out | Invalid], Channel);
 run([{error, invalid_publish_subject} | _], Out, Channel) ->
-    finish(unknown_protocol_operation, Out, Channel);
+    Invalid =
+        case Channel of
+            #channel{options = #options{pedantic = true}} ->
+                err(nats_gateway_publishing:invalid_subject(), Channel);
+            #channel{} ->
+                []
+        end,
+    finish(unknown_protocol_operation, [Out | Invalid], Channel);
 run([{error, Reason} | _], Out, Channel) ->
     finish(Reason, Out, Channel);
 run([eof | _], Out, Channel) ->
@@ -388,7 +370,7 @@ run([Connect = {connect, Fields} | Rest] = Ops, Out, Channel) ->
         no -> connect(Fields, Rest, Out, Channel);
         Which -> fence(Which, Ops, Out, Channel)
     end;
-run(Ops, Out, Channel = #channel{phase = new}) ->
+run(Ops, Out, Channel = #channel{session = undefined}) ->
     %% No CONNECT: a client with the defaults, known to the host as any other.
     login(implicit, Ops, Out, Channel);
 run([#pub{subject = ?USER_INFO, reply_to = ReplyTo} = Pub | Rest], Out, Channel) when
@@ -423,8 +405,8 @@ take([Op | Rest] = Ops, Out, Channel) ->
         Which -> fence(Which, Ops, Out, Channel)
     end.
 
-must_wait(Op, #channel{verbose = Verbose, subscriptions = Subs}) ->
-    nats_gateway_subscriptions:must_wait(Op, Verbose, Subs).
+must_wait(Op, Channel = #channel{subscriptions = Subs}) ->
+    nats_gateway_subscriptions:must_wait(Op, is_verbose(Channel), Subs).
 
 change(#sub{} = Sub, Rest, Out, Channel) ->
     subscribe(Sub, Rest, Out, Channel);
@@ -454,7 +436,7 @@ pong(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
     end.
 
 %% What came before the end is processed, and what it causes is written, before the end.
-finish(Reason, Out, Channel = #channel{phase = new}) ->
+finish(Reason, Out, Channel = #channel{session = undefined}) ->
     stop(Reason, Out, Channel);
 finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:barrier(own, HostState) of
@@ -482,9 +464,9 @@ release(Step, Out, Channel = #channel{output = Output}) ->
     {Frames, NOutput} = nats_gateway_output:release(Output),
     {sent, 0, [Frames, Step], Out, Channel#channel{output = NOutput}}.
 
-acknowledge(Out, #channel{verbose = true, traffic = Traffic}) ->
+acknowledge(Out, #channel{options = #options{verbose = true}, traffic = Traffic}) ->
     [Out | nats_gateway_traffic:ok(true, Traffic)];
-acknowledge(Out, #channel{verbose = false}) ->
+acknowledge(Out, _) ->
     Out.
 
 stop(Reason, Out, Channel) ->
@@ -499,77 +481,48 @@ stop_at_once(Reason, Out, Channel = #channel{output = Output}) ->
 %% -------------------------------------------------------------------------------------------
 %% CONNECT
 
-connect(Fields, Rest, Out, Channel = #channel{client = Client = #{connect := Old}}) ->
-    New = maps:merge(maps:merge(Old, Fields), maps:get(certified, Client, #{})),
-    NChannel = Channel#channel{client = Client#{connect := New}},
-    case New of
-        #{account := Account} when Account =/= <<>> ->
-            stop(authorization_violation, Out, NChannel);
-        #{new_account := true} ->
-            stop(authorization_violation, Out, NChannel);
-        #{} ->
+connect(Fields, Rest, Out, Channel = #channel{client = Client}) ->
+    case nats_gateway_connect:merge(Fields, Client) of
+        {ok, NClient} ->
+            NChannel = Channel#channel{client = NClient},
             case Channel of
-                #channel{phase = connected, session = Session} ->
-                    case credentials(New) =:= credentials(Old) of
+                #channel{session = undefined} ->
+                    login(explicit, Rest, Out, NChannel);
+                #channel{session = Session} ->
+                    case nats_gateway_connect:has_same_credentials(Client, NClient) of
                         true -> logged_in(explicit, Session, Rest, Out, NChannel);
                         false -> login_again(Rest, Out, NChannel)
-                    end;
-                #channel{} ->
-                    login(explicit, Rest, Out, NChannel)
-            end
+                    end
+            end;
+        {error, Reason} ->
+            stop(Reason, Out, Channel)
     end.
-
-credentials(Fields) -> maps:with([user, pass, auth_token, jwt, nkey, sig], Fields).
 
 login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
     ok = Host:disconnect(login_again, HostState),
-    ok = leave_account(Client),
+    ok = nats_gateway_admission:leave(Client),
     login(again, Rest, Out, Channel#channel{
         host_state = undefined,
         subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions)
     }).
 
 %% The gateway's own login comes before that of the broker, which is told of it.
-login(Kind, Rest, Out, Channel = #channel{client = Client = #{config := Config}}) ->
-    #{login := Login} = Config,
-    case nats_gateway_login:authenticate(Login, credentials_of(Client), facts(Client)) of
-        {verify, {Given, Hash}, IfRight, IfWrong} ->
-            #{peername := {Address, _}} = Client,
-            Request = nats_gateway_passwords:verify(Given, Hash, Address),
+login(Kind, Rest, Out, Channel = #channel{client = Client}) ->
+    case nats_gateway_admission:authenticate(Client) of
+        {verify, Request, IfRight, IfWrong} ->
             Waiting = #login{kind = Kind, request = Request, right = IfRight, wrong = IfWrong},
             wait(Waiting, Rest, Out, Channel);
         Verdict ->
             judged_login(Verdict, Kind, Rest, Out, Channel)
     end.
 
-judged_login({ok, Identity}, Kind, Rest, Out, Channel) ->
-    case join_account(Identity) of
-        ok ->
-            connect_host(Kind, Rest, Out, accept(Identity, Channel));
-        full ->
-            #{account := Account, max_account_connections := Limit} = Identity,
-            log_refusal(
-                jwt,
-                account_is_full,
-                (zero_claims(Identity))#{account => Account, limit => Limit},
-                Channel
-            ),
-            stop(maximum_account_connections_exceeded, Out, Channel)
-    end;
-judged_login(ignore, Kind, Rest, Out, Channel = #channel{client = Client}) ->
-    connect_host(Kind, Rest, Out, Channel#channel{
-        client = maps:remove(login, Client),
-        permissions = none,
-        rules = undefined,
-        max_payload = infinity,
-        max_subscriptions = infinity,
-        deadline = infinity
-    });
-judged_login({error, {Method, Reason}}, _, _, Out, Channel) ->
-    refuse(Method, Reason, authorization_violation, Out, Channel);
-judged_login(busy, _, _, Out, Channel) ->
-    %% No text: every client comes again.
-    refuse(passwords, too_many_logins, too_many_logins, Out, Channel).
+judged_login(Verdict, Kind, Rest, Out, Channel = #channel{client = Client}) ->
+    case nats_gateway_admission:judge(Verdict, Client) of
+        {ok, NClient, Grant} ->
+            connect_host(Kind, Rest, Out, Channel#channel{client = NClient, grant = Grant});
+        {error, Reason} ->
+            stop(Reason, Out, Channel)
+    end.
 
 %% Whether the client's password is being compared.
 -spec is_verifying(channel()) -> boolean().
@@ -584,88 +537,6 @@ verified(Message, Channel = #channel{waiting = Waiting}) ->
         busy -> events([{judged, busy}], [], Channel);
         no_result -> {ok, [], Channel}
     end.
-
-%% The client is told less than the log.
-refuse(Method, {Reason, Text}, StopReason, Out, Channel) ->
-    log_refusal(Method, Reason, #{detail => Text}, Channel),
-    stop(StopReason, Out, Channel);
-refuse(Method, Reason, StopReason, Out, Channel) ->
-    log_refusal(Method, Reason, #{}, Channel),
-    stop(StopReason, Out, Channel).
-
-log_refusal(Method, Reason, More, #channel{client = Client}) ->
-    #{listener := Listener, peername := Peername} = Client,
-    nats_gateway_refusals:may_log(Listener) andalso
-        ?LOG_WARNING(More#{
-            msg => login_refused,
-            method => Method,
-            reason => Reason,
-            peername => address_port(Peername),
-            listener => Listener
-        }).
-
-%% A JWT that was not made for a nats-server may lack what no nats-server would let it lack.
-zero_claims(#{zero_claims := Claims = [_ | _]}) ->
-    #{
-        zero_or_missing => iolist_to_binary(lists:join(<<", ">>, Claims)),
-        hint => <<"a limit that is missing is 0, as in nats-server; -1 is none">>
-    };
-zero_claims(_) ->
-    #{}.
-
-join_account(#{account := Account, max_account_connections := Limit}) ->
-    nats_gateway_accounts:join(Account, Limit);
-join_account(_) ->
-    ok.
-
-leave_account(#{login := #{account := Account}}) -> nats_gateway_accounts:leave(Account);
-leave_account(_) -> ok.
-
-%% A browser can't put a JWT into CONNECT, but it sends cookies.
-credentials_of(#{connect := Fields, cookies := #{jwt := Jwt}}) ->
-    case maps:get(jwt, Fields, <<>>) of
-        <<>> -> Fields#{jwt => Jwt};
-        _ -> Fields
-    end;
-credentials_of(#{connect := Fields}) ->
-    Fields.
-
-facts(#{peername := {PeerHost, _}, transport := Transport, nonce := Nonce} = Client) ->
-    #{
-        certified => is_map_key(certified, Client),
-        peerhost => PeerHost,
-        transport => Transport,
-        nonce => Nonce,
-        now => erlang:system_time(millisecond),
-        offset => local_offset()
-    }.
-
-local_offset() ->
-    Local = calendar:datetime_to_gregorian_seconds(calendar:local_time()),
-    Local - calendar:datetime_to_gregorian_seconds(calendar:universal_time()).
-
-accept(Identity = #{rules := Rules, expires := Expires}, Channel = #channel{client = Client}) ->
-    #{max_payload := MaxPayload, max_subscriptions := MaxSubscriptions} = Identity,
-    Channel#channel{
-        client = Client#{login => maps:remove(rules, Identity)},
-        permissions = nats_gateway_permissions:new(Rules),
-        rules = Rules,
-        max_payload = MaxPayload,
-        max_subscriptions = MaxSubscriptions,
-        deadline =
-            case Expires of
-                infinity -> infinity;
-                {Ms, Reason} -> deadline(Ms, Reason)
-            end
-    }.
-
-deadline(Ms, Reason) -> {erlang:monotonic_time(millisecond) + Ms, Reason}.
-
-%% Of the broker's login. Of one of the gateway's own the broker knows nothing better.
-deadline(#{expires := Ms}, infinity, Client) when not is_map_key(login, Client) ->
-    deadline(Ms, user_authentication_expired);
-deadline(_, OfLogin, _) ->
-    OfLogin.
 
 connect_host(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) ->
     case Host:connect(Client) of
@@ -682,57 +553,37 @@ logged_in(_, #{mountpoint := New}, _, Out, Channel = #channel{session = #{mountp
 ->
     %% The subscriptions of the old login live under its mountpoint: begin anew.
     stop(session_changed, Out, Channel);
-logged_in(Kind, Session, Rest, Out, Channel) ->
-    #channel{client = #{connect := Fields} = Client, echo = OldEcho, phase = Phase, config = Config} =
-        Channel,
-    #{mountpoint := Mountpoint} = Session,
-    Decoder = #decoder{max_payload = Announced} = Channel#channel.decoder,
-    OfHost = maps:get(max_payload, Session, infinity),
-    MaxPayload = max_payload(Config, Channel#channel{host_max_payload = OfHost}),
-    Headers = maps:get(headers, Fields, false),
-    NoResponders = maps:get(no_responders, Fields, false),
-    Protocol = maps:get(protocol, Fields, 0),
-    NChannel = Channel#channel{
-        phase = connected,
+logged_in(Kind, Session = #{mountpoint := Mountpoint}, Rest, Out, Old) ->
+    #channel{client = Client = #{connect := Fields}, decoder = Decoder, grant = Grant} = Old,
+    #decoder{max_payload = Announced} = Decoder,
+    Channel = Old#channel{
         session = Session,
-        host_max_payload = OfHost,
-        deadline = deadline(Session, Channel#channel.deadline, Client),
-        decoder = Decoder#decoder{
-            max_payload = MaxPayload,
-            phase = open,
-            headers = Headers,
-            mountpoint = Mountpoint
-        },
-        verbose = maps:get(verbose, Fields, true),
-        pedantic = maps:get(pedantic, Fields, true),
-        echo = maps:get(echo, Fields, true),
-        no_responders = NoResponders,
-        protocol = Protocol,
-        info_due =
-            Protocol =:= 1 andalso
-                (Channel#channel.info_due orelse (Phase =:= new andalso MaxPayload =/= Announced))
+        grant = nats_gateway_admission:until_session_ends(Session, Client, Grant)
     },
-    if
-        Protocol =/= 0, Protocol =/= 1 ->
-            stop(invalid_client_protocol, Out, NChannel);
-        NoResponders, not Headers ->
-            stop(no_responders_requires_headers, Out, NChannel);
-        true ->
-            NOut =
-                case Kind of
-                    implicit -> Out;
-                    _ -> acknowledge(Out, NChannel)
-                end,
-            case Kind =:= again orelse OldEcho =/= NChannel#channel.echo of
-                true -> subscribe_again(Rest, NOut, NChannel);
-                false ->
-                    Ops =
-                        case Kind of
-                            implicit -> mounted(Rest, Mountpoint);
-                            _ -> Rest
-                        end,
-                    within_limit(fun(Ok) -> run(Ops, NOut, Ok) end, NOut, NChannel)
-            end
+    case nats_gateway_connect:options(Fields) of
+        {ok, Options = #options{headers = Headers, protocol = Protocol}} ->
+            NChannel = limited(Channel#channel{
+                options = Options,
+                decoder = Decoder#decoder{phase = open, headers = Headers, mountpoint = Mountpoint}
+            }),
+            IsFirst = not is_connected(Old),
+            Changes = NChannel#channel.decoder#decoder.max_payload =/= Announced,
+            Due = Old#channel.info_due orelse (IsFirst andalso Changes),
+            opened(Kind, Rest, Out, Old, NChannel#channel{info_due = Protocol =:= 1 andalso Due});
+        {error, Reason} ->
+            stop(Reason, Out, Channel)
+    end.
+
+%% What the login is followed by.
+opened(implicit, Ops, Out, _, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
+    within_limit(fun(Ok) -> run(mounted(Ops, Mountpoint), Out, Ok) end, Out, Channel);
+opened(Kind, Rest, Out, #channel{options = #options{echo = Echo}}, Channel) ->
+    Acknowledged = acknowledge(Out, Channel),
+    case Channel of
+        #channel{options = #options{echo = Echo}} when Kind =/= again ->
+            within_limit(fun(Ok) -> run(Rest, Acknowledged, Ok) end, Acknowledged, Channel);
+        #channel{} ->
+            subscribe_again(Rest, Acknowledged, Channel)
     end.
 
 %% Operations that were decoded before their own login: behind a CONNECT there are none.
@@ -753,10 +604,6 @@ mount(Sub = #sub{subject = Subject}, Mountpoint) ->
 mount(Op, _) ->
     Op.
 
-max_payload(#{max_payload_size := OfServer}, Channel) ->
-    #channel{max_payload = OfLogin, host_max_payload = OfHost} = Channel,
-    min(OfServer, min(OfLogin, OfHost)).
-
 %% After another login, or with another no-local option.
 subscribe_again(Rest, Out, Channel = #channel{gone = true}) ->
     run(Rest, Out, Channel);
@@ -766,27 +613,20 @@ subscribe_again(Rest, Out, Channel) ->
     Keys = nats_gateway_subscriptions:keys(Subs),
     within_limit(fun(Ok) -> subscribe_keys(Keys, Rest, NOut, Ok) end, NOut, NChannel).
 
-%% As in nats-server, a login that leaves no room for another subscription is the connection's end.
 within_limit(GoOn, Out, Channel = #channel{subscriptions = Subs, client = Client}) ->
     Count = nats_gateway_subscriptions:count(Subs),
-    Max = max_subscriptions(Channel),
-    case Client of
-        #{login := Login = #{method := Method}} when Count >= Max ->
-            More = (zero_claims(Login))#{limit => Max, subscriptions => Count},
-            log_refusal(Method, no_more_subscriptions, More, Channel),
-            stop(maximum_subscriptions_exceeded, Out, Channel);
-        #{} when Count > Max ->
-            stop(maximum_subscriptions_exceeded, Out, Channel);
-        #{} ->
-            GoOn(Channel)
+    case nats_gateway_admission:has_room(Count, max_subscriptions(Channel), Client) of
+        true -> GoOn(Channel);
+        false -> stop(maximum_subscriptions_exceeded, Out, Channel)
     end.
 
 %% Atoms are greater than numbers.
-max_subscriptions(#channel{config = #{max_subscriptions := OfServer}, max_subscriptions = OfLogin}) ->
+max_subscriptions(#channel{client = Client, grant = #grant{max_subscriptions = OfLogin}}) ->
+    #{config := #{max_subscriptions := OfServer}} = Client,
     min(OfServer, OfLogin).
 
 %% Subscriptions that this login would not get.
-permit_again(Channel = #channel{permissions = none}) ->
+permit_again(Channel = #channel{grant = #grant{permissions = none}}) ->
     {[], Channel};
 permit_again(Channel = #channel{subscriptions = Subs}) ->
     lists:foldl(
@@ -810,8 +650,8 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
 subscribe_keys([], Rest, Out, Channel) ->
     run(Rest, Out, Channel);
 subscribe_keys(Keys, Rest, Out, Channel) ->
-    #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
-    case Host:subscribe_again(Keys, subscribe_options(Verbose, Channel), HostState) of
+    #channel{host = Host, host_state = HostState} = Channel,
+    case Host:subscribe_again(Keys, subscribe_options(Channel), HostState) of
         {ok, Refusals, NHostState} ->
             {Refused, NChannel} = reject_all(Refusals, Channel#channel{host_state = NHostState}),
             run(Rest, [Out | Refused], NChannel);
@@ -831,13 +671,21 @@ take_publishes([#pub{subject = ?USER_INFO, reply_to = ReplyTo} | _] = Ops, Acc) 
 take_publishes([#pub{} = Pub | Rest], Acc) -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
-publish(Pubs, Rest, Out, Channel = #channel{traffic = Traffic, permissions = Permissions}) ->
+publish(Pubs, Rest, Out, Channel = #channel{traffic = Traffic}) ->
     NChannel = Channel#channel{traffic = nats_gateway_traffic:received(length(Pubs), Traffic)},
-    case nats_gateway_publishing:judge(Pubs, Permissions) of
-        pass -> publish(Pubs, Pubs, pass, Rest, Out, NChannel);
-        {Verdicts, NPermissions} ->
-            judged(Pubs, Verdicts, Rest, Out, NChannel#channel{permissions = NPermissions})
+    case nats_gateway_publishing:judge(Pubs, permissions(Channel)) of
+        pass ->
+            publish(Pubs, Pubs, pass, Rest, Out, NChannel);
+        {Verdicts, Permissions} ->
+            judged(Pubs, Verdicts, Rest, Out, set_permissions(Permissions, NChannel))
     end.
+
+permissions(#channel{grant = #grant{permissions = Permissions}}) -> Permissions.
+
+set_permissions(none, Channel) ->
+    Channel;
+set_permissions(Permissions, Channel = #channel{grant = Grant}) ->
+    Channel#channel{grant = Grant#grant{permissions = Permissions}}.
 
 judged(Pubs, Verdicts, Rest, Out, Channel = #channel{traffic = Traffic}) ->
     Passed = [Pub || {Pub, pass} <- lists:zip(Pubs, Verdicts)],
@@ -845,18 +693,11 @@ judged(Pubs, Verdicts, Rest, Out, Channel = #channel{traffic = Traffic}) ->
     NTraffic = nats_gateway_traffic:unroutable(Invalid, Traffic),
     publish(Pubs, Passed, Verdicts, Rest, Out, Channel#channel{traffic = NTraffic}).
 
-now_ms() -> erlang:monotonic_time(millisecond).
-
 publish(Pubs, [], Verdicts, Rest, Out, Channel) ->
     run(Rest, [Out | answers(Pubs, Verdicts, [], Channel)], Channel);
 publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
-    #channel{
-        host = Host,
-        host_state = HostState,
-        verbose = Verbose,
-        no_responders = NoResponders,
-        subscriptions = Subs
-    } = Channel,
+    #channel{host = Host, host_state = HostState, options = Asked, subscriptions = Subs} = Channel,
+    #options{verbose = Verbose, no_responders = NoResponders} = Asked,
     Options = #{confirm => Verbose, no_responders => NoResponders},
     Published = Channel#channel{subscriptions = nats_gateway_subscriptions:published(Subs)},
     case Host:publish(Passed, Options, HostState) of
@@ -871,16 +712,14 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     end.
 
 %% What the client is told of a batch, in its order.
-answers(_, pass, [], #channel{verbose = false, pedantic = false}) ->
+answers(_, pass, [], #channel{options = #options{verbose = false, pedantic = false}}) ->
     [];
 answers(Pubs, Verdicts, Rejections, Channel) ->
     nats_gateway_publishing:answers(Pubs, Verdicts, Rejections, answering(Channel)).
 
-answering(Channel) ->
+answering(Channel = #channel{options = Options}) ->
     #answering{
-        verbose = Channel#channel.verbose,
-        pedantic = Channel#channel.pedantic,
-        no_responders = Channel#channel.no_responders,
+        options = Options,
         mountpoint = mountpoint(Channel),
         subscriptions = Channel#channel.subscriptions,
         traffic = Channel#channel.traffic
@@ -889,16 +728,16 @@ answering(Channel) ->
 %% The answer goes to the requester alone, and never to the broker, whose names it would need.
 user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
     #pub{reply_topic = ReplyTopic} = Pub,
-    {Verdict, Permissions} = nats_gateway_publishing:judge_user_info(Pub, Old#channel.permissions),
-    Channel = Old#channel{
-        traffic = nats_gateway_traffic:received(1, Traffic), permissions = Permissions
-    },
+    {Verdict, Permissions} = nats_gateway_publishing:judge_user_info(Pub, permissions(Old)),
+    Channel = set_permissions(
+        Permissions, Old#channel{traffic = nats_gateway_traffic:received(1, Traffic)}
+    ),
     NOut = [Out | answers([Pub], [Verdict], [], Channel)],
-    #channel{subscriptions = Subs, config = Config} = Channel,
+    #channel{subscriptions = Subs, client = Client = #{config := Config}, grant = Grant} = Channel,
     case Verdict =:= pass andalso nats_gateway_publishing:plain_sid(ReplyTopic, Subs) of
         Sid when is_binary(Sid) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
-            Info = nats_gateway_system:user_info(user(Channel), Config),
+            Info = nats_gateway_system:user_info(nats_gateway_admission:user(Client, Grant), Config),
             Answer = #delivery{key = Key, topic = ReplyTopic, payload = Info},
             %% Many sids may get it, and many such requests come in one segment.
             Steps = [{deliver, [Answer]}, resume],
@@ -906,26 +745,6 @@ user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
         _ ->
             run(Rest, NOut, Channel)
     end.
-
-user(#channel{client = Client = #{sockname := {Host, _}, connect := Connect}} = Channel) ->
-    Login = maps:get(login, Client, #{}),
-    #{
-        host => address(Host),
-        user => user_name(Login, Connect),
-        account => maps:get(account, Login, <<"$G">>),
-        rules => Channel#channel.rules,
-        expires =>
-            case deadline(Channel) of
-                infinity -> infinity;
-                At -> max(0, At - now_ms())
-            end
-    }.
-
-%% A token is nobody's name.
-user_name(#{nkey := NKey}, _) -> NKey;
-user_name(#{method := token}, _) -> <<"[REDACTED]">>;
-user_name(#{username := User}, _) -> User;
-user_name(_, Connect) -> maps:get(user, Connect, <<>>).
 
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
@@ -967,16 +786,19 @@ subscribe(Sub, Rest, Out, Old) ->
             end
     end.
 
-permit_subscribe(_, _, Channel = #channel{permissions = none}) ->
-    {allow, Channel};
-permit_subscribe(Subject, QueueGroup, Channel = #channel{permissions = Permissions}) ->
-    {Permission, NPermissions} =
-        nats_gateway_permissions:subscribe(Subject, QueueGroup, Permissions),
-    {Permission, Channel#channel{permissions = NPermissions}}.
+permit_subscribe(Subject, QueueGroup, Channel) ->
+    case permissions(Channel) of
+        none ->
+            {allow, Channel};
+        Permissions ->
+            {Permission, NPermissions} =
+                nats_gateway_permissions:subscribe(Subject, QueueGroup, Permissions),
+            {Permission, set_permissions(NPermissions, Channel)}
+    end.
 
 subscribe_key(Key, Sid, Rest, Out, Channel) ->
-    #channel{host = Host, host_state = HostState, verbose = Verbose} = Channel,
-    Options = subscribe_options(Verbose, Channel),
+    #channel{host = Host, host_state = HostState} = Channel,
+    Options = subscribe_options(Channel),
     case Host:subscribe(Key, Options#{sid => Sid}, HostState) of
         {ok, NHostState} ->
             NChannel = Channel#channel{host_state = NHostState},
@@ -993,17 +815,17 @@ subscribe_key(Key, Sid, Rest, Out, Channel) ->
             run(Rest, [Out | Refused], NChannel)
     end.
 
-has_too_many_tokens(_, #channel{config = #{max_sub_tokens := infinity}}) ->
+has_too_many_tokens(_, #channel{client = #{config := #{max_sub_tokens := infinity}}}) ->
     false;
-has_too_many_tokens(Subject, #channel{config = #{max_sub_tokens := Max}}) ->
+has_too_many_tokens(Subject, #channel{client = #{config := #{max_sub_tokens := Max}}}) ->
     length(binary:matches(Subject, <<".">>)) >= Max.
 
 too_many_tokens(Subject) ->
     Quoted = nats_gateway_nif:quote(Subject),
     nats_gateway_ending:violation([<<"Subscription to ">>, Quoted, <<", too many tokens">>]).
 
-subscribe_options(Confirm, #channel{echo = Echo}) ->
-    #{confirm => Confirm, no_local => not Echo}.
+subscribe_options(#channel{options = #options{verbose = Verbose, echo = Echo}}) ->
+    #{confirm => Verbose, no_local => not Echo}.
 
 %% The client waits for the messages of its own subscriptions only.
 reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
@@ -1110,6 +932,10 @@ report(Octets, Channel = #channel{host = Host, host_state = HostState, traffic =
 %% -------------------------------------------------------------------------------------------
 %% What is done for an event
 
+server_info(Extra, Channel = #channel{client = Client}) ->
+    count({sent, info}, Channel),
+    nats_gateway_system:info(Extra, max_payload(Channel), Client).
+
 count(Kind, #channel{traffic = Traffic}) -> nats_gateway_traffic:count(Kind, 1, Traffic).
 
 err(Line, #channel{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
@@ -1213,14 +1039,12 @@ event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
 %% Somebody else has subscribed this client.
 add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
     Subject = subscribed_subject(Filter, Channel),
-    Channel#channel{
-        subscriptions = nats_gateway_subscriptions:add_for_other(Subject, Share, Key, Subs),
-        permissions =
-            case Channel#channel.permissions of
-                none -> none;
-                Permissions -> nats_gateway_permissions:subscribed(Permissions)
-            end
-    }.
+    Added = nats_gateway_subscriptions:add_for_other(Subject, Share, Key, Subs),
+    NChannel = Channel#channel{subscriptions = Added},
+    case permissions(Channel) of
+        none -> NChannel;
+        Permissions -> set_permissions(nats_gateway_permissions:subscribed(Permissions), NChannel)
+    end.
 
 subscribed_subject(Filter, #channel{session = #{mountpoint := Mountpoint}}) ->
     Unmounted = nats_gateway_host:unmount(Filter, Mountpoint),
@@ -1231,12 +1055,15 @@ subscribed_token(<<"+">>) -> <<"*">>;
 subscribed_token(<<"#">>) -> <<">">>;
 subscribed_token(Level) -> nats_gateway_nif:subject(Level, <<>>).
 
-deliver(Deliveries, Out, Channel = #channel{permissions = none}) ->
-    deliver_permitted(Deliveries, Out, Channel);
-deliver(Deliveries, Out, Channel = #channel{permissions = Permissions}) ->
-    {Permitted, NPermissions} =
-        nats_gateway_delivering:permitted(Deliveries, Permissions, mountpoint(Channel)),
-    deliver_permitted(Permitted, Out, Channel#channel{permissions = NPermissions}).
+deliver(Deliveries, Out, Channel) ->
+    case permissions(Channel) of
+        none ->
+            deliver_permitted(Deliveries, Out, Channel);
+        Permissions ->
+            {Permitted, NPermissions} =
+                nats_gateway_delivering:permitted(Deliveries, Permissions, mountpoint(Channel)),
+            deliver_permitted(Permitted, Out, set_permissions(NPermissions, Channel))
+    end.
 
 mountpoint(#channel{decoder = #decoder{mountpoint = Mountpoint}}) -> Mountpoint.
 
@@ -1253,7 +1080,7 @@ deliver_permitted(Deliveries, Out, Channel) ->
     Then = [{permitted, Rest} || Rest =/= []],
     case Channel of
         %% nats-server answers +OK before the message that the operation causes.
-        #channel{waiting = #publish{}, verbose = true} ->
+        #channel{waiting = #publish{}, options = #options{verbose = true}} ->
             hold(Messages, Bytes, Then, Out, NChannel);
         #channel{waiting = #subscribe{}} ->
             hold(Messages, Bytes, Then, Out, NChannel);
@@ -1261,12 +1088,16 @@ deliver_permitted(Deliveries, Out, Channel) ->
             send_frames(Messages, Bytes, Then, Out, NChannel)
     end.
 
-requested(_, Channel = #channel{permissions = none}) ->
-    Channel;
-requested(Messages, Channel = #channel{permissions = Permissions}) ->
-    Channel#channel{
-        permissions = nats_gateway_delivering:requested(Messages, Permissions, mountpoint(Channel))
-    }.
+requested(Messages, Channel) ->
+    case permissions(Channel) of
+        none ->
+            Channel;
+        Permissions ->
+            Mountpoint = mountpoint(Channel),
+            set_permissions(
+                nats_gateway_delivering:requested(Messages, Permissions, Mountpoint), Channel
+            )
+    end.
 
 decline([], Channel) ->
     Channel;
@@ -1296,52 +1127,17 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
 
 -spec handle_timeout(Timer, channel()) -> result() when
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
-handle_timeout(login, Channel = #channel{deadline = {_, Reason}}) ->
+handle_timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
     stop_at_once(Reason, [], Channel);
 handle_timeout(heartbeat, Channel) ->
     count({sent, ping}, Channel),
     {ok, ?PING, Channel};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
-handle_timeout(_, Channel = #channel{phase = connected}) -> {ok, [], Channel};
+handle_timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
+    {ok, [], Channel};
 %% The client has done its part, and others take their time: those that guess passwords, or the
 %% broker.
 handle_timeout(_, Channel = #channel{waiting = Waiting}) when Waiting =/= none ->
     {ok, [], Channel};
 handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
 handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
-
-%% -------------------------------------------------------------------------------------------
-%% INFO and -ERR
-
-auth_required(#{auth_required := Required}) -> Required.
-
-%% docs/protocol.md section 3: no null, a version that clients can parse, `go' for nats-core.
-server_info(Extra, Channel = #channel{client = Client, config = Config}) ->
-    #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
-    #{server_id := ServerId, server_name := ServerName} = Config,
-    MaxPayload = max_payload(Config, Channel),
-    count({sent, info}, Channel),
-    Required =
-        case auth_required(Config) of
-            true -> #{auth_required => true};
-            false -> #{}
-        end,
-    nats_gateway_nif:info(
-        maps:merge(maps:merge(Required, maps:get(server_info, Client, #{})), Extra#{
-            server_id => ServerId,
-            server_name => ServerName,
-            version => nats_gateway_system:version(),
-            proto => 1,
-            go => list_to_binary("erlang" ++ erlang:system_info(otp_release)),
-            host => address(Host),
-            port => Port,
-            headers => true,
-            max_payload => MaxPayload,
-            client_id => ClientId,
-            client_ip => address(PeerHost)
-        })
-    ).
-
-address(Host) -> list_to_binary(inet:ntoa(Host)).
-
-address_port({Host, Port}) -> <<(address(Host))/binary, $:, (integer_to_binary(Port))/binary>>.

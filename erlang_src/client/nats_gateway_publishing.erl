@@ -110,7 +110,9 @@ invalid_subject() -> ?INVALID_PUBLISH_SUBJECT.
 -spec answers(
     [#pub{}], [verdict()] | pass, [{pos_integer(), nats_gateway_host:rejection()}], #answering{}
 ) -> iodata().
-answers(Pubs, pass, [], #answering{verbose = true, pedantic = false, traffic = Traffic}) ->
+answers(Pubs, pass, [], #answering{options = Options, traffic = Traffic}) when
+    Options#options.verbose, not Options#options.pedantic
+->
     nats_gateway_traffic:oks(length(Pubs), Traffic);
 answers(Pubs, pass, Rejections, Answering) ->
     answers(Pubs, [pass || _ <- Pubs], Rejections, 1, Answering);
@@ -134,7 +136,9 @@ answer(Pub, Verdict, Answering) ->
     [pedantic_answer(Pub, Answering) | verdict_answer(Pub, Verdict, Answering)].
 
 %% The message is processed all the same.
-pedantic_answer(#pub{subject = Subject}, Answering = #answering{pedantic = true}) ->
+pedantic_answer(#pub{subject = Subject}, Answering = #answering{options = Options}) when
+    Options#options.pedantic
+->
     case nats_gateway_nif:valid_publish_subject(Subject) of
         true -> [];
         false -> err(?INVALID_PUBLISH_SUBJECT, Answering)
@@ -154,7 +158,8 @@ verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Answering) ->
     Quoted = nats_gateway_nif:quote(ReplyTo),
     err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, Quoted]), Answering).
 
-ok(#answering{verbose = Verbose, traffic = Traffic}) -> nats_gateway_traffic:ok(Verbose, Traffic).
+ok(#answering{options = #options{verbose = Verbose}, traffic = Traffic}) ->
+    nats_gateway_traffic:ok(Verbose, Traffic).
 
 err(Line, #answering{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
 
@@ -167,7 +172,8 @@ no_responders(ReplyTo, Answering = #answering{mountpoint = Mountpoint}) ->
     no_responders(ReplyTo, nats_gateway_nif:topic(ReplyTo, Mountpoint), Answering).
 
 %% Only to a plain subscription of the requester; it does not count towards its max.
-no_responders(ReplyTo, ReplyTopic, Answering = #answering{no_responders = true}) when
+no_responders(ReplyTo, ReplyTopic, Answering = #answering{options = Options}) when
+    Options#options.no_responders,
     is_binary(ReplyTo)
 ->
     #answering{subscriptions = Subs, traffic = Traffic} = Answering,

@@ -1,7 +1,9 @@
-%% What a nats-server tells any client about itself on `$SYS.REQ'.
+%% What a nats-server tells any client about itself: in INFO, and on `$SYS.REQ'.
 -module(nats_gateway_system).
 
 -export([version/0]).
+-export([info/3]).
+-export([address/1]).
 -export([user_info/2]).
 
 -export_type([user/0]).
@@ -21,6 +23,32 @@
 %% The nats-server whose behaviour clients may count on: three numbers, which nats.js needs.
 -spec version() -> binary().
 version() -> <<"2.10.27">>.
+
+%% The INFO line, docs/protocol.md section 3: no null, a version that clients can parse, `go' for
+%% nats-core.
+-spec info(Extra :: map(), MaxPayload :: non_neg_integer(), nats_gateway_host:client()) -> iodata().
+info(Extra, MaxPayload, Client = #{config := Config}) ->
+    #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
+    #{server_id := ServerId, server_name := ServerName, auth_required := AuthRequired} = Config,
+    Required = maps:from_list([{auth_required, true} || AuthRequired]),
+    nats_gateway_nif:info(
+        maps:merge(maps:merge(Required, maps:get(server_info, Client, #{})), Extra#{
+            server_id => ServerId,
+            server_name => ServerName,
+            version => version(),
+            proto => 1,
+            go => list_to_binary("erlang" ++ erlang:system_info(otp_release)),
+            host => address(Host),
+            port => Port,
+            headers => true,
+            max_payload => MaxPayload,
+            client_id => ClientId,
+            client_ip => address(PeerHost)
+        })
+    ).
+
+-spec address(inet:ip_address()) -> binary().
+address(Address) -> list_to_binary(inet:ntoa(Address)).
 
 %% The answer to `$SYS.REQ.USER.INFO', as of nats-server's `UserInfo': `nats account info' and
 %% `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.
