@@ -10,9 +10,8 @@
 -export([init/2]).
 -export([identify/3]).
 -export([decoder/1]).
--export([busy/1]).
+-export([next/1]).
 -export([continue/1]).
--export([is_behind/1]).
 -export([unsent/1]).
 -export([is_connected/1]).
 -export([is_verifying/1]).
@@ -41,7 +40,7 @@
 -include("nats_gateway_channel.hrl").
 -include_lib("kernel/include/logger.hrl").
 
--export_type([channel/0, input/0, result/0, stop_reason/0]).
+-export_type([channel/0, input/0, result/0, stop_reason/0, next/0]).
 
 %% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
 %% client's FIN. Both wait for their turn.
@@ -68,6 +67,15 @@
     | no_responders_requires_headers.
 
 -type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
+
+%% What the channel can do next.
+-type next() ::
+    %% take input of the client
+    ready
+    %% nothing before the host's completion has come: the input should stay in the socket
+    | blocked
+    %% `continue/1', once the output was sent. Until then what comes of the client and of the host waits
+    | behind.
 
 -type login_kind() :: explicit | implicit | again.
 
@@ -183,14 +191,13 @@ identify(Peercert, Name, Channel = #channel{client = Client}) ->
 -spec decoder(channel()) -> #decoder{}.
 decoder(#channel{decoder = Decoder}) -> Decoder.
 
-%% Input should stay in the socket while the host is being waited for.
--spec busy(channel()) -> boolean().
-busy(Channel = #channel{waiting = Waiting}) -> Waiting =/= none orelse is_behind(Channel).
-
-%% Whether `continue/1' is to be called once the output was sent. Until then what comes of the client
-%% and of the host waits.
--spec is_behind(channel()) -> boolean().
-is_behind(#channel{output = Output}) -> nats_gateway_output:is_behind(Output).
+-spec next(channel()) -> next().
+next(#channel{waiting = Waiting, output = Output}) ->
+    case nats_gateway_output:is_behind(Output) of
+        true -> behind;
+        false when Waiting =:= none -> ready;
+        false -> blocked
+    end.
 
 %% The next of the output.
 -spec continue(channel()) -> result().
@@ -198,9 +205,9 @@ continue(Channel = #channel{output = Output}) ->
     {Steps, NOutput} = nats_gateway_output:take(Output),
     case steps(Steps, 0, [], Channel#channel{output = NOutput}) of
         {ok, Out, NChannel = #channel{waiting = none, todo = Todo = [_ | _]}} ->
-            case is_behind(NChannel) of
-                true -> {ok, Out, NChannel};
-                false -> run(Todo, Out, NChannel#channel{todo = []})
+            case next(NChannel) of
+                behind -> {ok, Out, NChannel};
+                _ -> run(Todo, Out, NChannel#channel{todo = []})
             end;
         Result ->
             Result
@@ -335,16 +342,16 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 %% -------------------------------------------------------------------------------------------
 %% Input of the client
 
-%% Whoever leaves the input alone while the channel is busy never makes a second list of it here.
+%% Whoever gives it input only when it is ready never makes a second list of it here.
 -spec handle_ops([input()], channel()) -> result().
 handle_ops(Ops, Channel = #channel{traffic = Traffic}) ->
     ok = nats_gateway_traffic:count_operations(Ops, Traffic),
     take_in(Ops, Channel).
 
 take_in(Ops, Channel = #channel{todo = Todo}) ->
-    case Todo =/= [] orelse busy(Channel) of
-        false -> run(Ops, [], next_segment(Channel));
-        true -> {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}
+    case next(Channel) of
+        ready when Todo =:= [] -> run(Ops, [], next_segment(Channel));
+        _ -> {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}
     end.
 
 next_segment(Channel = #channel{subscriptions = Subs}) ->

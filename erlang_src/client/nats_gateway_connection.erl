@@ -419,9 +419,9 @@ deliver(Message, State = #state{channel = Channel, inbox = Inbox}) ->
     case nats_gateway_inbox:collects(Inbox) of
         true ->
             Now =
-                case nats_gateway_channel:busy(Channel) of
-                    true -> at_once;
-                    false -> erlang:monotonic_time(microsecond)
+                case nats_gateway_channel:next(Channel) of
+                    ready -> erlang:monotonic_time(microsecond);
+                    _ -> at_once
                 end,
             deliver(nats_gateway_inbox:put(Message, Now, Inbox), Channel, State);
         false ->
@@ -452,9 +452,9 @@ enlarge_heap(false, State) ->
     State.
 
 handled(Handled, State = #state{channel = Channel}) ->
-    WasBusy = nats_gateway_channel:busy(Channel),
+    Before = nats_gateway_channel:next(Channel),
     case result(Handled, State) of
-        {noreply, NState = #state{}} when WasBusy -> decode(NState);
+        {noreply, NState = #state{}} when Before =/= ready -> decode(NState);
         Result -> Result
     end.
 
@@ -493,14 +493,14 @@ add(Data, State = #state{input = Input}) ->
 
 %% Decode what is there, unless more is needed or the host is being waited for.
 decode(State = #state{input = Input, channel = Channel}) ->
-    case nats_gateway_channel:busy(Channel) of
-        true ->
-            paused(State);
-        false ->
+    case nats_gateway_channel:next(Channel) of
+        ready ->
             case nats_gateway_input:is_enough(Input) of
                 true -> decode(nats_gateway_input:bytes(Input), [], State);
                 false -> fetch(State)
-            end
+            end;
+        _ ->
+            paused(State)
     end.
 
 %% What the frames that have come hold.
@@ -525,8 +525,8 @@ decode(Bytes, Out, State = #state{channel = Channel, input = Input}) ->
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
                 {ok, More, NChannel} ->
-                    case nats_gateway_channel:busy(NChannel) of
-                        false when Need =:= 0, Rest =/= <<>> ->
+                    case nats_gateway_channel:next(NChannel) of
+                        ready when Need =:= 0, Rest =/= <<>> ->
                             decode(Rest, [Out | More], State#state{channel = NChannel});
                         _ ->
                             NState = State#state{input = nats_gateway_input:keep(Rest, Need, Input)},
@@ -555,17 +555,15 @@ reactivate(State = #state{input = Input, channel = Channel}) ->
                 false -> {noreply, State}
             end;
         Ended ->
-            case nats_gateway_channel:busy(Channel) of
-                true -> paused(State);
-                false -> result(nats_gateway_channel:handle_ops([Ended], Channel), State)
+            case nats_gateway_channel:next(Channel) of
+                ready -> result(nats_gateway_channel:handle_ops([Ended], Channel), State);
+                _ -> paused(State)
             end
     end.
 
 reactivate_socket(State = #state{input = Input, channel = Channel, outbox = Outbox}) ->
-    case nats_gateway_channel:busy(Channel) of
-        true ->
-            paused(State);
-        false ->
+    case nats_gateway_channel:next(Channel) of
+        ready ->
             case activate(State) of
                 ok ->
                     {noreply, State#state{input = nats_gateway_input:resume(Input)}};
@@ -574,7 +572,9 @@ reactivate_socket(State = #state{input = Input, channel = Channel, outbox = Outb
                         true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
                         false -> gone(State)
                     end
-            end
+            end;
+        _ ->
+            paused(State)
     end.
 
 %% What comes in large chunks waits in the kernel rather than here.
@@ -604,8 +604,8 @@ make_room(State = #state{channel = Channel, heap = Heap}) ->
 result({ok, Out, Channel}, State) ->
     case send(Out, State#state{channel = Channel}) of
         {ok, NState} ->
-            Unsent = nats_gateway_channel:unsent(Channel),
-            case Unsent > 0 orelse nats_gateway_channel:is_behind(Channel) of
+            Next = nats_gateway_channel:next(Channel),
+            case Next =:= behind orelse nats_gateway_channel:unsent(Channel) > 0 of
                 true -> catch_up(now_ms() + ?BEHIND_MS, NState);
                 false -> {noreply, login_timer(make_room(NState))}
             end;
@@ -624,15 +624,15 @@ result({stop, Reason, Out, Channel}, State) ->
 catch_up(Until, State) ->
     case check(0, State) of
         {ok, NState = #state{channel = Channel, timers = Timers}} ->
-            case nats_gateway_channel:is_behind(Channel) of
-                false ->
-                    {noreply, login_timer(NState)};
-                true ->
+            case nats_gateway_channel:next(Channel) of
+                behind ->
                     case now_ms() < Until of
                         true -> go_on(Until, NState);
                         false when is_map_key(behind, Timers) -> {noreply, login_timer(NState)};
                         false -> {noreply, login_timer(start_timer(behind, 0, NState))}
-                    end
+                    end;
+                _ ->
+                    {noreply, login_timer(NState)}
             end;
         {error, Reason, NState} ->
             {stop, {shutdown, send_error(Reason)}, NState}
@@ -803,9 +803,9 @@ timeout(heartbeat, State = #state{heartbeat = Heartbeat, options = #{config := C
     end;
 timeout(heartbeat_wait, State = #state{input = Input, channel = Channel}) ->
     %% A PONG may be in the socket, whose input waits for the host.
-    case nats_gateway_input:is_paused(Input) andalso nats_gateway_channel:busy(Channel) of
-        true -> {noreply, await_pong(State)};
-        false -> heartbeat_wait(State)
+    case nats_gateway_input:is_paused(Input) andalso nats_gateway_channel:next(Channel) of
+        Next when Next =:= blocked; Next =:= behind -> {noreply, await_pong(State)};
+        _ -> heartbeat_wait(State)
     end;
 timeout(behind, State) ->
     case catch_up(now_ms() + ?BEHIND_MS, State) of
@@ -829,18 +829,18 @@ timeout(busy, State = #state{heap = Heap}) ->
 timeout(collect, State) ->
     hand_over_collected(State);
 timeout(mute, State = #state{heartbeat = Heartbeat, channel = Channel}) ->
-    case nats_gateway_heartbeat:was_heard(Heartbeat) orelse nats_gateway_channel:busy(Channel) of
-        true ->
+    case nats_gateway_heartbeat:was_heard(Heartbeat) orelse nats_gateway_channel:next(Channel) of
+        ready ->
+            {stop, {shutdown, client_closed}, State};
+        _ ->
             Listening = State#state{heartbeat = nats_gateway_heartbeat:listen(Heartbeat)},
-            {noreply, start_timer(mute, ?MUTE_MS, Listening)};
-        false ->
-            {stop, {shutdown, client_closed}, State}
+            {noreply, start_timer(mute, ?MUTE_MS, Listening)}
     end;
 timeout(left, State = #state{channel = Channel, socket = Socket, input = Input}) ->
-    case nats_gateway_channel:busy(Channel) of
-        false ->
+    case nats_gateway_channel:next(Channel) of
+        ready ->
             {noreply, State};
-        true ->
+        _ ->
             HasEnded = nats_gateway_input:ended(Input) =/= false,
             case HasEnded orelse nats_gateway_transport:has_left(Socket) of
                 true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});

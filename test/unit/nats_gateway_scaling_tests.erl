@@ -101,15 +101,15 @@ taken(Ops, Channel) ->
     answered(NChannel).
 
 answered(Channel) ->
-    case nats_gateway_channel:busy(Channel) of
-        true ->
+    case nats_gateway_channel:next(Channel) of
+        ready ->
+            Channel;
+        _ ->
             receive
                 Message ->
                     {ok, _, NChannel} = nats_gateway_channel:handle_info(Message, Channel),
                     answered(NChannel)
-            end;
-        false ->
-            Channel
+            end
     end.
 
 %% A login, and so many requests that the broker does not answer.

@@ -7,7 +7,7 @@
 
 -export([log/2]).
 
--import(nats_gateway_channel, [handle_info/2, handle_timeout/2, busy/1]).
+-import(nats_gateway_channel, [handle_info/2, handle_timeout/2, next/1]).
 
 -define(CONNECT, "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").
 -define(CONNECT_REQUESTER,
@@ -76,10 +76,10 @@ set(Callback, Answer, Channel) ->
 
 %% All that is left, each time with what it is about to be.
 continued(Channel) ->
-    case nats_gateway_channel:is_behind(Channel) of
-        false ->
+    case next(Channel) of
+        Next when Next =/= behind ->
             {[], Channel};
-        true ->
+        behind ->
             {ok, Out, NChannel} = nats_gateway_channel:continue(Channel),
             {More, Last} = continued(NChannel),
             {[iolist_to_binary(Out) | More], Last}
@@ -150,10 +150,10 @@ a_refused_login_drops_what_follows_test() ->
 operations_wait_for_the_login_test() ->
     {_, Channel} = channel(#{fake => #{connect => wait}}),
     {<<>>, C1} = input(?CONNECT, Channel),
-    ?assert(busy(C1)),
+    ?assertEqual(blocked, next(C1)),
     Session = #{mountpoint => <<"m/">>, clientid => <<"c">>},
     {<<>>, C2} = events([{connected, Session}], C1),
-    ?assertNot(busy(C2)),
+    ?assertEqual(ready, next(C2)),
     ?assertMatch(
         #decoder{phase = open, headers = false, mountpoint = <<"m/">>},
         nats_gateway_channel:decoder(C2)
@@ -210,11 +210,11 @@ a_host_that_is_behind_gets_nothing_more_test_() ->
         {Text, fun() ->
             C0 = set(ready, wait, open([?CONNECT, "SUB a 1\r\n"])),
             {<<>>, C1} = input([Text, "PING\r\n"], C0),
-            ?assert(busy(C1)),
+            ?assertEqual(blocked, next(C1)),
             ?assertEqual([], calls()),
             {<<"MSG a 1 1\r\nx\r\n">>, C2} = events([Deliver], C1),
             {<<"PONG\r\n">>, C3} = events([ready], set(ready, ok, C2)),
-            ?assertNot(busy(C3)),
+            ?assertEqual(ready, next(C3)),
             ?assertMatch([Call, barrier] when element(1, Call) =:= Name, calls())
         end}
      || {Text, Name} <- [
@@ -226,7 +226,7 @@ a_host_may_be_behind_again_and_again_test() ->
     C0 = set(ready, wait, open(?CONNECT)),
     {<<>>, C1} = input("SUB a 1\r\nSUB b 2\r\n", C0),
     {<<>>, C2} = events([ready], C1),
-    ?assert(busy(C2)),
+    ?assertEqual(blocked, next(C2)),
     ?assertEqual([], calls()).
 
 %% Who has gone is not worth the work for its subscriptions. What it has published counts.
@@ -262,7 +262,7 @@ another_echo_is_one_step_test() ->
     Off = "CONNECT {\"echo\":false}\r\n",
     C0 = set(subscribe_again, wait, open([?CONNECT, "SUB a 1\r\nSUB b q 2\r\n"])),
     {<<>>, C1} = input(["CONNECT {\"echo\":true}\r\n", Off], C0),
-    ?assert(busy(C1)),
+    ?assertEqual(blocked, next(C1)),
     Keys = [{undefined, <<"a">>}, {<<"q">>, <<"b">>}],
     ?assertEqual([{subscribe_again, Keys, #{confirm => false, no_local => true}}], calls()),
     {<<>>, C2} = events([{subscribed_again, []}], C1),
@@ -378,11 +378,11 @@ deliveries_do_not_overtake_the_ok_of_their_publish_test() ->
     {_, C0} = input("CONNECT {\"pedantic\":false}\r\nSUB a 1\r\n", Channel),
     C1 = set(publish, wait, C0),
     {<<>>, C2} = input("PUB a 1\r\nx\r\nPUB b 1\r\ny\r\nPING\r\n", C1),
-    ?assert(busy(C2)),
+    ?assertEqual(blocked, next(C2)),
     {<<>>, C3} = events([{deliver, [delivery(<<"a">>, <<"a">>, <<"x">>)]}], C2),
     {Out, C4} = events([{published, []}], C3),
     ?assertEqual(<<"+OK\r\n+OK\r\nMSG a 1 1\r\nx\r\nPONG\r\n">>, Out),
-    ?assertNot(busy(C4)).
+    ?assertEqual(ready, next(C4)).
 
 %% The PONG comes after what was delivered before it.
 pong_is_a_barrier_test() ->
@@ -1369,7 +1369,7 @@ what_comes_while_a_client_is_behind_comes_after_it_test() ->
     Large = binary:copy(<<"x">>, 100000),
     {First, C1} = events([message(Large), message(<<"2">>)], Channel),
     ?assert(frames(First) < 20),
-    ?assert(nats_gateway_channel:busy(C1)),
+    ?assertEqual(behind, next(C1)),
     {<<>>, C2} = events([message(<<"3">>), {publish_rejected, <<"p">>, undefined, denied}], C1),
     %% The client's own input, too.
     {<<>>, C3} = input("PING\r\nSUB b 21\r\n", C2),
@@ -1385,7 +1385,7 @@ what_comes_while_a_client_is_behind_comes_after_it_test() ->
     ?assertEqual(Expected, Tail),
     ?assertEqual(20 * 4, frames(All)),
     ?assertMatch([barrier, {subscribe, _, _}], calls()),
-    ?assertNot(nats_gateway_channel:busy(Done)).
+    ?assertEqual(ready, next(Done)).
 
 %% Only what an +OK has to come before.
 what_comes_while_the_host_publishes_test_() ->
@@ -1394,7 +1394,7 @@ what_comes_while_the_host_publishes_test_() ->
         {Connect, fun() ->
             {_, C0} = input([Connect, "SUB a 1\r\n"], element(2, channel())),
             {<<>>, C1} = input("PUB b 0\r\n\r\n", set(publish, wait, C0)),
-            ?assert(busy(C1)),
+            ?assertEqual(blocked, next(C1)),
             {Meanwhile, C2} = events([Deliver], C1),
             ?assertEqual(At, Meanwhile),
             {Then, _} = events([{published, []}], C2),
@@ -1419,7 +1419,7 @@ what_was_held_back_comes_in_slices_test() ->
     ?assertEqual(40, frames(All)),
     ?assertEqual(<<"PONG\r\n">>, binary:part(All, byte_size(All), -6)),
     ?assertEqual(0, nats_gateway_channel:unsent(Done)),
-    ?assertNot(nats_gateway_channel:busy(Done)).
+    ?assertEqual(ready, next(Done)).
 
 %% The end of the broker's connection comes after what it had sent; a kick is one at once.
 the_end_of_a_client_that_is_behind_test_() ->
@@ -1508,7 +1508,7 @@ verified(Take, Channel) ->
 
 what_follows_a_password_waits_for_it() ->
     {<<>>, Channel} = input([connect_with("w0rd"), "PING\r\nPUB a 1\r\nx\r\n"], hashed()),
-    ?assert(busy(Channel)),
+    ?assertEqual(blocked, next(Channel)),
     ?assert(nats_gateway_channel:is_verifying(Channel)),
     ?assertEqual([], calls()),
     %% what nobody waits for
@@ -1516,7 +1516,7 @@ what_follows_a_password_waits_for_it() ->
     {ok, [], Channel} = nats_gateway_channel:handle_messages([other, another], Channel),
     {ok, Out, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
     ?assertEqual(<<"PONG\r\n">>, iolist_to_binary(Out)),
-    ?assertNot(busy(NChannel)),
+    ?assertEqual(ready, next(NChannel)),
     ?assertMatch([{connect, _}, barrier, {publish, _, _}], calls()).
 
 a_wrong_password_is_refused() ->
