@@ -63,8 +63,9 @@
 
 -spec schema() -> nats_gateway_schema:schema().
 schema() ->
+    Anywhere = #{max_control_line := {_, MaxControlLine}} = nats_gateway_config:schema(),
     Page = lists:foldl(fun maps:merge/2, #{}, [
-        maps:with(?AS_ANYWHERE, nats_gateway_config:schema()),
+        maps:with(?AS_ANYWHERE, Anywhere),
         %% The built-in shakes hands first, so the clients that are there do, too.
         nats_gateway_listener_config:tls_page_schema(auto),
         nats_gateway_listener_config:websocket_page_schema(),
@@ -72,7 +73,7 @@ schema() ->
     ]),
     Page#{
         %% CONNECT is an operation too: below this nobody could log in
-        max_control_line => {{bytes, 512, 1048576}, 4096},
+        max_control_line => {{bytes, 512, 1048576}, MaxControlLine},
         auto_subscribe => {boolean, false},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
         built_in_may_serve => {boolean, false}
