@@ -1,8 +1,8 @@
 %% The gateway `nats' of an EMQX node: the callbacks of EMQX's gateway application, and a process.
 %%
 %% The process has the settings and the listeners (`nats_gateway_emqx_listeners'). It is linked to
-%% EMQX's gateway instance and lives as long as the listeners do: when EMQX ends the instance
-%% without a word, the process closes them, too.
+%% EMQX's gateway instance and lives as long as the listeners do. If EMQX ends the instance without
+%% calling us, the process still closes the listeners.
 -module(nats_gateway_emqx).
 
 -behaviour(gen_server).
@@ -22,14 +22,14 @@
     listeners = [] :: [nats_gateway_emqx_listeners:listener()],
     plugin :: nats_gateway_emqx_page:settings(),
     login = nats_gateway_login:none() :: nats_gateway_login:login(),
-    %% settings that are not honoured, as they are in the log
+    %% settings that are not honoured, as they were logged
     not_honoured = [] :: [{Where :: atom(), nats_gateway_emqx_settings:refusal()}],
     defaults = maps:merge(nats_gateway_config:defaults(), nats_gateway_config:identity()) :: map()
 }).
 
-%% EMQX itself gives an instance 15 s for a call.
+%% EMQX gives an instance 15 s for a call.
 -define(CALL_MS, 14000).
-%% A change of the page waits so long at most. A gateway that is busy looks at the page afterwards.
+%% A change of the page waits at most so long. A gateway that is busy checks the page afterwards.
 -define(CHECK_MS, 3000).
 
 %% -------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ on_gateway_update(Gateway, _, Pid) ->
             {ok, [Pid], Pid};
         {error, Reason} -> {error, Reason}
     catch
-        %% The reason holds the call, and the call the tokens of the settings.
+        %% The reason holds the call, and the call holds the tokens of the settings.
         exit:{timeout, _} -> {error, timeout};
         exit:_ -> {error, not_running}
     end.
@@ -69,13 +69,13 @@ on_gateway_unload(#{config := Gateway}, Pid) ->
     try
         gen_server:stop(Pid, shutdown, ?CALL_MS)
     catch
-        %% It was killed, and the listeners were left.
+        %% The process was killed and could not close the listeners.
         exit:noproc ->
             ok = nats_gateway_emqx_listeners:close_left(nats_gateway_emqx_config:listeners(Gateway)),
             nats_gateway_emqx_quirks:forget_dead_clients()
     end.
 
-%% Whether the settings of the plugin's own page fit those of the gateway, where it runs.
+%% Whether the settings of the plugin's own page fit those of the gateway, if the gateway runs.
 -spec check_page(nats_gateway_emqx_page:settings()) -> ok | {error, Text :: binary()}.
 check_page(Plugin) ->
     try
@@ -170,7 +170,7 @@ listeners(State = #state{gateway = Gateway, plugin = Plugin}) ->
      || Listener <- nats_gateway_emqx_config:listeners(Gateway)
     ].
 
-%% What each connection of the listener looks up when it starts.
+%% The values that each connection of the listener looks up when it starts.
 connection(Listener, State) ->
     #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
         State,
@@ -179,7 +179,7 @@ connection(Listener, State) ->
         Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
     Options#{config := Config#{emqx => nats_gateway_emqx_metrics:context(Ctx)}}.
 
-%% A setting is logged once, as long as it stays like that.
+%% A setting is logged once, and again only after it has changed.
 log_not_honoured(State = #state{gateway = Gateway, not_honoured = Logged}) ->
     Refusals =
         [{nats, R} || R <- nats_gateway_emqx_settings:not_honoured(nats_gateway_emqx_settings:gateway(), Gateway)] ++
@@ -197,9 +197,9 @@ log_not_honoured(State = #state{gateway = Gateway, not_honoured = Logged}) ->
     State#state{not_honoured = Refusals}.
 
 %% -------------------------------------------------------------------------------------------
-%% Words for the REST API
+%% Texts for the REST API
 
-%% Its own error of this form is shown as a sentence.
+%% The REST API shows an error of this form as a sentence.
 bad_config(Key, Value, Text) -> {badconf, #{key => Key, value => Value, reason => Text}}.
 
 bad_listener({tls, Name, Problem}) ->

@@ -1,5 +1,6 @@
-%% What EMQX's authorization says of a client, remembered for as long as EMQX's own cache would. That
-%% cache would be asked with a lookup of its settings for every message.
+%% What EMQX's authorization decides for a client. Decisions are kept for as long as EMQX's own
+%% cache would keep them. EMQX's cache looks up its settings for every message, so it is not used
+%% here.
 -module(nats_gateway_emqx_authz).
 
 -export([new/3]).
@@ -15,7 +16,7 @@
     ctx :: map(),
     clientinfo :: nats_gateway_emqx_client:clientinfo(),
     mountpoint :: binary(),
-    %% what was decided, when, and after which drain of EMQX's caches
+    %% each decision, its time, and the drain of EMQX's caches before it
     decisions = #{} :: #{key() => {allow | deny, At :: integer(), Drained :: integer()}}
 }).
 
@@ -23,7 +24,7 @@
 
 -type key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
 
-%% What is looked up once per batch of publishes.
+%% Values that are looked up once per batch of publishes.
 -record(batch, {
     now :: integer(),
     drained_at :: integer(),
@@ -49,7 +50,7 @@ batch() ->
         cache = nats_gateway_emqx_compat:authz_cache()
     }.
 
-%% Whether the client may publish to a topic, if that is known.
+%% Whether the client may publish to a topic, if a decision is known.
 -spec known(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> allow | deny | unknown.
 known(Topic, QoS, Batch, #authz{decisions = Decisions}) ->
     #batch{cache = Cache, now = Now, drained_at = DrainedAt} = Batch,
@@ -59,7 +60,7 @@ known(Topic, QoS, Batch, #authz{decisions = Decisions}) ->
         _ -> unknown
     end.
 
-%% EMQX is asked, which may take its time.
+%% Asks EMQX, which may take a while.
 -spec ask(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> {allow | deny, authz()}.
 ask(Topic, QoS, Batch, Authz) ->
     Action = #{action_type => publish, qos => QoS, retain => false},
@@ -81,7 +82,7 @@ remember(Key = [Topic | _], Decision, Batch, Authz = #authz{decisions = Decision
             Authz#authz{decisions = Decisions#{Key => {Decision, Now, At}}}
     end.
 
-%% Rules are written for what the client sees.
+%% Operators write rules for the names that clients use, without the mountpoint.
 -spec authorize(Action :: map(), Topic :: binary(), authz()) -> allow | deny.
 authorize(Action, Topic, #authz{ctx = Ctx, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
     Name = nats_gateway_host:unmount(Topic, Mountpoint),

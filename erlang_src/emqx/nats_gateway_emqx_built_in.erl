@@ -19,7 +19,7 @@
 -include_lib("kernel/include/logger.hrl").
 -include_lib("public_key/include/public_key.hrl").
 
-%% Whether the built-in may serve in place of this plugin, with the settings there are.
+%% Whether the built-in may serve in place of this plugin with the current settings.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
 may_serve() ->
     case {nats_gateway_emqx_page:get(), gateway()} of
@@ -31,9 +31,9 @@ may_serve() ->
 may_serve([]) -> true;
 may_serve(Unknown) -> {false, Unknown}.
 
-%% Whether the bar is as it should be. `open' means that it is missing, with what the built-in does
-%% not ask for. `logins_lost' means that it is there although nobody has to log in: the settings of
-%% the logins may have been lost.
+%% Whether the bar is there when it should be. `open' means that it is missing, and lists what the
+%% built-in does not ask for. `logins_lost' means that it is there although nobody has to log in:
+%% the settings of the logins may have been lost.
 -spec judge() -> ok | {open, [Text :: binary()]} | logins_lost.
 judge() ->
     case {nats_gateway_emqx_page:get(), gateway()} of
@@ -107,7 +107,7 @@ authenticator() ->
         <<"enable">> => true
     }.
 
-%% EMQX shows its settings to everybody who may read them, so there is no secret in it: the private
+%% EMQX shows its settings to everybody who may read them, so they must hold no secret. The private
 %% key is not kept.
 public_key() ->
     {Point, _} = crypto:generate_key(ecdh, secp256r1),
@@ -119,8 +119,8 @@ is_barred(#{authentication := Authenticator}) when is_map(Authenticator) ->
 is_barred(_) ->
     false.
 
-%% What to do with the bar. The gateway has at most one authenticator. One of an operator makes the
-%% bar needless; if it is disabled, there is no place for the bar (`cannot').
+%% What to do with the bar. The gateway has at most one authenticator. If an operator has set one,
+%% the bar is not needed. If that one is disabled, there is no place for the bar (`cannot').
 -spec bar(Gateway :: map(), Page :: map()) -> add | remove | cannot | ok.
 bar(Gateway, Page) ->
     IsNeedless = is_known(Gateway) orelse not demands_logins(Gateway, Page),
@@ -134,8 +134,8 @@ bar(Gateway, Page) ->
 remove_if(true) -> remove;
 remove_if(false) -> ok.
 
-%% If this node cannot read its settings, it does not change those of all nodes. And the bar would
-%% also be for listeners that let everybody in.
+%% A node that cannot read its settings does not change those of all nodes. The bar would also close
+%% listeners that let everybody in.
 add(Gateway, Page) ->
     case is_readable(Page) andalso not lets_anybody_in(Gateway, Page) of
         true when not is_map_key(authentication, Gateway) -> add;
@@ -144,7 +144,7 @@ add(Gateway, Page) ->
 
 is_readable(#{login := Login}) -> Login =/= nats_gateway_login:nobody().
 
-%% Whether the built-in asks every client for a login, too.
+%% Whether the built-in asks every client for a login.
 is_known(Gateway) ->
     maps:get(internal_authn, Gateway, []) =/= [] orelse
         nats_gateway_emqx_config:has_authenticators(Gateway, #{}).
@@ -154,7 +154,8 @@ demands_logins(Gateway, Page) ->
 
 has_logins(#{login := Login}) -> Login =/= nats_gateway_login:none().
 
-%% Listeners with authenticators of their own: the built-in asks only those who send a CONNECT.
+%% The listeners that have authenticators of their own. There the built-in asks only clients that
+%% send a CONNECT.
 own_authentication(Gateway) ->
     [Listener || Listener <- asking_listeners(Gateway), has_own_authenticators(Listener)].
 
@@ -171,7 +172,7 @@ lets_anybody_in(Gateway, Page) ->
     not has_logins(Page) andalso
         not lists:all(fun has_own_authenticators/1, asking_listeners(Gateway)).
 
-%% What this plugin asks for, and the built-in does not.
+%% What this plugin asks clients for and the built-in does not.
 -spec unknown(Gateway :: map(), Page :: map()) -> [Text :: binary()].
 unknown(Gateway, Page = #{peer_cert_as_username := Certificate}) ->
     Methods = maps:get(internal_authn, Gateway, []),

@@ -13,7 +13,7 @@
 
 -export_type([clientinfo/0, conninfo/0]).
 
-%% As EMQX's own channels have them.
+%% The same as in EMQX's own channels.
 -type clientinfo() :: map().
 -type conninfo() :: map().
 
@@ -68,8 +68,8 @@ clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
         maps:merge(Known#{username => undefined, password => token(Fields, Templates)}, Rendered)
     ).
 
-%% The name of EMQX's built-in gateway for such a client. Mountpoints and rules can use the others
-%% as `${client_attrs.nats_account}' and so on.
+%% The client gets the name that EMQX's built-in gateway would give it. Mountpoints and rules can
+%% use the other names as `${client_attrs.nats_account}' and so on.
 identified(#{login := Login = #{method := Method, username := Username}}, ClientInfo) ->
     Attributes = maps:fold(
         fun(Name, Value, Acc) -> Acc#{<<"nats_", (atom_to_binary(Name))/binary>> => Value} end,
@@ -89,16 +89,17 @@ identified(_, ClientInfo) ->
 expires_at(infinity) -> undefined;
 expires_at({Ms, _}) -> erlang:system_time(millisecond) + Ms.
 
-%% For ${cert_subject} and ${cert_common_name} of EMQX's templates.
+%% For ${cert_subject} and ${cert_common_name} in EMQX's templates.
 certificate_names(Peercert) when Peercert =:= nossl; Peercert =:= undefined -> #{};
 certificate_names(Peercert) ->
     #{dn => esockd_peercert:subject(Peercert), cn => esockd_peercert:common_name(Peercert)}.
 
-%% A token alone is given as a password, which is where EMQX looks for a JWT.
+%% A token alone is passed on as the password, because EMQX looks for a JWT there.
 token(#{auth_token := Token}, #{password := ?PASSWORD_TEMPLATE}) when Token =/= <<>> -> Token;
 token(_, _) -> undefined.
 
-%% The variables `${Name.Name}' of a template; unknown ones are empty, values are not looked into.
+%% Replaces the variables `${Name.Name}' of a template. Unknown variables become empty. A value is
+%% not searched for variables.
 -spec render(Template :: binary(), Names :: #{binary() => term()}) -> binary().
 render(Template, Names) ->
     nats_gateway_template:render(Template, fun(Path) ->
@@ -129,11 +130,11 @@ text(Address) when is_tuple(Address) ->
 text(_) ->
     <<>>.
 
-%% A name that is nobody else's.
+%% A name that nobody else has.
 -spec generated() -> binary().
 generated() -> <<"nats-", (binary:encode_hex(crypto:strong_rand_bytes(9)))/binary>>.
 
-%% What EMQX's REST API, rule engine and license look for.
+%% The fields that EMQX's REST API, rule engine and license look for.
 -spec conninfo(clientinfo(), nats_gateway_host:client()) -> conninfo().
 conninfo(#{clientid := ClientId, username := Username}, Client) ->
     #{config := Config, transport := Transport, peername := Peername, sockname := Sockname} =
@@ -162,7 +163,7 @@ seconds(Ms) -> Ms div 1000.
 %% -------------------------------------------------------------------------------------------
 %% Whether it is let in
 
-%% The order of EMQX's own channels.
+%% Checks the client in the same order as EMQX's own channels.
 -spec admit(nats_gateway_host:client(), clientinfo(), conninfo(), Context) ->
     {ok, clientinfo()} | {error, Reason :: term()}
 when
@@ -180,7 +181,7 @@ admit(Client, ClientInfo, ConnInfo, Context) ->
             end
     end.
 
-%% As in EMQX, a login of the gateway's own passes by the authenticators and their hooks.
+%% As in EMQX, a login of the gateway's own skips the authenticators and their hooks.
 authenticate(#{login := _}, ClientInfo, _) ->
     #{mountpoint := Mountpoint} = ClientInfo,
     {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}};
@@ -188,7 +189,7 @@ authenticate(_, ClientInfo, #{ctx := Ctx}) ->
     emqx_gateway_ctx:authenticate(Ctx, ClientInfo).
 
 admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
-    %% A name with a wildcard in it must not open the mountpoints of others.
+    %% A name that contains a wildcard must not open the mountpoints of others.
     case nats_gateway_filters:has_wildcard(Mountpoint) of
         false -> {ok, maps:remove(password, ClientInfo)};
         true -> {error, wildcard_in_mountpoint}
@@ -198,14 +199,15 @@ admitted({ok, ClientInfo}) ->
 admitted({error, Reason}) ->
     {error, Reason}.
 
-%% What the client is told. A refusal that will pass closes in silence, upon which every client tries again.
+%% The error that the client is sent. A refusal that will pass closes the connection without a text;
+%% then every client tries again.
 -spec close_reason(term()) -> nats_gateway_host:close_reason().
 close_reason(quota_exceeded) -> {error, quota_exceeded};
 close_reason(server_busy) -> {error, server_busy};
 close_reason(server_unavailable) -> {error, server_unavailable};
 close_reason(_) -> authorization_violation.
 
-%% What the rule engine is told.
+%% The reason that the rule engine gets.
 -spec connack(term()) -> atom().
 connack(Reason) when is_atom(Reason) -> Reason;
 connack(_) -> not_authorized.

@@ -1,5 +1,5 @@
-%% Functions that not every supported version of EMQX has. What the version has is looked up once.
-%% What EMQX does otherwise than one would expect is in `nats_gateway_emqx_quirks'.
+%% Functions that not every supported version of EMQX has. What this version has is looked up once.
+%% `nats_gateway_emqx_quirks' has the cases where EMQX behaves in an unexpected way.
 -module(nats_gateway_emqx_compat).
 
 -export([init/0]).
@@ -18,8 +18,8 @@
 
 -define(BUILT_IN, emqx_gateway_nats).
 
-%% Retained messages are read so many at a time; the next are when the client's process has taken
-%% most of what waits for it.
+%% Retained messages are read in batches of this size. The next batch is read when the client's
+%% process has handled most of the messages that wait for it.
 -define(RETAINED_BATCH, 100).
 -define(MAX_WAITING, 1000).
 -define(TAKING_MS, 10).
@@ -27,17 +27,17 @@
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
 
-%% Once, before anything else here is used.
+%% Must be called once, before any other function of this module.
 -spec init() -> ok.
 init() ->
     persistent_term:put(?MODULE, #{
-        %% 6.1: callbacks may ask for what is known of the connection
+        %% 6.1: callbacks may ask for what EMQX knows of the connection
         hook_context => is_exported(emqx_hooks, run, 3),
-        %% 6.1: inc/2 means another thing
+        %% 6.1: `inc/2' has another meaning
         inc_global => is_exported(emqx_metrics, inc_global, 2),
         %% 6.2
         security_profile => is_exported(emqx_security_profile, policy, 1),
-        %% 6.2: the retainer serves MQTT clients only
+        %% 6.2: the retainer serves only MQTT clients
         reads_retained => is_exported(emqx_retainer_extsub_handler, handle_subscribe, 4)
     }).
 
@@ -56,7 +56,7 @@ feature(Name) -> maps:get(Name, persistent_term:get(?MODULE)).
 %% -------------------------------------------------------------------------------------------
 %% The place of the built-in gateway
 
-%% There has to be a built-in gateway `nats', or EMQX has no place for ours.
+%% EMQX has no place for our gateway unless it has a built-in gateway `nats'.
 -spec supported() -> ok | {error, {unsupported_otp | unsupported_emqx, Text :: string()}}.
 supported() ->
     Otp = list_to_integer(erlang:system_info(otp_release)),
@@ -83,7 +83,7 @@ unsupported(What, Version, Supported) ->
 built_in() -> ?BUILT_IN.
 
 %% -------------------------------------------------------------------------------------------
-%% Hooks. ConnInfo is what is known of the connection.
+%% Hooks. ConnInfo is what EMQX knows of the connection.
 
 -spec run_hook(atom(), ConnInfo :: map(), [term()]) -> ok.
 run_hook(Name, ConnInfo, Arguments) ->
@@ -107,7 +107,7 @@ has_callbacks(Name) -> emqx_hooks:lookup(Name) =/= [].
 %% -------------------------------------------------------------------------------------------
 %% Metrics, authentication and authorization
 
-%% Of the node, as MQTT counts.
+%% Counts in the metrics of the node, as EMQX does for MQTT.
 -spec count(atom(), pos_integer()) -> ok.
 count(Name, N) ->
     case feature(inc_global) of
@@ -115,12 +115,13 @@ count(Name, N) ->
         false -> emqx_metrics:inc(Name, N)
     end.
 
-%% Whether nobody is let in where there is no authenticator: so it is with the profile `hardened'.
+%% Whether EMQX lets nobody in while there is no authenticator. The security profile `hardened' does
+%% that.
 -spec needs_authenticator() -> boolean().
 needs_authenticator() ->
     feature(security_profile) andalso emqx_security_profile:policy(authn_not_configured) =:= deny.
 
-%% Of the zone of all NATS clients.
+%% All NATS clients are in the default zone.
 -spec max_topic_levels() -> pos_integer().
 max_topic_levels() -> emqx_config:get_zone_conf(default, [mqtt, max_topic_levels], 65535).
 
@@ -138,8 +139,8 @@ authz_cache() ->
 %% -------------------------------------------------------------------------------------------
 %% Retained messages
 
-%% To a new subscription of this process, as `deliver' messages. Up to 6.1 the retainer does it, in
-%% the hook `session.subscribed'.
+%% Sends retained messages to a new subscription of this process, as `deliver' messages. Up to 6.1
+%% the retainer itself does it, in the hook `session.subscribed'.
 -spec send_retained(Topic :: binary() | tuple(), Options :: map()) -> ok.
 send_retained(Filter, #{rh := 0}) when is_binary(Filter) ->
     case feature(reads_retained) of
@@ -156,7 +157,7 @@ send_retained(_, _) ->
 send_retained(Filter, Cursor, Client) ->
     case emqx_retainer:match_messages(Filter, Cursor, #{batch_read_number => ?RETAINED_BATCH}) of
         {ok, Messages, Next} ->
-            %% as the retainer does
+            %% the retainer does the same
             lists:foreach(
                 fun(Message) -> Client ! {deliver, Filter, Message} end,
                 [M || M <- Messages, not emqx_banned:check_clientid(emqx_message:from(M))]
@@ -165,12 +166,12 @@ send_retained(Filter, Cursor, Client) ->
                 true -> send_retained(Filter, Next, Client);
                 false -> ok
             end;
-        %% It is switched off.
+        %% The retainer is switched off.
         {error, _} ->
             ok
     end.
 
-%% Waits for it. It may be gone, too.
+%% Waits until the client has handled most of its messages. The client may also be gone.
 is_taking(Client) ->
     case process_info(Client, message_queue_len) of
         {message_queue_len, Waiting} when Waiting > ?MAX_WAITING ->

@@ -1,4 +1,4 @@
-%% From EMQX's settings of the gateway `nats' to ours, and to esockd's.
+%% Turns EMQX's settings of the gateway `nats' into ours, and into those of esockd and ranch.
 -module(nats_gateway_emqx_config).
 
 -export([listeners/1]).
@@ -22,35 +22,36 @@
 
 -type listener() :: #{
     id := id(),
-    %% as EMQX looks it up: port or {address, port}
+    %% EMQX looks the listener up by this: port or {address, port}
     bind := inet:port_number() | {inet:ip_address(), inet:port_number()},
-    %% of this listener, as EMQX has checked it
+    %% the settings of this listener, as EMQX has checked them
     conf := map()
 }.
 
-%% One chunk can hold at most this much. The default would be one segment.
+%% The most that one chunk can hold. The default would be one segment.
 -define(READ_BUFFER, 65536).
-%% EMQX's defaults, which may be set to nothing else than what they are for: ours hold.
+%% EMQX's defaults. A listener that has one of these values gets our own default instead.
 -define(EMQX_BUFFER, 4096).
 -define(EMQX_SEND_TIMEOUT_MS, 15000).
-%% The largest that the socket driver takes.
+%% The largest value that the socket driver takes.
 -define(WATERMARK, 16#7FFFFFFF).
-%% What esockd waits for a handshake when nothing is set.
+%% How long esockd waits for a handshake if nothing is set.
 -define(HANDSHAKE_MS, 15000).
-%% Options of a listener's TLS that are no options of OTP's handshake, or that are done otherwise.
+%% Options of a listener's TLS that are no options of OTP's handshake, or that the gateway handles
+%% itself.
 -define(OURS, [
     certfile, keyfile, cacertfile, password, handshake_timeout, gc_after_handshake, log_level
 ]).
-%% Of the plugin's page, what is for the connection before it has a channel.
+%% Settings of the plugin's page for the part of a connection before it has a channel.
 -define(CONNECTION_PAGE, [
     login, peer_cert_as_username, websocket_same_origin, websocket_jwt_cookie
 ]).
 -define(TLS_PAGE, [tls_mode, allow_non_tls, handshake_first_wait]).
-%% What EMQX shows in place of a secret. In a list it takes it for the secret when it comes back.
+%% EMQX shows this in place of a secret. In a list, EMQX takes it for the secret when it comes back.
 -define(REDACTED, <<"******">>).
-%% How long EMQX lets the connections of a closed listener say goodbye to the broker.
+%% How long EMQX gives the connections of a closed listener to leave the broker.
 -define(SHUTDOWN_MS, 5000).
-%% cowboy's for a request
+%% cowboy's timeout for a request
 -define(REQUEST_MS, 5000).
 
 -spec listeners(map()) -> [listener()].
@@ -62,7 +63,7 @@ listeners(Gateway) ->
         maps:get(enable, Conf, true)
     ]).
 
-%% Settings that must not be passed over in silence.
+%% Finds settings that would be dangerous to ignore.
 -spec problem(Gateway :: map(), Plugin :: map(), nats_gateway_login:login()) ->
     none | {Key :: atom(), Value :: term(), Text :: binary()}.
 problem(Gateway, Plugin, Login) ->
@@ -81,7 +82,7 @@ problem(Gateway, Plugin, Login) ->
                 <<"must be origins such as https://example.com">>}
     end.
 
-%% The plugin's page, before it is saved.
+%% Checks the plugin's page before it is saved.
 -spec check_page(Gateway :: map(), Plugin :: map()) -> ok | {error, Text :: binary()}.
 check_page(Gateway, Plugin) ->
     case login(Gateway, Plugin) of
@@ -91,12 +92,12 @@ check_page(Gateway, Plugin) ->
                 {Key, #{listener := Id}, Text} ->
                     {error, <<(atom_to_binary(Key))/binary, " (", (atom_to_binary(Id))/binary, "): ", Text/binary>>}
             end;
-        %% that of the gateway is wrong
+        %% the settings of the gateway are wrong, not those of the page
         {error, _} ->
             ok
     end.
 
-%% With a bearer token in the cookie, any page that its owner visits could act as him.
+%% With a bearer token in the cookie, any page that a user visits could act for that user.
 cookie_problem(Gateway, Plugin, Login) ->
     Open = [
         Id
@@ -116,8 +117,8 @@ cookie_problem(Gateway, Plugin, Login) ->
             none
     end.
 
-%% The logins that come before EMQX's authentication: those of the gateway's settings, which EMQX
-%% has from 6.2 on, else those of the plugin's page.
+%% The logins that come before EMQX's authentication. The gateway's settings have them from EMQX 6.2
+%% on. If these have none, the plugin's page decides.
 -spec login(Gateway :: map(), Plugin :: map()) ->
     {ok, nats_gateway_login:login()} | {error, Text :: binary()}.
 login(#{internal_authn := Methods = [_ | _]}, _) ->
@@ -144,8 +145,8 @@ binary_keys(Atom) when is_atom(Atom), not is_boolean(Atom) ->
 binary_keys(Value) ->
     Value.
 
-%% What EMQX's authentication does for such a client: the chain of the listener goes before that
-%% of the gateway, and one without an enabled authenticator lets everybody in.
+%% Whether EMQX's authentication asks such a client for a login. The chain of the listener has
+%% precedence over that of the gateway. A chain without an enabled authenticator lets everybody in.
 -spec has_authenticators(Gateway :: map(), Conf :: map()) -> boolean().
 has_authenticators(Gateway, Conf) ->
     case authenticators(Conf) of
@@ -165,22 +166,22 @@ authenticators(_) ->
 -spec bar_name() -> binary().
 bar_name() -> <<"bar_of_the_plugin_nats_gateway">>.
 
-%% An authenticator as EMQX has checked it.
+%% The authenticator is as EMQX has checked it.
 -spec is_bar(map()) -> boolean().
 is_bar(Authenticator) -> maps:get(acl_claim_name, Authenticator, undefined) =:= bar_name().
 
 any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end, Authenticators).
 
-%% What a connection of the listener is started with. Defaults are those of the standalone
-%% gateway, `auth_required' among them whether EMQX lets nobody in where there is no authenticator;
-%% `emqx' is what only the host looks at.
+%% The options with which a connection of the listener starts. `Defaults' are those of the
+%% standalone gateway. Its `auth_required' says whether EMQX lets nobody in while there is no
+%% authenticator. Only the host reads `emqx'.
 -spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
     Login :: nats_gateway_login:login().
 options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
     EnableAuthn = maps:get(enable_authn, Conf, true),
     HasAuthenticators = has_authenticators(Gateway, Conf),
-    %% A client that brings nothing for the gateway's own methods is left to the authenticators,
-    %% where there are any.
+    %% A client that brings nothing for the gateway's own methods is left to the authenticators, if
+    %% there are any.
     Login =
         case EnableAuthn of
             true -> nats_gateway_login:fall_through(HasAuthenticators, GatewayLogin);
@@ -231,7 +232,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         false -> Proxied
     end.
 
-%% What EMQX's page has of it, and ours.
+%% Combines what EMQX's page and our page have of WebSocket.
 -spec websocket(Conf :: map(), Plugin :: map()) -> nats_gateway_websocket:settings().
 websocket(Conf, Plugin) ->
     Ws = maps:get(websocket, Conf, #{}),
@@ -271,7 +272,7 @@ path(Path) ->
         Relative -> <<"/", Relative/binary>>
     end.
 
-%% Those that are none are named by `problem/1'.
+%% Invalid origins are left out here, because `problem/1' reports them.
 origins(#{check_origin_enable := true, check_origins := Origins}) ->
     [Origin || Text <- Origins, {ok, Origin} <- [nats_gateway_websocket:origin(Text)]];
 origins(_) ->
@@ -281,11 +282,11 @@ deflate_options(Options) -> defined(maps:with([level, mem_level, strategy], Opti
 
 defined(Map) -> maps:filter(fun(_, Value) -> Value =/= undefined end, Map).
 
-%% Of the listener, else of the page.
+%% The value of the listener. If it has none, the page's value holds.
 send_timeout(?EMQX_SEND_TIMEOUT_MS) -> undefined;
 send_timeout(Ms) -> Ms.
 
-%% EMQX's default is the same on every node; clients take it for the name of one server.
+%% EMQX's default is the same on every node, and clients would take all nodes for one server.
 server_id(<<"emqx_nats_gateway">>) -> undefined;
 server_id(Id) -> Id.
 
@@ -308,7 +309,8 @@ listener_id({Type, Name}) ->
 text(Atom) when is_atom(Atom) -> atom_to_binary(Atom);
 text(Text) -> Text.
 
-%% `access_rules' is left to the caller: EMQX compiles it. The PROXY header is the connection's.
+%% The caller adds `access_rules', because EMQX compiles them. The connection itself reads the PROXY
+%% header.
 -spec esockd_options(listener()) -> [{atom(), term()}].
 esockd_options(#{conf := Conf}) ->
     [
@@ -319,7 +321,7 @@ esockd_options(#{conf := Conf}) ->
         {tcp_options, tcp_options(maps:get(tcp_options, Conf, #{}))}
     ].
 
-%% The same for ranch, as `nats_gateway_emqx_ranch' takes it.
+%% The same for ranch, in the form that `nats_gateway_emqx_ranch' takes.
 -spec ranch_options(listener(), AccessRules :: [term()]) ->
     nats_gateway_emqx_ranch:options().
 ranch_options(Listener = #{bind := Bind}, AccessRules) ->
@@ -328,7 +330,7 @@ ranch_options(Listener = #{bind := Bind}, AccessRules) ->
     #{
         max_connections => Get(max_connections),
         num_acceptors => Get(acceptors),
-        %% ranch 2 would count for each of them
+        %% ranch 2 would count connections per supervisor
         num_conns_sups => 1,
         shutdown => Get(shutdown),
         socket_opts => [
@@ -342,8 +344,8 @@ address({Address, Port}) when tuple_size(Address) =:= 8 -> [inet6, {ip, Address}
 address({Address, Port}) -> [{ip, Address}, {port, Port}];
 address(Port) -> [{port, Port}].
 
-%% `Options' is what EMQX makes of the listener's `ssl_options' for OTP. It leaves out a file that
-%% is not there; so that the error can name it, the setting is looked at again.
+%% `Options' is what EMQX makes for OTP of the listener's `ssl_options'. EMQX leaves out a file that
+%% does not exist. The setting itself is read too, so that the error can name the file.
 -spec tls(listener(), Key :: term(), [proplists:property()], Plugin :: map()) ->
     nats_gateway_tls:settings().
 tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
@@ -378,7 +380,7 @@ tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
         tls_page(Id, Plugin)
     ).
 
-%% Below HTTP there is no INFO.
+%% With WebSocket, TLS comes first, then HTTP, so no INFO can come before TLS.
 tls_page({wss, _}, Plugin) ->
     (tls_page(other, Plugin))#{mode := handshake_first, allow_non_tls := false};
 tls_page(_, Plugin) ->
@@ -389,7 +391,8 @@ password(undefined) -> undefined;
 password(Password) when is_function(Password, 0) -> Password;
 password(Password) -> fun() -> Password end.
 
-%% The connection logs why a handshake failed; who looks for more gets it of OTP, too.
+%% The connection itself logs why a handshake failed. OTP logs it, too, if the operator asks for
+%% more.
 log_level(Level) when Level =:= all; Level =:= debug; Level =:= info -> Level;
 log_level(_) -> none.
 
@@ -402,11 +405,11 @@ tcp_options(Tcp) ->
         binary,
         {packet, raw},
         {buffer, buffer(maps:get(buffer, Tcp, ?EMQX_BUFFER))},
-        %% A send never waits: what waits for the client is the connection's business.
+        %% A send never waits: the connection watches what waits for the client.
         {high_watermark, ?WATERMARK},
         %% After the client's FIN its last requests are still answered.
         {exit_on_close, false},
-        %% Also when it is off: it may have been on.
+        %% Set even when it is off, because it may have been on before.
         {linger, {NoLinger, 0}}
         | Configured
     ].
@@ -414,7 +417,7 @@ tcp_options(Tcp) ->
 buffer(?EMQX_BUFFER) -> ?READ_BUFFER;
 buffer(Bytes) -> Bytes.
 
-%% What of them is for the connection.
+%% The TCP options that the connection sets.
 connection_options(Tcp) ->
     defined(#{
         active_n => active_n(maps:get(active_n, Tcp, undefined)),
@@ -424,15 +427,15 @@ connection_options(Tcp) ->
 active_n(N) when is_integer(N), N >= 1 -> min(N, nats_gateway_transport:max_active_n());
 active_n(_) -> undefined.
 
-%% EMQX has checked that they are three numbers.
+%% EMQX has checked that the text is three numbers.
 keepalive(Text) ->
     case string:lexemes(unicode:characters_to_list(Text), ", ") of
         [_, _, _] = Numbers -> list_to_tuple(lists:map(fun list_to_integer/1, Numbers));
         _ -> undefined
     end.
 
-%% What has to be done to get from the old listeners to the new ones. One that is bound to another
-%% address is another one.
+%% What has to be done to get from the old listeners to the new ones. A listener on another address
+%% is another listener.
 -spec changes([listener()], [listener()]) ->
     #{close := [listener()], open := [listener()], keep := [listener()]}.
 changes(Old, New) ->

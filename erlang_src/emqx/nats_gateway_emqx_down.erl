@@ -3,7 +3,7 @@
 
 -export([await/2]).
 
-%% For all of them together, at most so long. `Monitors' are of the calling process.
+%% Waits at most `Milliseconds' for all of them together. The calling process owns `Monitors'.
 -spec await([reference()], Milliseconds :: non_neg_integer()) -> ok.
 await(Monitors, Ms) -> await_until(Monitors, erlang:monotonic_time(millisecond) + Ms).
 

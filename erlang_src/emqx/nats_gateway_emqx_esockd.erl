@@ -1,5 +1,5 @@
-%% Listeners of EMQX's esockd, for TCP and TLS. EMQX's REST API looks for them there, and asks esockd
-%% how many connections they have.
+%% Listeners of EMQX's esockd, for TCP and TLS. EMQX's REST API looks for them in esockd, and asks
+%% esockd how many connections they have.
 -module(nats_gateway_emqx_esockd).
 
 -behaviour(nats_gateway_emqx_listeners).
@@ -18,7 +18,7 @@
 options(Listener, AccessRules) ->
     [{access_rules, AccessRules} | nats_gateway_emqx_config:esockd_options(Listener)].
 
-%% esockd knows a listener by its name and its address.
+%% esockd identifies a listener by its name and its address.
 -spec excludes(nats_gateway_emqx_listeners:id(), nats_gateway_emqx_listeners:id()) ->
     boolean().
 excludes(Id, Other) -> Id =:= Other.
@@ -31,12 +31,12 @@ open({Name, Bind}, Options, Key) ->
         {error, Reason} -> {error, cause(Reason)}
     end.
 
-%% What EMQX's supervisors make of the error of a socket.
+%% EMQX's supervisors wrap the error of a socket in their own.
 cause({shutdown, {failed_to_start_child, listener, Reason}}) -> cause(Reason);
 cause({{shutdown, {failed_to_start_child, listener, Reason}}, _}) -> cause(Reason);
 cause(Reason) -> Reason.
 
-%% The connections stay. An error means that some options need a new socket.
+%% The connections stay open. An error means that some options need a new socket.
 -spec change(nats_gateway_emqx_listeners:id(), options(), options(), Key :: term()) ->
     ok | {error, term()}.
 change(Id, _, New, Key) ->

@@ -1,12 +1,12 @@
-%% The health check of the plugin, which EMQX shows on the plugin's page. All calls to EMQX are made by
-%% name, because EMQX may be of any version, and parts of it may not run.
+%% The health check of the plugin, which EMQX shows on the plugin's page. All calls to EMQX are made
+%% by name, because this can be any version of EMQX and parts of it may not run.
 -module(nats_gateway_emqx_health).
 
 -export([health_check/1]).
 %% For tests
 -export([diagnose/1]).
 
-%% What `diagnose/1' judges; `facts/0' collects them.
+%% `facts/0' collects these, and `diagnose/1' judges them.
 -type facts() :: #{
     otp := pos_integer(),
     emqx := {non_neg_integer(), non_neg_integer()} | unknown,
@@ -18,7 +18,7 @@
     settings := ok | {error, binary()},
     %% whether EMQX has loaded the gateway
     loaded := boolean(),
-    %% where this plugin does not run: see `nats_gateway_emqx_built_in:judge/0'
+    %% for places where this plugin does not run: see `nats_gateway_emqx_built_in:judge/0'
     built_in := ok | {open, [Text :: binary()]} | logins_lost
 }.
 
@@ -27,7 +27,7 @@
 -spec health_check(Options :: map()) -> ok | {error, Text :: binary()}.
 health_check(_) -> diagnose(facts()).
 
-%% The first thing that is wrong. Causes come before their consequences.
+%% Returns the first problem. Causes are checked before their consequences.
 -spec diagnose(facts()) -> ok | {error, Text :: binary()}.
 diagnose(Facts = #{otp := Otp}) ->
     case nats_gateway_emqx_compat:otp_problem(Otp) of
@@ -93,7 +93,7 @@ facts() ->
         built_in => built_in(Started)
     }.
 
-%% A stopped plugin has no native library to check them with.
+%% A stopped plugin has no native library that could check the settings.
 settings(false) ->
     ok;
 settings(true) ->
@@ -146,7 +146,7 @@ is_nif_loaded() ->
         _ -> false
     end.
 
-%% The health check must not crash if a function does not exist, or if a process does not answer.
+%% The health check must not crash if a function does not exist or a process does not answer.
 call(Module, Function, Arguments) ->
     try
         {ok, apply(Module, Function, Arguments)}

@@ -1,6 +1,6 @@
-%% How many connections a listener accepts per second. esockd (since 5.13) takes a limiter as a module
-%% of this form. esockd has a limiter of its own, but that is filled once per second by a clock, so
-%% twice the rate can pass within a moment.
+%% How many connections a listener accepts per second. esockd (since 5.13) takes a module of this
+%% form as a limiter. esockd's own limiter is filled once per second by a clock, so twice the rate
+%% can pass within a moment.
 %%
 %% The limiter is a bucket that holds the tokens of one second. Its state is one number, which all
 %% acceptors of the listener share: the time when the bucket will be full again.
@@ -22,7 +22,7 @@
 
 -define(SECOND, 1000000).
 
-%% What esockd is given: it makes the limiter when the listener starts.
+%% The options for esockd, which makes the limiter when the listener starts.
 -spec options(Rate :: term()) -> undefined | #{module := ?MODULE, rate := pos_integer()}.
 options(Rate) when is_integer(Rate), Rate > 0 -> #{module => ?MODULE, rate => Rate};
 options(_) -> undefined.

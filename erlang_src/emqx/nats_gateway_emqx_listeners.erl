@@ -1,8 +1,8 @@
-%% The listeners of the gateway: opens, changes and closes them.
+%% The listeners of the gateway. This module opens, changes and closes them.
 %%
-%% EMQX's esockd accepts the connections of TCP and TLS, EMQX's ranch those of WebSocket: each is a
-%% module of this behaviour. TLS and WebSocket are the connection's own, whoever accepts it. A
-%% connection looks up what it needs under the key of its listener.
+%% EMQX's esockd accepts the connections of TCP and TLS, and EMQX's ranch those of WebSocket. Each
+%% has a module with this behaviour. The connection itself does TLS and WebSocket, whoever has
+%% accepted it. A connection looks up its settings under the key of its listener.
 -module(nats_gateway_emqx_listeners).
 
 -export([new/3]).
@@ -17,7 +17,7 @@
 
 -include_lib("kernel/include/logger.hrl").
 
-%% A listener that is bound to another address is another one. EMQX looks it up by both.
+%% A listener on another address is another listener. EMQX looks a listener up by name and address.
 -type id() :: {
     Name :: atom(), Bind :: inet:port_number() | {inet:ip_address(), inet:port_number()}
 }.
@@ -25,9 +25,9 @@
 -record(listener, {
     module :: nats_gateway_emqx_esockd | nats_gateway_emqx_ranch,
     id :: id(),
-    %% of the module
+    %% made by the module's `options/2'
     options :: term(),
-    %% what each connection looks up
+    %% looked up by each connection
     connection :: map(),
     tls :: none | nats_gateway_tls:settings()
 }).
@@ -38,23 +38,23 @@
     {tls, Name :: atom(), nats_gateway_tls:problem()}
     | {listen, Name :: atom(), Bind :: string(), Text :: binary()}.
 
-%% As the module takes them from EMQX's settings of the listener.
+%% Makes the module's options from EMQX's settings of the listener.
 -callback options(nats_gateway_emqx_config:listener(), AccessRules :: [term()]) ->
     Options :: term().
-%% Whether a listener has to be closed before the other can be opened, wherever they listen.
+%% Whether one listener has to be closed before the other can be opened, wherever they listen.
 -callback excludes(id(), id()) -> boolean().
 -callback open(id(), Options :: term(), Key :: term()) ->
     {ok, pid()} | {error, {already_started, pid()} | Reason :: term()}.
-%% The connections stay. After an error the listener has to be closed and opened.
+%% The connections stay open. After an error the listener has to be closed and opened again.
 -callback change(id(), Old :: term(), New :: term(), Key :: term()) -> ok | {error, term()}.
-%% With its connections. It may be gone already.
+%% Also closes the connections. The listener may be gone already.
 -callback stop(id()) -> ok.
 -callback stop_accepting(id()) -> ok.
 -callback connections(id()) -> [pid()].
 
 %% -------------------------------------------------------------------------------------------
 
-%% From EMQX's settings of a listener, what its connections look up, and the plugin's page.
+%% Makes a listener from EMQX's settings of it, its connections' settings, and the plugin's page.
 -spec new(nats_gateway_emqx_config:listener(), Connection :: map(), Page :: map()) -> listener().
 new(Configured = #{conf := Conf}, Connection, Page) ->
     Id = configured_id(Configured),
@@ -91,13 +91,13 @@ tls(_, _, _) ->
 configured_id(#{id := Name, bind := Bind}) ->
     {nats_gateway_emqx_config:listener_id(Name), Bind}.
 
-%% Of one address: a listener that moves has two for a while.
+%% The address is part of the key, because a listener that moves has two addresses for a while.
 key(Id) -> {nats_gateway_connection, Id}.
 
 -spec id(listener()) -> id().
 id(#listener{id = Id}) -> Id.
 
-%% What can be known before anything is changed.
+%% Finds the problems that are visible before anything is changed.
 -spec problem([listener()]) -> none | problem().
 problem([]) ->
     none;
@@ -112,12 +112,12 @@ problem([#listener{id = {Name, _}, tls = Tls} | Listeners]) ->
 %% -------------------------------------------------------------------------------------------
 %% Changes
 
-%% After an error the old listeners are open, as far as they can be opened again.
+%% After an error the old listeners are open again, as far as that is possible.
 -spec replace(Old :: [listener()], New :: [listener()]) -> ok | {error, problem()}.
 replace(Old, New) ->
     {Keep, Open} = lists:partition(fun(L) -> is_one_of(L, Old) end, New),
     Close = [L || L <- Old, not is_one_of(L, New)],
-    %% A port may go from one listener to another. What can be kept until all is well, is kept.
+    %% One listener may take over another's port. All others are kept until the new ones are open.
     {InTheWay, Others} = lists:partition(fun(L) -> is_in_the_way(L, Open) end, Close),
     close(InTheWay),
     case open_all(Open) of
@@ -145,7 +145,7 @@ is_in_the_way(#listener{module = Module, id = Id = {_, Bind}}, Open) ->
 port({_, Port}) -> Port;
 port(Port) -> Port.
 
-%% All or none.
+%% Opens all of them or none.
 open_all([]) ->
     ok;
 open_all([Listener | Listeners]) ->
@@ -179,7 +179,8 @@ start(Listener = #listener{id = Id = {Name, Bind}}) ->
             {error, {listen, Name, nats_gateway_address:format(Bind), explain(Reason)}}
     end.
 
-%% One that is there was left by a gateway that was killed: its connections do not know our settings.
+%% If the listener exists already, a killed gateway has left it. Its connections do not have our
+%% settings.
 start_anew(#listener{module = Module, id = Id, options = Options}) ->
     case Module:open(Id, Options, key(Id)) of
         {error, {already_started, _}} ->
@@ -194,7 +195,7 @@ explain(Reason) when is_atom(Reason) ->
 explain(Reason) ->
     iolist_to_binary(io_lib:format("cannot listen: ~0p", [Reason])).
 
-%% What is the same stays as it is: neither acceptors nor connections notice.
+%% Parts that are the same are not touched, so neither acceptors nor connections notice.
 change(Old, New = #listener{module = Module, id = Id}) ->
     case publish_certificates(New) of
         ok -> ok;
@@ -232,7 +233,7 @@ close(Listeners) ->
         Listeners
     ).
 
-%% Those that a gateway that was killed has left open.
+%% Closes listeners that a killed gateway has left open.
 -spec close_left([nats_gateway_emqx_config:listener()]) -> ok.
 close_left(Configured) ->
     lists:foreach(
@@ -245,8 +246,7 @@ close(Module, Id = {Name, Bind}) ->
     ok = unpublish(Id),
     ?LOG_INFO(#{msg => "listener_stopped", listener => Name, bind => text(Bind)}).
 
-%% Nobody is let in any more. Clients that are there are asked to go elsewhere, and have some time to
-%% do so.
+%% Lets nobody in any more. The clients are asked to go elsewhere, and get some time for that.
 -spec drain([listener()], Milliseconds :: non_neg_integer()) -> ok.
 drain(_, 0) ->
     ok;
@@ -270,8 +270,7 @@ drain(Listeners, Ms) ->
 %% -------------------------------------------------------------------------------------------
 %% What connections look up
 
-%% It stays where it is as long as it is the same: a change makes the runtime look through all
-%% processes.
+%% A value that is the same is not stored again: a change makes the runtime scan all processes.
 publish_connection(#listener{id = Id, connection = Connection}) ->
     Key = key(Id),
     case persistent_term:get(Key, undefined) of

@@ -1,8 +1,8 @@
-%% How NATS is put into EMQX's messages, and what an EMQX message is for a NATS client.
+%% Turns NATS messages into EMQX's, and back.
 %%
-%% A reply subject is the property Response-Topic, a header block the User-Properties. Where properties
-%% cannot say all of it the block itself travels in a header of EMQX's message, which other nodes of the
-%% cluster get too, and MQTT clients don't see.
+%% A reply subject is the property Response-Topic, and a header block is the User-Properties. If the
+%% properties cannot hold all of a block, the block also travels in a header of EMQX's message.
+%% Other nodes of the cluster get that header, too; MQTT clients do not see it.
 -module(nats_gateway_emqx_message).
 
 -export([constant_headers/2]).
@@ -17,7 +17,7 @@
 
 -define(FLAGS, #{dup => false, retain => false}).
 
-%% Message headers of our own, and the two of the built-in gateway.
+%% Message headers of our own, and two of the built-in gateway.
 -define(HEADER_BLOCK, nats_gateway_header_block).
 -define(REPLY_TO, reply_to).
 -define(NATS_HEADERS, nats_headers).
@@ -25,7 +25,7 @@
 %% -------------------------------------------------------------------------------------------
 %% To EMQX
 
-%% Those of every message of this client.
+%% The headers of every message of this client.
 -spec constant_headers(
     nats_gateway_emqx_client:clientinfo(), nats_gateway_emqx_client:conninfo()
 ) -> map().
@@ -33,7 +33,7 @@ constant_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
     Constant = maps:with([protocol, username, peerhost, peername, client_attrs], ClientInfo),
     Constant#{proto_ver => ProtoVer, properties => #{}}.
 
-%% The topic of `Pub' is none that is invalid.
+%% The caller has checked that the topic of `Pub' is valid.
 -spec make(#pub{}, QoS :: 0 | 1, {ClientId :: binary(), Constant :: map()}) -> tuple().
 make(Pub, QoS, {ClientId, Constant}) ->
     #pub{
@@ -47,7 +47,7 @@ make(Pub, QoS, {ClientId, Constant}) ->
     Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
     emqx_message:make(ClientId, QoS, Name, Payload, ?FLAGS, Headers).
 
-%% The headers of a message: `Constant' are those of every message of this client.
+%% The headers of one message. `Constant' are the headers of every message of this client.
 -spec properties(
     Constant :: map(),
     Correlation :: undefined | binary(),
@@ -71,7 +71,7 @@ properties(Constant, Correlation, ReplyTo, ReplyTopic, Block) ->
             end
     end.
 
-%% A message has one Correlation-Data, and that of an answer comes first.
+%% A message has only one Correlation-Data. That of an answer has precedence.
 reply_properties(undefined, undefined, _, Headers) ->
     {#{}, Headers};
 reply_properties(Correlation, undefined, _, Headers) ->
@@ -109,7 +109,8 @@ delivery(Key, Message, Id) ->
         id = Id
     }.
 
-%% What is no payload is left to `nats_gateway_nif:encode/2', which leaves out that message alone.
+%% A payload of another type goes to `nats_gateway_nif:encode/2' unchanged, which leaves out only
+%% that message.
 payload(Payload) when is_binary(Payload) ->
     Payload;
 payload(Payload) ->
@@ -141,7 +142,8 @@ headers(_) ->
 
 content_type(Properties) -> scalar(maps:get('Content-Type', Properties, undefined)).
 
-%% Only those of MQTT clients are texts for sure: rules and EMQX's REST API may put anything there.
+%% Only the pairs of MQTT clients are certain to be texts: rules and EMQX's REST API can put
+%% anything there.
 pairs(Pairs) when is_map(Pairs) -> texts(maps:to_list(Pairs));
 pairs(Pairs) ->
     case are_texts(Pairs) of

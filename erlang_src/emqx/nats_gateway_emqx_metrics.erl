@@ -14,7 +14,7 @@
 
 -define(GATEWAY, nats).
 
-%% What is the same for all clients: EMQX's gateway context and the table of its metrics.
+%% The same for all clients: EMQX's gateway context and the table of its metrics.
 -type context() :: #{ctx := map(), metrics := atom()}.
 
 -spec context(Ctx :: map()) -> context().
@@ -51,7 +51,7 @@ received(N, QoS, Context) ->
 received_metric(0) -> 'messages.qos0.received';
 received_metric(1) -> 'messages.qos1.received'.
 
-%% Messages that the client is sent.
+%% Messages that were sent to the client.
 -spec delivered(non_neg_integer(), context()) -> ok.
 delivered(0, _) ->
     ok;
@@ -79,8 +79,8 @@ packets({sent, pong}) -> 'packets.pong.sent';
 packets({sent, msg}) -> 'packets.msg.sent';
 packets({sent, hmsg}) -> 'packets.hmsg.sent'.
 
-%% Of this process, under the names of EMQX's channels: `cnt' is of the socket, `pkt' of operations, `msg'
-%% of messages.
+%% The statistics of this process, under the names that EMQX's channels use: `cnt' counts for the
+%% socket, `pkt' counts operations, `msg' counts messages.
 -spec statistics(map(), Subscriptions :: non_neg_integer()) -> [{atom(), non_neg_integer()}].
 statistics(Statistics, Subscriptions) ->
     Value = fun(Name) -> maps:get(Name, Statistics, 0) end,

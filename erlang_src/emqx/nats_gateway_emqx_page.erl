@@ -1,5 +1,5 @@
-%% The plugin's own page in EMQX's dashboard: the settings that EMQX's NATS page has no field for
-%% (priv/config_schema.avsc draws the form).
+%% The plugin's own page in EMQX's dashboard. It has the settings for which EMQX's NATS page has no
+%% field. (priv/config_schema.avsc describes the form.)
 -module(nats_gateway_emqx_page).
 
 -export([parse/1]).
@@ -15,7 +15,7 @@
 
 -include_lib("kernel/include/logger.hrl").
 
-%% Times are milliseconds, sizes bytes.
+%% Times are in milliseconds, sizes in bytes.
 -type settings() :: #{
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
@@ -23,35 +23,36 @@
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
     auto_subscribe := boolean(),
-    %% slow consumers: bytes that may wait for one client, and how long it may take none of them
+    %% slow consumers: how many bytes may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
-    %% from the lame duck INFO to the close, at plugin stop
+    %% time from the lame duck INFO to the close, when the plugin stops
     drain_time := non_neg_integer(),
-    %% of the `ssl' listeners
+    %% for the `ssl' listeners
     tls_mode := nats_gateway_tls:mode(),
     allow_non_tls := boolean(),
     handshake_first_wait := pos_integer(),
     peer_cert_as_username := nats_gateway_certificate:name(),
-    %% for gateways whose own settings have no `internal_authn'
+    %% used where the gateway's own settings have no `internal_authn'
     login := nats_gateway_login:login(),
-    %% of the `ws' and `wss' listeners
+    %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
-    %% where this plugin does not run, although clients have to log in
+    %% whether the built-in may serve where this plugin does not run, although clients have to log
+    %% in
     built_in_may_serve := boolean()
 }.
 
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
 
-%% What decides who is let in. Settings without one of them were not saved by the page: they are the
-%% beginning of a file that was cut, or were sent by somebody who did not think of it.
+%% These settings decide who is let in. If one of them is missing, the page has not saved the
+%% settings: the file was cut, or somebody sent settings without thinking of it.
 -define(DECIDING, [
     <<"internal_authn">>, <<"peer_cert_as_username">>, <<"websocket_same_origin">>
 ]).
 
-%% Settings of the page that are no other ones here.
+%% Settings that are the same on the page as in `nats_gateway_config'.
 -define(AS_ANYWHERE, [
     max_subscriptions,
     max_sub_tokens,
@@ -66,13 +67,13 @@ schema() ->
     Anywhere = #{max_control_line := {_, MaxControlLine}} = nats_gateway_config:schema(),
     Page = lists:foldl(fun maps:merge/2, #{}, [
         maps:with(?AS_ANYWHERE, Anywhere),
-        %% The built-in shakes hands first, so the clients that are there do, too.
+        %% The built-in starts with the TLS handshake, so clients of today do, too.
         nats_gateway_listener_config:tls_page_schema(auto),
         nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema()
     ]),
     Page#{
-        %% CONNECT is an operation too: below this nobody could log in
+        %% CONNECT is an operation too: with less, nobody could log in
         max_control_line => {{bytes, 512, 1048576}, MaxControlLine},
         auto_subscribe => {boolean, false},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
@@ -97,7 +98,7 @@ parse(Stored) ->
             {error, Text}
     end.
 
-%% Settings that are to be saved.
+%% Checks settings before they are saved.
 -spec check(New :: map()) -> {ok, settings()} | {error, Text :: binary()}.
 check(New) ->
     case [Key || Key <- ?DECIDING, not is_map_key(Key, New)] of
@@ -107,7 +108,8 @@ check(New) ->
             catch
                 error:not_loaded ->
                     {error, <<"cannot be checked without the native library">>};
-                %% Whoever logs the reason, or the arguments of the functions, logs secrets.
+                %% The reason and the arguments of the functions hold secrets, so they must not be
+                %% logged.
                 _:_ ->
                     {error, <<"could not be checked">>}
             end;
@@ -120,9 +122,9 @@ check(New) ->
 check_stored({ok, Stored}) -> check(Stored);
 check_stored({error, Text}) -> {error, Text}.
 
-%% As the page saved it. EMQX's own answer for settings that it could not read, or that its schema
-%% of this plugin refuses, would be an empty map. One that is empty was never saved: it is the rest
-%% of a file that was lost.
+%% The settings as the page saved them. EMQX returns an empty map for settings that it cannot read,
+%% or that its schema of this plugin refuses. The page never saves an empty map: it is what is left
+%% of a lost file.
 -spec stored() -> {ok, map()} | {error, Text :: binary()}.
 stored() ->
     try emqx_plugins:get_config(name_vsn(), unreadable) of
@@ -141,7 +143,7 @@ name_vsn() ->
         undefined -> <<"nats_gateway">>
     end.
 
-%% The settings in force. EMQX tells us of changes, not of what it has stored when the plugin
+%% The settings in force. EMQX tells us about changes, but not what it has stored when the plugin
 %% starts.
 -spec get() -> settings().
 get() ->
@@ -157,8 +159,8 @@ get() ->
 -spec put(settings()) -> ok.
 put(Settings) -> persistent_term:put(?MODULE, Settings).
 
-%% Settings that are not valid, or cannot be read, may have been such that nobody was let in without
-%% a login. So nobody is.
+%% Settings that are not valid or cannot be read may have demanded a login from everybody. So nobody
+%% is let in.
 -spec in_force({ok, Stored :: map()} | {error, Text :: binary()}) -> settings().
 in_force(Stored) ->
     case check_stored(Stored) of
@@ -179,7 +181,7 @@ in_force(Stored) ->
 lets_built_in({ok, #{<<"built_in_may_serve">> := true}}) -> true;
 lets_built_in(_) -> false.
 
-%% At the end of the application: the next start reads what is stored then.
+%% Called when the application ends. The next start reads what is stored then.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),

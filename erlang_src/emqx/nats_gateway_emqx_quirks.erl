@@ -1,7 +1,7 @@
-%% What EMQX does otherwise than one would expect, and what the plugin does about it.
+%% Unexpected behaviour of EMQX, and what the plugin does about it.
 %%
-%% Each quirk says what EMQX does, in which versions, and where that is seen: in a file of EMQX, or in
-%% a test. Seen versions are 5.10.4 and 6.3.0-beta.2; `5.10 to 6.3' means that both do it.
+%% Each quirk says what EMQX does, in which versions, and where that can be seen: in a file of EMQX,
+%% or in a test. The quirks were seen in 5.10.4 and 6.3.0-beta.2; `5.10 to 6.3' means in both.
 -module(nats_gateway_emqx_quirks).
 
 %% Boot and end of a node
@@ -29,7 +29,7 @@
 -define(SCHEMA, emqx_nats_schema).
 -define(LOAD_RETRIES, 20).
 -define(LOAD_RETRY_MS, 100).
-%% The processes of a gateway that was unloaded are gone by then.
+%% By then the processes of an unloaded gateway have ended.
 -define(UNLOAD_MS, 5000).
 
 %% -------------------------------------------------------------------------------------------
@@ -39,8 +39,8 @@
 %% first, 6.3 the gateways; with EMQX_FEATURES (from 6.0 on) the gateways may never start.
 %% Seen in: emqx_machine_boot, emqx_plugins_app; test/emqx/test_lifecycle.py, test_profile.py.
 %%
-%% So we ask whether it runs. The application controller of OTP, which knows it, answers nobody while
-%% it starts or stops an application.
+%% So we ask whether the application runs. The application controller of OTP knows it, but answers
+%% nobody while it starts or stops an application.
 -spec is_running(Application :: atom()) -> boolean().
 is_running(Application) ->
     try
@@ -54,7 +54,7 @@ is_running(Application) ->
 %% Seen in: emqx_machine_boot:stop_apps/0, called by the process emqx_machine_terminator;
 %% test_a_restart_of_the_node of test/emqx/test_lifecycle.py.
 %%
-%% The process is known by its name, so its stack trace says what it does.
+%% The process has a registered name, and its stack trace says what it does.
 -spec is_node_stopping() -> boolean().
 is_node_stopping() ->
     case init:get_status() of
@@ -108,9 +108,9 @@ set_callback_module(Module) ->
 
 definitions() -> emqx_gateway_utils:find_gateway_definitions().
 
-%% Quirk: to unregister a gateway that is loaded blocks EMQX's registry. The registry unloads the
-%% gateway, the unloading asks the registry, and after 5 s the registry crashes and has forgotten
-%% all gateways. 5.10 to 6.3.
+%% Quirk: unregistering a loaded gateway blocks EMQX's registry. The registry unloads the gateway,
+%% and unloading asks the registry. After 5 s the registry crashes and has forgotten all gateways.
+%% 5.10 to 6.3.
 %% Seen in: emqx_gateway_registry:unreg/1, emqx_gateway_insta_sup; test_stop_and_start_many_times of
 %% test/emqx/test_lifecycle.py.
 %%
@@ -121,7 +121,7 @@ serve_with(Module) ->
         #{cbkmod := Module} ->
             ok;
         undefined when Module =:= nats_gateway_emqx ->
-            %% The registry has forgotten, but we may still be serving.
+            %% The registry has forgotten us, but we may still be serving.
             _ = whereis(nats_gateway_emqx) =:= undefined andalso unload(),
             register(Module);
         _ ->
@@ -145,13 +145,13 @@ unload() ->
             })
     end.
 
-%% Quirk: emqx_gateway:unload/1 returns before the lock of the gateway's clients (ekka_locker, linked
-%% to the gateway's manager) has ended. To load the gateway before that fails with `already_started'.
-%% 5.10 to 6.3.
+%% Quirk: emqx_gateway:unload/1 returns before the lock of the gateway's clients (ekka_locker,
+%% linked to the gateway's manager) has ended. Loading the gateway before that fails with
+%% `already_started'. 5.10 to 6.3.
 %% Seen in: emqx_gateway_cm, which starts the locker; test_stop_and_start_many_times of
 %% test/emqx/test_lifecycle.py.
 %%
-%% So we wait for the gateway's processes and for those that they are linked to.
+%% So we wait for the gateway's processes and for those that are linked to these.
 gateway_processes() ->
     case whereis(nats) of
         undefined ->
@@ -168,7 +168,7 @@ gateway_processes() ->
             ])
     end.
 
-%% With EMQX's settings of the gateway, where it has any.
+%% Loads the gateway with EMQX's settings of it, if EMQX has any.
 -spec load() -> ok.
 load() ->
     case {emqx_gateway:lookup(nats), emqx_conf:get([gateway, nats], undefined)} of
@@ -177,7 +177,7 @@ load() ->
     end.
 
 %% Quirk: emqx_gateway:load/2 raises an error when a name is not free yet. 5.10 to 6.3.
-%% Seen in: emqx_gateway_sup (badmatch), as after the quirk of the lock.
+%% Seen in: emqx_gateway_sup (badmatch), for example after the quirk of the lock.
 load(Config, Retries) ->
     try emqx_gateway:load(nats, Config) of
         {ok, _} -> ok;
@@ -190,7 +190,8 @@ load(Config, Retries) ->
     end.
 
 %% Quirk: EMQX's supervisor answers with an error that holds the settings, and so their secrets.
-%% 5.10 to 6.3. Only a problem of the settings, which our own callback makes, is safe in the log.
+%% 5.10 to 6.3. Only a problem with the settings is safe in the log, because our own callback makes
+%% it.
 load_error({badconf, Problem}) -> {badconf, Problem};
 load_error({Reason, _}) when is_tuple(Reason) -> load_error(Reason);
 load_error(Reason) -> nats_gateway_guard:shape(Reason).
@@ -198,8 +199,8 @@ load_error(Reason) -> nats_gateway_guard:shape(Reason).
 %% -------------------------------------------------------------------------------------------
 %% Clients
 
-%% Quirk: EMQX's manager of a gateway's clients ends without removing the rows of clients that have
-%% died, and would count them for ever. 5.10 to 6.3.
+%% Quirk: EMQX's manager of a gateway's clients ends without removing the rows of dead clients. EMQX
+%% would count these clients for ever. 5.10 to 6.3.
 %% Seen in: emqx_gateway_cm:terminate/2; test_stop_tells_the_clients_and_leaves_no_row of
 %% test/emqx/test_lifecycle.py.
 -spec forget_dead_clients() -> ok.
@@ -221,12 +222,13 @@ forget_dead_clients() ->
             )
     end.
 
-%% Quirk: when an operator empties the caches of access control, EMQX tells no process. It keeps the
-%% time (system time in milliseconds) in a persistent term, and no function gives it. 5.10 to 6.3.
+%% Quirk: when an operator empties the caches of access control, EMQX tells no process. It stores
+%% the time (system time in milliseconds) in a persistent term, but has no function that returns it.
+%% 5.10 to 6.3.
 %% Seen in: emqx_authz_cache:drain_cache/0; test_the_cache_holds_until_it_is_drained of
 %% test/emqx/test_authorization.py.
 %%
-%% Decisions that were made before that time count no more.
+%% Decisions from before that time are no longer valid.
 -spec authz_drained_at() -> integer().
 authz_drained_at() -> persistent_term:get({emqx_authz_cache, drain_timestamp}, 0).
 
@@ -234,12 +236,12 @@ authz_drained_at() -> persistent_term:get({emqx_authz_cache, drain_timestamp}, 0
 %% Shared subscriptions
 
 %% Quirk: emqx_shared_sub:redispatch/1 drops messages of QoS 0. emqx_shared_sub:dispatch/4 gives a
-%% message of any QoS to another member, where this process is among those that have failed.
+%% message of any QoS to another member if the caller names this process as one that has failed.
 %% 5.10 to 6.3.
 %% Seen in: emqx_shared_sub;
 %% test_a_member_that_leaves_by_its_max_hands_over_what_it_was_given of test/emqx/test_messages.py.
 %%
-%% Without another member the message is for nobody.
+%% If there is no other member, nobody gets the message.
 -spec give_to_another_member(Group :: binary(), Filter :: binary(), Message :: term()) -> ok.
 give_to_another_member(Group, Filter, Message) ->
     Delivery = {delivery, self(), Message},
@@ -251,8 +253,8 @@ give_to_another_member(Group, Filter, Message) ->
 %% Seen in: emqx_broker:subscriber_down/1;
 %% test_what_waits_for_a_client_that_ends_goes_to_another_member of test/emqx/test_clients.py.
 %%
-%% So a call waits until the process is in none of the groups. Without an answer it is as good as
-%% left.
+%% So a call waits until the process is in none of the groups. If the call gets no answer, we go on
+%% as if the process had left.
 -spec await_left(Group :: binary(), Filter :: binary()) -> ok.
 await_left(Group, Filter) ->
     try

@@ -1,8 +1,8 @@
-%% Listeners of EMQX's ranch, for WebSocket. EMQX's REST API looks for them there, and asks ranch how
-%% many connections they have.
+%% Listeners of EMQX's ranch, for WebSocket. EMQX's REST API looks for them in ranch, and asks ranch
+%% how many connections they have.
 %%
 %% This module is also the transport that ranch calls. So the acceptors can do what those of esockd
-%% do: accept at a limited rate, and refuse by address. TLS is the connection's own.
+%% do: accept at a limited rate, and refuse clients by address. The connection itself does TLS.
 -module(nats_gateway_emqx_ranch).
 
 -behaviour(nats_gateway_emqx_listeners).
@@ -15,14 +15,14 @@
 -export([stop/1]).
 -export([stop_accepting/1]).
 -export([connections/1]).
-%% The transport, as far as ranch 1 and 2 ask for it
+%% The transport: the functions that ranch 1 and 2 call
 -export([name/0, secure/0, messages/0]).
 -export([listen/1, accept/2, sockname/1, peername/1, controlling_process/2, close/1]).
 -export([handshake/2, handshake/3, cleanup/1]).
 
 -export_type([options/0]).
 
-%% As `nats_gateway_emqx_config:ranch_options/2' makes them.
+%% `nats_gateway_emqx_config:ranch_options/2' makes these.
 -type options() :: #{
     max_connections := pos_integer() | infinity,
     num_acceptors := pos_integer(),
@@ -52,7 +52,7 @@
 -spec options(nats_gateway_emqx_config:listener(), AccessRules :: [term()]) -> options().
 options(Listener, AccessRules) -> nats_gateway_emqx_config:ranch_options(Listener, AccessRules).
 
-%% ranch knows a listener by its name alone.
+%% ranch identifies a listener by its name alone.
 -spec excludes(nats_gateway_emqx_listeners:id(), nats_gateway_emqx_listeners:id()) ->
     boolean().
 excludes({Name, _}, {Other, _}) -> Name =:= Other.
@@ -65,13 +65,13 @@ open({Name, _}, Options, Key) ->
         {error, Reason} -> {error, cause(Reason)}
     end.
 
-%% What ranch's supervisors make of the error of a socket.
+%% ranch's supervisors wrap the error of a socket in their own.
 cause({{shutdown, {failed_to_start_child, ranch_acceptors_sup, {listen_error, _, Reason}}}, _}) ->
     Reason;
 cause(Reason) ->
     Reason.
 
-%% The connections stay.
+%% The connections stay open.
 -spec change(nats_gateway_emqx_listeners:id(), options(), options(), Key :: term()) ->
     ok | {error, term()}.
 change({Name, _}, Old, New = #{max_connections := Max}, _) ->
@@ -85,7 +85,7 @@ change({Name, _}, Old, New = #{max_connections := Max}, _) ->
             ranch:resume_listener(Name)
     end.
 
-%% With its connections.
+%% Also closes the connections.
 -spec stop(nats_gateway_emqx_listeners:id()) -> ok.
 stop({Name, _}) ->
     _ = ranch:stop_listener(Name),
@@ -116,7 +116,7 @@ secure() -> false.
 
 messages() -> {tcp, tcp_closed, tcp_error, tcp_passive}.
 
-%% ranch 2 gives all options, ranch 1 those of the socket.
+%% ranch 2 passes all options, ranch 1 only those of the socket.
 listen(#{socket_opts := Options}) ->
     listen(Options);
 listen(Options) ->
@@ -187,7 +187,7 @@ wait(#{module := Module} = Limiter) ->
 sockname(#listening{socket = Socket}) -> inet:sockname(Socket);
 sockname(Socket) -> inet:sockname(Socket).
 
-%% ranch 2.2 calls it for its report of a handshake that failed.
+%% ranch 2.2 calls this when it reports a failed handshake.
 peername(Socket) -> inet:peername(Socket).
 
 controlling_process(Socket, Pid) -> gen_tcp:controlling_process(Socket, Pid).

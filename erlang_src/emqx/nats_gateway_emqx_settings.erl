@@ -1,6 +1,6 @@
-%% What becomes of each setting that EMQX has for the gateway `nats' and its listeners. One that is not
-%% honoured is told to whoever has set it, with what holds in its place; so is one that only a newer
-%% EMQX knows.
+%% What the plugin does with each setting that EMQX has for the gateway `nats' and its listeners. If
+%% a setting is not honoured, the log says so, and says what holds in its place. The same goes for
+%% settings that only a newer EMQX knows.
 -module(nats_gateway_emqx_settings).
 
 -export([gateway/0, listener/1]).
@@ -12,22 +12,23 @@
 
 -type fate() ::
     honoured
-    %% by the settings below it
+    %% the settings below it decide
     | table()
-    %% whatever its value is, clients and operators cannot tell the difference
+    %% its value does not matter: clients and operators cannot see a difference
     | {without_effect, Why :: binary()}
-    %% but for the values that EMQX fills in, and those that mean what is done anyway
+    %% refused, except for values that EMQX fills in, and values that mean what the plugin does
+    %% anyway
     | {refused, IsHarmless :: fun((Value :: term()) -> boolean()), Instead :: binary()}.
 
 -type refusal() :: #{setting := binary(), value => term(), instead := binary()}.
 
-%% What EMQX fills in. Versions differ.
+%% The values that EMQX fills in. Versions differ.
 -define(ACTIVE_N, 100).
 -define(HIGH_WATERMARK, 1048576).
 -define(WEBSOCKET_IDLE_MS, 7200000).
 -define(WINDOW_BITS, 15).
 
-%% `gateway.nats'
+%% The settings under `gateway.nats'.
 -spec gateway() -> table().
 gateway() ->
     #{
@@ -70,8 +71,8 @@ listener(ws) ->
 listener(wss) ->
     (listener(ssl))#{websocket => websocket()}.
 
-%% Honoured by `nats_gateway_emqx_config:esockd_options/1' and `options/5', which say what the
-%% defaults of EMQX mean.
+%% `nats_gateway_emqx_config:esockd_options/1' and `options/5' honour these. They also say what
+%% EMQX's defaults mean.
 tcp_options() ->
     Most = nats_gateway_transport:max_active_n(),
     #{
@@ -95,8 +96,8 @@ tcp_options() ->
                 <<"a client that takes nothing within send_timeout is closed">>}
     }.
 
-%% EMQX makes options of OTP's from them. Those that are no options of a handshake are looked at in
-%% `nats_gateway_emqx_config:tls/4'.
+%% EMQX turns these into options of OTP. `nats_gateway_emqx_config:tls/4' looks at those that are no
+%% options of a handshake.
 ssl_options() ->
     Honoured = [
         cacertfile, cacerts, certfile, keyfile, password, managed_certs,
@@ -112,7 +113,7 @@ ssl_options() ->
                 <<"certificates are shown without an OCSP response">>}
     }.
 
-%% Honoured by `nats_gateway_emqx_config:websocket/2'.
+%% `nats_gateway_emqx_config:websocket/2' honours these.
 websocket() ->
     #{
         path => honoured,
@@ -146,7 +147,7 @@ window_bits() ->
     {refused, fun(Bits) -> Bits =:= ?WINDOW_BITS end,
         <<"the window has 15 bits, or what the client asks for">>}.
 
-%% Of the settings as EMQX has checked them: all keys that it knows are there.
+%% `Settings' are as EMQX has checked them, so they have all keys that EMQX knows.
 -spec not_honoured(table(), Settings :: map()) -> [refusal()].
 not_honoured(Table, Settings) ->
     lists:sort(

@@ -24,12 +24,12 @@
     changed :: undefined | reference()
 }).
 
-%% EMQX does not ask a stopped plugin for its health, so an alarm says it.
+%% EMQX does not ask a stopped plugin for its health, so an alarm reports it.
 -define(ALARM, nats_is_not_served).
 
 %% EMQX's gateway application starts within seconds of ours, or much later, or never.
 -define(POLL_MS, 300).
-%% Time to the next attempt when EMQX's settings could not be changed.
+%% Time to the next attempt after EMQX's settings could not be changed.
 -define(BAR_RETRY_MS, 10000).
 %% An operator who replaces the gateway's authenticator removes one and then adds the other.
 -define(REST_MS, 60000).
@@ -50,8 +50,8 @@ settings_changed() -> gen_server:cast(?MODULE, settings_changed).
 -spec gateway_changed() -> ok.
 gateway_changed() -> gen_server:cast(?MODULE, gateway_changed).
 
-%% The settings of the page while this process does not run: somebody has saved them, or they were
-%% just found.
+%% The settings that the page stored while this process does not run. Either somebody has saved
+%% them, or they were just found.
 -spec settings_stored(saved | found) -> ok.
 settings_stored(saved) ->
     persistent_term:put(?MODULE, saved);
@@ -79,7 +79,7 @@ handle_info(take, State = #state{registry = undefined}) ->
 handle_info({'DOWN', Monitor, process, _, _}, #state{registry = Monitor}) ->
     try_to_take(#state{});
 handle_info({adapt_bar, Settings}, State = #state{registry = Registry}) ->
-    %% Where EMQX's gateway application does not run, it has no settings to change.
+    %% If EMQX's gateway application does not run, it has no settings to change.
     _ = Registry =/= undefined andalso adapt_bar(Settings),
     {noreply, State};
 handle_info(_, State) ->
@@ -87,7 +87,7 @@ handle_info(_, State) ->
 
 terminate(_, _) ->
     ok = nats_gateway_emqx_quirks:set_callback_module(nats_gateway_emqx_compat:built_in()),
-    %% As a rule our application is being stopped: the application controller cannot be asked.
+    %% Usually our application is being stopped now, so the application controller cannot be asked.
     case whereis(emqx_gateway_registry) of
         undefined -> ok;
         _ -> give_back(nats_gateway_emqx_quirks:is_node_stopping())
@@ -131,8 +131,8 @@ take() ->
 give_back(IsStopping) ->
     try
         ok = nats_gateway_emqx_quirks:serve_with(nats_gateway_emqx_compat:built_in()),
-        %% The built-in would open its listeners for a moment, and clients that have just been sent
-        %% away would come back.
+        %% The built-in would open its listeners for a moment, and clients that were just sent away
+        %% would come back.
         case IsStopping of
             true -> ok;
             false -> load_built_in(nats_gateway_emqx_built_in:may_serve())

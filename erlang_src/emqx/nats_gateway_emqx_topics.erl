@@ -1,4 +1,4 @@
-%% Topics and filters as EMQX has them: with the mountpoint, or as records of shared subscriptions.
+%% Topics and filters in EMQX's form: with the mountpoint, or as records of shared subscriptions.
 -module(nats_gateway_emqx_topics).
 
 -export([mount/2]).
@@ -9,7 +9,7 @@
 
 -export_type([topic/0]).
 
-%% A filter, or EMQX's record of a shared one.
+%% A filter, or EMQX's record of a shared filter.
 -type topic() :: binary() | tuple().
 
 -spec mount(topic(), Mountpoint :: binary()) -> topic().
@@ -20,7 +20,7 @@ mount(Topic, Mountpoint) -> emqx_mountpoint:mount(Mountpoint, Topic).
 record(undefined, Filter) -> Filter;
 record(ShareName, Filter) -> emqx_topic:make_shared_record(ShareName, Filter).
 
-%% The key by which deliveries of a subscription come: a hook may have changed its topic.
+%% The key under which a subscription's deliveries arrive. A hook may have changed the topic.
 -spec broker_key(nats_gateway_host:key(), topic()) -> nats_gateway_host:key().
 broker_key({ShareName, _}, Topic) -> {ShareName, emqx_topic:get_shared_real_topic(Topic)}.
 
@@ -28,12 +28,12 @@ broker_key({ShareName, _}, Topic) -> {ShareName, emqx_topic:get_shared_real_topi
 key(Filter) when is_binary(Filter) -> {undefined, Filter};
 key(Shared) -> {share_name(Shared), emqx_topic:get_shared_real_topic(Shared)}.
 
-%% The record has no accessor for it; its text has the form that EMQX parses.
+%% EMQX has no accessor for this field. The text of the record has the form that EMQX parses.
 share_name(Shared) ->
     <<"$share/", Rest/binary>> = iolist_to_binary(emqx_topic:maybe_format_share(Shared)),
     hd(binary:split(Rest, <<"/">>)).
 
-%% EMQX's REST API takes any text for a topic.
+%% EMQX's REST API takes any text as a topic.
 -spec parse(binary(), Mountpoint :: binary()) ->
     {ok, nats_gateway_host:key(), Options :: map()} | error.
 parse(Topic, Mountpoint) ->

@@ -1,12 +1,13 @@
 %% The host inside an EMQX node: the client's own process is a channel of EMQX's gateway `nats'.
 %%
-%% - Topics and shared groups come converted from the decoder; each key of the channel is one
-%%   subscription of this process, with one constant subscription id.
-%% - Both copies of a message for a plain and a shared subscription look the same, but for a header
-%%   that names the group of the latter.
+%% - The decoder has already converted topics and shared groups. Each key of the channel is one
+%%   subscription of this process, and all have the same subscription id.
+%% - A message for a plain and a shared subscription arrives in two copies. They look the same,
+%%   except for a header of the second one that names the group.
 %%
-%% nats_gateway_emqx_client says who the client is for EMQX, nats_gateway_emqx_message how messages look,
-%% nats_gateway_emqx_authz what the client may do, nats_gateway_emqx_metrics what EMQX counts.
+%% nats_gateway_emqx_client says who the client is for EMQX, and nats_gateway_emqx_message how
+%% messages look. nats_gateway_emqx_authz knows what the client may do, and
+%% nats_gateway_emqx_metrics what EMQX counts.
 -module(nats_gateway_host_emqx).
 
 -behaviour(nats_gateway_host).
@@ -35,7 +36,7 @@
 -include_lib("kernel/include/logger.hrl").
 
 -record(subscription, {
-    %% what the broker was asked for: a topic filter or its record of a shared one
+    %% what was subscribed at the broker: a topic filter, or the broker's record of a shared one
     topic :: binary() | tuple(),
     options :: map(),
     no_local :: boolean()
@@ -47,36 +48,37 @@
     conninfo :: map(),
     clientid :: binary(),
     mountpoint :: binary(),
-    %% of each message
+    %% the same for each message
     headers :: map(),
     retained :: boolean(),
-    %% takes EMQX's automatic subscriptions
+    %% whether EMQX's automatic subscriptions are taken
     auto_subscribe :: boolean(),
     subs = #{} :: #{nats_gateway_host:key() => #subscription{}},
-    %% unsubscribed, but with deliveries in the mailbox perhaps
+    %% unsubscribed, but the mailbox may still hold deliveries for them
     leaving = #{} :: #{nats_gateway_host:key() => #subscription{}},
-    %% member of a group that is to skip its own messages
+    %% whether the client is a member of a group and must not get its own messages
     skips_own = false :: boolean(),
-    %% messages that came while those were looked for, latest first
+    %% other messages that were found during the search for own ones, latest first
     early = [] :: [tuple()],
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     authz :: nats_gateway_emqx_authz:authz(),
-    %% microseconds that subscriptions and access control have taken since the mailbox was looked at
+    %% microseconds that subscriptions and access control have taken since the last look at the
+    %% mailbox
     spent = 0 :: non_neg_integer(),
-    %% what is left of a batch of publishes, the first one's index in it, and what was refused
+    %% the rest of a batch of publishes, the index of its first one, and what was refused
     publishing = none ::
         none
         | {[#pub{}], pos_integer(), publish_options(), [
             {pos_integer(), nats_gateway_host:rejection()}
         ]},
-    %% what is to be subscribed again, and what was refused
+    %% the keys that are still to be subscribed again, and what was refused
     again = none ::
         none
         | {[nats_gateway_host:key()], #{atom() => boolean()}, [
             {nats_gateway_host:key(), nats_gateway_host:refusal()}
         ]},
-    %% as of the last report
+    %% the numbers in the last report
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
     operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()}
@@ -86,12 +88,12 @@
 
 -type publish_options() :: #{confirm := boolean(), no_responders := boolean()}.
 
-%% What is looked up once per batch of publishes, or where it goes on.
+%% Values that are looked up once per batch of publishes, and once more when it is continued.
 -record(batch, {
     options :: publish_options(),
     qos :: 0 | 1,
     no_responders :: boolean(),
-    %% index of its first one, and when the mailbox is to be looked at: microseconds
+    %% index of the first publish, and when to look at the mailbox again: microseconds
     first :: pos_integer(),
     until :: integer(),
     max_levels :: pos_integer(),
@@ -99,13 +101,13 @@
 }).
 
 -define(GATEWAY, nats).
-%% Access control and hooks may take any time, and in the mailbox may be the client's end.
+%% Access control and hooks may take any time, and the end of the client may wait in the mailbox.
 -define(MAX_SPENT_US, 10000).
 
-%% Publishes without a decision of access control between two looks at the clock.
+%% The number of publishes between two looks at the clock, while access control decides nothing.
 -define(LOOK_AT_CLOCK, 16).
 
-%% Deliveries that are taken from the mailbox at once.
+%% The number of deliveries that are taken from the mailbox at once.
 -define(MAX_DELIVERIES, 1000).
 
 %% -------------------------------------------------------------------------------------------
@@ -145,8 +147,8 @@ identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mo
         Ms -> Session#{expires => Ms}
     end.
 
-%% A generated name is nobody else's: there is no session to be taken from anybody, and no lock
-%% of the cluster to be waited for.
+%% Nobody else has a generated name. So there is no session to take over, and no need to wait for
+%% the lock of the cluster.
 register(#{clientid := ClientId} = ClientInfo, ConnInfo, Context, true) ->
     ok = emqx_gateway_cm:register_channel(?GATEWAY, ClientId, self(), ConnInfo),
     run_hook('session.created', ConnInfo, [ClientInfo, session(ConnInfo)], Context);
@@ -231,7 +233,7 @@ publish_more(Pubs, Index, Rejections, Batch = #batch{options = Options}, Host) -
             {wait, Host#host{publishing = {Pubs, Index, Options, Rejections}, spent = 0}}
     end.
 
-%% To look at the clock takes up to a tenth of a microsecond.
+%% A look at the clock takes up to a tenth of a microsecond.
 takes_long(_, _, #host{spent = Spent}) when Spent >= ?MAX_SPENT_US -> true;
 takes_long(Index, #batch{until = Until}, _) when Index rem ?LOOK_AT_CLOCK =:= 0 ->
     erlang:monotonic_time(microsecond) >= Until;
@@ -264,7 +266,8 @@ publish_one(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
             denied({denied, Subject}, NHost)
     end.
 
-%% The broker may have chosen this member: another one must get the message before the next one.
+%% The broker may have chosen this client as the member. Then another member must get the message
+%% before the next message is published.
 skip_own(Host = #host{skips_own = false}) ->
     Host;
 skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
@@ -293,7 +296,7 @@ nobody(undefined, _) -> ok;
 nobody(_, #batch{no_responders = true}) -> no_responders;
 nobody(_, _) -> ok.
 
-%% A route may be left of a subscriber that is gone.
+%% A route may be left from a subscriber that is gone.
 -spec is_unclaimed(list()) -> boolean().
 is_unclaimed([]) -> true;
 is_unclaimed([{_, _, {error, no_subscribers}} | Results]) -> is_unclaimed(Results);
@@ -343,7 +346,7 @@ may_subscribe({_, Filter}, QoS, Host) ->
             nats_gateway_emqx_authz:authorize(Action, Filter, Host#host.authz)
     end.
 
-%% Under the name of the built-in gateway.
+%% The property has the name that the built-in gateway uses.
 sub_props(#{sid := Sid}) -> #{sub_props => #{sid => Sid}};
 sub_props(#{}) -> #{}.
 
@@ -354,7 +357,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
             qos => QoS,
             rh => retain_handling(Host),
             rap => 0,
-            %% MQTT has none for shared subscriptions.
+            %% MQTT has no `no local' for shared subscriptions.
             nl => no_local(NoLocal, Share),
             is_new => true,
             sub_props => #{}
@@ -386,7 +389,7 @@ mount(Topic, #host{mountpoint = Mountpoint}) ->
 unmount(Filter, #host{mountpoint = Mountpoint}) ->
     nats_gateway_host:unmount(Filter, Mountpoint).
 
-%% One process has one, also after a login with another name.
+%% A process has one subscription id. It stays the same after a login with another name.
 subscription_id(#host{clientid = ClientId}) ->
     case emqx_broker_helper:lookup_subid(self()) of
         undefined -> ClientId;
@@ -405,7 +408,7 @@ subscribed(Key, Topic, Options, NoLocal, Host = #host{subs = Subs, rewritten = R
         BrokerKey -> NHost#host{rewritten = Rewritten#{BrokerKey => Key}}
     end.
 
-%% Adds to what was spent, in the host that the result ends with.
+%% Adds the time that `Fun' takes to the host that is the last element of its result.
 timed(Fun) ->
     Started = erlang:monotonic_time(microsecond),
     Result = Fun(),
@@ -440,7 +443,8 @@ again([Key | Keys], Options, Refused, Host) ->
         Stop -> Stop
     end.
 
-%% What is subscribed was allowed, and stays the same subscription: the broker is told of its options.
+%% A subscription that exists was allowed. It stays the same subscription, and the broker gets its
+%% new options.
 change(Key = {Share, _}, Options = #{no_local := NoLocal}, Host = #host{subs = Subs}) ->
     case Subs of
         #{Key := #subscription{topic = Topic, options = OldOptions, no_local = OldNoLocal}} when
@@ -456,11 +460,11 @@ change(Key = {Share, _}, Options = #{no_local := NoLocal}, Host = #host{subs = S
             ask(Key, Options, Host)
     end.
 
-%% What has been delivered to this process by now is still the client's: in a shared group nobody
-%% else gets it. It comes before a message that the process sends itself.
+%% What has been delivered to this process by now still belongs to the client: in a shared group
+%% nobody else gets it. It is in the mailbox before the message that this process sends itself.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
 unsubscribe(Key, Host = #host{again = {Keys, Options, Refused}}) ->
-    %% A message has ended it before its turn.
+    %% A message has ended this subscription before it was subscribed again.
     leave(Key, Host#host{again = {lists:delete(Key, Keys), Options, Refused}});
 unsubscribe(Key, Host) ->
     leave(Key, Host).
@@ -515,8 +519,8 @@ decline(Deliveries, Host) ->
 %% -------------------------------------------------------------------------------------------
 %% Barrier
 
-%% EMQX has handled what it was given when it returns. What it has delivered to this process by
-%% then is in the mailbox: before a message that the process sends itself.
+%% When a function of EMQX returns, EMQX has handled what it was given. What it has delivered to
+%% this process by then is in the mailbox, before the message that this process sends itself.
 -spec barrier(own | all, host()) -> {ok, host()} | {wait, host()}.
 barrier(_, Host) ->
     case process_info(self(), message_queue_len) of
@@ -561,7 +565,7 @@ handle_info(clean_authz_cache, Host) ->
     {[], Host#host{authz = nats_gateway_emqx_authz:forget(Host#host.authz)}};
 handle_info({shutdown, _}, Host) ->
     {[{close, kicked}], Host};
-%% EMQX's automatic subscriptions of those who connect, which the built-in gateway does not know.
+%% EMQX's automatic subscriptions for clients that connect. The built-in gateway does not have them.
 handle_info({subscribe, Filters}, Host = #host{auto_subscribe = true}) when is_list(Filters) ->
     {[{call, {subscribe, Topic, Options}} || {Topic, Options} <- Filters], Host};
 handle_info(_, _) ->
@@ -591,9 +595,10 @@ handle_in_order([Message | Messages], Events, Host) ->
 is_deliver({deliver, _, _}) -> true;
 is_deliver(_) -> false.
 
-%% Deliveries that wait in the mailbox, and the marks for the end of a plain subscription between
-%% them: EMQX sends some behind that. The other marks may come late: where EMQX gets to know or
-%% forgets a member of a group, a later mark even loses less (`nats_gateway_subscriptions').
+%% Takes the deliveries that wait in the mailbox, and the marks for the end of a plain subscription
+%% between them, because EMQX sends some deliveries after such a mark. The other marks may come
+%% late. While EMQX adds or removes a member of a group, a later mark even loses fewer messages (see
+%% `nats_gateway_subscriptions').
 drain(N) when N =< 0 ->
     [];
 drain(N) ->
@@ -631,16 +636,17 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
             [Delivery | deliveries(Delivers, Hook, Host)]
     end.
 
-%% Only copies for shared subscriptions are told apart, and can be given to somebody else.
+%% Only copies for shared subscriptions have an id, because only those can be given to another
+%% member.
 message_id(undefined, _, _) -> undefined;
 message_id(_, Filter, Message) -> {emqx_message:id(Message), {Filter, Message}}.
 
 delivered(none, Message) -> Message;
 delivered(Hook, Message) -> Hook(Message).
 
-%% Our key, unless the subscription is gone by now, or wants no message of its own client. A copy that
-%% was assigned to a member of a group is then another member's: who publishes may have chosen this
-%% one before it left, and sends it afterwards.
+%% The key of the subscription, unless it is gone by now, or wants no message of its own client. If
+%% the copy was assigned to a member of a group, another member gets it: a publisher may have chosen
+%% this member before it left, and sends afterwards.
 recipient(Filter, Message, Host = #host{subs = Subs, leaving = Leaving, clientid = ClientId}) ->
     Key = key(Filter, Message, Host),
     case maps:get(Key, Subs, maps:get(Key, Leaving, none)) of
@@ -679,7 +685,7 @@ handle_call(kick, _, Host) ->
     {ok, [{close, kicked}], Host};
 handle_call(discard, _, Host) ->
     {ok, [{close, {error, discarded}}], Host};
-%% NATS has no session that could be taken over.
+%% NATS has no session that a client could take over.
 handle_call({takeover, 'begin'}, _, Host) ->
     {#{}, [], Host};
 handle_call({takeover, 'end'}, _, Host) ->
@@ -696,7 +702,7 @@ handle_call({subscribe, Topic, Options}, #{may_subscribe := MaySubscribe}, Host)
         error -> {{error, <<"no valid topic filter">>}, [], Host}
     end;
 handle_call({unsubscribe, Topic}, _, Host = #host{subs = Subs}) ->
-    %% The list of the subscriptions shows mounted topics.
+    %% EMQX's list of the subscriptions shows topics with the mountpoint.
     Mountpoints = [Host#host.mountpoint, <<>>],
     Parsed = [nats_gateway_emqx_topics:parse(Topic, Mountpoint) || Mountpoint <- Mountpoints],
     Keys = lists:usort([Key || {ok, Key, _} <- Parsed, is_map_key(Key, Subs)]),
@@ -709,7 +715,8 @@ handle_call(_, _, Host) ->
 first([]) -> #{};
 first(Sids) -> #{sid => hd(Sids)}.
 
-%% It is as much the client's as one that it makes itself, so it must be allowed to it.
+%% The subscription belongs to the client like one that it makes itself, so the client must be
+%% allowed to have it.
 add(Key, _, _, Host = #host{subs = Subs}) when is_map_key(Key, Subs) ->
     {{error, <<"the client has this subscription already">>}, [], Host};
 add(Key, Options, MaySubscribe, Host) ->
@@ -751,8 +758,8 @@ stats(Statistics, #host{subs = Subs}) ->
 undelivered(Messages, Host = #host{early = Early}) ->
     Host#host{early = lists:reverse([M || M <- Messages, is_deliver(M)], Early)}.
 
-%% The process stays, after `login_again' for the next login, else until the client has closed its
-%% side of the connection: its subscriptions would stay, too.
+%% The process stays alive: after `login_again' for the next login, otherwise until the client has
+%% closed its side of the connection. Its subscriptions would stay, too.
 -spec disconnect(term(), host()) -> ok.
 disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, context = Context}) ->
     _ = emqx_broker:subscriber_down(self()),
@@ -761,8 +768,8 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     Name = reason(Reason, ConnInfo),
     case Name of
         login_again ->
-            %% So would EMQX's own cache, which does not know that its decisions were for another
-            %% user.
+            %% EMQX's own cache would stay, too. It does not know that its decisions were for
+            %% another user.
             ok = emqx_authz_cache:empty_authz_cache();
         _ ->
             ok = give_away(Host),
@@ -774,7 +781,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).
 
-%% Nothing is sent to this client any more: what its groups have given to it goes to other members.
+%% The client is sent nothing more, so what its groups have given to it goes to other members.
 give_away(Host = #host{early = Early}) ->
     ok = await_left(Host),
     {message_queue_len, Waiting} = process_info(self(), message_queue_len),
@@ -790,7 +797,8 @@ give_away(Host = #host{early = Early}) ->
         lists:filter(fun is_deliver/1, lists:reverse(Early, drain(Waiting)))
     ).
 
-%% EMQX leaves the groups of who is gone a moment later, and would choose this member until then.
+%% EMQX takes this process out of its groups a moment later, and could choose this member until
+%% then.
 await_left(#host{subs = Subs}) ->
     case [Topic || #subscription{topic = Topic} <- maps:values(Subs), is_tuple(Topic)] of
         [] ->
@@ -800,7 +808,7 @@ await_left(#host{subs = Subs}) ->
             nats_gateway_emqx_quirks:await_left(Group, Filter)
     end.
 
-%% One word for the rule engine: EMQX's own, where it has one.
+%% One word for the rule engine: the same as EMQX's, if EMQX has one.
 reason({shutdown, Reason}, ConnInfo) -> reason(Reason, ConnInfo);
 reason(client_closed, #{socktype := Type}) when Type =:= ssl; Type =:= wss -> ssl_closed;
 reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
@@ -810,6 +818,6 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 
 count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
 
-%% Those before the one with this index.
+%% Counts the publishes before the one with this index.
 received(Index, #batch{first = First, qos = QoS}, #host{context = Context}) ->
     nats_gateway_emqx_metrics:received(Index - First, QoS, Context).
