@@ -1,5 +1,5 @@
-%% `bin/nats_gateway': reads the settings, starts the standalone gateway, or says in one line why
-%% it can't.
+%% The command `bin/nats_gateway': reads the settings and starts the standalone gateway. If it
+%% cannot start, it says why in one line.
 -module(nats_gateway_cli).
 
 -export([main/0]).
@@ -14,7 +14,7 @@
     "  --check     read the settings, and end\n"
 >>).
 
-%% sysexits(3): usage, configuration, and what others must provide.
+%% Exit codes of sysexits(3): usage, configuration, and what others must provide.
 -define(EX_USAGE, 64).
 -define(EX_UNAVAILABLE, 69).
 -define(EX_CONFIG, 78).
@@ -105,7 +105,7 @@ put_in([Key], Value, Table) ->
 put_in([Key | Keys], Value, Table) ->
     case maps:get(Key, Table, #{}) of
         Inner when is_map(Inner) -> Table#{Key => put_in(Keys, Value, Inner)};
-        %% left as it is: the check of the settings names it
+        %% left as it is, because the check of the settings names the problem
         _ -> Table
     end.
 
@@ -119,7 +119,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     Loading = load_modules([crypto] ++ [App || App <- ?TLS_APPS, UseTls]),
     reachable(Upstream),
     ok = logger:set_primary_config(level, error),
-    %% When the application ends, so does the process: whoever supervises it starts it again.
+    %% When the application ends, the process ends too, and its service manager starts it again.
     {ok, _} = application:ensure_all_started(nats_gateway, permanent),
     ok = await(load_modules([nats_gateway])),
     ok = await(Loading),
@@ -144,9 +144,10 @@ read_again(Arguments) ->
 uses_tls(#{tls := Tls}) -> Tls =/= none;
 uses_tls(#{}) -> false.
 
-%% The runtime loads a module when it is first called, which takes a file descriptor: where there is
-%% none left, what runs for the first time would crash. Loading them takes a third of a start: our
-%% own are loaded beside the rest of it, those of the runtime when clients are already served.
+%% The runtime loads a module when it is first called, which needs a file descriptor. If there is
+%% none left, code that runs for the first time would crash. Loading takes a third of a start. So
+%% our own modules are loaded in parallel with the rest of the start, and those of the runtime when
+%% clients are already served.
 load_modules(Applications) ->
     spawn_monitor(fun() ->
         _ = [application:load(Application) || Application <- Applications],
@@ -195,13 +196,13 @@ readable(Tls) ->
 -spec wrong_option(iodata()) -> no_return().
 wrong_option(Text) -> throw({stop, ?EX_CONFIG, ["upstream.ssl_options.", Text]}).
 
-%% The value may be a password.
+%% The value of the option may be a password.
 option(Option) when is_tuple(Option), is_atom(element(1, Option)) ->
     [atom_to_list(element(1, Option)), ": cannot be used"];
 option(_) ->
     "cannot be used".
 
-%% What OTP tells of an alert ends with what is of use here.
+%% Only the end of OTP's text about an alert is useful here.
 why({tls_alert, {_, Text}}) ->
     ["TLS: ", lists:join(" ", string:lexemes(lists:last(string:split(Text, "Fatal - ")), " \n"))];
 why(closed) -> "closed by the broker: does it speak TLS?";
@@ -222,7 +223,7 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
         ok ->
             io:format("nats_gateway: listening on ~ts~n", [nats_gateway_address:format({Address, Port})]);
         {error, {tls, Problem}} ->
-            %% It has changed since it was checked.
+            %% The file has changed since it was checked.
             throw({stop, ?EX_CONFIG, wrong_file(Name, Problem, Arguments)});
         {error, Reason} ->
             throw(
@@ -253,7 +254,7 @@ log_to_stderr(Level) ->
     }),
     logger:set_primary_config(level, Level).
 
-%% What happened, then what is known of it.
+%% First comes what happened, then what is known of it.
 -spec format_report(logger:report()) -> {io:format(), [term()]}.
 format_report(Report = #{msg := Msg}) ->
     Known = lists:sort(maps:to_list(maps:remove(msg, Report))),

@@ -1,8 +1,9 @@
-%% What an operator tells a running standalone gateway: the signals that nats-server knows.
+%% Handles the signals by which an operator controls a running standalone gateway. They are those of
+%% nats-server.
 %%
-%% SIGTERM and SIGUSR2 begin the lame duck mode: nobody new is accepted, who is there is told to go
-%% elsewhere and served on for a while, so that requests under way are answered. The gateway ends
-%% when the last client has gone.
+%% SIGTERM and SIGUSR2 begin the lame duck mode. Then no new client is accepted. Clients that are
+%% connected are told to go elsewhere, and are served for a while, so that their requests are
+%% answered. The gateway ends when the last client has gone.
 -module(nats_gateway_control).
 
 -behaviour(gen_server).
@@ -19,27 +20,27 @@
 
 -type settings() :: #{
     config := nats_gateway_config:config(),
-    %% of this configuration, ready to be started
+    %% the listeners of this configuration, ready to be started
     listeners := [nats_gateway_listener:listener()]
 }.
 
 -type start() :: #{
     settings := settings(),
-    %% reads the settings anew
+    %% reads the settings again
     read := fun(() -> {ok, settings()} | {error, Text :: iodata()})
 }.
 
 -record(control, {
     settings :: settings(),
     read :: fun(() -> {ok, settings()} | {error, iodata()}),
-    %% the signal that has begun it
+    %% the signal that has begun the lame duck mode
     lame_duck = none :: none | sigterm | sigusr2
 }).
 
-%% How often it is looked whether all clients have gone.
+%% How often to check whether all clients have gone.
 -define(LOOK_MS, 50).
 
-%% Below the supervisor of the application.
+%% Starts the process, below the supervisor of the application.
 -spec start(start()) -> ok.
 start(Start) ->
     %% The settings hold passwords, which supervisors would show.
@@ -51,8 +52,8 @@ start(Start) ->
 -spec start_link(Key :: term()) -> gen_server:start_ret().
 start_link(Key) -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, Key).
 
-%% In place of OTP's own handling, in which SIGUSR1 writes a crash dump and SIGHUP ends the runtime
-%% at once.
+%% Replaces OTP's own handling. There SIGUSR1 writes a crash dump, and SIGHUP ends the runtime at
+%% once.
 -spec handle_signals() -> ok.
 handle_signals() ->
     Signals = [sighup, sigusr1, sigusr2, sigquit, sigterm],
@@ -75,7 +76,7 @@ init(Key) ->
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
-%% Nothing may listen again.
+%% In lame duck mode no listener may be opened again.
 handle_cast({signal, sighup}, State = #control{lame_duck = Signal}) when Signal =/= none ->
     ?LOG_ERROR(#{msg => reload_failed, reason => <<"the gateway is in lame duck mode">>}),
     {noreply, State};
@@ -92,7 +93,8 @@ handle_cast({signal, sigterm}, State = #control{lame_duck = none, settings = #{c
     lame_duck(sigterm, Grace, Grace, State);
 handle_cast({signal, sigterm}, State = #control{lame_duck = sigterm}) ->
     stop(State);
-%% As nats-server, in which a service manager that sends both cuts nothing short.
+%% The same as in nats-server: if a service manager sends both signals, the second does not cut the
+%% first one short.
 handle_cast({signal, sigterm}, State = #control{lame_duck = sigusr2}) ->
     ?LOG_NOTICE(#{msg => lame_duck_goes_on, signal => sigterm}),
     {noreply, State};
@@ -117,7 +119,7 @@ format_status(Status = #{state := #control{lame_duck = LameDuck}}) ->
 %% -------------------------------------------------------------------------------------------
 %% Lame duck
 
-%% After the grace period clients are closed one by one, so that they do not all come back to
+%% After the grace period, clients are closed one by one, so that they do not all reconnect to
 %% another server at once.
 lame_duck(Signal, Grace, Duration, State) ->
     Listeners = [Pid || {_, Pid} <- nats_gateway_listener:all()],
@@ -147,7 +149,7 @@ stop(State) ->
 %% -------------------------------------------------------------------------------------------
 %% Reload
 
-%% Who the server is does not change: clients would take it for another one.
+%% The identity of the server stays the same; otherwise clients would take it for another server.
 reload(#{config := New, listeners := NewListeners}, State) ->
     #control{settings = #{config := Old, listeners := OldListeners}} = State,
     Same = maps:with([server_id, secret], Old),
@@ -165,7 +167,7 @@ reload(#{config := New, listeners := NewListeners}, State) ->
 same_server(Listener = #{connection := Connection = #{config := Config}}, Same) ->
     Listener#{connection := Connection#{config := maps:merge(Config, Same)}}.
 
-%% Whether the listener is there afterwards.
+%% Whether the listener is open afterwards.
 change(Listener = #{name := Name}, Before) ->
     Done =
         case Before of
@@ -191,5 +193,5 @@ change(Old, New = #{name := Name}, Pid) ->
             nats_gateway_listener:start(New)
     end.
 
-%% What a listening socket cannot change.
+%% The settings that a listening socket cannot change.
 socket(Listener) -> maps:with([type, bind, acceptors, backlog], Listener).

@@ -1,15 +1,16 @@
-%% What a client publishes to its own subscriptions, for a broker that cannot take much of it at once.
+%% Paces what a client publishes to its own subscriptions, for a broker that cannot take much of it
+%% at once.
 %%
-%% EMQX handles all packets that it has read before it sends what they bring back to the same client.
-%% It closes a client for which more messages wait than `force_shutdown.max_mailbox_size' allows (1000;
-%% `mailbox_overflow' in its log), although this client reads all the time: one segment can hold 2500
-%% PUBs. So only some copies are under way at a time, and what comes from the broker makes room for
-%% others.
+%% EMQX handles all packets that it has read before it sends to the same client what they bring
+%% back. It closes a client if more messages wait for it than `force_shutdown.max_mailbox_size'
+%% allows (1000; the log says `mailbox_overflow'). It does so even if the client reads all the time:
+%% one segment can hold 2500 PUBs. So only some copies are under way at a time, and messages from
+%% the broker make room for more.
 %%
-%% A copy may never come: the broker denies the message, or gives it to another member of a group. So
-%% whoever waits pings the broker, and again a moment after the answer. In that moment EMQX has found
-%% nothing to read, and has looked at what waits for the client. (It reads on without that if the next
-%% packets are there when it has sent a PINGRESP.)
+%% A copy may never come: the broker may deny the message, or give it to another member of a group.
+%% So a client that waits pings the broker, and pings again a moment after the answer. In that
+%% moment EMQX has found nothing to read, and has looked at what waits for the client. (EMQX skips
+%% that if the next packets are already there when it has sent a PINGRESP.)
 -module(nats_gateway_echoes).
 
 -export([new/0]).
@@ -25,15 +26,15 @@
 
 -export_type([echoes/0]).
 
-%% Copies under way. Messages of other clients wait in the same place.
+%% The most copies that may be under way. Messages of other clients wait in the same place.
 -define(MAX, 400).
 
 -record(echoes, {
     filters = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
-    %% a filter may have a plain subscription and some of groups
+    %% a filter may have a plain subscription and subscriptions of groups
     subscriptions = #{} :: #{Filter :: binary() => pos_integer()},
     under_way = 0 :: non_neg_integer(),
-    %% whoever waits: the PINGREQ whose answer it waits for, or the moment between the two
+    %% if a message waits: the PINGREQ whose answer it waits for, or the moment between the two
     ping = none :: none | {first | second, Number :: pos_integer() | due} | moment
 }).
 
@@ -66,8 +67,8 @@ unsubscribed(Filter, Echoes = #echoes{filters = Filters, subscriptions = Subscri
             Echoes#echoes{subscriptions = Subscriptions#{Filter := Count - 1}}
     end.
 
-%% Whether a message may be sent now. `ping': it has to wait, and a PINGREQ is due. A message that alone
-%% has more copies than there may be goes when nothing else is under way.
+%% Whether a message may be sent now. `ping' means that it has to wait and that a PINGREQ is due. A
+%% message that has more copies than the limit is sent when nothing else is under way.
 -spec publish(Topic :: binary(), echoes()) -> {send | wait | ping, echoes()}.
 publish(_, Echoes = #echoes{subscriptions = Subscriptions}) when map_size(Subscriptions) =:= 0 ->
     {send, Echoes};
@@ -83,7 +84,8 @@ publish_copies(Copies, Echoes = #echoes{under_way = UnderWay, ping = none}) when
     {send, Echoes#echoes{under_way = UnderWay + Copies}};
 publish_copies(_, Echoes = #echoes{ping = none}) ->
     {ping, Echoes#echoes{ping = {first, due}}};
-%% Not for one more with each copy that comes.
+%% After a wait there must be room for many copies, not only for one more with each copy that
+%% arrives.
 publish_copies(Copies, Echoes = #echoes{under_way = UnderWay}) when
     UnderWay =:= 0; UnderWay =< ?MAX div 2, UnderWay + Copies =< ?MAX
 ->
@@ -97,17 +99,19 @@ copies(Topic, #echoes{filters = Filters, subscriptions = Subscriptions}) ->
      || Filter <- nats_gateway_filters:matching(Topic, Filters)
     ]).
 
-%% So many messages have come from the broker. Which of them are such copies is not looked at.
+%% So many messages have arrived from the broker. Nobody checks which of them are copies of own
+%% messages.
 -spec arrived(non_neg_integer(), echoes()) -> echoes().
 arrived(Count, Echoes = #echoes{under_way = UnderWay}) ->
     Echoes#echoes{under_way = max(0, UnderWay - Count)}.
 
-%% The PINGREQ of this number is sent.
+%% The PINGREQ with this number was sent.
 -spec pinged(Number :: pos_integer(), echoes()) -> echoes().
 pinged(Number, Echoes = #echoes{ping = {Which, due}}) -> Echoes#echoes{ping = {Which, Number}};
 pinged(_, Echoes) -> Echoes.
 
-%% The PINGREQ of this number is answered. `ping_soon': `ping_again/1' is to be called after a moment.
+%% The PINGREQ with this number was answered. After `ping_soon' the caller calls `ping_again/1'
+%% after a moment.
 -spec answered(Number :: pos_integer(), echoes()) -> {ok | ping_soon, echoes()}.
 answered(Number, Echoes = #echoes{ping = {first, Number}}) ->
     {ping_soon, Echoes#echoes{ping = moment}};
@@ -124,6 +128,6 @@ ping_again(Echoes) -> {ok, Echoes}.
 -spec is_under_way(echoes()) -> boolean().
 is_under_way(#echoes{under_way = UnderWay}) -> UnderWay > 0.
 
-%% All of them have come, or never will.
+%% All copies have arrived or will never arrive.
 -spec settled(echoes()) -> echoes().
 settled(Echoes) -> Echoes#echoes{under_way = 0}.

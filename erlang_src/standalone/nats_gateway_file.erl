@@ -1,6 +1,8 @@
-%% The standalone gateway's file: one checked map of its tables, with every default filled in.
+%% Turns the standalone gateway's file into one checked map of its tables, with every default filled
+%% in.
 %%
-%% Names are those of EMQX's gateway settings. docs/standalone.md has the units and the defaults.
+%% The names are those of EMQX's gateway settings. docs/standalone.md has the units and the
+%% defaults.
 -module(nats_gateway_file).
 
 -export([parse/1]).
@@ -11,7 +13,7 @@
 %% One day.
 -define(MAX_LAME_DUCK_MS, 86400000).
 
-%% Takes the tables of a file as `nats_gateway_mqtt_nif:toml/1' gives them, with binary keys.
+%% Takes the tables of a file in the form of `nats_gateway_mqtt_nif:toml/1', with binary keys.
 -spec parse(map()) -> {ok, nats_gateway_config:config()} | {error, Text :: binary()}.
 parse(Tables) ->
     nats_gateway_schema:valid(fun() ->
@@ -25,7 +27,7 @@ defaults() ->
     Config.
 
 %% -------------------------------------------------------------------------------------------
-%% What the file may say
+%% The settings that the file can have
 
 -spec schema() -> nats_gateway_schema:schema().
 schema() ->
@@ -58,7 +60,7 @@ schema() ->
                     authentication => {boolean, false},
                     probe => {boolean, true},
                     max_packet_size => {{bytes, 1024, 268435460}, default},
-                    %% Mosquitto's limit. EMQX's is 128.
+                    %% The limit of Mosquitto. EMQX's limit is 128.
                     max_topic_levels => {{limit, 65535}, 200},
                     keepalive => {{integer, 1, 65535}, 60}
                 }},
@@ -75,7 +77,7 @@ schema() ->
                             {named,
                                 maps:merge(
                                     websocket_listener_schema(8443),
-                                    %% Below HTTP there is only one way to begin TLS.
+                                    %% With WebSocket there is only one way to begin TLS.
                                     maps:with(
                                         [ssl_options, peer_cert_as_username],
                                         nats_gateway_listener_config:tls_schema()
@@ -88,7 +90,7 @@ schema() ->
             }
     }.
 
-%% TLS of the connections to the broker.
+%% The TLS of connections to the broker.
 upstream_tls_schema() ->
     Versions = nats_gateway_listener_config:tls_versions(),
     #{
@@ -119,7 +121,7 @@ websocket_listener_schema(Port) ->
     }.
 
 %% -------------------------------------------------------------------------------------------
-%% What comes of it
+%% What becomes of the settings
 
 finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
@@ -172,7 +174,7 @@ server_name(_, Name) when is_binary(Name) ->
     [{server_name_indication, binary_to_list(Name)}];
 server_name(Host, undefined) ->
     case inet:parse_strict_address(Host) of
-        %% The certificate is verified by the address that we connect to.
+        %% The broker's certificate must name the address that we connect to.
         {ok, _} -> [];
         {error, _} -> [{server_name_indication, Host}]
     end.
@@ -201,7 +203,7 @@ listener(Type, Name, Listener, Timeout, Settings = #{max_connections := Max}) ->
             Common#{
                 tls => Tls,
                 peer_cert_as_username => maps:get(peer_cert_as_username, Listener),
-                %% as in nats-server
+                %% the same as in nats-server
                 authentication_timeout := authentication_timeout(Settings, HandshakeTimeout + 1000)
             };
         ws ->
@@ -219,7 +221,7 @@ listener(Type, Name, Listener, Timeout, Settings = #{max_connections := Max}) ->
             }
     end.
 
-%% If the cookie held a bearer token, any page that its owner visits could log in as the owner.
+%% If the cookie held a bearer token, any page that a user visits could log in as that user.
 check_cookies(Listeners, Login) ->
     Open = [
         [<<"jwt_cookie">>, <<"websocket">>, Name, atom_to_binary(Type), <<"listeners">>]

@@ -1,13 +1,13 @@
-%% Packets that a broker hangs up on, learned from hang-ups, so that nobody repeats them for ever: a
-%% client that reconnects subscribes again to what it had.
+%% Packets that a broker hangs up on. The gateway learns them from hang-ups, so that no client
+%% repeats them for ever: a client that reconnects makes its subscriptions again.
 %%
-%% They are kept by client: by the address of its host, its name at the broker and the name in its
-%% CONNECT. So nobody can make the gateway refuse the subjects of others. Which packet it was is
-%% known where only one was under way. Else the client's next connection is watched: there each
-%% topic is followed by a PINGREQ when it is used first, and what comes after the last answer was it.
+%% They are kept per client: by the address of its host, its name at the broker, and the name in its
+%% CONNECT. So nobody can make the gateway refuse the subjects of others. The packet is known if
+%% only one was under way. If not, the client's next connection is watched: a PINGREQ follows each
+%% topic when it is used first, and the first topic after the last answer was the cause.
 %%
-%% A DISCONNECT that names the packet's fault proves it. A connection that just ends may have ended
-%% for another reason: there it takes two.
+%% A DISCONNECT that names the packet's fault is a proof. A connection that just ends may have ended
+%% for another reason, so two such ends are needed.
 -module(nats_gateway_hangups).
 
 -export([new/0]).
@@ -22,13 +22,13 @@
 -type key() :: binary().
 -type packet() :: binary().
 
-%% What is refused, and whether the packets of the client are watched.
+%% The packets that are refused, and whether the packets of the client are watched.
 -type learned() :: #{refused := #{packet() => true}, watch := boolean()}.
 
 -record(client, {
-    %% milliseconds, of the last hang-up
+    %% time of the last hang-up, in milliseconds
     at :: integer(),
-    %% refused, or how often it was suspected; and when it was last
+    %% `refused', or how often the packet was suspected, and when this was last changed
     packets = #{} :: #{packet() => {refused | pos_integer(), At :: integer()}}
 }).
 
@@ -36,9 +36,9 @@
 
 -define(MAX_CLIENTS, 1000).
 -define(MAX_PACKETS, 100).
-%% A broker's limits may be changed.
+%% A refused packet is tried again after this time, because a broker's limits may be changed.
 -define(REFUSED_MS, 3600000).
-%% After a hang-up, in which a client comes back.
+%% How long after a hang-up a client is watched when it comes back.
 -define(WATCH_MS, 300000).
 
 -define(STRIKES, 2).
@@ -54,8 +54,9 @@ key(Address, Username, Name) -> erlang:md5(term_to_binary({Address, Username, Na
 packet(publish, Topic) -> erlang:md5([$p | Topic]);
 packet(subscribe, Filter) -> erlang:md5([$s | Filter]).
 
-%% Suspect: the packet that it was if it was any, `unknown' where it was one of several.
-%% `closed_again': of a client that was watched. Others may have lost their connections together.
+%% `Suspect' is the packet that must have been the cause if a packet was. It is `unknown' if several
+%% were possible. `closed_again' is for a client that was watched; without that, others may have
+%% lost their connections at the same time.
 -spec hung_up(key(), blamed | closed | closed_again, unknown | packet(), Now :: integer(), hangups()) -> hangups().
 hung_up(Key, Evidence, Suspect, Now, Hangups) ->
     Client = #client{packets = Packets} = maps:get(Key, Hangups, #client{at = Now}),
@@ -76,14 +77,14 @@ verdict(closed_again, {Strikes, At}, Now) when
     refused;
 verdict(_, _, _) -> 1.
 
-%% The oldest one goes.
+%% Drops the oldest entry.
 bounded(Max, _, Map) when map_size(Map) =< Max ->
     Map;
 bounded(_, At, Map) ->
     {_, Oldest} = lists:min([{At(Value), Key} || {Key, Value} <- maps:to_list(Map)]),
     maps:remove(Oldest, Map).
 
-%% For a client that comes (again).
+%% What was learned about a client that connects (again).
 -spec learned(key(), Now :: integer(), hangups()) -> none | learned().
 learned(Key, Now, Hangups) ->
     case Hangups of

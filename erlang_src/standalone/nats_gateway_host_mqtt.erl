@@ -1,14 +1,15 @@
-%% The standalone host: logs in to an upstream MQTT 5 broker, one connection per NATS client,
-%% living in the process of the client.
+%% The standalone host: it logs in to an upstream MQTT 5 broker, with one connection per NATS
+%% client. The connection lives in the client's process.
 %%
 %% How NATS is put into MQTT 5:
-%% - Every key is a SUBSCRIBE of its own with a Subscription Identifier of its own, so that each
-%%   copy says which key it is for, also where filters overlap. Identifiers are not used again:
-%%   what comes late for a dropped one is recognized and dropped.
-%% - Where the fate of a message must be known it is published with QoS 1 (PUBACK 0x10: nobody;
-%%   0x80 and above: denied).
-%% The rest is in nats_gateway_mqtt_client (the connection), nats_gateway_mqtt_mapping (messages),
-%% nats_gateway_mqtt_keys (subscriptions) and nats_gateway_mqtt_login (names).
+%% - Every key is one SUBSCRIBE with its own Subscription Identifier. So each copy says which key it
+%%   is for, even if filters overlap. Identifiers are not used again: a late copy for a dropped key
+%%   is recognized and dropped.
+%% - If the client has to know what became of a message, the message is published with QoS 1
+%%   (PUBACK 0x10: nobody got it; 0x80 and above: denied).
+%%
+%% The other modules are nats_gateway_mqtt_client (the connection), nats_gateway_mqtt_mapping
+%% (messages), nats_gateway_mqtt_keys (subscriptions) and nats_gateway_mqtt_login (names).
 -module(nats_gateway_host_mqtt).
 
 -behaviour(nats_gateway_host).
@@ -34,15 +35,16 @@
     | {request, Subject :: binary(), ReplyTo :: binary()}
     | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean() | again}
     | {unsubscribe, nats_gateway_host:key(), Id :: pos_integer()}
-    %% it is subscribed anew right after, or was of the probe
+    %% the answer to this UNSUBSCRIBE is ignored: the filter is subscribed again right after, or the
+    %% probe had subscribed it
     | resubscribe.
 
 -type item() :: {nats_gateway_mqtt_nif:packet(), request() | none}.
 
 -type rejections() :: [{Index :: pos_integer(), nats_gateway_host:rejection()}].
 
-%% Subscriptions that are made again: those to come, but for those that were ended meanwhile, the answers
-%% that are missing, those refused.
+%% Subscriptions that are made again: the keys that still have to be subscribed, the keys that were
+%% ended meanwhile, the number of missing answers, and the refused keys.
 -record(again, {
     keys :: [nats_gateway_host:key()],
     ended = #{} :: #{nats_gateway_host:key() => []},
@@ -57,10 +59,10 @@
     | subscribe
     | #again{}.
 
-%% What the length of a packet can say, and the fixed header with it.
+%% The largest packet that the length field allows, with its fixed header.
 -define(MAX_PACKET, 268435460).
 
-%% What the broker takes, and where it is not to be trusted.
+%% What the broker accepts, and which of its answers cannot be trusted.
 -record(broker, {
     max_packet = ?MAX_PACKET :: pos_integer(),
     max_qos = 1 :: 0 | 1,
@@ -77,33 +79,34 @@
     upstream :: nats_gateway_upstream:upstream(),
     max_control_line :: pos_integer(),
     session :: nats_gateway_host:session(),
-    %% of this gateway, since its start
+    %% generated when the gateway starts
     secret :: binary(),
     broker :: #broker{},
-    %% of the first client that logs in, and its timeout
+    %% the probe of the first client that logs in, and the timeout of the probe
     probe :: undefined | {nats_gateway_probe:probe(), reference()},
     retain_handling :: 0 | 2,
     waiting = none :: waiting(),
     keys = nats_gateway_mqtt_keys:new(1) :: nats_gateway_mqtt_keys:keys(),
     %% messages that were larger than the broker's Maximum Packet Size
     dropped = 0 :: non_neg_integer(),
-    %% who it is that a broker hangs up on, and what is not to be sent again for it
+    %% the name under which hang-ups of the broker are kept, and the packets that must not be sent
+    %% again
     hangups_key :: nats_gateway_hangups:key(),
     refused = #{} :: #{nats_gateway_hangups:packet() => true}
 }).
 
 -type host() :: #host{}.
 
-%% For the answers of a broker that is tried out, and for messages that come after them.
+%% How long the probe waits for the broker's answers, and for messages that come after them.
 -define(PROBE_MS, 2000).
 -define(PROBE_LATE_MS, 300).
 
 %% The first packet and subscription identifier that the probe does not use.
 -define(AFTER_PROBE, 5).
 
-%% Requests at once, so that the broker's answers come soon.
+%% The number of requests at once. It is limited so that the broker's answers come soon.
 -define(MAX_ASKED, 2048).
-%% What a packet may have behind its fixed header: 2^28 - 1.
+%% The most bytes that a packet can have after its fixed header: 2^28 - 1.
 -define(MAX_REMAINING_LENGTH, 268435455).
 
 %% -------------------------------------------------------------------------------------------
@@ -117,8 +120,8 @@ prepare(Client = #{config := #{upstream := Upstream, max_control_line := MaxCont
         false -> {error, upstream_lost}
     end.
 
-%% Of the broker's packets something is left for subject and reply subject, which together fit into
-%% a control line, and for what headers need besides their bytes.
+%% A part of the broker's largest packet is kept for subject and reply subject, which together fit
+%% into a control line, and for what headers need besides their bytes.
 max_payload(#{maximum_packet_size := Max}, MaxControlLine) ->
     #{max_payload => Max - min(MaxControlLine + 64, Max div 2)};
 max_payload(#{}, _) ->
@@ -150,7 +153,7 @@ connect(Client = #{config := Config}) ->
 start(Username, Password, MaxReceived, Watched, Host) ->
     #host{upstream = Upstream, session = #{clientid := Id}} = Host,
     #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
-    %% What the broker was told that it may not send would be lost without a trace.
+    %% CONNECT sets no limits for the broker: it would drop what is beyond them without a trace.
     Connect = #connect{
         client_id = Id, username = Username, password = Password, keepalive = KeepAlive
     },
@@ -206,7 +209,7 @@ when
 publish(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 publish(Pubs, Options, Host) ->
-    %% The codec looks at each string. Only where it refuses one, each is looked at here.
+    %% The codec checks each string. Only if it refuses one, each string is checked here.
     try
         publish(Pubs, trust, Options, Host)
     catch
@@ -246,7 +249,7 @@ items([Pub | Pubs], Index, Strings, Options, Host, Items, Rejections) ->
             items(Pubs, Index + 1, Strings, Options, Host, [Item | Items], Rejections)
     end.
 
-%% Whose fate is to be known.
+%% The request behind a publish, if the client has to know what became of the message.
 request(#pub{reply_to = ReplyTo}, Index, #{confirm := true, no_responders := NoResponders}) ->
     {confirm, Index, NoResponders andalso ReplyTo =/= undefined};
 request(#pub{subject = Subject, reply_to = ReplyTo}, _, #{no_responders := true}) when
@@ -277,12 +280,12 @@ item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
             end
     end.
 
-%% Nothing becomes known of messages to a broker without QoS 1.
+%% A broker without QoS 1 does not say what became of a message.
 quality(_, none) -> {0, none};
 quality(0, _) -> {0, none};
 quality(_, Request) -> {1, Request}.
 
-%% What the broker would end the connection for.
+%% Whether the broker would end the connection because of this name.
 is_intolerable(Kind, Name, Host) -> is_too_deep(Name, Host) orelse is_refused(Kind, Name, Host).
 
 is_too_deep(Name, #host{broker = #broker{max_levels = Max}}) ->
@@ -321,7 +324,7 @@ ask(Key, Options = #{confirm := Confirm}, Host) ->
         Sent when Confirm -> {wait, Sent#host{waiting = subscribe}};
         Sent -> {ok, Sent}
     catch
-        %% No filter that could be sent.
+        %% The filter cannot be sent.
         error:badarg -> {denied, Host}
     end.
 
@@ -352,13 +355,13 @@ when
 subscribe_again(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe_again(Keys, Options, Host) ->
-    %% Of many keys there may be none in the first part that the broker has to be asked for.
+    %% The first part of the keys may have none that the broker must be asked for.
     case complete(again(#again{keys = Keys, options = Options}, Host)) of
         {[{subscribed_again, Refused}], NHost} -> {ok, Refused, NHost};
         {[], NHost} -> {wait, NHost}
     end.
 
-%% No more at once than the broker may leave without an answer.
+%% Subscribes at most as many keys at once as the broker may leave unanswered.
 again(Again = #again{keys = Keys}, Host) ->
     {Now, Later} = lists:split(min(?MAX_ASKED, length(Keys)), Keys),
     {Items, NAgain, NHost} = lists:foldl(fun ask_again/2, {[], Again#again{keys = Later}, Host}, Now),
@@ -374,8 +377,8 @@ ask_again(Key = {Share, _}, Acc = {Items, Again = #again{ended = Ended}, Host = 
         ok ->
             #again{options = Options, asked = Asked} = Again,
             {Packet, Id, NHost} = subscription(Key, Options, Host),
-            %% A key that is subscribed again, with other options, keeps its identifier. Mosquitto
-            %% changes only the QoS of a subscription that it has, so it must not have it.
+            %% A key that is subscribed again with other options keeps its identifier. Mosquitto
+            %% changes only the QoS of an existing subscription, so the key is unsubscribed first.
             NItems = [drop(Key, resubscribe) || Known] ++ Items,
             Subscribe = {Packet, {subscribe, Key, Id, again}},
             {[Subscribe | NItems], Again#again{asked = Asked + 1}, NHost};
@@ -384,7 +387,7 @@ ask_again(Key = {Share, _}, Acc = {Items, Again = #again{ended = Ended}, Host = 
             {Items, Again#again{refused = [{Key, Refusal} | Refused]}, Host}
     end.
 
-%% To ask all the same would end the connection.
+%% If the broker were asked anyway, it would end the connection.
 available({undefined, <<"$share">>}, _) ->
     denied;
 available({undefined, <<"$share/", _/binary>>}, _) ->
@@ -410,7 +413,7 @@ is_shared_available({Share, _}, #host{broker = #broker{shared = Shared}}) ->
 is_filter_available(_, #host{broker = #broker{wildcards = true}}) -> true;
 is_filter_available(Filter, _) -> not nats_gateway_filters:has_wildcard(Filter).
 
-%% The packet that it is in has at most 16 bytes more, with the longest identifier.
+%% The SUBSCRIBE has at most 16 more bytes, with the longest identifier.
 filter_fits(Filter, #host{broker = #broker{max_packet = Max}}) -> byte_size(Filter) + 16 =< Max.
 
 filter({undefined, Filter}) -> Filter;
@@ -425,12 +428,13 @@ subscription_id(Key = {_, Filter}, Host = #host{keys = Keys, client = Client}) -
             {Id, Host#host{keys = NKeys, client = NClient}}
     end.
 
-%% The identifier is known until the broker confirms: what it has sent before is still delivered.
+%% The identifier stays known until the broker confirms, because what it has sent before is still
+%% delivered.
 -spec unsubscribe(nats_gateway_host:key(), host()) -> host().
 unsubscribe(_, Host = #host{phase = closed}) ->
     Host;
 unsubscribe(Key, Host = #host{waiting = Again = #again{ended = Ended}}) ->
-    %% A message has ended it, maybe before its turn.
+    %% A message has ended this subscription, maybe before it was subscribed again.
     leave(Key, Host#host{waiting = Again#again{ended = Ended#{Key => []}}});
 unsubscribe(Key, Host) ->
     leave(Key, Host).
@@ -447,7 +451,7 @@ leave(Key = {_, Filter}, Host = #host{keys = Keys, client = Client}) ->
 
 drop(Key, Request) -> {#unsubscribe{filters = [filter(Key)]}, Request}.
 
-%% The broker has refused it.
+%% The broker has refused the subscription.
 forget(Key = {_, Filter}, Host = #host{keys = Keys, client = Client}) ->
     {Id, NKeys} = nats_gateway_mqtt_keys:leave(Key, Keys),
     Host#host{
@@ -514,7 +518,7 @@ event({refused, Reason, Properties}, Out, Host) ->
     {[{refused, Refusal} | Out], lost(Host)};
 event({packet, Packet}, Out, Host = #host{phase = probe}) ->
     probe_packet(Packet, Out, Host);
-%% An answer to the probe that comes too late.
+%% This answer to the probe comes too late.
 event({packet, _}, Out, Host) ->
     {Out, Host};
 event({closed, Ending, Blame}, Out, Host) ->
@@ -528,7 +532,7 @@ note_too_large(Topic, Size, Max, #host{upstream = Upstream}) ->
         max_packet_size => Max
     }, Upstream).
 
-%% Somebody's wrong password is no trouble of the broker.
+%% A client's wrong password is no problem of the broker.
 note_refusal(authorization_violation, Reason, Details, #host{upstream = Upstream}) ->
     Report = Details#{msg => upstream_refused_login},
     nats_gateway_upstream:note({connect, Reason}, Report, Upstream);
@@ -566,9 +570,9 @@ logged_in(Out, Host = #host{session = Session, upstream = Upstream}) ->
     end.
 
 %% -------------------------------------------------------------------------------------------
-%% What the broker does (nats_gateway_probe)
+%% Probing the broker (nats_gateway_probe)
 
-%% The first one to log in waits a little longer.
+%% The first client that logs in waits a little longer.
 probe(Host = #host{session = #{mountpoint := Mountpoint}, broker = Broker, client = Client}) ->
     {Packets, Probe} = nats_gateway_probe:start(Mountpoint, #{
         maximum_qos => Broker#broker.max_qos,
@@ -596,7 +600,7 @@ probe_packet(Packet, Out, Host = #host{probe = {Probe, Timer}}) ->
             {[Connected | Out], NHost}
     end.
 
-%% Identifiers of the probe's packets and subscriptions are not used again.
+%% The identifiers of the probe's packets and subscriptions are not used again.
 probed(Probe, Host = #host{session = Session, upstream = Upstream, client = Client}) ->
     Outcome = nats_gateway_probe:quirks(Probe),
     ok = nats_gateway_upstream:probed(Outcome, Upstream),
@@ -677,7 +681,7 @@ rejection(Reason, NoResponders, Index, Host = #host{broker = #broker{quirks = Qu
         Rejection -> [{Index, Rejection}]
     end.
 
-%% Of most refusals nats-server has no text that says why.
+%% nats-server has no text that explains most refusals, so the log does.
 note(Packet, Reason, #host{upstream = Upstream}) ->
     case nats_gateway_mqtt_reason:is_noted(Reason) of
         true ->
@@ -725,7 +729,7 @@ decided(false, _, _, _, Out, Host) ->
 joined(true, Key = {Share, _}, Out) when Share =/= undefined -> [{joined, Key} | Out];
 joined(_, _, Out) -> Out.
 
-%% The next ones of the subscriptions that are made again, or the end of that.
+%% Subscribes the next keys of the subscriptions that are made again, or reports that all are done.
 complete(Host = #host{waiting = #again{keys = [], asked = 0, refused = Refused}}) ->
     {[{subscribed_again, Refused}], Host#host{waiting = none}};
 complete(Host = #host{waiting = Again = #again{asked = 0}}) ->
@@ -742,7 +746,7 @@ disconnect(_, #host{client = Client}) -> nats_gateway_mqtt_client:stop(Client).
 closed(Ending, _, Out, Host = #host{phase = login, upstream = Upstream}) ->
     ok = log_no_login(Ending, Upstream),
     {[{refused, upstream_lost} | Out], lost_unless_fault(Ending, Host)};
-%% It may have been the probe: whoever comes next does without.
+%% The probe may have caused the end, so the next client does not probe.
 closed(Ending, Blame, Out, Host = #host{phase = probe, upstream = Upstream}) ->
     ok = log(Ending),
     ok = report_hangup(Blame, Host),
@@ -780,7 +784,7 @@ report_hangup(none, _) ->
 report_hangup({Evidence, Suspect}, #host{hangups_key = Key, upstream = Upstream}) ->
     nats_gateway_upstream:hung_up(Key, Evidence, Suspect, Upstream).
 
-%% A broker that breaks the protocol is there.
+%% A broker that breaks the protocol is reachable.
 lost_unless_fault({fault, _}, Host) -> ended(Host);
 lost_unless_fault(_, Host) -> lost(Host).
 

@@ -24,7 +24,7 @@
     websocket => nats_gateway_websocket:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
     bind := {inet:ip_address(), inet:port_number()},
-    %% the header of a proxy comes first
+    %% whether the header of a proxy comes first
     proxy_protocol := boolean(),
     proxy_protocol_timeout := pos_integer(),
     acceptors := pos_integer(),
@@ -35,17 +35,17 @@
 
 -define(SUPERVISOR, nats_gateway_sup).
 
-%% Out of file descriptors: others may be closed soon.
+%% The process has run out of file descriptors; others may be closed soon.
 -define(EMFILE_PAUSE_MS, 100).
-%% All acceptors of a listener find out why nobody can be taken, and again and again: one of them
-%% says so, and not before so much time has passed.
+%% All acceptors of a listener find out again and again why nobody can be accepted. Only one of them
+%% logs it, and at most once in this time.
 -define(LOG_S, 10).
 
-%% Connections beyond the limit that are told so at the same time, each of which may take as long
-%% as its handshake. Those beyond are closed at once.
+%% How many connections beyond the limit are told so at the same time. Each may take as long as its
+%% handshake. Further connections are closed at once.
 -define(MAX_REFUSED, 100).
 
-%% Opens it, below the supervisor of the application.
+%% Opens the listener, below the supervisor of the application.
 -spec start(listener()) -> ok | {error, inet:posix() | {tls, nats_gateway_tls:problem()} | term()}.
 start(Listener = #{name := Name}) ->
     ok = publish(Listener),
@@ -62,7 +62,7 @@ start(Listener = #{name := Name}) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% Its clients are closed with it.
+%% Also closes the connections of its clients.
 -spec stop(Name :: binary()) -> ok.
 stop(Name) ->
     ok = supervisor:terminate_child(?SUPERVISOR, Name),
@@ -79,8 +79,9 @@ all() ->
 -spec connections() -> [pid()].
 connections() -> lists:append([connections(Pid) || {_, Pid} <- all()]).
 
-%% For `start_link/1'. Supervisors show the arguments of what they start in their reports: these are
-%% no place for passwords of keys or of the broker. And so no connection has a copy.
+%% Stores the listener for `start_link/1'. Supervisors show the arguments of their children in
+%% reports, and these must not hold the passwords of keys or of the broker. Also, no connection has
+%% a copy then.
 -spec publish(listener()) -> ok.
 publish(Listener = #{name := Name}) ->
     Options = connection_options(Listener),
@@ -90,7 +91,7 @@ publish(Listener = #{name := Name}) ->
 
 key(Name, What) -> {?MODULE, Name, What}.
 
-%% Binds before it answers, so that a port in use is known at once.
+%% Binds before it answers, so a port that is in use is noticed at once.
 -spec start_link(Name :: binary()) ->
     {ok, pid()}
     | {error, {shutdown, {listen, inet:posix()} | {tls, nats_gateway_tls:problem()}}}.
@@ -101,7 +102,7 @@ start_link(Name) -> supervisor:start_link(?MODULE, {listener, Name}).
 connections(Sup) ->
     [Pid || {_, Pid, _, _} <- supervisor:which_children(child(connections, Sup)), is_pid(Pid)].
 
-%% Who comes from now on is refused by the operating system; who is there stays.
+%% From now on the operating system refuses new clients. The others stay connected.
 -spec stop_accepting(pid()) -> ok.
 stop_accepting(Sup) ->
     Acceptors = [Id || {{acceptor, _} = Id, _, _, _} <- supervisor:which_children(Sup)],
@@ -109,8 +110,8 @@ stop_accepting(Sup) ->
     lists:foreach(fun(Id) -> ok = supervisor:terminate_child(Sup, Id) end, Acceptors),
     nats_gateway_transport:close(ListenSocket).
 
-%% Other settings for the same socket. Clients that are there already get those that the protocol
-%% can change.
+%% Sets other settings for the same socket. Connected clients get those that the protocol can
+%% change.
 -spec reconfigure(pid(), listener()) -> ok | {error, {tls, nats_gateway_tls:problem()}}.
 reconfigure(Sup, Listener) ->
     case publish_certificate(Listener) of
@@ -125,8 +126,8 @@ child(Id, Sup) ->
     {_, Pid, _, _} = lists:keyfind(Id, 1, supervisor:which_children(Sup)),
     Pid.
 
-%% The socket belongs to this supervisor: it is closed when the listener ends, and opened anew
-%% when it is started again.
+%% The socket belongs to this supervisor. It is closed when the listener ends, and opened again when
+%% the listener is restarted.
 init({listener, Name}) ->
     Listener = #{bind := Bind, acceptors := Acceptors} = persistent_term:get(key(Name, listener)),
     case publish_certificate(Listener) of
@@ -137,7 +138,7 @@ init({listener, Name}) ->
     ok = atomics:put(Logged, 1, erlang:monotonic_time(second) - ?LOG_S),
     case nats_gateway_transport:listen(Bind, maps:with([backlog], Listener)) of
         {ok, ListenSocket} ->
-            %% Who is being refused takes nobody's place.
+            %% Connections that are being refused take nobody's place.
             [Connections, Refused] = [
                 #{
                     id => Id,
@@ -189,7 +190,7 @@ proxy_options(_) ->
 publish_certificate(#{tls := Tls}) -> nats_gateway_tls:publish(Tls);
 publish_certificate(#{}) -> ok.
 
-%% Logged: when one of the acceptors has last told of a failure, in seconds of monotonic time.
+%% `Logged' holds the time when an acceptor last logged a failure, in seconds of monotonic time.
 -spec start_acceptor(
     nats_gateway_transport:listen_socket(), pid(), Name :: binary(), atomics:atomics_ref()
 ) -> {ok, pid()}.
@@ -203,7 +204,7 @@ start_acceptor(ListenSocket, Sup, Name, Logged) ->
 accept(ListenSocket, Sups, Listener = #{name := Name}) ->
     case nats_gateway_transport:accept(ListenSocket) of
         {ok, Socket} ->
-            %% A reload may have changed it.
+            %% A reload may have changed the limit.
             #{max_connections := Max} = persistent_term:get(key(Name, listener)),
             case admit(Sups, Max) of
                 {Kind, Under} ->
@@ -239,7 +240,7 @@ log_failure(Reason, #{name := Name, logged := Logged}) ->
 admit({Connections, _}, infinity) ->
     {connections, Connections};
 admit({Connections, Refused}, Max) ->
-    %% Looks at each of them, so only where there is a limit.
+    %% Counting looks at each connection, so it is done only if there is a limit.
     case active(Connections) >= Max of
         false ->
             {connections, Connections};

@@ -1,12 +1,13 @@
-%% A connection to an MQTT 5 broker, as a value in the process that uses it: CONNECT, packet
-%% identifiers, the broker's Receive Maximum and what waits behind it, acknowledgements, keepalive, a
-%% barrier, the end. It knows nothing of NATS.
+%% A connection to an MQTT 5 broker, as a value in the process that uses it. It handles CONNECT,
+%% packet identifiers, the broker's Receive Maximum and what waits behind it, acknowledgements,
+%% keepalive, a barrier, and the end. It knows nothing of NATS.
 %%
-%% A caller sends packets with tags, hands over every message that its process gets, and acts on the
-%% events that come of it. No call waits for the broker.
+%% The caller sends packets with tags, passes on every message that its process gets, and acts on
+%% the events that are returned. No call waits for the broker.
 %%
-%% The broker handles the packets of a connection in order, so all was seen when a PINGREQ that was
-%% sent last is answered. That is the barrier. Brokers that do otherwise: see `pace_echoes/1'.
+%% The broker handles the packets of a connection in order. So when it answers a PINGREQ, it has
+%% seen everything that was sent before. That is the barrier. Some brokers do not keep this order:
+%% see `pace_echoes/1'.
 -module(nats_gateway_mqtt_client).
 
 -export([start/3]).
@@ -26,29 +27,30 @@
 -include("nats_gateway_mqtt.hrl").
 
 -type options() :: #{
-    %% for CONNACK, in milliseconds
+    %% how long to wait for CONNACK, in milliseconds
     timeout := non_neg_integer(),
-    %% the client's own, in seconds; that of CONNACK goes before it
+    %% the client's own keepalive in seconds; a keepalive in CONNACK has precedence
     keepalive := pos_integer(),
-    %% of a packet of the broker, in bytes
+    %% the largest packet that the broker may send, in bytes
     max_received := pos_integer(),
-    %% whether it is to be found out which packet the broker hangs up on (nats_gateway_suspects)
+    %% whether to find out which packet the broker hangs up on (nats_gateway_suspects)
     watched := boolean()
 }.
 
-%% The caller's name for a packet, which comes back with the answer.
+%% The caller's name for a packet. The answer comes with the same tag.
 -type tag() :: term().
 
-%% A packet whose identifier is given when it is sent. `none': it has no identifier and no answer.
+%% A packet that gets its identifier when it is sent. `none' means that it has no identifier and no
+%% answer.
 -type item() :: {nats_gateway_mqtt_nif:packet(), tag() | none}.
 
 -type event() ::
     {connected, nats_gateway_mqtt_nif:properties()}
-    %% the end: the broker has refused the CONNECT
+    %% the broker has refused the CONNECT; the connection has ended
     | {refused, Reason :: byte(), nats_gateway_mqtt_nif:properties()}
-    %% a message; it is acknowledged
+    %% a message, which is acknowledged
     | #publish{}
-    %% a message that was larger than allowed; it is acknowledged as well
+    %% a message that was larger than allowed; it is acknowledged, too
     | {too_large, Topic :: binary(), Size :: pos_integer(), Max :: pos_integer()}
     | {answer, tag(), Reason :: byte()}
     %% completions of `{wait, Client}'
@@ -56,18 +58,18 @@
     | barrier
     %% any other packet, between `hand_over/2' and `take_over/2'
     | {packet, nats_gateway_mqtt_nif:received()}
-    %% the end, once; it may have been a packet
+    %% the end, which is reported once; a packet may have caused it
     | {closed, ending(), nats_gateway_suspects:blame()}.
 
 -type ending() ::
-    %% to CONNECT
+    %% to the CONNECT
     no_answer
-    %% by the broker, without a DISCONNECT
+    %% the broker closed the connection without a DISCONNECT
     | closed
     | {disconnect, Reason :: byte(), nats_gateway_mqtt_nif:properties()}
-    %% no answer to the keepalive's PINGREQ
+    %% no answer to the PINGREQ of the keepalive
     | silent
-    %% it has taken nothing for too long
+    %% the broker has taken nothing for too long
     | does_not_read
     | socket_failed
     %% the broker breaks the protocol
@@ -75,19 +77,19 @@
 
 -type waiting() ::
     none
-    %% until the broker has taken more of what it was given
+    %% until the broker has taken more of what it was sent
     | ready
     %% until the queue is empty
     | barrier
     %% until that many PINGRESP have come and no answer is missing, and then so many times again;
-    %% `moment': the next PINGREQ has to wait for a moment
+    %% `moment' means that the next PINGREQ has to wait for a moment
     | {barrier, Pings :: pos_integer() | moment, Again :: 0 | 1}.
 
 -record(keepalive, {
     seconds :: pos_integer(),
-    %% of the wait for CONNACK, or the next tick
+    %% the timeout for CONNACK, or the next tick
     timer :: undefined | reference(),
-    %% since the last tick; `probed': that tick already waited for a PINGRESP
+    %% since the last tick; `probed' means that the last tick already waited for a PINGRESP
     sent = false :: boolean(),
     heard = false :: boolean(),
     probed = false :: boolean()
@@ -98,46 +100,48 @@
     phase = login :: login | open | handed_over | closed,
     keepalive :: #keepalive{},
     input :: nats_gateway_mqtt_input:input(),
-    %% requests without an answer, how many more of them the broker takes, and what waits behind them
+    %% requests without an answer, how many more the broker takes, and what waits behind them
     requests = #{} :: #{nats_gateway_mqtt_nif:packet_id() => tag()},
     next_packet_id = 1 :: nats_gateway_mqtt_nif:packet_id(),
     quota = 65535 :: non_neg_integer(),
     queue = queue:new() :: queue:queue(item()),
-    %% in the socket, and the next time that it is looked at
+    %% the bytes in the socket, and the timer for the next look at them
     backlog = nats_gateway_backlog:new() :: nats_gateway_backlog:backlog(),
     looking = false :: false | reference(),
-    %% nothing can be sent any more; the end comes as a message
+    %% nothing can be sent any more; the end will come as a message
     broken = false :: boolean(),
     waiting = none :: waiting(),
-    %% anything to be processed was sent since the last barrier
+    %% whether any packet that needs processing was sent since the last barrier
     unflushed = false :: boolean(),
     pings_sent = 0 :: non_neg_integer(),
     pings_answered = 0 :: non_neg_integer(),
-    %% the last of them, in milliseconds
+    %% the time of the last PINGREQ, in milliseconds
     pinged_at = 0 :: integer(),
-    %% where the broker cannot take much of what comes back to its client
+    %% for a broker that cannot take much of what comes back to its client
     echoes = none :: none | nats_gateway_echoes:echoes(),
     suspects :: nats_gateway_suspects:suspects()
 }).
 
 -opaque client() :: #client{}.
 
-%% How long a closing connection may take to hand over what is under way.
+%% How long a closing connection may take to deliver its last bytes.
 -define(LINGER, 5000).
 
 -define(SEGMENT, 1460).
 
-%% Of 65535 packet identifiers: so that a free one is soon found, so that a broker's answers to all of
-%% them come soon, and so that they are encoded within the time of one NIF call.
+%% The limit is far below the 65535 packet identifiers for three reasons: a free identifier is found
+%% soon, the broker's answers to all of them come soon, and all are encoded within the time of one
+%% NIF call.
 -define(MAX_REQUESTS, 4096).
 -define(MAX_PACKET_ID, 65535).
-%% What may wait in the socket before the client's input does. A broker that reads takes it between two
-%% looks.
+%% How much may wait in the socket before the client's input has to wait. A broker that reads takes
+%% it between two looks.
 -define(MAX_BACKLOG, 1048576).
-%% Between two looks at the socket: while the client waits for it, and to see whether it moves at all.
+%% Times between two looks at the socket: while the client waits for it, and to see whether it moves
+%% at all.
 -define(LOOK_SOON_MS, 5).
 -define(LOOK_MS, 1000).
-%% For EMQX, to see that there is nothing to read (nats_gateway_echoes).
+%% EMQX needs this moment to see that there is nothing to read (nats_gateway_echoes).
 -define(PING_AGAIN_MS, 2).
 -define(MAX_PING_AGAIN_MS, 50).
 
@@ -150,7 +154,7 @@
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% The calling process owns the socket. The event is `connected', `refused' or `closed'.
+%% The calling process must own the socket. The event is `connected', `refused' or `closed'.
 -spec start(nats_gateway_transport:socket(), #connect{}, options()) ->
     {ok, client()} | {error, term()}.
 start(Socket, Connect, Options) ->
@@ -184,7 +188,7 @@ connected(Properties, Client = #client{keepalive = KeepAlive}) ->
         quota = maps:get(receive_maximum, Properties, 65535)
     }).
 
-%% These packets are sent as they are. From now on the caller gets every packet, and answers it.
+%% Sends these packets unchanged. From now on the caller gets every packet, and answers it.
 -spec hand_over([nats_gateway_mqtt_nif:packet()], client()) -> client().
 hand_over(_, Client = #client{phase = closed}) ->
     Client;
@@ -194,7 +198,7 @@ hand_over(Packets, Client = #client{phase = open, pings_sent = Pings}) ->
         phase = handed_over, pings_sent = Pings + Sent
     }).
 
-%% The end of that. The first packet identifier that was not used.
+%% Ends the time of `hand_over/2'. `Next' is the first packet identifier that was not used.
 -spec take_over(nats_gateway_mqtt_nif:packet_id(), client()) -> client().
 take_over(_, Client = #client{phase = closed}) -> Client;
 take_over(Next, Client) -> Client#client{phase = open, next_packet_id = Next}.
@@ -202,12 +206,12 @@ take_over(Next, Client) -> Client#client{phase = open, next_packet_id = Next}.
 %% -------------------------------------------------------------------------------------------
 %% Echoes
 
-%% For a broker that handles all packets which it has read before it sends any of the messages that
-%% come of them (nats_gateway_echoes). To be called before anything is subscribed.
+%% Needed for a broker that handles all packets it has read before it sends any of the messages that
+%% they cause (nats_gateway_echoes). Must be called before anything is subscribed.
 -spec pace_echoes(client()) -> client().
 pace_echoes(Client) -> Client#client{echoes = nats_gateway_echoes:new()}.
 
-%% There is a subscription more to this filter, in a shared group or not.
+%% The filter has one more subscription, in a shared group or not.
 -spec subscribed(Filter :: binary(), client()) -> client().
 subscribed(_, Client = #client{echoes = none}) -> Client;
 subscribed(Filter, Client = #client{echoes = Echoes}) ->
@@ -219,9 +223,10 @@ unsubscribed(Filter, Client = #client{echoes = Echoes}) ->
     Client#client{echoes = nats_gateway_echoes:unsubscribed(Filter, Echoes)}.
 
 %% -------------------------------------------------------------------------------------------
-%% Whether more is taken
+%% Whether more input is taken
 
-%% Behind is a broker that has not answered so many requests that others wait, or that does not read.
+%% A broker is behind if it has left so many requests unanswered that others wait, or if it does not
+%% read.
 -spec ready(client()) -> ok | {wait, client()}.
 ready(Client = #client{backlog = Backlog}) ->
     case is_ready(?MAX_BACKLOG, Client) of
@@ -239,14 +244,15 @@ is_ready(MaxBacklog, #client{queue = Queue, backlog = Backlog, phase = Phase}) -
     Phase =:= closed orelse
         (queue:is_empty(Queue) andalso nats_gateway_backlog:bytes(Backlog) =< MaxBacklog).
 
-%% After that there is room for many: not for one more with each answer.
+%% Then there is room for many requests, not only for one more with each answer.
 is_ready_again(Client = #client{requests = Requests}) ->
     map_size(Requests) =< ?MAX_REQUESTS div 2 andalso is_ready(?MAX_BACKLOG div 2, Client).
 
 %% -------------------------------------------------------------------------------------------
 %% Barrier
 
-%% `own': what this client has sent. `all': also what the broker has for it by now.
+%% `own' waits for what this client has sent. `all' also waits for what the broker has for it by
+%% now.
 -spec barrier(own | all, client()) -> {ok, client()} | {wait, client()}.
 barrier(_, Client = #client{phase = closed}) ->
     {wait, Client};
@@ -260,9 +266,9 @@ barrier(_, Client = #client{queue = Queue}) ->
         false -> {wait, Client#client{waiting = barrier}}
     end.
 
-%% A broker that has answered has put the messages into the client's queue at least: they come before
-%% the next answer. EMQX 6 looks at the queue only when there is nothing to read, so the next PINGREQ
-%% waits for a moment if there may be any (nats_gateway_echoes).
+%% A broker that has answered has at least put the messages into the client's queue. They come
+%% before its next answer. EMQX 6 looks at the queue only when there is nothing to read, so the next
+%% PINGREQ waits for a moment if there may be messages (nats_gateway_echoes).
 answers_again(#client{echoes = none}) -> 0;
 answers_again(_) -> 1.
 
@@ -292,14 +298,14 @@ ping_answered(Client = #client{pings_answered = Answered, suspects = Suspects, e
         {ping_soon, NEchoes} -> ping_soon(NClient#client{echoes = NEchoes})
     end.
 
-%% A broker that takes its time for an answer needs more than a moment to look at anything else.
+%% A broker that answers slowly needs a longer moment to look at anything else.
 ping_soon(Client = #client{socket = Socket, pinged_at = PingedAt}) ->
     Took = erlang:monotonic_time(millisecond) - PingedAt,
     Moment = min(?MAX_PING_AGAIN_MS, max(?PING_AGAIN_MS, 2 * Took)),
     _ = erlang:send_after(Moment, self(), {?MODULE, Socket, ping_again}),
     Client.
 
-%% What waits for it: a barrier, messages, or both.
+%% A barrier, messages, or both wait for this PINGREQ.
 ping_again(Client = #client{waiting = {barrier, moment, _}, echoes = Echoes}) ->
     {_, NEchoes} = nats_gateway_echoes:ping_again(Echoes),
     fence(0, Client#client{echoes = NEchoes});
@@ -312,8 +318,8 @@ ping_again(Client = #client{echoes = Echoes}) ->
 %% -------------------------------------------------------------------------------------------
 %% Sending
 
-%% In order: what follows a packet that has to wait, waits too. Raises `badarg', and has sent nothing,
-%% where the codec refuses a packet. After the end it does nothing.
+%% Keeps the order: a packet behind one that has to wait, waits too. If the codec refuses a packet,
+%% this raises `badarg' and has sent nothing. After the end it does nothing.
 -spec send([item()], client()) -> client().
 send(_, Client = #client{phase = closed}) ->
     Client;
@@ -324,7 +330,7 @@ send(Items, Client = #client{suspects = Suspects}) ->
             watch(Items, Client);
         false ->
             case dispatch(Items, Client) of
-                %% What the broker does not get is no reason for its end.
+                %% A packet that the broker does not get cannot be the reason for its end.
                 Broken = #client{broken = true} ->
                     Broken;
                 Sent ->
@@ -332,7 +338,7 @@ send(Items, Client = #client{suspects = Suspects}) ->
             end
     end.
 
-%% Where something waits to be sent, a PINGREQ would overtake it and say nothing.
+%% If something waits to be sent, a PINGREQ would overtake it and prove nothing.
 watch([], Client) ->
     Client;
 watch([Item = {Packet, _} | Items], Client = #client{suspects = Suspects}) ->
@@ -363,14 +369,14 @@ dispatch(Items, Client = #client{queue = Queue}) ->
             Client#client{queue = lists:foldl(fun queue:in/2, Queue, Items)}
     end.
 
-%% What is queued must not be found to be impossible later.
+%% A packet in the queue must not turn out to be impossible later.
 check([]) ->
     ok;
 check(Items) ->
     _ = nats_gateway_mqtt_nif:encode([numbered(Packet, 1) || {Packet, _} <- Items]),
     ok.
 
-%% The packets that may go now, latest first.
+%% Takes the packets that may be sent now, latest first.
 take([{Packet, none} | Items], Packets, Client = #client{echoes = none}) ->
     take(Items, [Packet | Packets], Client);
 take([{Packet, Tag} | Rest] = Items, Packets, Client) ->
@@ -388,7 +394,7 @@ take([{Packet, Tag} | Rest] = Items, Packets, Client) ->
 take([], Packets, Client) ->
     {Packets, [], Client}.
 
-%% The same of the queue.
+%% Does the same with the queue.
 take_queued(Packets, Client = #client{queue = Queue}) ->
     case queue:out(Queue) of
         {{value, Item}, Rest} ->
@@ -400,14 +406,14 @@ take_queued(Packets, Client = #client{queue = Queue}) ->
             {Packets, Client}
     end.
 
-%% Whether there is room for what comes back of a message.
+%% Whether there is room for the copies of a message that come back.
 echo(#publish{topic = Topic}, Client = #client{echoes = Echoes}) when Echoes =/= none ->
     {Verdict, NEchoes} = nats_gateway_echoes:publish(Topic, Echoes),
     {Verdict, Client#client{echoes = NEchoes}};
 echo(_, Client) ->
     {send, Client}.
 
-%% The Receive Maximum is for messages alone.
+%% Only messages count for the Receive Maximum.
 may_send(_, none, _) -> true;
 may_send(Packet, _, #client{quota = Quota, requests = Requests}) ->
     map_size(Requests) < ?MAX_REQUESTS andalso (Quota > 0 orelse not is_record(Packet, publish)).
@@ -438,8 +444,8 @@ transmit([], Client) ->
 transmit(Packets, Client) ->
     write(nats_gateway_mqtt_nif:encode(lists:reverse(Packets)), Client#client{unflushed = true}).
 
-%% A socket that takes nothing any more has ended, but what the broker has said before that may be in
-%% the mailbox still: an answer, a message, why it hangs up. So the end has its turn behind that.
+%% A socket that takes nothing any more has ended. But what the broker has said before may still be
+%% in the mailbox: an answer, a message, the reason of the end. So the end is handled after that.
 write(_, Client = #client{broken = true}) ->
     Client;
 write(Bytes, Client = #client{socket = Socket, backlog = Backlog, keepalive = KeepAlive}) ->
@@ -463,7 +469,7 @@ has_heard(Client = #client{keepalive = #keepalive{heard = true}}) -> Client;
 has_heard(Client = #client{keepalive = KeepAlive}) ->
     Client#client{keepalive = KeepAlive#keepalive{heard = true}}.
 
-%% A socket does not say when what waits in it has left.
+%% A socket does not say when the bytes that wait in it have been sent.
 look_later(Client = #client{looking = false, backlog = Backlog}) ->
     case nats_gateway_backlog:bytes(Backlog) of
         0 -> Client;
@@ -491,7 +497,8 @@ look(Client = #client{socket = Socket, backlog = Backlog}) ->
 %% -------------------------------------------------------------------------------------------
 %% What the broker sends
 
-%% Every message that the process gets. `ignore': it is not this client's, or its connection has ended.
+%% Takes every message that the process gets. `ignore' means that it is not for this client, or that
+%% its connection has ended.
 -spec handle_info(term(), client()) -> {[event()], client()} | ignore.
 handle_info({?MODULE, Timer, timeout}, Client = #client{keepalive = #keepalive{timer = Timer}}) ->
     case Client#client.phase of
@@ -569,7 +576,7 @@ arrived(Packets, Client = #client{echoes = Echoes}) ->
     Count = length([publish || #publish{} <- Packets]),
     Client#client{echoes = nats_gateway_echoes:arrived(Count, Echoes)}.
 
-%% A message that the caller does not get. The broker gets its answer.
+%% The caller does not get this message, but the broker gets its answer.
 too_large(Bytes, Events, Acks, Client = #client{input = Input}) ->
     case nats_gateway_mqtt_input:large(Bytes) of
         {publish, Topic, Size, Id} ->
@@ -619,7 +626,7 @@ packets([Packet | Packets], Events, Acks, Client = #client{phase = open}) ->
             packets(Packets, Events, Acks, Client);
         #unreadable{packet_id = Id} ->
             packets(Packets, Events, [acknowledgement(Id) | Acks], Client);
-        %% QoS 2 was not asked for, a second CONNACK is none.
+        %% We did not ask for QoS 2, and a second CONNACK is not allowed.
         _ ->
             {NEvents, NClient} = fault(protocol_error, Events, Client),
             {NEvents, Acks, NClient}
@@ -647,7 +654,7 @@ packets([Packet | Packets], Events, Acks, Client = #client{phase = login}) ->
             {NEvents, Acks, NClient}
     end.
 
-%% Freed: of the broker's Receive Maximum.
+%% `Freed' is added to what the broker's Receive Maximum allows.
 answer(Id, Reason, Freed, Events, Client = #client{requests = Requests, quota = Quota}) ->
     case maps:take(Id, Requests) of
         {Tag, Left} ->
@@ -662,8 +669,8 @@ answer(Id, Reason, Freed, Events, Client = #client{requests = Requests, quota = 
 
 settle({Events, Client}, Acks) -> settle(Events, Acks, Client).
 
-%% Acknowledgements first: they make room in the broker for what it holds back. Then what the
-%% broker's answers have made room for here.
+%% The acknowledgements are sent first, because they make room in the broker for what it holds back.
+%% Then follow the packets for which the broker's answers have made room here.
 settle(Events, _, Client = #client{phase = closed}) ->
     {lists:reverse(Events), Client};
 settle(Events, Acks, Client) ->
@@ -681,7 +688,7 @@ flush(Acks, Client = #client{queue = Queue}) ->
             transmit(Packets, NClient)
     end.
 
-%% What was waited for, if it is there.
+%% Completes what was waited for, if it has happened.
 complete(Client = #client{waiting = none}) ->
     {[], Client};
 complete(Client = #client{waiting = ready}) ->
@@ -723,8 +730,9 @@ start_timer(Milliseconds, Client = #client{keepalive = KeepAlive}) ->
     _ = erlang:send_after(Milliseconds, self(), {?MODULE, Timer, timeout}),
     Client#client{keepalive = KeepAlive#keepalive{timer = Timer}}.
 
-%% Twice in the keepalive interval. The broker must hear something each time, and must be heard:
-%% silence makes a PINGREQ, and silence after that until the next tick is the end.
+%% The tick comes twice in the keepalive interval. Each time the broker must hear something, and
+%% must be heard. If the broker was silent, a PINGREQ is sent. If it stays silent until the next
+%% tick, that is the end.
 tick(Client = #client{phase = handed_over, keepalive = #keepalive{seconds = Seconds}}) ->
     {[], start_timer(Seconds * 500, Client)};
 tick(Client = #client{keepalive = #keepalive{heard = false, probed = true}}) ->
@@ -742,7 +750,8 @@ tick(Client = #client{keepalive = #keepalive{heard = Heard, sent = Sent, seconds
 %% -------------------------------------------------------------------------------------------
 %% The end
 
-%% By the caller: with a DISCONNECT, and all that was sent before it arrives.
+%% The caller ends the connection: with a DISCONNECT, and so that all that was sent before it
+%% arrives.
 -spec stop(client()) -> ok.
 stop(#client{phase = closed}) -> ok;
 stop(#client{socket = Socket}) -> retire(Socket, ?NORMAL_DISCONNECTION).
@@ -760,7 +769,7 @@ blame(Ending, Suspects) when Ending =:= closed; Ending =:= does_not_read ->
 blame(_, _) ->
     none.
 
-%% The broker breaks the protocol, and is told so.
+%% The broker breaks the protocol. The DISCONNECT says so.
 fault(Reason, Events, Client = #client{socket = Socket}) ->
     ok = retire(Socket, reason_code(Reason)),
     {[{closed, {fault, Reason}, none} | Events], closed(Client)}.
@@ -787,9 +796,9 @@ abort(Socket, Result) ->
     ok = nats_gateway_transport:abort(Socket),
     Result.
 
-%% The last messages of a client must arrive: a socket that is closed with unread bytes in it
-%% takes back what the broker has not read yet. So a process of its own waits for the broker to
-%% close, for a while.
+%% The last messages of a client must arrive. If a socket is closed with unread bytes in it, bytes
+%% that the broker has not read yet are lost. So a process of its own waits some time for the broker
+%% to close.
 retire(Socket, Reason) ->
     _ = nats_gateway_transport:deactivate(Socket),
     Disconnect = nats_gateway_mqtt_nif:encode([#disconnect{reason = Reason}]),

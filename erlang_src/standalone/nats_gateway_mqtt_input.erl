@@ -1,6 +1,6 @@
-%% The bytes that a broker has sent, until they are whole packets.
+%% Collects the bytes of a broker until they are whole packets.
 %%
-%% A packet that is larger than allowed is not kept: what comes of it is thrown away as it comes.
+%% A packet that is larger than allowed is not kept: its bytes are dropped as they arrive.
 -module(nats_gateway_mqtt_input).
 
 -export([new/1]).
@@ -14,13 +14,13 @@
 -export_type([input/0]).
 
 -record(input, {
-    %% of a packet
+    %% the largest packet that is allowed
     max_size :: pos_integer(),
-    %% the beginning of a packet, latest fragment first, and the bytes that it needs
+    %% the beginning of a packet, latest fragment first, its size, and the bytes that it needs
     fragments = [] :: [binary()],
     size = 0 :: non_neg_integer(),
     need = 0 :: non_neg_integer(),
-    %% bytes to come of a packet that is too large
+    %% how many bytes of a packet that is too large are still to come
     skip = 0 :: non_neg_integer()
 }).
 
@@ -32,7 +32,7 @@ new(MaxSize) -> #input{max_size = MaxSize}.
 -spec max_size(input()) -> pos_integer().
 max_size(#input{max_size = MaxSize}) -> MaxSize.
 
-%% What can be decoded now, if it is worth it.
+%% The bytes that can be decoded now, if there are enough of them.
 -spec feed(binary(), input()) -> {bytes, binary(), input()} | {more, input()}.
 feed(Bytes, Input = #input{skip = Skip}) when Skip >= byte_size(Bytes), Skip > 0 ->
     {more, Input#input{skip = Skip - byte_size(Bytes)}};
@@ -50,12 +50,12 @@ feed(Bytes, Input = #input{fragments = Fragments, size = Size, need = Need}) ->
             {bytes, Joined, Input#input{fragments = [], size = 0}}
     end.
 
-%% The beginning of a packet, and how many bytes it needs before it is looked at again.
+%% Keeps the beginning of a packet. `Need' is the size that it must have before it is decoded again.
 -spec keep(binary(), Need :: non_neg_integer(), input()) -> input().
 keep(<<>>, _, Input) -> Input;
 keep(Rest, Need, Input) -> Input#input{fragments = [Rest], size = byte_size(Rest), need = Need}.
 
-%% Without a packet of that size at the front.
+%% Drops a packet of that size at the front.
 -spec skip(Size :: pos_integer(), binary(), input()) -> {bytes, binary(), input()} | {more, input()}.
 skip(Size, Bytes, Input) ->
     case Bytes of
@@ -63,7 +63,7 @@ skip(Size, Bytes, Input) ->
         _ -> {more, Input#input{skip = Size - byte_size(Bytes)}}
     end.
 
-%% The bytes behind so many packets.
+%% The bytes after so many packets.
 -spec behind(Count :: non_neg_integer(), binary()) -> binary().
 behind(0, Bytes) ->
     Bytes;
@@ -72,7 +72,8 @@ behind(Count, Bytes) ->
     <<_:Size/binary, Rest/binary>> = Bytes,
     behind(Count - 1, Rest).
 
-%% The packet that is too large, at the front. `more': its topic must be there first.
+%% Describes the packet at the front, which is too large. `more' means that its topic has not
+%% arrived completely.
 -spec large(binary()) ->
     {publish, Topic :: binary(), Size :: pos_integer(), Acknowledged :: none | 0..65535}
     | more

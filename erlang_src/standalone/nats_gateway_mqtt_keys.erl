@@ -1,8 +1,8 @@
-%% The subscriptions of a client at its broker, and which of them a message is for.
+%% The subscriptions of a client at its broker. Finds those that a message is for.
 %%
-%% Each key has a Subscription Identifier of its own. Identifiers are not used again before 2^28 others
-%% were: what comes late for a dropped one is recognized. Some brokers do not say for which
-%% subscription a message is (nats_gateway_probe).
+%% Each key has its own Subscription Identifier. An identifier is used again only after 2^28 others,
+%% so late messages for a dropped one are recognized. Some brokers do not say for which subscription
+%% a message is (nats_gateway_probe).
 -module(nats_gateway_mqtt_keys).
 
 -export([new/1]).
@@ -20,10 +20,10 @@
 
 -record(keys, {
     ids = #{} :: #{nats_gateway_host:key() => id()},
-    %% also of keys that were left, until the broker confirms that
+    %% has also keys that were left, until the broker confirms that
     keys = #{} :: #{id() => nats_gateway_host:key()},
     next :: id(),
-    %% of groups, for messages that do not say for which one they are
+    %% counts messages that do not say for which group they are, so that the groups take turns
     turn = 0 :: non_neg_integer()
 }).
 
@@ -51,11 +51,11 @@ add(Key, Keys = #keys{ids = Ids, keys = ById, next = Next}) ->
 -spec is_member(nats_gateway_host:key(), keys()) -> boolean().
 is_member(Key, #keys{ids = Ids}) -> is_map_key(Key, Ids).
 
-%% Whether the key has this identifier still.
+%% Whether the key still has this identifier.
 -spec is_current(nats_gateway_host:key(), id(), keys()) -> boolean().
 is_current(Key, Id, #keys{ids = Ids}) -> maps:get(Key, Ids, none) =:= Id.
 
-%% What the broker has sent before it confirms is still for this key.
+%% What the broker sends before it confirms is still for this key.
 -spec leave(nats_gateway_host:key(), keys()) -> {id(), keys()} | error.
 leave(Key, Keys = #keys{ids = Ids}) ->
     case maps:take(Key, Ids) of
@@ -63,7 +63,7 @@ leave(Key, Keys = #keys{ids = Ids}) ->
         error -> error
     end.
 
-%% Of a key that was left.
+%% The key of the identifier was left.
 -spec forget(id(), keys()) -> keys().
 forget(Id, Keys = #keys{keys = ById}) -> Keys#keys{keys = maps:remove(Id, ById)}.
 
@@ -74,11 +74,11 @@ key(Id, #keys{keys = ById}) ->
         #{} -> undefined
     end.
 
-%% For which keys a message with these identifiers is.
+%% The keys that a message with these identifiers is for.
 -spec receivers([id()], Topic :: binary(), [nats_gateway_probe:quirk()], keys()) ->
     {[nats_gateway_host:key()], keys()}.
-%% Where a copy does not say for which key it is: all plain ones that match, or else one group.
-%% Where only those for groups do not say it, it is for one of them.
+%% If a copy has no identifier, it is for all plain keys that match, or else for one group. If only
+%% copies for groups have none, it is for one of the groups.
 receivers([], Topic, Quirks, Keys) ->
     {Plain, Groups} = matching(Topic, Keys),
     case Plain =:= [] orelse lists:member(no_shared_identifiers, Quirks) of

@@ -1,18 +1,19 @@
 %% Who a NATS client is for the broker: the client id, username and password of its CONNECT, and its
 %% mountpoint.
 %%
-%% A client with a token only logs in with an empty username and the token as password, which is
-%% where brokers look for a JWT. A client that a login of the gateway's own has accepted has shown its
-%% password to that, so the broker gets the name alone. `clientinfo_override' says it otherwise.
+%% A client that has only a token logs in with an empty username and the token as password, because
+%% brokers look for a JWT there. If a login of the gateway's own has accepted the client, that login
+%% has checked the password, so the broker gets only the name. `clientinfo_override' can change
+%% this.
 -module(nats_gateway_mqtt_login).
 
 -export([credentials/1]).
 -export([render/2]).
 
-%% Most bytes of an MQTT string.
+%% The most bytes that an MQTT string can have.
 -define(MAX_STRING, 65535).
 
-%% `error' where that is no name that a broker could know.
+%% `error' means that no broker could know this name.
 -spec credentials(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:session(), Username :: undefined | binary(),
         Password :: undefined | binary()}
@@ -54,18 +55,18 @@ credentials(Client = #{connect := Fields, config := Config}) ->
             nats_gateway_mqtt_nif:is_string(Username) andalso
             byte_size(Password) =< ?MAX_STRING andalso
             nats_gateway_mqtt_nif:is_string(Mountpoint) andalso
-            %% a name with a wildcard in it must not open the mountpoints of others
+            %% a name that contains a wildcard must not open the mountpoints of others
             not nats_gateway_filters:has_wildcard(Mountpoint),
     Session = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
     case Valid of
         false -> error;
         true when Password =:= <<>> -> {ok, Session, unless_empty(Username), undefined};
-        %% MQTT 3.1.1 and the codec want a username with every password.
+        %% MQTT 3.1.1 and the codec require a username with every password.
         true -> {ok, Session, Username, Password}
     end.
 
-%% nats-server takes any user name. What no MQTT string can hold is U+FFFD upstream: the broker, and a
-%% mountpoint, know the client by that name.
+%% nats-server takes any user name. Characters that no MQTT string can hold become U+FFFD: the
+%% broker and the mountpoint know the client by that name.
 holdable(Text) ->
     case nats_gateway_mqtt_nif:is_string(Text) of
         true ->
@@ -110,12 +111,13 @@ text(Value) when is_binary(Value) -> Value;
 text(Value) when is_atom(Value) -> atom_to_binary(Value);
 text(Value) when is_integer(Value) -> integer_to_binary(Value).
 
-%% 23 characters, which every broker takes.
+%% The id has 23 characters, which every broker accepts.
 generated() ->
     <<Number:72>> = crypto:strong_rand_bytes(9),
     iolist_to_binary(io_lib:format("nats-~18.16.0b", [Number])).
 
-%% The variables `${Name}' of a template; unknown ones are empty, and values are not looked into.
+%% Replaces the variables `${Name}' of a template. Unknown variables become empty. A value is not
+%% searched for variables.
 -spec render(Template :: binary(), #{Name :: binary() => binary()}) -> binary().
 render(Template, Vars) ->
     nats_gateway_template:render(Template, fun(Name) -> maps:get(Name, Vars, <<>>) end).

@@ -1,9 +1,10 @@
 %% A NATS message as a PUBLISH packet of MQTT 5, and back.
 %%
-%% The reserved user property `Nats-Reply-To' is a reply subject that no topic stands for, and
-%% `Nats-Header-Block' a code and the percent-encoded header block where user properties don't say all of
-%% it. It is repeated where one string can't hold the block. The secret of this gateway makes the code,
-%% by which it knows that it has written the block itself.
+%% The reserved user property `Nats-Reply-To' is a reply subject for which there is no topic. The
+%% reserved property `Nats-Header-Block' is a code and the percent-encoded header block. It is there
+%% if the other user properties do not hold all of the block, and is repeated if one string cannot
+%% hold it. The code is made with the secret of this gateway, so the gateway knows that it has
+%% written the block itself.
 -module(nats_gateway_mqtt_mapping).
 
 -export([without_bad_topics/1]).
@@ -17,8 +18,8 @@
 -include("nats_gateway.hrl").
 -include("nats_gateway_mqtt.hrl").
 
-%% Names and values of headers that the codec would refuse are rare, and looking for them costs as much
-%% as the rest: with `trust' it is left to the codec, which looks at them anyway.
+%% Header names and values that the codec would refuse are rare, and looking for them costs as much
+%% as everything else. With `trust' the codec alone checks them.
 -type strings() :: trust | check.
 
 -define(REPLY_TO, <<"Nats-Reply-To">>).
@@ -29,19 +30,20 @@
     "^NATS/1\\.0(?: [0-9]{3}(?: [^\\r\\n]*+)?)?\\r\\n(?:[!-9;-~]++:[^\\r\\n]*+\\r\\n)*+\\r\\n$"
 >>).
 
-%% As of a block that is built of user properties (headers.rs).
+%% The same limits as for a block that is built of user properties (headers.rs).
 -define(MAX_FOREIGN_BLOCK, 65536).
 -define(MAX_FOREIGN_HEADERS, 1000).
 
-%% More than a packet has besides its payload and headers.
+%% More than a packet needs besides its payload and headers.
 -define(REST_OF_PACKET, 262144).
 -define(MAX_STRING, 65535).
 
 %% -------------------------------------------------------------------------------------------
 %% To MQTT
 
-%% The codec looks at every topic and refuses a batch with a bad one. Without those that it would
-%% refuse: a message without a topic goes to nobody, and a reply subject without one travels as it is.
+%% The codec checks every topic and refuses a batch that has a bad one. This removes the topics that
+%% it would refuse. A message without a topic goes to nobody, and a reply subject without one
+%% travels as it is.
 -spec without_bad_topics(#pub{}) -> #pub{}.
 without_bad_topics(Pub = #pub{topic = Topic, reply_topic = ReplyTopic}) ->
     Pub#pub{topic = valid(Topic), reply_topic = valid(ReplyTopic)}.
@@ -60,7 +62,7 @@ valid(Topic) ->
         false -> invalid
     end.
 
-%% Of a message with a topic. QoS 1 gets its packet identifier when it is sent.
+%% The message must have a topic. With QoS 1 it gets its packet identifier when it is sent.
 -spec publish(#pub{}, 0 | 1, strings(), Secret :: binary()) -> #publish{}.
 publish(Pub, QoS, Strings, Secret) ->
     #pub{
@@ -83,7 +85,7 @@ publish(Pub, QoS, Strings, Secret) ->
         user_properties = Properties
     }.
 
-%% A message has one Correlation Data, and that of an answer comes first.
+%% A message has only one Correlation Data. That of an answer has precedence.
 reply(Correlation, undefined, _) ->
     {Correlation, undefined, []};
 reply(undefined, _, {ResponseTopic, ReplyCorrelation}) ->
@@ -93,7 +95,7 @@ reply(Correlation, _, ResponseTopic) when is_binary(ResponseTopic) ->
 reply(Correlation, ReplyTo, _) ->
     {Correlation, undefined, reply_subject(ReplyTo)}.
 
-%% A subject that is no MQTT string can't be carried at all.
+%% A subject that is not an MQTT string cannot be carried at all.
 reply_subject(ReplyTo) ->
     case nats_gateway_mqtt_nif:is_string(ReplyTo) of
         true -> [{?REPLY_TO, ReplyTo}];
@@ -113,7 +115,7 @@ headers(Block, Replies, Strings, Secret) ->
         lists:keymember(?REPLY_TO, 1, NPairs) orelse lists:keymember(?HEADER_BLOCK, 1, NPairs),
     if
         Reserved ->
-            %% The client's own headers of these names would be taken for ours.
+            %% The client's own headers with these names would be taken for ours.
             Others = [Pair || Pair = {Name, _} <- NPairs, not is_reserved(Name)],
             {Replies ++ block(Block, Secret) ++ Others, NContentType};
         Exact, NPairs =:= Pairs ->
@@ -122,7 +124,8 @@ headers(Block, Replies, Strings, Secret) ->
             {Replies ++ block(Block, Secret) ++ NPairs, NContentType}
     end.
 
-%% Towards MQTT clients what is no string becomes one; the block has it as it was.
+%% MQTT clients get a changed text if the original is not an MQTT string. The block has the
+%% original.
 string(undefined) ->
     undefined;
 string(Text) ->
@@ -134,7 +137,7 @@ string(Text) ->
 cut(<<Text:?MAX_STRING/binary, _/binary>>) -> Text;
 cut(Text) -> Text.
 
-%% With a code by which this gateway knows that it has written the block itself.
+%% The code tells this gateway that it has written the block itself.
 block(Block, Secret) ->
     Code = base64:encode(code(Block, Secret)),
     block_pairs(<<Code:?CODE_SIZE/binary, (nats_gateway_mqtt_nif:quote(Block))/binary>>).
@@ -148,13 +151,14 @@ block_pairs(Part) ->
 
 is_reserved(Name) -> Name =:= ?REPLY_TO orelse Name =:= ?HEADER_BLOCK.
 
-%% The largest packet that a message with so many bytes of headers and payload becomes. As properties,
-%% headers take up to four times as much (percent-encoded, and once more readable).
+%% The largest packet that a message with so many bytes of headers and payload can become. As
+%% properties, headers take up to four times as much: percent-encoded, and once more in readable
+%% form.
 -spec max_size(MaxPayload :: non_neg_integer()) -> pos_integer().
 max_size(MaxPayload) -> 4 * MaxPayload + ?REST_OF_PACKET.
 
-%% Whether the packet is no larger than that. A header block takes up to four times its size: each byte
-%% may be percent-encoded, and stands in the block and in a property of its own.
+%% Whether the packet is at most `Max' bytes long. A header block takes up to four times its size:
+%% each byte may be percent-encoded, and is in the block and in a property of its own.
 -spec fits(#publish{}, Block :: undefined | binary(), Max :: pos_integer()) -> boolean().
 fits(#publish{payload = Payload}, Block, Max) when
     Block =:= undefined, byte_size(Payload) + ?REST_OF_PACKET =< Max
@@ -175,7 +179,8 @@ fits(Packet, _, Max) ->
     } = Packet,
     Texts = [Name, Payload, ResponseTopic, Correlation, ContentType],
     Bytes = lists:sum([byte_size(Text) || Text <- Texts, Text =/= undefined]),
-    %% Lengths and identifiers: 5 of a user property, fewer than 64 in all else.
+    %% Lengths and identifiers: 5 bytes for each user property, and fewer than 64 for everything
+    %% else.
     Pairs = lists:sum([5 + byte_size(Key) + byte_size(Value) || {Key, Value} <- Properties]),
     Bytes + Pairs + 64 =< Max orelse
         (Bytes + Pairs =< Max andalso
@@ -187,7 +192,7 @@ numbered(Packet) -> Packet#publish{packet_id = 1}.
 %% -------------------------------------------------------------------------------------------
 %% From MQTT
 
-%% MQTT does not say which messages are copies of one.
+%% MQTT does not say which messages are copies of the same one.
 -spec delivery(#publish{}, nats_gateway_host:key(), Secret :: binary()) -> #delivery{}.
 delivery(Packet = #publish{topic = Topic, payload = Payload}, Key, Secret) ->
     {Reply, Headers} = message(Packet, Secret),
@@ -230,7 +235,7 @@ reserved([]) ->
     {undefined, [], []};
 reserved([{?REPLY_TO, Value} | Properties]) ->
     {Subject, Blocks, Pairs} = reserved(Properties),
-    %% Any MQTT client may have written it, and it goes into a control line.
+    %% Any MQTT client may have written the value, and it goes into a control line.
     case Value =/= <<>> andalso binary:match(Value, [<<" ">>, <<"\t">>, <<"\r">>, <<"\n">>]) of
         nomatch -> {Value, Blocks, Pairs};
         _ -> {Subject, Blocks, Pairs}
@@ -242,9 +247,9 @@ reserved([Pair | Properties]) ->
     {Subject, Blocks, Pairs} = reserved(Properties),
     {Subject, Blocks, [Pair | Pairs]}.
 
-%% A block of our own goes to NATS clients as it is. Another, which a second gateway or any MQTT
-%% client may have written, must be one: else async-nats drops its connection, and again when the
-%% message comes again (docs/protocol.md section 6).
+%% NATS clients get a block of our own unchanged. Another block may come from a second gateway or
+%% from any MQTT client, so it must be valid. Otherwise async-nats drops its connection, and drops
+%% it again when the message comes again (docs/protocol.md section 6).
 header_block([], _) ->
     undefined;
 header_block(Parts, Secret) ->
@@ -261,7 +266,7 @@ header_block(Parts, Secret) ->
 
 is_header_block(Block) when byte_size(Block) > ?MAX_FOREIGN_BLOCK -> false;
 is_header_block(Block) ->
-    %% Besides the headers there are the first line and the empty one.
+    %% The first line and the empty line come on top of the headers.
     length(binary:matches(Block, <<"\r\n">>)) =< ?MAX_FOREIGN_HEADERS + 2 andalso
         is_binary(unicode:characters_to_binary(Block)) andalso
         re:run(Block, ?HEADER_BLOCK_FORM, [{capture, none}, dollar_endonly]) =:= match.

@@ -1,7 +1,7 @@
 %% MQTT 5 packets, percent coding and TOML for the standalone gateway.
 %%
-%% Every function is stateless. `decode/2' takes a bounded number of packets and bytes per call
-%% and says so with `Need = 0' (call again with the rest).
+%% Every function is stateless. `decode/2' handles a bounded number of packets and bytes per call.
+%% If it stops early, `Need' is 0, and the caller calls it again with the rest.
 -module(nats_gateway_mqtt_nif).
 
 -on_load(load/0).
@@ -32,8 +32,8 @@
 -type qos() :: 0..2.
 -type packet_id() :: 1..65535.
 
-%% What a client sends. A session is always a new one, and a password wants a username (the empty
-%% one will do).
+%% The packets that a client sends. The session is always a new one. A password requires a username,
+%% which may be empty.
 -type packet() ::
     #publish{}
     | #puback{}
@@ -43,7 +43,7 @@
     | pingreq
     | #disconnect{}.
 
-%% What a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
+%% The packets that a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
 -type received() ::
     #publish{}
     | #puback{}
@@ -54,7 +54,7 @@
     | #disconnect{}
     | #unreadable{}.
 
-%% Only what was there.
+%% Only the properties that the packet has.
 -type properties() :: #{
     assigned_client_identifier => binary(),
     maximum_packet_size => pos_integer(),
@@ -68,26 +68,26 @@
     wildcard_subscription_available => boolean()
 }.
 
-%% `old_version': the answer to CONNECT of a broker that does not speak MQTT 5.
+%% `old_version' is the answer to CONNECT of a broker that does not speak MQTT 5.
 -type decode_error() :: malformed_packet | packet_too_large | unexpected_packet | old_version.
 
-%% Dates and times are their text.
+%% Dates and times stay texts.
 -type toml() ::
     binary() | integer() | float() | boolean() | [toml()] | #{binary() => toml()}.
 
 -spec load() -> ok | {error, term()}.
 load() -> erlang:load_nif(nats_gateway_nif:library("nats_gateway_mqtt_nif"), 0).
 
-%% All complete packets of the bytes, the rest, and the number of bytes the rest must have before
-%% another call can yield more (0: call again at once). On an error the packets before it are
-%% still valid. No payload keeps more bytes alive than 64 times its own.
+%% Returns all complete packets of the bytes, the rest, and the number of bytes that the rest must
+%% have before another call can yield more (0: call again at once). On an error, the packets before
+%% it are still valid. No payload keeps more than 64 times its own bytes alive.
 -spec decode(binary(), MaxPacketSize :: pos_integer()) ->
     {ok, [received()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, decode_error(), [received()]}.
 decode(Bytes, MaxPacketSize) ->
     Referenced = binary:referenced_byte_size(Bytes),
     case decode_bounded(Bytes, Referenced, MaxPacketSize) of
-        %% The first packet has more properties than a normal scheduler should be held for.
+        %% The first packet has too many properties to be handled on a normal scheduler.
         long -> decode_long(Bytes, Referenced, MaxPacketSize);
         Result -> Result
     end.
@@ -96,27 +96,27 @@ decode_bounded(_Bytes, _Referenced, _MaxPacketSize) -> erlang:nif_error(not_load
 
 decode_long(_Bytes, _Referenced, _MaxPacketSize) -> erlang:nif_error(not_loaded).
 
-%% Payloads of 4 KiB and more are passed by reference. Raises `badarg' where a packet is none, has
-%% a topic that is not `is_topic/1' or other text that is not `is_string/1'.
+%% Payloads of 4 KiB and more are passed by reference. Raises `badarg' if a packet is invalid, has a
+%% topic that is not `is_topic/1', or has other text that is not `is_string/1'.
 -spec encode([packet()]) -> iodata().
 encode(_Packets) -> erlang:nif_error(not_loaded).
 
-%% Text that every broker takes as a string: UTF-8 of at most 65535 bytes, without control
+%% Whether every broker takes the text as a string: UTF-8 of at most 65535 bytes, without control
 %% characters and non-characters.
 -spec is_string(binary()) -> boolean().
 is_string(_Bytes) -> erlang:nif_error(not_loaded).
 
-%% The same, and a name that can be published to: not empty and without wildcards.
+%% The same for a name to which a client can publish: it must not be empty or have wildcards.
 -spec is_topic(binary()) -> boolean().
 is_topic(_Bytes) -> erlang:nif_error(not_loaded).
 
-%% Any bytes as ASCII without control characters, and back.
+%% Writes any bytes as ASCII without control characters.
 -spec quote(binary()) -> binary().
 quote(_Bytes) -> erlang:nif_error(not_loaded).
 
 -spec unquote(binary()) -> binary().
 unquote(_Text) -> erlang:nif_error(not_loaded).
 
-%% The error text begins with the number of the line and quotes nothing of it.
+%% The error text begins with the number of the line, and quotes nothing of the line.
 -spec toml(binary()) -> {ok, #{binary() => toml()}} | {error, Text :: binary()}.
 toml(_Text) -> erlang:nif_error(not_loaded).

@@ -1,8 +1,7 @@
-%% What the reason codes of MQTT 5 (2.4) mean to a NATS client, and what they are called in the log.
+%% What the reason codes of MQTT 5 (2.4) mean for a NATS client, and their names in the log.
 %%
-%% A client gets nothing but nats-server's texts, and of those only the ones that it survives: of a
-%% message that was refused it is told by a permission violation, whatever the reason was. The log
-%% has the reason.
+%% A client gets only texts of nats-server, and only those that it survives. If a message was
+%% refused, the client gets a permission violation, whatever the reason was. The log has the reason.
 -module(nats_gateway_mqtt_reason).
 
 -export([connack/1]).
@@ -50,7 +49,7 @@
 -define(SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, 16#A1).
 -define(WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED, 16#A2).
 
-%% What will pass is no fault of the client.
+%% A refusal that will pass is not the client's fault.
 -spec connack(byte()) -> ok | authorization_violation | upstream_lost.
 connack(?SUCCESS) -> ok;
 connack(?CLIENT_IDENTIFIER_NOT_VALID) -> authorization_violation;
@@ -78,7 +77,7 @@ disconnect(?SESSION_TAKEN_OVER) -> kicked;
 disconnect(?ADMINISTRATIVE_ACTION) -> kicked;
 disconnect(_) -> upstream_lost.
 
-%% Of a DISCONNECT: the last packet was not to be borne.
+%% Whether the reason of a DISCONNECT says that the last packet was at fault.
 -spec is_blame(byte()) -> boolean().
 is_blame(Reason) ->
     lists:member(Reason, [
@@ -96,8 +95,8 @@ is_blame(Reason) ->
         ?WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
     ]).
 
-%% Of a PUBACK or SUBACK: the log is told, because the client is not told enough. That somebody is
-%% not allowed something is all there is to say.
+%% Whether the reason of a PUBACK or SUBACK is logged, because the client is not told enough. A
+%% missing permission needs no further explanation.
 -spec is_noted(byte()) -> boolean().
 is_noted(?NOT_AUTHORIZED) -> false;
 is_noted(Reason) -> Reason >= ?UNSPECIFIED_ERROR.

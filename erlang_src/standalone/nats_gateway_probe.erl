@@ -1,9 +1,9 @@
-%% Whether a broker does what the gateway relies on: the first client that logs in publishes to
-%% subscriptions of its own, two plain ones and a member of a group. What is found out holds for all
-%% clients of that broker.
+%% Finds out whether a broker does what the gateway relies on. The first client that logs in
+%% publishes to subscriptions of its own: two plain ones and a member of a group. The result holds
+%% for all clients of that broker.
 %%
-%% A state machine without a process: the packets to be sent, the packets that come, and in the end
-%% what is different there.
+%% This is a state machine without a process. It returns the packets to send, takes the packets that
+%% arrive, and at the end says what is different at this broker.
 -module(nats_gateway_probe).
 
 -export([start/2]).
@@ -15,24 +15,24 @@
 
 -export_type([probe/0, quirk/0]).
 
-%% `puback_lies': PUBACK says that there are no subscribers where there is one, so it is no reason
-%% for a 503.
-%% `no_identifiers': what is delivered does not say for which subscription it is.
-%% `no_shared_identifiers': only what comes for a shared subscription does not.
-%% `merges': one message comes for all plain filters that match it, with the identifier of one.
+%% `puback_lies': PUBACK says that there are no subscribers although there is one, so it is no
+%% reason for a 503.
+%% `no_identifiers': a delivery does not say for which subscription it is.
+%% `no_shared_identifiers': only a delivery for a shared subscription does not say so.
+%% `merges': one copy comes for all plain filters that match, with the identifier of one of them.
 %% `pong_overtakes': a PINGRESP comes before messages that the client published before its PINGREQ.
 -type quirk() :: puback_lies | no_identifiers | no_shared_identifiers | merges | pong_overtakes.
 
 -record(probe, {
     topic :: binary(),
-    %% by subscription identifier, which is its packet identifier
+    %% by subscription identifier, which is also the packet identifier
     filters :: #{1..3 => binary()},
     subacks = #{} :: #{1..3 => byte()},
     puback :: waiting | none | byte(),
     ponged = false :: boolean(),
-    %% something of the message came after the PINGRESP
+    %% whether a copy of the message came after the PINGRESP
     overtaken = false :: boolean(),
-    %% the identifiers of each copy that has come
+    %% the identifiers of each copy that has arrived
     copies = [] :: [[pos_integer()]]
 }).
 
@@ -46,7 +46,7 @@
 -define(NO_MATCHING_SUBSCRIBERS, 16#10).
 -define(REFUSED, 16#80).
 
-%% Available: what CONNACK says that the broker has.
+%% `Available' is what CONNACK says that the broker has.
 -spec start(Mountpoint :: binary(), Available) -> {[nats_gateway_mqtt_nif:packet()], probe()} when
     Available :: #{
         maximum_qos := 0..2,
@@ -62,7 +62,7 @@ start(Mountpoint, Available) ->
     Shared = maps:get(shared_subscription_available, Available),
     Filters = maps:from_list(
         [{?PLAIN, Topic}] ++
-            %% No wildcard that matches what others probe.
+            %% The wildcard must not match what others probe.
             [{?WILDCARD, <<Topic/binary, "/#">>} || Wildcards] ++
             [{?SHARED, <<"$share/nats_gateway/", Topic/binary>>} || Shared]
     ),
@@ -92,7 +92,7 @@ start(Mountpoint, Available) ->
 identifier(true, Id) -> Id;
 identifier(false, _) -> undefined.
 
-%% `late': all answers are here, and not all copies of the message.
+%% `late' means that all answers are here, but not all copies of the message.
 -spec packet(nats_gateway_mqtt_nif:received(), probe()) -> {more | late | done, probe()}.
 packet(#suback{packet_id = Id, reasons = [Reason]}, Probe = #probe{subacks = Subacks}) ->
     progress(Probe#probe{subacks = Subacks#{Id => Reason}});
@@ -122,12 +122,12 @@ complete(Probe = #probe{copies = Copies}) ->
 granted(#probe{subacks = Subacks}) ->
     [Id || {Id, Reason} <- lists:sort(maps:to_list(Subacks)), Reason < ?REFUSED].
 
-%% What is to be unsubscribed.
+%% The filters that have to be unsubscribed.
 -spec filters(probe()) -> [binary()].
 filters(#probe{filters = Filters}) -> maps:values(Filters).
 
-%% What was seen to be different. What was not seen is taken to be as it should be: the broker may
-%% have denied this client something.
+%% The differences that were seen. What was not seen counts as correct, because the broker may have
+%% denied this client something.
 -spec quirks(probe()) -> [quirk()] | inconclusive.
 quirks(Probe = #probe{copies = Copies}) ->
     Granted = granted(Probe),

@@ -5,10 +5,10 @@
 
 -export([init/1, handle_event/2, handle_call/2]).
 
-%% In place of the handler that is told to leave.
+%% Replaces the handler that is told to leave.
 init({_, _}) -> {ok, none}.
 
-%% SIGUSR1 lets nats-server open its log file anew. This log is standard error.
+%% nats-server opens its log file again after SIGUSR1. The gateway's log is standard error.
 handle_event(sigusr1, State) ->
     {ok, State};
 handle_event(sigquit, _) ->

@@ -1,7 +1,9 @@
-%% Which packet of a client is the cause if the broker hangs up now (nats_gateway_hangups).
+%% Finds out which packet of a client is the cause if the broker hangs up now
+%% (nats_gateway_hangups).
 %%
-%% Mostly it is only known whether there is but one topic since the last barrier. For a client that was
-%% hung up on before, each topic is marked by the PINGREQ behind it, until that is answered.
+%% For most clients it is only known whether there is just one topic since the last barrier. For a
+%% client on which the broker hung up before, a PINGREQ follows each topic and marks it until the
+%% PINGREQ is answered.
 -module(nats_gateway_suspects).
 
 -export([new/1]).
@@ -18,10 +20,10 @@
 
 -include("nats_gateway_mqtt.hrl").
 
-%% A topic, and how it is called in the log.
+%% A topic, and its name in the log.
 -type suspect() :: {nats_gateway_hangups:packet(), Topic :: binary()}.
 
-%% As `nats_gateway_upstream:hung_up/4' takes it.
+%% The form that `nats_gateway_upstream:hung_up/4' takes.
 -type blame() :: none | {blamed | closed | closed_again, unknown | suspect()}.
 
 -record(watched, {
@@ -33,7 +35,7 @@
 -opaque suspects() :: none | {one, suspect()} | many | #watched{}.
 
 -define(MAX_CLEARED, 1000).
-%% Bytes of a topic in the log.
+%% The most bytes of a topic in the log.
 -define(LOGGED_TOPIC, 128).
 
 -spec new(Watched :: boolean()) -> suspects().
@@ -44,7 +46,7 @@ new(false) -> none.
 is_watched(#watched{}) -> true;
 is_watched(_) -> false.
 
-%% These packets are sent, by a client that is not watched. What comes with each does not matter.
+%% A client that is not watched has sent these packets. The second element of each does not matter.
 -spec sent([{nats_gateway_mqtt_nif:packet(), term()}], suspects()) -> suspects().
 sent(_, many) ->
     many;
@@ -85,12 +87,12 @@ is_harmless(Packet, #watched{cleared = Cleared}) ->
             true
     end.
 
-%% The PINGREQ of this number is behind the packet of a watched client.
+%% A watched client has sent the PINGREQ with this number after the packet.
 -spec marked(nats_gateway_mqtt_nif:packet(), Ping :: pos_integer(), suspects()) -> suspects().
 marked(Packet, Ping, Watched = #watched{marks = Marks}) ->
     Watched#watched{marks = queue:in({Ping, suspect(Packet)}, Marks)}.
 
-%% So many PINGREQ are answered: what was sent before the last one of them is harmless.
+%% So many PINGREQ are answered. Everything that was sent before the last of them is harmless.
 -spec answered(Pings :: non_neg_integer(), suspects()) -> suspects().
 answered(Pings, Watched = #watched{cleared = Cleared, marks = Marks}) ->
     case cleared(Pings, Cleared, Marks) of
@@ -108,12 +110,13 @@ cleared(Pings, Cleared, Marks) ->
             {Cleared, Marks}
     end.
 
-%% The broker has done all that was sent.
+%% The broker has handled all that was sent.
 -spec settled(suspects()) -> suspects().
 settled(Watched = #watched{}) -> Watched;
 settled(_) -> none.
 
-%% The broker has ended the connection: with a DISCONNECT that blames a packet, or without a word.
+%% The broker has ended the connection, either with a DISCONNECT that blames a packet, or without
+%% one.
 -spec blame(blamed | closed, suspects()) -> blame().
 blame(_, none) ->
     none;

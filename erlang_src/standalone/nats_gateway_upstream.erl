@@ -1,10 +1,11 @@
-%% What is known of the broker, shared by all connections to it: whether it is there, what it hangs
-%% up on, where it is not to be trusted, and what the log has told of it already.
+%% What is known of the broker, shared by all connections to it: whether it is reachable, which
+%% packets it hangs up on, in what it cannot be trusted, and what has been logged about it.
 %%
-%% A client that is let in only to be closed may wait long before it tries again (nats.js: 20 s), so
-%% the broker is looked for before INFO. One connection, which is closed again, answers all clients
-%% that come at that time: who has not logged in has none of the broker's connections. What logins
-%% find out answers as well, so that a busy gateway does not look for the broker at all.
+%% If the gateway lets a client in only to close it, the client may wait long before it tries again
+%% (nats.js: 20 s). So the gateway looks for the broker before it sends INFO. One connection, which
+%% is closed again, answers for all clients that come at that time: a client that has not logged in
+%% uses none of the broker's connections. The results of logins count as answers too, so a busy
+%% gateway does not look for the broker at all.
 -module(nats_gateway_upstream).
 
 -behaviour(gen_server).
@@ -27,7 +28,7 @@
 
 -export_type([upstream/0]).
 
-%% Of `nats_gateway_config:config()'.
+%% A part of `nats_gateway_config:config()'.
 -type upstream() :: #{
     host := string() | inet:ip_address(),
     port := inet:port_number(),
@@ -36,45 +37,46 @@
     atom() => term()
 }.
 
-%% Why a connection did not become a login: the reason code of CONNACK, or that there was none.
+%% Why a connection did not become a login: the reason code of CONNACK, or why there was none.
 -type refusal() ::
     byte() | no_answer | closed | protocol_error | nats_gateway_mqtt_nif:decode_error().
 -export_type([refusal/0]).
 
-%% What CONNACK has said.
+%% The limits that CONNACK named.
 -type facts() :: #{maximum_packet_size => pos_integer()}.
 -export_type([facts/0]).
 
 -type address() :: {string() | inet:ip_address(), inet:port_number()}.
 
 -record(broker, {
-    %% when it was last found to be there, or not to be: milliseconds of monotonic time
+    %% when the last check found it reachable or not: milliseconds of monotonic time
     checked = never :: never | integer(),
     reachable = true :: boolean(),
     facts = #{} :: facts(),
-    %% who waits for the probe that is under way
+    %% the probe that is under way, and the callers that wait for it
     probe :: undefined | reference(),
     waiting = [] :: [gen_server:from()],
-    %% what the log has told, and is not over; since when
+    %% problems that were logged and are not over, with the time of their beginning
     troubles = #{} :: #{unreachable | refusal() => integer()},
-    %% when the log has last told of something
-    told = #{} :: #{term() => integer()},
+    %% when each subject was last logged
+    logged = #{} :: #{term() => integer()},
     hangups = nats_gateway_hangups:new() :: nats_gateway_hangups:hangups(),
-    %% what is known of the broker's ways, who finds it out, and who waits for that
+    %% the broker's quirks, the process that finds them out, and the callers that wait for them
     quirks = unknown :: unknown | [nats_gateway_probe:quirk()],
     attempts = 0 :: non_neg_integer(),
     prober :: undefined | reference(),
     curious = [] :: [gen_server:from()]
 }).
 
-%% For how long an answer holds. A broker that has come back is to be found soon.
+%% How long an answer holds. A broker that has come back must be noticed soon.
 -define(REACHABLE_MS, 1000).
 -define(UNREACHABLE_MS, 100).
 
-%% Between two lines about the same refusal, however often logins succeed in between.
+%% The time between two log lines about the same refusal, however often logins succeed in between.
 -define(TELL_AGAIN_MS, 10000).
 
-%% Logins that try to find out the broker's ways, if the broker denies them what is needed for it.
+%% How many logins try to find out the broker's quirks if the broker denies them what is needed for
+%% that.
 -define(MAX_ATTEMPTS, 5).
 
 -spec child_spec() -> supervisor:child_spec().
@@ -84,12 +86,12 @@ child_spec() -> #{id => ?MODULE, start => {?MODULE, start_link, []}}.
 -spec start_link() -> {ok, pid()} | {error, term()}.
 start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
 
-%% Whether the broker can be reached, and what the last login has told of it. Takes up to the
+%% Whether the broker can be reached, and what the last login learned about it. Takes up to the
 %% connect timeout.
 -spec available(upstream()) -> {true, facts()} | false.
 available(Upstream) -> gen_server:call(?MODULE, {available, Upstream}, infinity).
 
-%% A connection to the broker, for the calling process.
+%% Opens a connection to the broker for the calling process.
 -spec open(upstream(), timeout()) ->
     {ok, nats_gateway_transport:socket()} | {error, unreachable}.
 open(Upstream, Timeout) ->
@@ -109,7 +111,7 @@ connect(#{host := Host, port := Port, tls := Tls}, Timeout) ->
 -spec accepted(facts(), upstream()) -> ok.
 accepted(Facts, Upstream) -> report({accepted, Facts}, Upstream).
 
-%% The broker does not accept logins, which is no fault of the client. Details are for the log.
+%% The broker does not accept logins, and this is not the client's fault. `Details' are for the log.
 -spec refused(refusal(), Details :: #{atom() => term()}, upstream()) -> ok.
 refused(Refusal, Details, Upstream) -> report({refused, Refusal, Details}, Upstream).
 
@@ -126,7 +128,7 @@ lost(Upstream) -> report(lost, Upstream).
 ) -> ok.
 hung_up(Key, Evidence, Suspect, Upstream) -> report({hung_up, Key, Evidence, Suspect}, Upstream).
 
-%% What such a client is not to do again. While there is nobody to ask, nothing is known.
+%% What such a client must not do again. If this process does not run, nothing is known.
 -spec learned(nats_gateway_hangups:key(), upstream()) -> none | nats_gateway_hangups:learned().
 learned(Key, Upstream) ->
     case whereis(?MODULE) of
@@ -134,12 +136,12 @@ learned(Key, Upstream) ->
         Server -> gen_server:call(Server, {learned, Key, address(Upstream)}, infinity)
     end.
 
-%% A warning, not more often than every 10 s for each subject of it.
+%% Logs a warning, at most once in 10 s for each subject.
 -spec note(Subject :: term(), logger:report(), upstream()) -> ok.
 note(Subject, Report, Upstream) -> report({note, Subject, Report}, Upstream).
 
-%% What is known of the ways of a broker that has accepted a login. `probe': nobody knows, and the
-%% calling process is to find out and tell; others wait for it.
+%% The quirks of a broker that has accepted a login. `probe' means that nobody knows them: the
+%% calling process has to find out and report them, and others wait for that.
 -spec probe(upstream()) -> {known, [nats_gateway_probe:quirk()]} | probe.
 probe(#{probe := false}) ->
     {known, []};
@@ -242,7 +244,7 @@ reported({hung_up, Key, Evidence, Suspect}, Address, Broker = #broker{hangups = 
 reported(reached, Address, Broker) ->
     over([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
 reported({unreachable, Reason}, Address, Broker) ->
-    %% It may be another one when it is there again.
+    %% When the broker comes back, it may be another one.
     NBroker = Broker#broker{
         checked = now_ms(), reachable = false, quirks = unknown, attempts = 0, facts = #{}
     },
@@ -263,7 +265,7 @@ reported({probed, Outcome}, Address, Broker = #broker{prober = Prober, curious =
     [gen_server:reply(From, {known, Quirks}) || From <- Curious],
     NBroker#broker{prober = undefined, curious = []};
 reported({note, Subject, Report}, Address, Broker) ->
-    case told(Subject, Broker) of
+    case was_logged_lately(Subject, Broker) of
         {false, NBroker} ->
             ?LOG_WARNING(Report#{upstream => Address}),
             NBroker;
@@ -271,17 +273,17 @@ reported({note, Subject, Report}, Address, Broker) ->
             NBroker
     end;
 reported({refused, Refusal, Details}, Address, Broker) ->
-    case told(Refusal, Broker) of
+    case was_logged_lately(Refusal, Broker) of
         {false, NBroker} -> trouble(Refusal, upstream_refused, Details, Address, NBroker);
         {true, NBroker} -> NBroker
     end.
 
-%% Whether the log was told of it not long ago. Else it will be now.
-told(Subject, Broker = #broker{told = Told}) ->
+%% Whether the subject was logged not long ago. If not, the caller logs it now.
+was_logged_lately(Subject, Broker = #broker{logged = Logged}) ->
     Now = now_ms(),
-    case Told of
+    case Logged of
         #{Subject := At} when Now - At < ?TELL_AGAIN_MS -> {true, Broker};
-        #{} -> {false, Broker#broker{told = Told#{Subject => Now}}}
+        #{} -> {false, Broker#broker{logged = Logged#{Subject => Now}}}
     end.
 
 found([], _, Broker) ->
@@ -295,7 +297,7 @@ found(Outcome, Address, Broker) ->
     ?LOG_NOTICE(#{msg => upstream_was_not_probed, upstream => Address, reason => Outcome}),
     Broker#broker{quirks = []}.
 
-%% And the topic, if it is refused from now on.
+%% Also returns the topic if it is refused from now on.
 suspect(Key, Evidence, unknown, Hangups) ->
     {none, nats_gateway_hangups:hung_up(Key, Evidence, unknown, now_ms(), Hangups)};
 suspect(Key, Evidence, {Packet, Topic}, Hangups) ->
@@ -305,7 +307,7 @@ suspect(Key, Evidence, {Packet, Topic}, Hangups) ->
         #{} -> {none, NHangups}
     end.
 
-%% One line for the beginning of a trouble, and one for its end.
+%% Logs one line when a problem begins, and one when it ends.
 trouble(Trouble, _, _, _, Broker = #broker{troubles = Troubles}) when
     is_map_key(Trouble, Troubles)
 ->
