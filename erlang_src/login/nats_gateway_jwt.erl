@@ -1,8 +1,8 @@
-%% Logins with the JWT of a user: issued by an account, which a trusted operator vouches for
-%% (docs/protocol.md section 7).
+%% Logins with the JWT of a user. An account has issued it, and a trusted operator vouches for the
+%% account (docs/protocol.md section 7).
 %%
-%% Operators and accounts are read once, when the settings are; per login there are two signatures
-%% to check, that of the user's JWT and that of the nonce.
+%% Operators and accounts are read once, together with the settings. Each login checks two
+%% signatures: that of the user's JWT and that of the nonce.
 -module(nats_gateway_jwt).
 
 -export([key/2]).
@@ -20,7 +20,8 @@
     tags := [binary()],
     not_before := integer(),
     expires := integer(),
-    %% its own key, and those that it signs users with: with what they may do, if that is fixed
+    %% the account's own key and those with which it signs users; a scoped key has the limits of its
+    %% users
     issuers := #{binary() => undefined | nats_gateway_nif:user_limits()},
     revocations := #{binary() => integer()},
     default_permissions := nats_gateway_nif:permissions(),
@@ -39,30 +40,30 @@
     rules := nats_gateway_permissions:rules(),
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
-    %% of all users of the account at a time
+    %% for all users of the account together
     max_account_connections := non_neg_integer() | infinity,
-    %% limits of which nothing is left, for the log
+    %% limits that are used up, for the log
     zero_claims := [binary()],
-    %% milliseconds from now, and what the client is told then
+    %% milliseconds from now, and the error that the client gets then
     expires := infinity | {non_neg_integer(), expiry()}
 }.
 
-%% What is wrong with a JWT by itself is said, too.
+%% If the JWT itself is wrong, the text says what is wrong with it.
 -type reason() :: atom() | {bad_jwt, Text :: binary()}.
 
 -type expiry() :: user_authentication_expired | account_authentication_expired.
 
-%% nats-server's defaults for who may respond.
+%% nats-server's defaults for response permissions.
 -define(DEFAULT_RESPONSES, 1).
 -define(DEFAULT_RESPONSE_MS, 120000).
 
-%% Subjects that one entry of a template may come to, with all the tags of a user.
+%% The most subjects that one entry of a template may become, with all the tags of a user.
 -define(MAX_COMBINATIONS, 1024).
 
 %% -------------------------------------------------------------------------------------------
 %% Whom to trust
 
-%% A public key as it is written: base32 has capitals only, but EMQX takes others, too.
+%% A public key in its written form. Base32 has only capitals, but EMQX accepts small letters, too.
 -spec key(operator | account | user, binary()) -> {ok, binary()} | error.
 key(Role, Text) ->
     Key = string:uppercase(Text),
@@ -71,8 +72,8 @@ key(Role, Text) ->
         _ -> error
     end.
 
-%% Operators: their public keys or JWTs. Accounts: JWTs, and the public keys that they are to be
-%% for, if that is said. The error names the entry, counted from 1.
+%% `Operators' are public keys or JWTs. `Accounts' are JWTs, each with the public key that it must
+%% be for, if one is given. The error names the entry, counted from 1.
 -spec trust([binary()], [{undefined | binary(), Jwt :: binary()}]) ->
     {ok, trust()}
     | {error, {operator | account | account_key, pos_integer()}, Text :: binary()}.
@@ -141,8 +142,9 @@ takes_bearer_tokens(Trust) ->
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% nats-server tells the client nothing of the reason; it is for the log. Of the facts, now is in
-%% milliseconds of Unix time, and offset the seconds that the local clock is ahead of UTC.
+%% nats-server does not tell the client the reason, so the reason is only for the log. In `Facts',
+%% `now' is in milliseconds of Unix time, and `offset' is the seconds that the local clock is ahead
+%% of UTC.
 -spec login(Jwt :: binary(), Signature :: undefined | binary(), {trust(), nats_gateway_login:facts()}) ->
     {ok, limits()} | {error, reason()}.
 login(Jwt, Signature, {Trust, Facts}) ->
@@ -220,7 +222,8 @@ account_of(Key, Trust) ->
         #{} -> refuse(unknown_account)
     end.
 
-%% What a scoped signing key allows is in the account's JWT; the user's must not say anything.
+%% The account's JWT says what a scoped signing key allows. The user's JWT must not say anything
+%% about it.
 limits(Token = #{issuer := Issuer, claims := Claims}, AccountKey, #{issuers := Issuers} = Account) ->
     case Issuers of
         #{Issuer := undefined} ->
@@ -279,7 +282,7 @@ expires(#{expires := UserExpires}, Hours, #{expires := AccountExpires}, Now) ->
 %% -------------------------------------------------------------------------------------------
 %% Permissions
 
-%% A user without any has those of the account.
+%% A user without permissions of its own has the default permissions of the account.
 rules(Permissions, OuterPermissions, #{default_permissions := Default}) ->
     Rules =
         case is_empty(Permissions) of
@@ -316,11 +319,11 @@ rules(#{publish := Publish, subscribe := Subscribe, responses := Responses}) ->
 subjects(Subjects = #{allow := []}) -> Subjects#{allow := all};
 subjects(Subjects) -> Subjects.
 
-%% Rounded away from 0, which stands for the default.
+%% Rounds up, so that a small number does not become 0, which stands for the default.
 milliseconds(Nanoseconds) when Nanoseconds > 0 -> (Nanoseconds + 999999) div 1000000;
 milliseconds(Nanoseconds) -> Nanoseconds.
 
-%% 0 is nats-server's default, below is no limit.
+%% 0 stands for nats-server's default, and a negative number for no limit.
 -spec response_permission(Max :: integer(), Milliseconds :: integer()) ->
     nats_gateway_permissions:responses().
 response_permission(Max, Ms) ->
@@ -330,7 +333,7 @@ limit(0, Default) -> Default;
 limit(N, _) -> limit(N).
 
 %% -------------------------------------------------------------------------------------------
-%% Templates of scoped signing keys: tokens such as `{{name()}}' in the subjects
+%% Templates of scoped signing keys: subjects with tokens such as `{{name()}}'
 
 fill_in(Template = #{permissions := Permissions}, Token, AccountKey, Account) ->
     #{publish := Publish, subscribe := Subscribe} = Permissions,
@@ -341,7 +344,8 @@ fill_in(Template = #{permissions := Permissions}, Token, AccountKey, Account) ->
         }
     }.
 
-%% A subject that comes to nothing allows nothing, and must not deny nothing.
+%% An allow entry that becomes no subject allows nothing. If a deny entry becomes none, the login is
+%% refused, because the entry must not be lost.
 fill_in(#{allow := Allow, deny := Deny}, Value) ->
     NAllow = [Subject || Entry <- Allow, {Subject, true} <- expand(Entry, Value)],
     NDeny = [Subject || Entry <- Deny, Subject <- denied(Entry, Value)],
@@ -355,8 +359,8 @@ denied(Entry, Value) ->
     require(Subjects =/= [] andalso not lists:member(false, Valid), bad_template),
     Subjects.
 
-%% One subject for each combination of the values of its tags, and whether it is one. A blank in a
-%% value is none between a subject and a queue group.
+%% One subject for each combination of the values of its tags, and whether it is valid. A blank in a
+%% value does not separate a subject from a queue group.
 expand(Entry, Value) ->
     case binary:match(Entry, <<"{{">>) of
         nomatch ->
@@ -406,7 +410,7 @@ tags(Rest, Tags) ->
 is_prefix(Prefix, Text) ->
     binary:longest_common_prefix([Prefix, Text]) =:= byte_size(Prefix).
 
-%% With the queue of a subscribe entry, if there is one.
+%% A subscribe entry may have a queue group.
 is_entry(Entry) ->
     case binary:split(Entry, <<" ">>) of
         [Subject] -> is_valid(Subject);

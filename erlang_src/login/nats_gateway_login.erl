@@ -1,11 +1,11 @@
-%% The gateway's own logins, before that of the broker: the methods of EMQX's `internal_authn'
-%% (token, nkey, jwt), and the users of a settings file.
+%% The gateway's own logins, which come before that of the broker: the methods of EMQX's
+%% `internal_authn' (token, nkey, jwt), and the users of a settings file.
 %%
-%% Methods are tried in their order. One whose credentials the client did not send passes it on to
-%% the next, the last one to the broker's own login if that follows, or refuses it. One whose
-%% credentials are there decides. Two of them can tell whose credentials they are: a user name
-%% that is not in the list of users, and an NKey that is not in its list but comes with a JWT, are
-%% passed on where there is somebody to pass them on to.
+%% Methods are tried in their order. If the client did not send the credentials of a method, the
+%% next method is tried. After the last one, the broker's own login follows if there is one;
+%% otherwise the client is refused. A method whose credentials are there decides. There are two
+%% exceptions, if something comes after the method: a user name that is not in the list of users,
+%% and an NKey that is not in its list but comes with a JWT. These are passed on.
 -module(nats_gateway_login).
 
 -export([new/1]).
@@ -22,7 +22,7 @@
 -export_type([login/0, spec/0, user/0, identity/0, facts/0, secret/0, secret_problem/0]).
 -export_type([verdict/0]).
 
-%% Secrets are not kept as they are.
+%% Secrets are not kept in plain text.
 -opaque secret() :: {sha256 | bcrypt, binary()}.
 
 -type secret_problem() ::
@@ -43,9 +43,9 @@
 
 -type spec() :: #{
     methods := [method()],
-    %% who sends nothing at all is this user, or this NKey
+    %% a client that sends nothing at all is this user, or this NKey
     no_auth_user => undefined | binary(),
-    %% the broker's own login follows
+    %% whether the broker's own login follows
     falls_through => boolean()
 }.
 
@@ -62,8 +62,8 @@
 
 -opaque login() :: none | #login{}.
 
-%% Certified: the user name is that of the client's certificate. As in nats-server, a user that has
-%% a password still needs it.
+%% `certified' means that the user name is the one in the client's certificate. As in nats-server, a
+%% user that has a password still needs it.
 -type facts() :: #{
     certified := boolean(),
     nonce := undefined | binary(),
@@ -73,12 +73,12 @@
     offset := integer()
 }.
 
-%% Who the client is. Times are milliseconds from the login.
+%% Who the client is. Times are in milliseconds from the login.
 -type identity() :: #{
     method := token | nkey | jwt | user | certificate | no_auth_user,
     username := binary(),
     nkey => binary(),
-    %% of the JWT
+    %% these come from the JWT
     name => binary(),
     account => binary(),
     account_name => binary(),
@@ -90,11 +90,11 @@
     expires := infinity | {non_neg_integer(), atom()}
 }.
 
-%% `ignore' leaves the client to the broker. A reason is for the log only.
+%% `ignore' leaves the client to the broker. The reason is only for the log.
 -type verdict() ::
     {ok, identity()} | ignore | {error, {Method :: atom(), nats_gateway_jwt:reason()}}.
 
-%% EMQX's name for all clients with a token.
+%% EMQX gives this name to all clients with a token.
 -define(TOKEN_USER, <<"token">>).
 
 -define(UNRESTRICTED, #{
@@ -103,16 +103,16 @@
     allow_responses => undefined
 }).
 
-%% More than any CONNECT has room for.
+%% More than fits into any CONNECT.
 -define(MAX_SECRET_FILE_BYTES, 65536).
 
-%% nats-server's: 15 characters.
+%% The same length as in nats-server: 15 characters.
 -define(NONCE_BYTES, 11).
 
 %% -------------------------------------------------------------------------------------------
 %% Settings
 
-%% The user that nothing needs to be sent for is one of the users.
+%% The user that does not have to send anything must be one of the users.
 -spec new(spec()) -> {ok, login()} | {error, no_such_user}.
 new(Spec = #{methods := Methods}) ->
     Compiled = [compile(Method) || Method <- Methods],
@@ -150,32 +150,32 @@ compile({users, Users}) ->
 compile(Method) ->
     Method.
 
-%% No method.
+%% There is no method.
 -spec none() -> login().
 none() -> none.
 
-%% Methods that could not be understood: only the broker's own login lets anybody in.
+%% The methods could not be understood, so only the broker's own login can let a client in.
 -spec nobody() -> login().
 nobody() -> #login{methods = [], no_auth_user = undefined, falls_through = false}.
 
-%% The same methods, with or without the broker's own login behind them.
+%% The same methods, with or without the broker's own login after them.
 -spec fall_through(boolean(), login()) -> login().
 fall_through(FallsThrough, Login = #login{}) -> Login#login{falls_through = FallsThrough};
 fall_through(_, none) -> none.
 
-%% Whether clients have to be told to log in, and nothing is taken from them before.
+%% Whether clients are told to log in, and nothing is accepted from them before that.
 -spec auth_required(login(), OfBroker :: boolean()) -> boolean().
 auth_required(none, OfBroker) -> OfBroker;
 auth_required(#login{no_auth_user = NoAuthUser}, _) -> NoAuthUser =:= undefined.
 
-%% Whether a JWT alone can be enough, without a signature.
+%% Whether a JWT without a signature can be enough.
 -spec takes_bearer_tokens(login()) -> boolean().
 takes_bearer_tokens(none) ->
     false;
 takes_bearer_tokens(#login{methods = Methods}) ->
     lists:any(fun nats_gateway_jwt:takes_bearer_tokens/1, [Trust || {jwt, Trust} <- Methods]).
 
-%% For the INFO of one connection, where a method wants it signed.
+%% A nonce for the INFO of one connection, if a method needs a signature of it.
 -spec nonce(login()) -> undefined | binary().
 nonce(none) ->
     undefined;
@@ -201,8 +201,8 @@ url_safe(Base64) ->
      || <<Byte>> <= Base64, Byte =/= $=
     >>.
 
-%% A password or token of the settings: as it is, its bcrypt hash, or `file://' and the absolute path
-%% of a file that holds either (which EMQX has for its own secrets, too).
+%% A password or token in the settings: in plain text, as its bcrypt hash, or as `file://' and the
+%% absolute path of a file that holds either. (EMQX has such paths for its own secrets, too.)
 -spec secret(binary()) -> {ok, secret()} | {error, secret_problem()}.
 secret(<<"file://", Path/binary>>) ->
     case read_secret(Path) of
@@ -212,7 +212,7 @@ secret(<<"file://", Path/binary>>) ->
 secret(Secret) ->
     secret_itself(Secret).
 
-%% Whether it is the secret itself that is written there.
+%% Whether the setting has the secret itself.
 -spec is_plain(binary()) -> boolean().
 is_plain(<<"file://", _/binary>>) -> false;
 is_plain(Secret) -> not is_hash(Secret).
@@ -224,7 +224,7 @@ secret_itself(Secret) ->
     case is_hash(Secret) andalso nats_gateway_nif:bcrypt_cost(Secret) of
         false -> {ok, {sha256, crypto:hash(sha256, Secret)}};
         invalid -> {error, bad_hash};
-        %% Some seconds; a login has two of them.
+        %% A comparison would take some seconds, and a login has two seconds.
         Cost when Cost > 16 -> {error, hash_too_slow};
         _ -> {ok, {bcrypt, Secret}}
     end.
@@ -253,7 +253,7 @@ file_content(eof) ->
 file_content({error, Reason}) ->
     {error, Reason}.
 
-%% What takes long to compare is left to the caller.
+%% The caller does comparisons that take long.
 compare({bcrypt, Hash}, Given, IfRight, IfWrong) ->
     {verify, {Given, Hash}, IfRight, IfWrong};
 compare({sha256, Hash}, Given, IfRight, IfWrong) ->
@@ -265,7 +265,7 @@ compare({sha256, Hash}, Given, IfRight, IfWrong) ->
 %% -------------------------------------------------------------------------------------------
 %% Login
 
-%% `verify' leaves it to the caller whether what was given is what the bcrypt hash is of
+%% `verify' asks the caller to find out whether the bcrypt hash is that of the given password
 %% (`nats_gateway_passwords').
 -spec authenticate(login(), Connect :: #{atom() => term()}, facts()) ->
     verdict()
@@ -282,8 +282,8 @@ authenticate(#login{no_auth_user = User, methods = Methods, falls_through = More
         false -> next(Methods, Given, Facts, More)
     end.
 
-%% As in nats-server an NKey or JWT is nothing where no method takes one: some clients send what
-%% they have, whatever INFO says.
+%% As in nats-server, an NKey or JWT is ignored if no method takes one: some clients send what they
+%% have, whatever INFO says.
 shows_nothing(Given, Methods) ->
     Untaken =
         [jwt || not lists:keymember(jwt, 1, Methods)] ++
@@ -353,7 +353,7 @@ method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
     case Names of
         #{Name := User = #{password := undefined}} when Certified ->
             {ok, identity(certificate, User)};
-        %% It logs in with a certificate only.
+        %% This user can log in only with a certificate.
         #{Name := #{password := undefined}} ->
             {error, wrong_password};
         #{Name := User = #{password := Password}} ->
@@ -364,7 +364,7 @@ method({users, Names, _}, Given = #{user := Name}, #{certified := Certified}) ->
 method({users, _, _}, _, _) ->
     {absent, no_user}.
 
-%% The signature is of this connection's nonce, so it is of no use to anybody who has seen it.
+%% The signature is made for this connection's nonce, so others who have seen it cannot use it.
 signed(Method, User = #{nkey := Key}, #{sig := Signature}, #{nonce := Nonce}) when
     is_binary(Nonce)
 ->

@@ -1,5 +1,5 @@
-%% The settings of `nats_gateway_login': in the standalone gateway's file, in EMQX's settings of the
-%% gateway, and on the plugin's page.
+%% Reads the settings of `nats_gateway_login' from the standalone gateway's file, from EMQX's
+%% settings of the gateway, and from the plugin's page.
 -module(nats_gateway_login_config).
 
 -export([file_schema/0]).
@@ -12,14 +12,14 @@
 
 -import(nats_gateway_schema, [invalid/2, numbered/1]).
 
-%% The error text for a page that shows its secrets.
+%% The error text for a page that shows its settings to others.
 -define(SHOWN, <<
     "must be a bcrypt hash, or file:// and the path of a file with the secret: "
     "EMQX shows these settings to all who may read them"
 >>).
 
 %% -------------------------------------------------------------------------------------------
-%% The file: the methods of EMQX under the same names, and what nats-server has besides
+%% The file has EMQX's methods under the same names, and what nats-server has besides
 
 -spec file_schema() -> nats_gateway_schema:schema().
 file_schema() ->
@@ -29,7 +29,7 @@ file_schema() ->
         auth_token => {fun secret/2, undefined}
     }.
 
-%% They are not kept: what they come to is.
+%% These keys are not kept: the login that they make is.
 -spec file_keys() -> [atom()].
 file_keys() -> maps:keys(file_schema()).
 
@@ -49,7 +49,7 @@ user_schema() ->
             }
     }.
 
-%% The order of nats-server: JWT and NKeys, users, token. To be called inside of
+%% The methods come in the order of nats-server: JWT and NKeys, users, token. To be called inside of
 %% `nats_gateway_schema:valid/1'.
 -spec of_file(Settings :: map(), FallsThrough :: boolean()) -> nats_gateway_login:login().
 of_file(Settings, FallsThrough) ->
@@ -83,7 +83,7 @@ gateway_schema() ->
     Preload = #{pubkey => {string, required}, jwt => {string, required}},
     Resolver = #{
         type => {{one_of, [memory]}, memory},
-        %% nobody can log in without, but the operator may not have anybody yet
+        %% without one nobody can log in, but the operator may not have any user yet
         resolver_preload => {{list, {table, Preload}}, []}
     },
     #{
@@ -131,8 +131,8 @@ method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver
     end).
 
 %% -------------------------------------------------------------------------------------------
-%% The plugin's page: a form has no list of different things, so `internal_authn' is the order of
-%% the methods, and what they need stands beside it
+%% The plugin's page. A form cannot have a list of different things. So `internal_authn' only names
+%% the methods in their order, and their settings are separate fields
 
 -spec page_schema() -> nats_gateway_schema:schema().
 page_schema() ->
@@ -207,7 +207,7 @@ distinct(Names, Path) ->
 %% -------------------------------------------------------------------------------------------
 %% Kinds of values
 
-%% A password or token, its bcrypt hash, or a file with either.
+%% A password or token, its bcrypt hash, or a file that has one of them.
 secret(Value, Path) when is_binary(Value), Value =/= <<>> ->
     case nats_gateway_login:secret(Value) of
         {ok, Secret} -> Secret;
@@ -216,7 +216,8 @@ secret(Value, Path) when is_binary(Value), Value =/= <<>> ->
 secret(_, Path) ->
     invalid(Path, <<"must be a string that is not empty">>).
 
-%% A secret on a page that shows it: a plain one is refused, an empty one is none.
+%% A secret on a page that shows it. A plain secret is refused; an empty one means that there is
+%% none.
 shown_secret(<<>>, _) ->
     undefined;
 shown_secret(Value, Path) when is_binary(Value) ->
@@ -233,7 +234,7 @@ secret_problem({file, relative}) -> <<"must have an absolute path behind file://
 secret_problem({file, empty}) -> <<"is empty in its file">>;
 secret_problem({file, Reason}) -> [<<"cannot be read from its file: ">>, file:format_error(Reason)].
 
-%% A public NKey of a user.
+%% The public NKey of a user.
 user_key(Value, Path) ->
     case is_binary(Value) andalso nats_gateway_jwt:key(user, Value) of
         {ok, Key} -> Key;
@@ -258,7 +259,7 @@ subjects(Queues, Value, Path) when is_list(Value) ->
 subjects(_, _, Path) ->
     invalid(Path, <<"must be a subject, a list of subjects, or a table with allow and deny">>).
 
-%% A subject, or a subject with a blank and a queue group behind it.
+%% A subject, or a subject and a queue group with a blank between them.
 subject(queues, Entry, Path) ->
     case binary:split(Entry, <<" ">>, [global]) of
         [Subject, Queue] ->
@@ -274,7 +275,7 @@ subject(no_queues, Subject, Path) ->
         true -> invalid(Path, <<"must be a valid subject">>)
     end.
 
-%% Answers that are allowed: true, false, or a table.
+%% The answers that are allowed: true, false, or a table.
 responses(true, Path) ->
     responses(#{}, Path);
 responses(false, _) ->

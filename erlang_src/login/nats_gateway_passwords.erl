@@ -1,10 +1,11 @@
-%% Passwords and tokens whose bcrypt hash is known. To compare one takes a core for a while, a
+%% Compares passwords and tokens with a bcrypt hash. One comparison keeps a core busy for a while: a
 %% twentieth of a second at cost 10.
 %%
-%% Whoever guesses must neither take the cores of the node nor keep others from their login. So half
-%% of the cores compute at a time, and peer addresses take turns. A wrong password is answered the
-%% later, the more of them have come from its address of late. One that was right is known again:
-%% clients that come back, by the thousands perhaps, wait for nobody.
+%% A client that guesses passwords must not occupy all cores of the node, or keep others from their
+%% login. So at most half of the cores compute at the same time, and peer addresses take turns. The
+%% more wrong passwords have come from an address lately, the later the next one is answered. A
+%% password that was right is remembered, so clients that come back, perhaps by the thousands, do
+%% not have to wait.
 -module(nats_gateway_passwords).
 
 -behaviour(gen_server).
@@ -19,24 +20,26 @@
 
 -opaque request() :: gen_server:request_id().
 
-%% Of IPv6 what one customer of a provider has: he can take any address there.
+%% For IPv6, the network that one customer of a provider has, because a customer can use any address
+%% in it.
 -type network() :: inet:ip4_address() | {char(), char(), char(), char(), ipv6}.
 
 -record(asked, {
     from :: gen_server:from(),
-    %% while it waits
+    %% for as long as the client waits
     client :: undefined | reference(),
     network :: network(),
     given :: binary(),
     hash :: binary()
 }).
 
-%% Networks take turns, and in each of them the passwords that are asked for: who guesses the one of
-%% a user does not keep another user of the same host from his login.
+%% Networks take turns. Within a network, the passwords that are asked for take turns. So a client
+%% that guesses the password of one user does not keep another user of the same host from logging
+%% in.
 -define(NOBODY, nats_gateway_turns:new(2)).
 
 -record(state, {
-    %% of the digests of passwords that were right, one for each hash
+    %% the digests of passwords that were right, one for each hash, are made with this key
     key = crypto:strong_rand_bytes(32) :: binary(),
     known = #{} :: #{Hash :: binary() => Digest :: binary()},
     free = max(1, erlang:system_info(schedulers_online) div 2) :: non_neg_integer(),
@@ -44,19 +47,19 @@
     waiting = ?NOBODY :: nats_gateway_turns:turns(#asked{}),
     clients = #{} :: #{Client :: reference() => {network(), nats_gateway_turns:place()}},
     counts = #{} :: #{network() => Clients :: pos_integer()},
-    %% a number that halves every ?HALF_LIFE_MS, and when it was so
+    %% a number that halves every ?HALF_LIFE_MS, and the time at which it had this value
     failures = #{} :: #{network() => {float(), integer()}}
 }).
 
-%% Clients that wait: of one network, and in all. More are not taken.
+%% How many clients may wait: in one network, and in all. Others are refused.
 -define(MAX_OF_NETWORK, 1000).
 -define(MAX_WAITING, 10000).
 
 -define(MAX_KNOWN, 10000).
 -define(MAX_FAILING, 10000).
 
-%% The first failure is told at once, and each one of late adds so much, up to what clients wait for
-%% before they give up on a server.
+%% The first failure is reported at once. Each recent failure adds so much, up to the time after
+%% which clients give up on a server.
 -define(DELAY_MS, 50).
 -define(MAX_DELAY_MS, 1800).
 -define(HALF_LIFE_MS, 10000).
@@ -64,13 +67,13 @@
 -spec start_link() -> gen_server:start_ret().
 start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
 
-%% The calling process is sent a message that `result/2' understands. If it ends before, its turn is
-%% that of others.
+%% The calling process gets a message that `result/2' understands. If it ends before that, others
+%% get its turn.
 -spec verify(Given :: binary(), Hash :: binary(), inet:ip_address()) -> request().
 verify(Given, Hash, Address) ->
     gen_server:send_request(?MODULE, {verify, Given, Hash, network(Address)}).
 
-%% Busy: too many are waiting.
+%% `busy' means that too many are waiting.
 -spec result(Message :: term(), request()) -> right | wrong | busy | no_result.
 result(Message, Request) ->
     case gen_server:check_response(Message, Request) of
@@ -114,7 +117,7 @@ handle_info(_, State) ->
 
 terminate(_, _) -> ok.
 
-%% Of what is kept nothing is to be shown.
+%% Nothing of the rest may be shown.
 format_status(Status = #{state := #state{clients = Clients, running = Running}}) ->
     Status#{state := #{waiting => map_size(Clients), running => map_size(Running)}}.
 
@@ -142,7 +145,7 @@ wait(Asked = #asked{from = {Pid, _}, network = Network, hash = Hash}, State) ->
                 })}
     end.
 
-%% A client that has ended.
+%% This client has ended.
 left(Client, State = #state{clients = Clients, waiting = Waiting}) ->
     case Clients of
         #{Client := {_, Place}} ->

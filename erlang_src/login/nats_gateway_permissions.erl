@@ -1,12 +1,12 @@
-%% What a login may publish and subscribe to, as nats-server decides it.
+%% What a login may publish and subscribe to. The decisions are those of nats-server.
 %%
-%% Subjects are compared before any mapping to topics, in the spelling that deliveries have. A deny
-%% wins.
-%% Where nats-server lets something pass that its own rules forbid, this does not:
-%% - `foo.*' allows no SUB to `foo.>', which would get `foo.a.b';
-%% - a denied subject is filtered at delivery for every wildcard subscription, not only where the
-%%   subscription holds all that is denied;
-%% - a denied subject is denied to a queue group, too, whatever other queue entries there are.
+%% Subjects are compared before they are mapped to topics, in the spelling that deliveries have. A
+%% deny has precedence. nats-server lets some things pass that its own rules forbid. This module
+%% does not:
+%% - `foo.*' does not allow a SUB to `foo.>', which would get `foo.a.b';
+%% - a denied subject is filtered at delivery for every wildcard subscription, not only if the
+%%   subscription covers all that is denied;
+%% - a denied subject is also denied to a queue group, whatever other queue entries there are.
 -module(nats_gateway_permissions).
 
 -export([new/1]).
@@ -24,10 +24,10 @@
 %% Entries for subscribing are `subject' or `subject queue'.
 -type subjects() :: #{allow := all | [binary()], deny := [binary()]}.
 
-%% How many answers to one request, and milliseconds after it.
+%% How many answers to one request are allowed, and for how many milliseconds after it.
 -type responses() :: #{max := pos_integer() | infinity, expires := pos_integer() | infinity}.
 
-%% What the outer rules do not allow, these do not either.
+%% `outer' rules apply as well: these rules allow nothing that the outer rules do not allow.
 -type rules() :: #{
     publish := subjects(),
     subscribe := subjects(),
@@ -35,7 +35,7 @@
     outer => rules()
 }.
 
-%% Subjects without wildcards are looked up, the others tried.
+%% Subjects without wildcards are looked up. The patterns are tried one by one.
 -type set() :: {Literals :: #{binary() => []}, Patterns :: [binary()]}.
 
 -record(permissions, {
@@ -45,12 +45,12 @@
     subscribe_deny :: {set(), [{binary(), binary()}]},
     responses :: undefined | responses(),
     outer = none :: none | permissions(),
-    %% wildcard subscriptions are there that could be delivered what is denied
+    %% whether a wildcard subscription could deliver something that is denied
     filters = false :: boolean(),
-    %% verdicts of late, where finding them takes trying patterns
+    %% recent verdicts, if finding them needs patterns to be tried
     published = #{} :: #{binary() => boolean()},
     delivered = #{} :: #{binary() => boolean()},
-    %% reply subjects of requests: those of late, and those before
+    %% reply subjects of requests: the recent ones, and those before
     young = #{} :: replies(),
     old = #{} :: replies()
 }).
@@ -59,9 +59,9 @@
 
 -opaque permissions() :: #permissions{}.
 
-%% A cache that is full is emptied; clients that publish to more subjects gain nothing by one.
+%% A full cache is emptied. It is of no use to clients that publish to more subjects.
 -define(MAX_VERDICTS, 256).
-%% Of each of the two generations; nats-server prunes at 4096.
+%% The size of each of the two generations. nats-server prunes at 4096.
 -define(MAX_REPLIES, 2048).
 
 -spec new(rules()) -> none | permissions().
@@ -91,7 +91,7 @@ new(#{publish := Publish, subscribe := Subscribe, allow_responses := Responses})
         responses = Responses
     }.
 
-%% Who may answer, and nothing is said of what else, may only answer.
+%% If there is a rule for answers and no rule for publishing, the login may publish only answers.
 allow(all, undefined) -> all;
 allow(all, _) -> set([]);
 allow(Subjects, _) -> set(Subjects).
@@ -123,7 +123,7 @@ is_member(Subject, {Literals, Patterns}) ->
 %% -------------------------------------------------------------------------------------------
 %% Publish
 
-%% Now: milliseconds of a clock that does not go back.
+%% `Now' returns milliseconds of a clock that does not go back.
 -spec publish(Subject :: binary(), Now :: fun(() -> integer()), permissions()) ->
     {allow | deny, permissions()}.
 publish(Subject, Now, P = #permissions{outer = none}) ->
@@ -168,8 +168,8 @@ may_publish(Subject, P = #permissions{published = Verdicts}) ->
             {Verdict, P#permissions{published = remember(Subject, Verdict, Verdicts)}}
     end.
 
-%% All subjects that a publish to this one reaches. EMQX publishes to what follows `$delayed.SECONDS.'
-%% when the time is over.
+%% All subjects that a publish to this one reaches. For `$delayed.SECONDS.' EMQX publishes to the
+%% subject behind it when the time is over.
 -spec targets(Subject :: binary()) -> [binary()].
 targets(Subject) -> delayed(nats_gateway_nif:published_subject(Subject)).
 
@@ -186,7 +186,7 @@ remember(Subject, Verdict, Verdicts) when map_size(Verdicts) < ?MAX_VERDICTS ->
 remember(Subject, Verdict, _) ->
     #{binary:copy(Subject) => Verdict}.
 
-%% An answer to a request that this client was delivered.
+%% Whether this is an answer to a request that was delivered to this client.
 answer(Subject, Now, P = #permissions{young = Young, old = Old, responses = Responses}) ->
     #{max := Max, expires := Expires} = Responses,
     case Young of
@@ -207,18 +207,18 @@ answer(Subject, Now, P = #permissions{young = Young, old = Old, responses = Resp
             end
     end.
 
-%% Atoms are greater than numbers.
+%% An infinite limit needs no clause of its own, because atoms are greater than numbers.
 count({At, Answers}, Max, Expires, Now) when Answers < Max, Now - At =< Expires ->
     {At, Answers + 1};
 count(_, _, _, _) ->
     none.
 
-%% Whether the reply subjects of deliveries are to be handed to `requested/3'.
+%% Whether the reply subjects of deliveries must be passed to `requested/3'.
 -spec tracks_replies(permissions()) -> boolean().
 tracks_replies(#permissions{responses = Responses}) -> Responses =/= undefined.
 
-%% The client was delivered a request with this reply subject. What is kept of requests is bounded:
-%% of more than some thousands without an answer the oldest are forgotten.
+%% A request with this reply subject was delivered to the client. The number of remembered requests
+%% is bounded: after some thousands without an answer the oldest are forgotten.
 -spec requested(ReplySubject :: binary(), Now :: integer(), permissions()) -> permissions().
 requested(Reply, Now, P) ->
     case may_publish(Reply, P) of
@@ -233,8 +233,8 @@ requested(Reply, Now, P) ->
 %% -------------------------------------------------------------------------------------------
 %% Subscribe
 
-%% The queue entries of a subject say which queue groups may use it: with `foo' and `foo v1' in the
-%% list a plain subscription may, and of the groups v1 only.
+%% The queue entries of a subject say which queue groups may use it. With `foo' and `foo v1' in the
+%% list, a plain subscription may use it, and of the groups only v1.
 -spec subscribe(Subject :: binary(), QueueGroup :: undefined | binary(), permissions()) ->
     {allow | deny, permissions()}.
 subscribe(Spelled, QueueGroup, P) ->
@@ -284,8 +284,8 @@ holds(Subject, {Literals, Patterns}) ->
     is_map_key(Subject, Literals) orelse
         lists:any(fun(Pattern) -> holds_all(Pattern, Subject) end, Patterns).
 
-%% Everything that the subject, perhaps with wildcards, stands for. Only `>' is more than the one
-%% token that it would be taken for.
+%% Whether the pattern matches everything that the subject stands for; the subject may have
+%% wildcards. Only `>' stands for more than the one token that it would be taken for.
 holds_all(Pattern, Subject) ->
     nats_gateway_nif:subject_matches(Pattern, Subject) andalso
         (ends_in_full_wildcard(Pattern) orelse not ends_in_full_wildcard(Subject)).
@@ -303,8 +303,8 @@ must_filter(Subject, Deny) -> denies_any(Deny) andalso has_wildcard(Subject).
 
 denies_any({{Literals, Patterns}, _}) -> map_size(Literals) > 0 orelse Patterns =/= [].
 
-%% Somebody else has subscribed this client. What is denied is not delivered, whatever the
-%% subscription is.
+%% Somebody else has subscribed this client. Whatever the subscription is, denied subjects are not
+%% delivered.
 -spec subscribed(permissions()) -> permissions().
 subscribed(P = #permissions{filters = Filters, subscribe_deny = Deny, outer = Outer}) ->
     P#permissions{
@@ -316,7 +316,7 @@ subscribed(P = #permissions{filters = Filters, subscribe_deny = Deny, outer = Ou
             end
     }.
 
-%% Whether deliveries have to be looked at by `deliver/2'.
+%% Whether `deliver/2' must check deliveries.
 -spec filters(permissions()) -> boolean().
 filters(#permissions{filters = Filters, outer = none}) -> Filters;
 filters(#permissions{filters = Filters, outer = Outer}) -> Filters orelse filters(Outer).

@@ -1,5 +1,6 @@
-%% Who comes next, where whoever asks often must not keep others from their turn: a queue for each
-%% key, and the keys take turns. Keys of several levels take turns on each of them.
+%% Decides who comes next, so that a key that asks often does not keep others from their turn. There
+%% is a queue for each key, and the keys take turns. Keys of several levels take turns on each
+%% level.
 -module(nats_gateway_turns).
 
 -export([new/1]).
@@ -12,17 +13,17 @@
 
 -opaque turns(Item) ::
     {line, gb_trees:tree(integer(), Item)}
-    %% a key without any items is here until its turn comes
+    %% a key without items stays here until its turn comes
     | {lines, #{Key :: term() => turns(Item)}, queue:queue(Key :: term())}.
 
 -opaque place() :: {Path :: [term()], integer()}.
 
-%% With paths of so many keys.
+%% `Levels' is the number of keys in a path.
 -spec new(Levels :: non_neg_integer()) -> turns(_).
 new(0) -> {line, gb_trees:empty()};
 new(_) -> {lines, #{}, queue:new()}.
 
-%% Behind all others of the same path.
+%% Adds an item behind all others of the same path.
 -spec in(Path :: [term()], Item, turns(Item)) -> {place(), turns(Item)}.
 in(Path, Item, Turns) ->
     Number = erlang:unique_integer([monotonic]),
@@ -59,7 +60,7 @@ out({line, Tree}) ->
             {Item, {line, NTree}}
     end.
 
-%% One that is not out yet.
+%% Removes an item that has not been taken out yet.
 -spec delete(place(), turns(Item)) -> turns(Item).
 delete({[], Number}, {line, Tree}) ->
     {line, gb_trees:delete(Number, Tree)};
@@ -67,6 +68,6 @@ delete({[Key | Path], Number}, {lines, Lines, Keys}) ->
     #{Key := Line} = Lines,
     {lines, Lines#{Key := delete({Path, Number}, Line)}, Keys}.
 
-%% How many keys there are on the first level.
+%% The number of keys on the first level.
 -spec keys(turns(_)) -> non_neg_integer().
 keys({lines, Lines, _}) -> map_size(Lines).
