@@ -1,6 +1,6 @@
-%% The settings of a gateway as its connections have them. Three sources make them: the standalone
-%% gateway's file (nats_gateway_file), and in EMQX the gateway's own settings and the plugin's page
-%% (nats_gateway_emqx_config, nats_gateway_emqx_page).
+%% The settings of a gateway in the form that its connections use. They have three sources: the
+%% standalone gateway's file (nats_gateway_file), and in EMQX the gateway's own settings and the
+%% plugin's page (nats_gateway_emqx_config, nats_gateway_emqx_page).
 -module(nats_gateway_config).
 
 -export([schema/0]).
@@ -11,13 +11,13 @@
 
 %% docs/protocol.md section 1: sizes have at most 9 digits.
 -define(MAX_SIZE, 999999999).
-%% An MQTT packet has at most 268435455 bytes behind its fixed header. 256 KiB of them are for a
-%% topic, a response topic, correlation data and their properties, the others for the payload.
+%% An MQTT packet has at most 268435455 bytes after its fixed header. 256 KiB of them are for the
+%% topic, the response topic, correlation data and their properties. The rest is for the payload.
 -define(MAX_PAYLOAD, 268435455 - 262144).
 
 -define(AUTHENTICATION_TIMEOUT_MS, 2000).
 
-%% Times are milliseconds, sizes bytes.
+%% Times are in milliseconds, sizes in bytes.
 -type config() :: #{
     server_id := binary(),
     %% only this gateway knows it, and makes a new one at every start
@@ -27,7 +27,7 @@
     default_heartbeat_interval := pos_integer() | infinity,
     heartbeat_wait_timeout := pos_integer(),
     idle_timeout := pos_integer() | infinity,
-    %% a listener may have one of its own
+    %% a listener may have its own value
     authentication_timeout := pos_integer(),
     auth_required := boolean(),
     %% the gateway's own login, which comes before the broker's
@@ -35,12 +35,12 @@
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,
-    %% tokens of the subject of a SUB
+    %% how many tokens the subject of a SUB may have
     max_sub_tokens := pos_integer() | infinity,
     %% slow consumers: the bytes that may wait for a client, and the time in which it must take some
     max_pending := pos_integer(),
     send_timeout := pos_integer(),
-    %% standalone: the time that clients stay after they were told to go elsewhere
+    %% standalone only: how long clients stay after they were told to go elsewhere
     lame_duck_grace_period := non_neg_integer(),
     lame_duck_duration := pos_integer(),
     retained_on_subscribe := boolean(),
@@ -54,9 +54,9 @@
         connect_timeout := pos_integer(),
         keepalive := pos_integer(),
         max_topic_levels := pos_integer() | infinity,
-        %% size of the broker's packets; `default': large enough for any NATS message
+        %% the largest packet from the broker; `default' is large enough for any NATS message
         max_packet_size := pos_integer() | default,
-        %% whether the gateway tries out what it relies on
+        %% whether the gateway probes what it relies on
         probe := boolean(),
         authentication := boolean()
     },
@@ -78,14 +78,14 @@
     backlog := pos_integer(),
     send_timeout := pos_integer(),
     authentication_timeout := pos_integer(),
-    %% listeners with TLS
+    %% only listeners with TLS
     tls => nats_gateway_tls:settings(),
     peer_cert_as_username => nats_gateway_certificate:name(),
-    %% listeners with WebSocket
+    %% only listeners with WebSocket
     websocket => nats_gateway_websocket:settings()
 }.
 
-%% What every gateway has, with the only place of these defaults.
+%% The settings that every gateway has. These defaults are defined only here.
 -spec schema() -> nats_gateway_schema:schema().
 schema() ->
     #{
@@ -106,17 +106,17 @@ schema() ->
         enable_stats => {boolean, true}
     }.
 
-%% The settings of a gateway for which nothing is set, but for its login.
+%% The settings of a gateway, without its login, when nothing is set.
 -spec defaults() -> map().
 defaults() ->
     {ok, Settings} = nats_gateway_schema:check(schema(), #{}),
     Settings.
 
-%% Made anew at every start.
+%% The identity is new at every start.
 -spec identity() -> #{server_id := binary(), secret := binary()}.
 identity() -> #{server_id => server_id(), secret => crypto:strong_rand_bytes(32)}.
 
-%% Looks like the NKey of a nats-server. It is another one after each start.
+%% The id looks like the NKey of a nats-server. It is another one after each start.
 server_id() ->
     Alphabet = <<"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567">>,
     Random = crypto:strong_rand_bytes(55),

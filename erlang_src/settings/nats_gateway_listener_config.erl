@@ -1,5 +1,5 @@
-%% The settings of TLS and WebSocket listeners, wherever they stand: in the standalone gateway's file, or on
-%% the plugin's page, which has those that EMQX has no names for.
+%% The settings of TLS and WebSocket listeners. They are in the standalone gateway's file, or on the
+%% plugin's page, which has those that EMQX has no names for.
 -module(nats_gateway_listener_config).
 
 -export([tls_schema/0]).
@@ -48,7 +48,7 @@ tls_schema() ->
             }
     }.
 
-%% Of the plugin's page.
+%% Checks the TLS settings of the plugin's page.
 -spec check_tls_page(map()) -> ok | {error, Text :: binary()}.
 check_tls_page(Settings) ->
     case nats_gateway_schema:valid(fun() -> check_mode(Settings, []) end) of
@@ -66,7 +66,7 @@ tls_page_schema(DefaultMode) ->
             {{one_of, [disabled, cn, dn, san_email, san_dns, san_uri]}, disabled}
     }.
 
-%% What `nats_gateway_tls' takes. To be called inside of `nats_gateway_schema:valid/1'.
+%% Makes the settings of `nats_gateway_tls'. To be called inside of `nats_gateway_schema:valid/1'.
 -spec tls(Id :: binary(), Listener :: map(), nats_gateway_schema:path()) -> nats_gateway_tls:settings().
 tls(Id, #{ssl_options := Ssl, tls_mode := Mode} = Listener, Path) ->
     #{
@@ -120,13 +120,14 @@ check_mode(_, _) ->
 
 ssl_options(Ssl = #{versions := Versions, ciphers := Ciphers}, Path) ->
     [{Name, maps:get(Name, Ssl)} || Name <- [verify, fail_if_no_peer_cert, depth, hibernate_after]] ++
-        %% The connection logs why a handshake failed.
+        %% The connection itself logs why a handshake failed.
         [
             {log_level, none},
             {versions, Versions}
             | [{ciphers, cipher_suites(Ciphers, Path)} || Ciphers =/= []]
         ] ++
-        %% As in nats-server: a few bytes of a client would make the gateway work, again and again.
+        %% As in nats-server: with a few bytes, a client could make the gateway compute again and
+        %% again.
         [{client_renegotiation, false} || lists:member('tlsv1.2', Versions)].
 
 cipher_suites(Names, Path) ->
@@ -182,7 +183,7 @@ origins(Values, Path) when is_list(Values) ->
 origins(_, Path) ->
     invalid(Path, ?ORIGINS).
 
-%% What `nats_gateway_websocket' takes.
+%% Makes the settings of `nats_gateway_websocket'.
 -spec websocket(Listener :: map()) -> nats_gateway_websocket:settings().
 websocket(#{websocket := Settings = #{supported_subprotocols := Subprotocols}}) ->
     maps:filter(

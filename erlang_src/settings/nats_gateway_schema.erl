@@ -1,7 +1,7 @@
-%% The language in which settings are described: which keys a table has, of what kind each value is, and
-%% what it is without one. A file, a page and EMQX's settings are read by it.
+%% The language that describes settings: which keys a table has, the kind of each value, and its
+%% default. It is used for the file, the page and EMQX's settings.
 %%
-%% An error names the setting by its path, and never holds the value, which may be a secret.
+%% An error names the setting by its path. It never holds the value, which may be a secret.
 -module(nats_gateway_schema).
 
 -export([check/2]).
@@ -20,34 +20,34 @@
     | {duration, Min :: 0 | 1, Max :: pos_integer()}
     | {bytes, Min :: non_neg_integer(), Max :: pos_integer()}
     | {integer, Min :: integer(), Max :: pos_integer()}
-    %% 0 is no limit
+    %% 0 means no limit
     | {limit, Max :: pos_integer()}
     | address
     | url
     | {one_of, [atom()]}
-    %% a list of some of these names, at least one
+    %% a list of at least one of these names
     | {some_of, [atom()]}
     %% an absolute path of a URL
     | path
-    %% names of HTTP: of a cookie, of a header; <<>> is none
+    %% HTTP names of a cookie and of a header; <<>> means none
     | token
     | header
     | {table, schema()}
-    %% a table of tables, all of this schema, under any names
+    %% a table of tables with any names, all with this schema
     | {named, schema()}
     | {list, kind()}
     %% a table whose key `type' chooses the schema
     | {by_type, #{atom() => schema()}}
-    %% what only some settings are: the function gives the value, or calls `invalid/2'
+    %% a kind that only some settings have: the function returns the value, or calls `invalid/2'
     | fun((Value :: term(), path()) -> term()).
 
-%% The default `required': the setting must be there. `undefined': it has no default.
+%% The default `required' means that the setting must be there, `undefined' that it has no default.
 -type schema() :: #{atom() => {kind(), Default :: term()}}.
 
-%% The last key first; a number is a place in a list.
+%% The last key comes first. A number is a position in a list.
 -type path() :: [binary() | pos_integer()].
 
-%% The settings of a schema, of tables with binary keys. Those that are absent have their defaults.
+%% Reads the settings of a schema from tables with binary keys. Absent settings get their defaults.
 -spec check(schema(), map()) -> {ok, map()} | {error, Text :: binary()}.
 check(Schema, Tables) -> valid(fun() -> table(Schema, Tables, []) end).
 
@@ -250,7 +250,7 @@ header(Value, Path) -> string:lowercase(token(Value, Path)).
 %% -------------------------------------------------------------------------------------------
 %% Units and addresses
 
-%% An integer is milliseconds. A string has units: "1m30s".
+%% An integer is in milliseconds. A string has units: "1m30s".
 milliseconds(Ms) when is_integer(Ms) -> Ms;
 milliseconds(Text) when is_binary(Text) ->
     units(Text, [

@@ -1,9 +1,9 @@
-%% Templates in settings: text that may have `${Name}' in it.
+%% Templates in settings: texts that may contain `${Name}'.
 -module(nats_gateway_template).
 
 -export([render/2]).
 
-%% Values are not templates themselves. A `${' without its end is text.
+%% A value is not searched for variables. A `${' without an end stays as it is.
 -spec render(Template :: binary(), Value :: fun((Name :: binary()) -> binary())) -> binary().
 render(Template, Value) ->
     case binary:split(Template, <<"${">>) of
