@@ -3,8 +3,8 @@
 
 -export([format/1]).
 
-%% A port alone stands for all addresses. An IPv6 address is in brackets, so that the port can be
-%% told from it.
+%% A port alone means all addresses. An IPv6 address is in brackets, which separate it from the
+%% port.
 -spec format({inet:ip_address() | string(), inet:port_number()} | inet:port_number()) -> string().
 format(Port) when is_integer(Port) -> integer_to_list(Port);
 format({Address, Port}) when is_tuple(Address) -> format({inet:ntoa(Address), Port});

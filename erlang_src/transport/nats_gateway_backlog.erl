@@ -1,5 +1,6 @@
-%% Counts what was sent over a socket and has not left it yet. It is for a process that never waits
-%% for the socket: a send of `nats_gateway_transport' returns at once, even if nobody reads.
+%% Counts the bytes that were sent over a socket and have not left it yet. It is meant for a process
+%% that never waits for the socket: a send of `nats_gateway_transport' returns at once, even if the
+%% other side does not read.
 -module(nats_gateway_backlog).
 
 -export([new/0]).
@@ -10,10 +11,10 @@
 -export_type([backlog/0]).
 
 -record(backlog, {
-    %% sent since the socket was asked
+    %% bytes that were sent since the socket was last asked
     unchecked = 0 :: non_neg_integer(),
     bytes = 0 :: non_neg_integer(),
-    %% octets that had left the socket, and the last time (milliseconds) that they were fewer
+    %% octets that had left the socket, and when that last became more (milliseconds)
     gone = 0 :: integer(),
     since = 0 :: integer()
 }).
@@ -23,13 +24,13 @@
 %% The socket is asked each time that this many bytes were sent.
 -define(CHECK_BYTES, 65536).
 
-%% A socket in which something waits may stand still for this long: the default for clients.
+%% How long a socket may stand still while bytes wait in it. The default is the same for clients.
 -define(DEADLINE_MS, 10000).
 
 -spec new() -> backlog().
 new() -> #backlog{}.
 
-%% What waits in the socket, as far as it is known.
+%% The bytes that wait in the socket, as far as they are known.
 -spec bytes(backlog()) -> non_neg_integer().
 bytes(#backlog{bytes = Bytes}) -> Bytes.
 

@@ -1,4 +1,4 @@
-%% Names in a client's certificate.
+%% The names in a client's certificate.
 -module(nats_gateway_certificate).
 
 -export([name/2]).
@@ -9,18 +9,18 @@
 
 -type name() :: disabled | cn | dn | san_email | san_dns | san_uri.
 
-%% A certificate in DER; the fields of the PROXY header where TLS ends at the proxy; `undefined' if
-%% the client has shown none.
+%% A certificate in DER, or the fields of the PROXY header if TLS ends at the proxy. It is
+%% `undefined' if the client has shown none.
 -type peercert() :: undefined | binary() | [{pp2_ssl_cn | atom(), term()}].
 
-%% The name that is asked for, if the certificate has it.
+%% Returns the requested name, if the certificate has it.
 -spec name(name(), peercert()) -> {ok, binary()} | none.
 name(disabled, _) ->
     none;
 name(_, undefined) ->
     none;
 name(Which, Fields) when is_list(Fields) ->
-    %% A proxy tells the common name alone. It stands for the subject, too, as in EMQX.
+    %% A proxy passes on only the common name. As in EMQX, it is used for the subject, too.
     case lists:keyfind(pp2_ssl_cn, 1, Fields) of
         {_, Name} when Name =/= <<>>, Which =:= cn orelse Which =:= dn -> {ok, Name};
         _ -> none
@@ -74,7 +74,7 @@ type(?'id-at-countryName') -> <<"C">>;
 type({2, 5, 4, 9}) -> <<"STREET">>;
 type(?'id-domainComponent') -> <<"DC">>;
 type({0, 9, 2342, 19200300, 100, 1, 1}) -> <<"UID">>;
-%% EMQX has this name, the RFC's table does not.
+%% EMQX uses this name, although the RFC's table does not have it.
 type(?'id-at-surname') -> <<"SN">>;
 type(?'id-at-givenName') -> <<"GIVENNAME">>;
 type(?'id-at-initials') -> <<"INITIALS">>;
@@ -85,7 +85,7 @@ type(?'id-at-pseudonym') -> <<"PSEUDONYM">>;
 type(?'id-emailAddress') -> <<"EMAILADDRESS">>;
 type(Type) -> lists:join($., [integer_to_binary(N) || N <- tuple_to_list(Type)]).
 
-%% A name as UTF-8. What OTP has not decoded is mostly a string of some other kind.
+%% A name as UTF-8. A name that OTP has not decoded is mostly a string of some other type.
 text({_, Text}) ->
     text(Text);
 text(Der) when is_binary(Der) ->

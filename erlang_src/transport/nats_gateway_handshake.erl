@@ -1,8 +1,8 @@
 %% A list of steps leads from accept to the first operation.
 %%
 %% The connection itself does `info', `peername' and `{websocket, _}'. The other steps wait for the
-%% client. Each of them runs in a process of its own, which owns the socket meanwhile. So the
-%% connection can answer others at any time, and ends the process of the step when it ends.
+%% client. Each of them runs in its own process, which owns the socket during the step. So the
+%% connection can answer others at any time. When the connection ends, it ends that process.
 -module(nats_gateway_handshake).
 
 -export([steps/2]).
@@ -15,17 +15,17 @@
     info
     %% who the client is, as far as the socket can tell
     | peername
-    %% the PROXY header
+    %% reads the PROXY header
     | proxy
-    %% TLS
+    %% does the TLS handshake
     | secure
-    %% whether the first byte comes in time
+    %% waits for the first byte, for a limited time
     | await_first
-    %% whether the first byte is that of a TLS handshake
+    %% checks whether the first byte begins a TLS handshake
     | sniff
-    %% the HTTP request
+    %% reads the HTTP request
     | upgrade
-    %% frames from here on
+    %% frames follow from here on
     | {websocket, nats_gateway_websocket:agreed()}.
 
 %% The reason, and a detail for the log.
@@ -65,7 +65,7 @@ info_first(#{allow_non_tls := false}) -> [info, secure].
 when
     Step :: step(),
     Settings ::
-        %% of `proxy': how long it may take
+        %% for `proxy': how long it may take
         pos_integer() | nats_gateway_tls:plan() | nats_gateway_websocket:settings().
 start(Step, Socket, Settings) ->
     Connection = self(),

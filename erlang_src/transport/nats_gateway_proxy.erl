@@ -19,7 +19,7 @@
 -define(SIGNATURE, "\r\n\r\n\0\r\nQUIT\n").
 -define(LONGEST_LINE, 107).
 
-%% Commands, and families with their transport.
+%% The commands, and the address families with their transports.
 -define(LOCAL, 0).
 -define(PROXY, 1).
 -define(UNSPECIFIED, 16#00).
@@ -27,14 +27,15 @@
 -define(TCP6, 16#21).
 -define(UNIX, 16#31).
 
-%% Types of the additional fields: TLS, and within it the common name of the client's certificate.
+%% The types of additional fields: TLS, and inside it the common name of the client's certificate.
 -define(TYPE_SSL, 16#20).
 -define(TYPE_SSL_CN, 16#22).
 
-%% The client has shown a certificate: one bit for this connection, one for the TLS session.
+%% The bits that say that the client has shown a certificate: one for this connection, one for the
+%% TLS session.
 -define(CLIENT_CERT, 16#06).
 
-%% `nobody': the proxy itself, which checks our health, or a client without an IP address.
+%% `nobody' means the proxy itself, which checks our health, or a client without an IP address.
 -spec parse(binary()) ->
     more
     | {ok, client() | nobody, Rest :: binary()}
@@ -136,8 +137,8 @@ certificate(Bytes) ->
             error
     end.
 
-%% The first field of a type. The fields behind it are parsed, too, because either all of them are
-%% believed or none is.
+%% The first field of a type. The fields behind it are parsed, too, because the gateway trusts
+%% either all of them or none.
 field(Type, Bytes) ->
     case fields(Bytes, []) of
         error ->

@@ -1,8 +1,10 @@
-%% TLS of a listener: its certificates, checked and loaded, and the options of a handshake.
+%% The TLS of a listener: its certificates, which are checked and loaded here, and the options of a
+%% handshake.
 %%
-%% This module loads the files, not OTP. So a start can name a file that is wrong, and a file that
-%% has changed on disk is used from the next handshake on. As long as the files cannot be used (the
-%% new certificate is written, but its key is not), the listener keeps what it had.
+%% This module loads the files itself, not through OTP. So a start can name a file that is wrong,
+%% and a file that has changed on disk is used from the next handshake on. If the files cannot be
+%% used (for example, the new certificate is written, but its key is not), the listener keeps what
+%% it had.
 -module(nats_gateway_tls).
 
 -export([load/1]).
@@ -34,7 +36,7 @@
     %% every handshake finds the certificates under this key
     key := term(),
     mode := mode(),
-    %% clients may go on in clear after INFO
+    %% whether clients may go on in clear after INFO
     allow_non_tls := boolean(),
     %% for `auto': the time that a client has for its first byte
     handshake_first_wait := pos_integer(),
@@ -58,7 +60,7 @@
     verify := verify_none | verify_peer
 }.
 
-%% The setting, its file, and what is wrong with that.
+%% The setting, its file, and what is wrong with the file.
 -type problem() :: {certfile | keyfile | cacertfile | password, file:filename_all(), binary()}.
 
 -type stamp() ::
@@ -73,7 +75,7 @@
     settings :: settings(),
     stamps :: [stamp()],
     options :: [ssl:tls_server_option()],
-    %% why these are not what the files hold
+    %% why the options are not what the files hold
     problem = none :: none | problem()
 }).
 
@@ -86,7 +88,7 @@ plan(Settings) ->
 %% -------------------------------------------------------------------------------------------
 %% Certificates of a listener
 
-%% Loads the files for the handshakes to come.
+%% Loads the files for the next handshakes.
 -spec publish(settings()) -> ok | {error, problem()}.
 publish(Settings = #{key := Key}) ->
     %% The stamps are taken first: so a change during the load is noticed.
@@ -199,7 +201,8 @@ certificates(Setting, File) ->
     ),
     Ders.
 
-%% The key twice: for a signature of our own, and in the form that the handshake takes.
+%% Returns the key twice: as needed for a signature of our own, and in the form that the handshake
+%% takes.
 private_key(File, Settings) ->
     case [Entry || Entry <- entries(keyfile, File), is_private_key(Entry)] of
         [{Type, Der, not_encrypted} = Entry | _] ->
@@ -279,7 +282,7 @@ sign(Text, Key = #'ECPrivateKey'{parameters = {namedCurve, Curve}}) when
 ->
     {none, public_key:sign(Text, none, Key)};
 sign(Text, {Key, _Parameters}) ->
-    %% A key of RSA for PSS only.
+    %% This is an RSA key that is only for PSS.
     sign(Text, Key);
 sign(Text, Key) ->
     {sha256, public_key:sign(Text, sha256, Key)}.
@@ -290,7 +293,7 @@ problem(Setting, File, Text) ->
 
 %% -------------------------------------------------------------------------------------------
 
-%% The fields of INFO, as nats-server has them. `Secured': INFO is sent inside TLS.
+%% The fields of INFO, as in nats-server. `Secured' means that INFO is sent inside TLS.
 -spec server_info(plan(), Secured :: boolean()) -> #{atom() => true}.
 server_info(#{allow_non_tls := AllowNonTls, verify := Verify}, Secured) ->
     maps:from_list(
@@ -299,7 +302,7 @@ server_info(#{allow_non_tls := AllowNonTls, verify := Verify}, Secured) ->
             [{tls_verify, true} || Verify =:= verify_peer]
     ).
 
-%% A cipher suite by its name in the registry of TLS or in OpenSSL.
+%% Finds a cipher suite by its name in the TLS registry or in OpenSSL.
 -spec cipher_suite(binary()) -> {ok, ssl:erl_cipher_suite()} | error.
 cipher_suite(Name) ->
     try ssl:str_to_suite(binary_to_list(Name)) of
@@ -309,7 +312,7 @@ cipher_suite(Name) ->
         error:_ -> error
     end.
 
-%% A problem in one line, for whoever wrote the settings.
+%% Describes a problem in one line, for the operator who wrote the settings.
 -spec format_problem(problem()) -> iodata().
 format_problem({Setting, <<>>, Text}) -> [atom_to_binary(Setting), <<" ">>, Text];
 format_problem({Setting, File, Text}) -> [atom_to_binary(Setting), <<": ">>, File, <<": ">>, Text].

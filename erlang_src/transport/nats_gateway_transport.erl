@@ -1,5 +1,5 @@
-%% The byte streams of the clients, and the one from the standalone gateway to its broker. A socket
-%% is tagged with its transport.
+%% The byte streams of the clients, and the stream from the standalone gateway to its broker. A
+%% socket is tagged with its transport.
 -module(nats_gateway_transport).
 
 -export([listen/2]).
@@ -40,24 +40,24 @@
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
     {tcp, gen_tcp:socket()}
-    %% behind a proxy: the bytes come over the port, the client is the one that the proxy has named
+    %% behind a proxy: the bytes go over the port, and the client is the one that the proxy has
+    %% named
     | {proxied, gen_tcp:socket(), nats_gateway_proxy:client()}
     %% TLS over a socket of another kind
     | {ssl, ssl:sslsocket(), Under :: socket()}.
 
-%% With the default of 1460 bytes every chunk would be one segment, and there would be nothing to
-%% batch.
+%% With the default of 1460 bytes, every chunk would be one segment, and nothing could be batched.
 -define(READ_BUFFER, 65536).
 %% The socket sends this many chunks to the mailbox before it has to be activated again.
 -define(ACTIVE_N, 32).
-%% For this time a closing socket still reads. Unread input would turn the close into a reset, and
-%% the client would lose a last -ERR.
+%% How long a closing socket still reads. Unread input would turn the close into a reset, and the
+%% client would lose a last -ERR.
 -define(LINGER_MS, 500).
-%% A close waits for what is still to be sent as long as some of it leaves within LINGER_MS, but no
-%% longer than this, which is below the time that supervisors allow.
+%% A close waits for bytes that are still to be sent, as long as some of them leave within
+%% LINGER_MS. It waits at most this long, which is less than the time that supervisors allow.
 -define(FLUSH_MS, 4000).
 -define(FLUSH_POLL_MS, 10).
-%% Linux.
+%% The values of Linux.
 -define(IPPROTO_TCP, 6).
 -define(TCP_QUICKACK, 12).
 -define(TCP_INFO, 11).
@@ -67,10 +67,10 @@
 -define(TCP_ESTABLISHED, 1).
 -define(SOL_SOCKET, 1).
 -define(SO_RCVLOWAT, 18).
-%% Linux keeps at most this much for a sender that it has not sent yet (tcp_wmem).
+%% The most that Linux keeps for a sender before it has sent it (tcp_wmem).
 -define(WIDE, 4194304).
-%% A send would wait when this many bytes are in the socket's queue: the largest number that the
-%% driver takes. The connection bounds what waits, and must never wait itself.
+%% A send would wait if this many bytes were in the socket's queue. It is the largest number that
+%% the driver takes. The connection limits what waits, and must never wait itself.
 -define(WATERMARK, 16#7FFFFFFF).
 
 -spec listen({inet:ip_address(), inet:port_number()}, #{backlog => pos_integer()}) ->
@@ -105,7 +105,7 @@ accept({tcp, ListenSocket}) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% Connects to a broker. A send never waits, as with clients: `pending/1' tells what the broker has
+%% Connects to a broker. As with clients, a send never waits: `pending/1' tells what the broker has
 %% not taken yet.
 -spec connect(
     {inet:hostname() | inet:ip_address(), inet:port_number()},
@@ -138,8 +138,8 @@ connect({Address, Port}, Tls, Timeout) ->
             {error, Reason}
     end.
 
-%% A name may have addresses of both kinds or of one. The reason of a failure is that of a kind that
-%% the name has, mostly of the first one.
+%% A name may have addresses of both kinds or of one. The reason of a failure belongs to a kind that
+%% the name has, mostly to the first one.
 families(Address) when tuple_size(Address) =:= 8 -> [inet6];
 families(Address) when tuple_size(Address) =:= 4 -> [inet];
 families(Name) ->
@@ -163,7 +163,7 @@ connect(Address, Port, Options, Deadline, [Family | Families]) ->
 
 left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
 
-%% Takes over a socket from esockd's acceptor, when the acceptor's message has come.
+%% Takes over a socket from esockd's acceptor, after the acceptor's message has come.
 -spec from_esockd(gen_tcp:socket()) -> {ok, socket()}.
 from_esockd(Port) ->
     {ok, Port} = esockd_transport:wait(Port),
@@ -175,8 +175,8 @@ from_ranch(Ref) ->
     {ok, Port} = ranch:handshake(Ref),
     {ok, {tcp, Port}}.
 
-%% Reads the PROXY header at the beginning of a socket that is not active. The bytes behind it stay
-%% in the socket.
+%% Reads the PROXY header at the beginning of a socket, which must not be active. The bytes behind
+%% the header stay in the socket.
 -spec from_proxy(socket(), timeout()) ->
     {ok, socket()}
     | {error, timeout | closed | inet:posix() | no_proxy_header | bad_proxy_header}.
@@ -228,7 +228,7 @@ peek(Socket, Timeout) ->
     {ok, socket()} | {error, timeout | closed | {tls_alert, term()} | term()}.
 secure(Socket, Options, Timeout) ->
     Port = port(Socket),
-    %% OTP's TLS would wait for ever for the end of a port that outlives the client's FIN.
+    %% Otherwise OTP's TLS would wait for ever for the end of a port that outlives the client's FIN.
     _ = inet:setopts(Port, [{exit_on_close, true}]),
     case ssl:handshake(Port, Options, Timeout) of
         {ok, Ssl} ->
@@ -238,7 +238,7 @@ secure(Socket, Options, Timeout) ->
             {error, Reason}
     end.
 
-%% A handshake leaves several times the memory behind that the connection needs from now on. OTP
+%% A handshake leaves behind several times the memory that the connection needs from now on. OTP
 %% gives each connection a supervisor, which would keep its share for ever.
 forget_handshake(Port) ->
     case erlang:port_info(Port, connected) of
@@ -278,12 +278,14 @@ activate(Socket) -> activate(?ACTIVE_N, Socket).
 activate(Count, {ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, Count}]);
 activate(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
 
-%% What is in the mailbox has been read, and nobody else bounds it.
+%% Messages in the mailbox have already been read from the socket, and nothing else limits their
+%% number.
 -spec max_active_n() -> pos_integer().
 max_active_n() -> ?ACTIVE_N.
 
-%% The kernel asks a peer that has been silent for so many seconds, and again after so many, until
-%% that number of questions had no answer. Elsewhere than on Linux the numbers are the system's.
+%% The kernel probes a peer that has been silent for `Idle' seconds, and again every `Interval'
+%% seconds, until `Count' probes had no answer. On other systems than Linux, the system's own
+%% numbers hold.
 -spec keep_alive(socket(), {Idle :: pos_integer(), Interval :: pos_integer(), Count :: pos_integer()}) ->
     ok | {error, inet:posix()}.
 keep_alive(Socket, {Idle, Interval, Count}) ->
@@ -315,7 +317,7 @@ classify(Message, {proxied, Socket, _}) -> classify(Message, {tcp, Socket});
 classify(_, _) -> other.
 
 %% Whether the other side has ended the connection, even if its last bytes are not read yet. Only
-%% Linux tells; elsewhere the answer is `false'.
+%% Linux can tell; other systems return `false'.
 -spec has_left(socket()) -> boolean().
 has_left(Socket) ->
     os:type() =:= {unix, linux} andalso
@@ -324,10 +326,10 @@ has_left(Socket) ->
             _ -> false
         end.
 
-%% Lets the kernel take all that the other side has sent, even if nobody reads it for a while: the
-%% end of the connection comes behind that. The kernel makes room for a low watermark of the
-%% input, up to its own limits (tcp_rmem), and keeps the room when the watermark is gone. The other
-%% side learns of the room when something is read. Only on Linux.
+%% Lets the kernel take all that the other side has sent, even if nobody reads it for a while,
+%% because the end of the connection comes behind it. The kernel makes room for a low watermark of
+%% the input, up to its own limits (tcp_rmem), and keeps the room when the watermark is gone. The
+%% other side learns of the room when something is read. This works only on Linux.
 -spec widen(socket()) -> ok.
 widen(Socket) ->
     _ = os:type() =:= {unix, linux} andalso lists:foreach(low_watermark(port(Socket)), [?WIDE, 1]),
@@ -339,10 +341,10 @@ low_watermark(Port) ->
         inet:setopts(Port, [{raw, ?SOL_SOCKET, ?SO_RCVLOWAT, <<Bytes:32/native>>}])
     end.
 
-%% Acknowledges at once what has come. A peer without TCP_NODELAY (Mosquitto by default) holds a
-%% small packet back until the one before it is acknowledged, and the kernel delays that by 40 ms: a
-%% request with its PUBACK and its answer took 44 ms, and takes 0.4 ms with this. The option lasts
-%% until the next segment is sent.
+%% Acknowledges at once what has arrived. A peer without TCP_NODELAY (Mosquitto by default) holds a
+%% small packet back until the one before it is acknowledged, and the kernel delays that by 40 ms.
+%% Without this, a request with its PUBACK and its answer took 44 ms; with it, it takes 0.4 ms. The
+%% option lasts until the next segment is sent.
 -spec acknowledge(socket()) -> ok.
 acknowledge(Socket) ->
     _ = os:type() =:= {unix, linux} andalso
@@ -358,7 +360,7 @@ send({ssl, Ssl, _}, Data) ->
 send(Socket, Data) ->
     gen_tcp:send(port(Socket), Data).
 
-%% Bytes that were sent but have not left the socket, and the octets that have left it.
+%% The bytes that were sent but have not left the socket, and the octets that have left it.
 -spec pending(socket()) ->
     {ok, Pending :: non_neg_integer(), Gone :: integer()} | {error, inet:posix()}.
 pending(Socket) ->
@@ -370,8 +372,9 @@ pending(Socket) ->
             {error, Reason}
     end.
 
-%% Bytes that have not left the socket, bytes that the peer has not acknowledged (these included),
-%% and bytes that it has. Where the system does not tell, what has left counts as acknowledged.
+%% The bytes that have not left the socket, the bytes that the peer has not acknowledged (these
+%% included), and the bytes that it has acknowledged. If the system cannot tell, bytes that have
+%% left the socket count as acknowledged.
 -spec taken(socket()) ->
     {ok, Pending :: non_neg_integer(), Behind :: non_neg_integer(), Taken :: integer()}
     | {error, inet:posix()}.
@@ -391,7 +394,7 @@ acknowledged(Port, Otherwise) ->
         _ -> Otherwise
     end.
 
-%% Splits what is longer than this many bytes: the first of them, and the rest.
+%% Splits data that is longer than this many bytes into the first bytes and the rest.
 -spec split(erlang:iovec(), pos_integer()) -> {erlang:iovec(), erlang:iovec()}.
 split(Parts, Size) -> split(Parts, Size, []).
 
@@ -434,7 +437,7 @@ getstat(Socket) ->
 -spec linger_close(socket()) -> ok.
 linger_close(Socket) -> linger_close(Socket, ?LINGER_MS).
 
-%% The same with a longer wait for the other side.
+%% The same, but waits longer for the other side.
 -spec linger_close(socket(), Milliseconds :: pos_integer()) -> ok.
 linger_close(Socket, Ms) ->
     case is_flushed(Socket, Ms) of
@@ -474,7 +477,7 @@ is_flushed(Socket, Ms, Gone, Stuck, Deadline) ->
 shutdown_write({ssl, Ssl, _}) -> ssl:shutdown(Ssl, write);
 shutdown_write(Socket) -> gen_tcp:shutdown(port(Socket), write).
 
-%% Messages that have come already stay in the mailbox.
+%% Messages that have already arrived stay in the mailbox.
 -spec deactivate(socket()) -> ok | {error, term()}.
 deactivate({ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, false}]);
 deactivate(Socket) -> inet:setopts(port(Socket), [{active, false}]).
@@ -490,7 +493,7 @@ discard(Socket, Deadline) ->
             end
     end.
 
-%% Reads what has come, at least one byte. The socket must not be active.
+%% Reads what has arrived, at least one byte. The socket must not be active.
 -spec recv(socket(), timeout()) ->
     {ok, binary()} | {error, timeout | closed | tls_alert | tls_error | inet:posix()}.
 recv({ssl, Ssl, _}, Timeout) ->
@@ -509,7 +512,7 @@ close(Socket) ->
         false -> abort(Socket)
     end.
 
-%% Closes the socket, and throws away what waits to be sent.
+%% Closes the socket and drops what waits to be sent.
 -spec abort(socket()) -> ok.
 abort(Socket) ->
     Port = port(Socket),

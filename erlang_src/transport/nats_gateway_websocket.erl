@@ -1,7 +1,8 @@
-%% WebSocket, the server's side (RFC 6455, docs/protocol.md section 9): the HTTP request that opens
-%% it, and then frames in and out. Bytes in, bytes out; no process, no socket, no clock.
+%% The server's side of WebSocket (RFC 6455, docs/protocol.md section 9): the HTTP request that
+%% opens it, and then the frames in both directions. This module turns bytes into bytes. It has no
+%% process, no socket and no clock.
 %%
-%% To NATS the messages are one stream of bytes: what arrives is passed on, not collected.
+%% For NATS the messages are one stream of bytes, so what arrives is passed on and not collected.
 -module(nats_gateway_websocket).
 
 -export([new/2]).
@@ -22,7 +23,7 @@
 %% The settings of a listener. A key that is absent switches its feature off: any path, any origin,
 %% no compression, no cookie.
 -type settings() :: #{
-    %% this path and all below it
+    %% the path, which includes all paths below it
     path => binary(),
     %% a browser's page must come from the host that it connects to, and from one of these origins
     same_origin => boolean(),
@@ -37,7 +38,7 @@
     deflate_options => #{
         level => zlib:zlevel(), mem_level => zlib:zmemlevel(), strategy => zlib:zstrategy()
     },
-    %% bytes; of a compressed message, after inflation
+    %% in bytes; a compressed message counts after inflation
     max_frame_size := pos_integer() | infinity,
     %% time for the whole request in milliseconds
     handshake_timeout := pos_integer(),
@@ -52,7 +53,7 @@
 
 -record(handshake, {
     settings :: settings(),
-    %% over TLS
+    %% whether the connection uses TLS
     secure :: boolean(),
     line = request :: request | header,
     pending = <<>> :: binary(),
@@ -68,7 +69,7 @@
 
 %% The result of the handshake.
 -type agreed() :: #{
-    %% from the proxy's headers
+    %% these come from the proxy's headers
     address => inet:ip_address(),
     port => inet:port_number(),
     cookies => #{jwt => binary()},
@@ -89,11 +90,11 @@
     ended = false :: false | ended(),
     deflate = none :: none | map(),
     max_message :: pos_integer(),
-    %% bytes of the compressed message that is under way; `idle' when there is none
+    %% bytes of the current compressed message so far; `idle' if there is none
     inflated = idle :: idle | non_neg_integer(),
     inflater :: undefined | zlib:zstream(),
     deflater :: undefined | zlib:zstream(),
-    %% INFO was sent
+    %% whether INFO was sent
     introduced = false :: boolean()
 }).
 
@@ -108,20 +109,20 @@
     | websocket_message_too_large
     | websocket_bad_compression.
 
-%% The request line and the headers together. A JWT in a cookie has room besides a browser's own
-%% headers.
+%% The limit of the request line and the headers together. It leaves room for a JWT in a cookie and
+%% a browser's own headers.
 -define(MAX_REQUEST, 16384).
-%% Browsers and proxies send some tens of headers. Each may take a hundred times its size of memory.
+%% Browsers and proxies send some tens of headers. Each may need a hundred times its size in memory.
 -define(MAX_HEADERS, 100).
 -define(GUID, <<"258EAFA5-E914-47DA-95CA-C5AB0DC85B11">>).
 %% Shorter messages are not compressed, as in nats-server.
 -define(COMPRESS_ABOVE, 64).
-%% Bytes in a frame to the client. nats.go hangs up at a frame of more than 8 times INFO's
-%% max_payload. The limits of other clients begin at MAX_FRAME.
+%% The most bytes in a frame to the client. nats.go hangs up at a frame of more than 8 times INFO's
+%% max_payload. The limits of other clients are MAX_FRAME or more.
 -define(PAYLOADS_PER_FRAME, 8).
 -define(MAX_FRAME, 1048576).
-%% Any compressed message may have this size after inflation. The factor of max_payload_size is
-%% nats-server's.
+%% Any compressed message may have this size after inflation. The factor of max_payload_size is the
+%% same as in nats-server.
 -define(MIN_MAX_MESSAGE, 1048576).
 -define(PAYLOADS_PER_MESSAGE, 8).
 -define(NO_LIMIT, 16#FFFFFFFFFFFFFFFF).
@@ -129,11 +130,11 @@
 %% -------------------------------------------------------------------------------------------
 %% Handshake
 
-%% `Secure': the request comes over TLS.
+%% `Secure' means that the request comes over TLS.
 -spec new(settings(), Secure :: boolean()) -> handshake().
 new(Settings, Secure) -> #handshake{settings = Settings, secure = Secure}.
 
-%% Takes the next bytes of the request. After a refusal the client is sent the response, and the
+%% Takes the next bytes of the request. After a refusal, the client gets the response and the
 %% connection ends.
 -spec handshake(binary(), handshake()) ->
     {more, handshake()}
@@ -156,7 +157,7 @@ request(Handshake = #handshake{line = request, pending = Pending}) ->
                 line = header, pending = Rest, method = Method, path = path(Target)
             });
         {more, _} ->
-            %% What cannot become HTTP is refused before its line ends.
+            %% Bytes that cannot become HTTP are refused before the end of their line.
             is_method(Pending) orelse refuse(400, <<"not an HTTP request">>),
             {more, Handshake};
         _ ->
@@ -196,7 +197,7 @@ path({absoluteURI, _, _, _, Path}) -> path(Path);
 path(Path) when is_binary(Path) -> hd(binary:split(Path, <<"?">>));
 path(_) -> refuse(400, <<"no path">>).
 
-%% The checks and their order are nats-server's.
+%% The checks and their order are the same as in nats-server.
 upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = Method}) ->
     case Settings of
         #{path := Path} ->
@@ -225,7 +226,7 @@ upgrade(Handshake = #handshake{settings = Settings, headers = Headers, method = 
     ],
     {upgrade, Response, maps:merge(client(Settings, Headers), Deflate)}.
 
-%% Paths below the setting's are taken, too, as in EMQX.
+%% As in EMQX, paths below the configured one are accepted, too.
 is_at(Path, Requested) ->
     Below = <<(string:trim(Path, trailing, "/"))/binary, "/">>,
     Requested =:= Path orelse binary:longest_common_prefix([Requested, Below]) =:= byte_size(Below).
@@ -243,13 +244,13 @@ first(Name, Headers) ->
 has_token(Name, Token, Headers) ->
     lists:member(Token, [lower(Value) || Value <- list(Name, Headers)]).
 
-%% All elements of a header that is a list. The header may come in several lines.
+%% All elements of a header that is a list. The header may have several lines.
 list(Name, Headers) ->
     lists:flatmap(fun(Value) -> split(Value, <<",">>) end, values(Name, Headers)).
 
 split(Text, Separator) -> [trim(Part) || Part <- binary:split(Text, Separator, [global])].
 
-%% Headers are bytes, which need not be text in any encoding.
+%% Headers are bytes, and need not be valid text in any encoding.
 trim(Text) -> trim_end(trim_front(Text)).
 
 trim_front(<<C, Rest/binary>>) when C =:= $\s; C =:= $\t -> trim_front(Rest);
@@ -308,7 +309,7 @@ reason(505) -> <<"HTTP Version Not Supported">>.
 %% -------------------------------------------------------------------------------------------
 %% Origin
 
-%% Parses `https://example.com'. Without a port it has that of its scheme.
+%% Parses `https://example.com'. Without a port, the default port of the scheme is used.
 -spec origin(binary()) -> {ok, origin()} | error.
 origin(Text) ->
     case uri(Text) of
@@ -323,7 +324,7 @@ port(#{port := Port}, _) when is_integer(Port) -> Port;
 port(_, true) -> 443;
 port(_, false) -> 80.
 
-%% OTP's parser takes text only.
+%% OTP's parser accepts only text.
 uri(Text) ->
     case is_printable(Text) of
         true -> uri_string:parse(Text);
@@ -373,8 +374,8 @@ requested(Secure, Headers) ->
 client(Settings, Headers) ->
     maps:merge(address(Settings, Headers), cookies(Settings, Headers)).
 
-%% The first of several addresses is the client's. Whoever configures the header trusts the proxy to
-%% set it.
+%% The first of several addresses is the client's. An operator who configures the header trusts the
+%% proxy to set it.
 address(#{proxy_address_header := Name} = Settings, Headers) ->
     case list(Name, Headers) of
         [First | _] ->
@@ -430,7 +431,7 @@ unquote(Value) ->
 %% -------------------------------------------------------------------------------------------
 %% permessage-deflate (RFC 7692)
 
-%% Both sides begin anew with each message. nats-server does so, and nats.go insists on it.
+%% Both sides start again with each message. nats-server does so, and nats.go requires it.
 extensions(#{compress := true} = Settings, Headers) ->
     Offers = [
         split(Offer, <<";">>)
@@ -498,7 +499,7 @@ open(Agreed, #{max_frame_size := MaxFrame, max_payload_size := MaxPayload}) ->
         max_message = min(MaxFrame, max(?MIN_MAX_MESSAGE, ?PAYLOADS_PER_MESSAGE * MaxPayload))
     }.
 
-%% Takes the next bytes of the socket. `Pongs' are the answers that they need.
+%% Takes the next bytes of the socket. `Pongs' are the answers to the pings in them.
 -spec feed(binary(), websocket()) -> {Pongs :: [iodata()], websocket()}.
 feed(_, Ws = #websocket{ended = Ended}) when Ended =/= false ->
     {[], Ws};
@@ -540,7 +541,7 @@ decoded(Parts, Pings, Ws = #websocket{parts = Before}) ->
 
 in_order(NewestFirst) -> lists:append(lists:reverse(NewestFirst)).
 
-%% The close frame is echoed, if its code may be sent.
+%% The close frame is sent back, if its code may be sent.
 closed_by_client(<<>>) ->
     {client_closed, none, <<>>};
 closed_by_client(<<Code:16, Text/binary>>) ->
@@ -560,8 +561,8 @@ closed_by_client(_) ->
 is_valid_code(Code) when Code >= 1000, Code =< 1003; Code >= 1007, Code =< 1014 -> true;
 is_valid_code(Code) -> Code >= 3000 andalso Code =< 4999.
 
-%% Takes the next part of the stream, which is what a NATS client would have sent over TCP. At its
-%% end comes the reason, with the close frame for the client.
+%% Takes the next part of the stream: what a NATS client would have sent over TCP. At the end of the
+%% stream comes the reason, with the close frame for the client.
 -spec take(websocket()) ->
     {data, binary(), websocket()}
     | {empty, websocket()}
@@ -593,7 +594,8 @@ begin_inflate(Ws = #websocket{inflated = idle, inflater = Z}) ->
 begin_inflate(Ws) ->
     Ws.
 
-%% Inflates a little at a time: a message may be a thousand times as large as its compressed bytes.
+%% Inflates a little at a time, because a message may be a thousand times as large as its compressed
+%% bytes.
 inflate(Step, Ends, Ws = #websocket{parts = Parts, inflated = Inflated, max_message = Max}) ->
     try Step() of
         {Kind, Output} when Kind =:= continue; Kind =:= finished ->
@@ -626,11 +628,11 @@ broken(Reason, Code, Ws) ->
 %% -------------------------------------------------------------------------------------------
 %% Frames to the client
 
-%% The most bytes that the next frame may have. `MaxPayload' is that of INFO. The first frame holds
-%% exactly INFO: clients take all of that frame for INFO.
+%% The most bytes that the next frame may have. `MaxPayload' is the one in INFO. The first frame
+%% holds exactly INFO, because clients take all of that frame for INFO.
 -spec max_frame(MaxPayload :: non_neg_integer(), websocket()) -> pos_integer() | infinity.
 max_frame(_, #websocket{introduced = false}) -> infinity;
-%% nats.go reads 0 as no limit.
+%% For nats.go, 0 means no limit.
 max_frame(0, _) -> ?MAX_FRAME;
 max_frame(MaxPayload, _) -> min(?MAX_FRAME, ?PAYLOADS_PER_FRAME * MaxPayload).
 
@@ -648,7 +650,7 @@ frame(Data, Size, _, Ws) ->
         Deflated when Deflated < Size ->
             {[header(deflated, Deflated) | binary:part(Flushed, 0, Deflated)], NWs};
         _ ->
-            %% Random bytes become longer by compression.
+            %% Compression makes random bytes longer.
             {[header(binary, Size) | Data], NWs}
     end.
 
@@ -683,7 +685,7 @@ at_rest(Ws = #websocket{inflated = Inflated, inflater = Inflater, deflater = Def
 close_stream(undefined) -> ok;
 close_stream(Z) -> zlib:close(Z).
 
-%% The last frame, after what the client was told in the words of NATS.
+%% The last frame. The client has got the reason in a NATS message before.
 -spec close_frame(Code :: none | 1000..4999, Text :: binary()) -> iodata().
 close_frame(none, _) ->
     header(close, 0);
