@@ -1,4 +1,5 @@
-%% The application: the standalone gateway, or the gateway `nats' of the EMQX node it is started in.
+%% The application: the standalone gateway, or the gateway `nats' of the EMQX node in which it is
+%% started.
 -module(nats_gateway_app).
 
 -behaviour(application).
@@ -18,12 +19,13 @@ start(_, _) ->
         false -> start_alone(nats_gateway_nif:load())
     end.
 
-%% The plugin loader loads the modules of a plugin, not those of EMQX: they are there or not.
+%% The plugin loader loads the modules of a plugin, but not those of EMQX. So they are loaded only
+%% inside of EMQX.
 is_in_emqx() -> code:is_loaded(emqx) =/= false.
 
 start_in_emqx(ok) ->
-    %% Without the library no client is served. But where clients have to log in, EMQX's built-in
-    %% gateway must not be there in our place.
+    %% Without the library no client is served. But if clients have to log in, EMQX's built-in
+    %% gateway must not serve in our place.
     case nats_gateway_nif_loader:acquire() of
         ok ->
             start_sup_in_emqx();
@@ -41,7 +43,7 @@ start_sup_in_emqx() ->
     {ok, Pid} = nats_gateway_sup:start_link([nats_gateway_emqx_takeover:child_spec()]),
     {ok, Pid, emqx}.
 
-%% The modules of a plugin that is refused stay loaded, and are loaded again by its next start.
+%% The modules of a refused plugin stay loaded. Its next start loads them again.
 refuse(Reason) ->
     ok = nats_gateway_emqx_page:forget(),
     ok = nats_gateway_nif_loader:release(),
@@ -58,7 +60,7 @@ prep_stop(State) ->
     lists:foreach(fun nats_gateway_connection:drain/1, nats_gateway_listener:connections()),
     State.
 
-%% Nobody runs in the library any more: the connections are gone.
+%% The connections are gone, so no process runs in the library any more.
 -spec stop(term()) -> ok.
 stop(emqx) ->
     ok = nats_gateway_emqx_page:forget(),
@@ -67,7 +69,7 @@ stop(emqx) ->
 stop(_) ->
     ok.
 
-%% Called on every node before the settings of the plugin's page are saved, also where the
+%% EMQX calls this on every node before the settings of the plugin's page are saved, even if the
 %% application is not started.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
 on_config_changed(Old, New) ->
@@ -76,8 +78,9 @@ on_config_changed(Old, New) ->
         {error, Text} -> {error, Text}
     end.
 
-%% The next start reads what is stored then. EMQX calls this also with what it has found stored when
-%% it loads the plugin, and then knows no settings before these.
+%% If the application is not started, its next start reads what is stored. EMQX also calls this
+%% when it loads the plugin, with the settings that it has found stored; then it knows no older
+%% settings.
 apply_settings(_, Old, undefined) when map_size(Old) > 0 ->
     nats_gateway_emqx_takeover:settings_stored(saved);
 apply_settings(_, _, undefined) ->

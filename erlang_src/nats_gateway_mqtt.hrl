@@ -1,6 +1,6 @@
 %% MQTT 5 packets as `nats_gateway_mqtt_nif' makes and takes them.
 
-%% PacketId is `undefined' exactly when QoS is 0. A client sends no subscription identifiers.
+%% `packet_id' is `undefined' exactly if QoS is 0. A client sends no subscription identifiers.
 -record(publish, {
     topic :: binary(),
     payload = <<>> :: binary(),
@@ -14,7 +14,7 @@
     subscription_ids = [] :: [pos_integer()]
 }).
 
-%% One filter in each packet.
+%% Each packet has one filter.
 -record(subscribe, {
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
     subscription_id :: undefined | pos_integer(),
@@ -65,7 +65,7 @@
     properties = #{} :: nats_gateway_mqtt_nif:properties()
 }).
 
-%% A PUBLISH that cannot be read; the rest of the connection can.
+%% A PUBLISH that cannot be read. The rest of the connection is readable.
 -record(unreadable, {
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id()
 }).

@@ -1,5 +1,5 @@
-%% What all connections share, and what the host needs. The standalone gateway adds its listeners
-%% and its control.
+%% Supervises what all connections share and what the host needs. The standalone gateway adds its
+%% listeners and its control.
 -module(nats_gateway_sup).
 
 -behaviour(supervisor).

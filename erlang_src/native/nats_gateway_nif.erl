@@ -1,8 +1,8 @@
 %% The Rust hot path: NATS framing and the conversions between NATS subjects and MQTT topics.
 %%
-%% Every function is stateless and runs on a normal scheduler, unless it says otherwise. `decode/2'
-%% looks at a bounded number of bytes per call. Where some are left it answers `Need = 0': call it
-%% again with the rest.
+%% Every function is stateless and runs on a normal scheduler, unless its comment says otherwise.
+%% `decode/2' handles a bounded number of bytes per call. If it stops early, `Need' is 0, and the
+%% caller calls it again with the rest.
 -module(nats_gateway_nif).
 
 -on_load(on_load/0).
@@ -69,8 +69,8 @@
 -export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
 -export_type([token/0, user_limits/0, permissions/0]).
 
-%% The topic of a subject, mounted. `invalid': no topic can hold the subject. A reply subject that
-%% `encode/2' made comes with the correlation data of its MQTT 5 request.
+%% The topic of a subject, with the mountpoint. `invalid' means that no topic can hold the subject.
+%% A reply subject that `encode/2' made comes with the correlation data of its MQTT 5 request.
 -type topic() :: binary() | invalid | {binary(), CorrelationData :: binary()}.
 
 -type op() ::
@@ -78,12 +78,12 @@
 
 -type error_reason() ::
     unknown_protocol_operation
-    %% The same, in a message of which a pedantic client is first told that its subject is invalid.
+    %% The same, but a pedantic client is first told that the subject is invalid.
     | invalid_publish_subject
     | authorization_violation
     | maximum_payload_violation
     | maximum_control_line_exceeded
-    %% Closed without a text:
+    %% The connection is closed without a text:
     | bad_arguments
     | bad_size
     | bad_json
@@ -97,7 +97,7 @@
 
 -type headers() ::
     undefined
-    %% a NATS/1.0 block, as it is
+    %% an unchanged NATS/1.0 block
     | binary()
     %% MQTT 5 user properties in order, and the Content-Type property
     | {properties, [{binary(), binary()}], ContentType :: undefined | binary()}
@@ -107,16 +107,16 @@
 %% {MaxFrame, Deflate}: the most bytes of a data frame, and whether messages may be compressed.
 -type websocket_settings() :: {0..16#FFFFFFFFFFFFFFFF, boolean()}.
 
-%% {Remaining, Key, Message, LastFrame} of the data frame that is under way: the bytes still to
-%% come, their key, the kind of the message, and whether this is its last frame. A stream begins
-%% with {0, 0, none, false}.
+%% {Remaining, Key, Message, LastFrame} of the current data frame: the bytes that are still to come,
+%% their key, the kind of the message, and whether this is its last frame. A stream begins with {0,
+%% 0, none, false}.
 -type websocket_position() ::
     {non_neg_integer(), 0..16#FFFFFFFF, none | plain | deflated, boolean()}.
 
 %% Bytes of the stream, or bytes of a compressed message and whether they end it.
 -type websocket_part() :: binary() | {deflated, binary(), boolean()}.
 
-%% The claims of a NATS JWT. Times are seconds of Unix time, and 0 where there is none.
+%% The claims of a NATS JWT. Times are seconds of Unix time; 0 means that there is none.
 -type token() :: #{
     kind := operator | account | user,
     issuer := binary(),
@@ -133,7 +133,7 @@
 -type account_claims() :: #{
     %% a scoped key has a template of what its users may do
     signing_keys := [{binary(), Template :: undefined | user_limits()}],
-    %% JWTs of this user that were issued up to that time; `*' is all users
+    %% which JWTs of this user are revoked: those issued up to that time; `*' means all users
     revocations := [{User :: binary(), integer()}],
     default_permissions := permissions(),
     tags := [binary()],
@@ -144,16 +144,16 @@
 }.
 
 -type user_claims() :: #{
-    %% empty where the issuer is the account itself
+    %% empty if the issuer is the account itself
     issuer_account := binary(),
     tags := [binary()],
     limits := user_limits(),
-    %% beside those of the limits
+    %% apply in addition to those of the limits
     outer_permissions := permissions(),
     has_limits := boolean()
 }.
 
-%% A negative number is no limit.
+%% A negative number means no limit.
 -type user_limits() :: #{
     permissions := permissions(),
     src := [binary()],
@@ -165,21 +165,21 @@
     allowed_connection_types := [binary()]
 }.
 
-%% An empty `allow' allows everything. Responses are a number and nanoseconds: 0 is the default, a
-%% negative value is no limit.
+%% An empty `allow' allows everything. Responses are a number and nanoseconds. 0 means the default,
+%% and a negative value means no limit.
 -type permissions() :: #{
     publish := #{allow := [binary()], deny := [binary()]},
     subscribe := #{allow := [binary()], deny := [binary()]},
     responses := undefined | {integer(), integer()}
 }.
 
-%% The module loads also without its library: whoever starts the gateway calls `load/0', and reports
-%% what is wrong.
+%% The module loads even without its library. The code that starts the gateway calls `load/0', and
+%% reports what is wrong.
 on_load() ->
     _ = load_library(),
     ok.
 
-%% Loads the library, unless the module has it already. The text is the operating system's.
+%% Loads the library, unless the module has it already. The text comes from the operating system.
 -spec load() -> ok | {error, Text :: binary()}.
 load() ->
     case load_library() of
@@ -190,8 +190,8 @@ load() ->
 
 load_library() -> erlang:load_nif(library("nats_gateway_nif"), 0).
 
-%% Where a library of ours is. `code:priv_dir/1' knows the directory only if the application is in
-%% the code path under its own name, and a plugin loader does not promise that.
+%% The path of a library of ours. `code:priv_dir/1' knows the directory only if the application is
+%% in the code path under its own name, and a plugin loader does not promise that.
 -spec library(Name :: string()) -> file:filename().
 library(Name) ->
     Directory =
@@ -203,10 +203,10 @@ library(Name) ->
         end,
     filename:join(Directory, Name).
 
-%% All complete operations of the bytes, the rest, and the number of bytes that the rest must have
-%% before another call can yield more. 0: call again at once; a CONNECT ends a call, because it may
-%% change the settings. Operations before an error are valid. No part keeps more bytes alive than 64
-%% times its own size. The parts of SUB and UNSUB keep nothing but themselves.
+%% Returns all complete operations of the bytes, the rest, and the number of bytes that the rest
+%% must have before another call can yield more. 0 means: call again at once. A CONNECT ends a call,
+%% because it may change the settings. Operations before an error are valid. No part keeps more than
+%% 64 times its own bytes alive. The parts of SUB and UNSUB keep only themselves alive.
 -spec decode(binary(), #decoder{}) ->
     {ok, [op()], Rest :: binary(), Need :: non_neg_integer()}
     | {error, error_reason(), [op()]}.
@@ -214,13 +214,15 @@ decode(Bytes, Settings) -> decode_chunk(Bytes, binary:referenced_byte_size(Bytes
 
 decode_chunk(_Bytes, _Referenced, _Settings) -> erlang:nif_error(not_loaded).
 
-%% MSG and HMSG frames, the number of deliveries that were left out, and the deliveries for the next
-%% call, because each call does a bounded amount of work. The mountpoint is removed from topics.
+%% Returns MSG and HMSG frames, the number of deliveries that were left out, and the deliveries for
+%% the next call, because each call does a bounded amount of work. The mountpoint is removed from
+%% topics.
 %%
-%% The arguments of a frame have at most 4096 bytes, because some clients take no more. A message
-%% goes without its reply subject if that does not fit, and is left out if its subject does not fit.
-%% A message is also left out if its topic, reply, headers or payload have another type: anybody may
-%% send one, and it must not stop the others. Wrong sids are an error `badarg'.
+%% The arguments of a frame have at most 4096 bytes, because some clients take no more. If the reply
+%% subject of a message does not fit, the message goes without it. If its subject does not fit, the
+%% message is left out. A message is also left out if its topic, reply, headers or payload have
+%% another type: anybody can send such a message, and it must not stop the others. Wrong sids are an
+%% error `badarg'.
 -spec encode([#message{}], Mountpoint :: binary()) ->
     {iodata(), LeftOut :: non_neg_integer(), [#message{}]}.
 encode(_Deliveries, _Mountpoint) -> erlang:nif_error(not_loaded).
@@ -238,27 +240,27 @@ json(_Term) -> erlang:nif_error(not_loaded).
 -spec topic(Subject :: binary(), Mountpoint :: binary()) -> topic().
 topic(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
 
-%% The MQTT topic filter of a subscribe subject; `invalid' is `Invalid Subject'.
+%% The MQTT topic filter of a subscribe subject. `invalid' means `Invalid Subject'.
 -spec filter(Subject :: binary(), Mountpoint :: binary()) -> binary() | invalid.
 filter(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 -spec subject(Topic :: binary(), Mountpoint :: binary()) -> binary().
 subject(_Topic, _Mountpoint) -> erlang:nif_error(not_loaded).
 
-%% Of all subjects that stand for the same topic or filter, the one that deliveries have.
+%% Several subjects may stand for the same topic or filter. Returns the one that deliveries have.
 -spec canonical_subject(Subject :: binary()) -> binary().
 canonical_subject(_Subject) -> erlang:nif_error(not_loaded).
 
 %% The canonical subject that subscribers get for a publish to this subject. For a reply subject
-%% with correlation data it is that of the response topic.
+%% with correlation data, it is the subject of the response topic.
 -spec published_subject(Subject :: binary()) -> binary().
 published_subject(_Subject) -> erlang:nif_error(not_loaded).
 
-%% The MQTT share name of a queue group, from which the group can be told again.
+%% The MQTT share name of a queue group. The group can be found from the share name.
 -spec share_name(QueueGroup :: binary()) -> binary() | invalid.
 share_name(_QueueGroup) -> erlang:nif_error(not_loaded).
 
-%% Matches by NATS's rules: `*' is one token, a final `>' is one or more.
+%% Matches by NATS's rules: `*' matches one token, a final `>' one or more.
 -spec subject_matches(Pattern :: binary(), Subject :: binary()) -> boolean().
 subject_matches(_Pattern, _Subject) -> erlang:nif_error(not_loaded).
 
@@ -267,12 +269,12 @@ subject_matches(_Pattern, _Subject) -> erlang:nif_error(not_loaded).
 -spec topic_matches(Filter :: binary(), Topic :: binary()) -> boolean().
 topic_matches(_Filter, _Topic) -> erlang:nif_error(not_loaded).
 
-%% The pedantic check: no empty token, no token that is `*' or `>'.
+%% The pedantic check: no token is empty, `*' or `>'.
 -spec valid_publish_subject(binary()) -> boolean().
 valid_publish_subject(_Subject) -> erlang:nif_error(not_loaded).
 
-%% The MQTT 5 properties of a header block. `Exact': these properties give the same bytes again.
-%% Otherwise the host must carry the block itself, too.
+%% The MQTT 5 properties of a header block. `Exact' means that these properties give the same bytes
+%% again. Otherwise the host must carry the block itself, too.
 -spec header_properties(binary()) ->
     {[{binary(), binary()}], ContentType :: undefined | binary(), Exact :: boolean()}.
 header_properties(_Block) -> erlang:nif_error(not_loaded).
@@ -281,9 +283,9 @@ header_properties(_Block) -> erlang:nif_error(not_loaded).
 -spec quote(binary()) -> binary().
 quote(_Text) -> erlang:nif_error(not_loaded).
 
-%% Decodes what has arrived of a client's WebSocket frames: the parts in order, the payloads of
-%% pings, and how it goes on. Data is passed on as it arrives. `Rest' is less than a header or a
-%% control frame, and must have `Need' bytes before another call can yield more (0: call again at
+%% Decodes what has arrived of a client's WebSocket frames. Returns the parts in order, the payloads
+%% of pings, and how it goes on. Data is passed on as it arrives. `Rest' is shorter than a header or
+%% a control frame. It must have `Need' bytes before another call can yield more (0: call again at
 %% once). Parts and pings before a close frame or an error are valid. `Code' is for the close frame
 %% to send.
 -spec websocket_decode(binary(), websocket_settings(), websocket_position()) ->
@@ -301,7 +303,7 @@ websocket_header(_Frame, _Length) -> erlang:nif_error(not_loaded).
 -spec reply_subject(reply(), Mountpoint :: binary()) -> binary().
 reply_subject(_Reply, _Mountpoint) -> erlang:nif_error(not_loaded).
 
-%% The role of a public NKey. `other': nobody logs in with such a key.
+%% The role of a public NKey. `other' is a role with which nobody logs in.
 -spec nkey_role(binary()) -> operator | account | user | other | invalid.
 nkey_role(_PublicKey) -> erlang:nif_error(not_loaded).
 
@@ -314,12 +316,14 @@ nkey_verify(_PublicKey, _Message, _Signature) -> erlang:nif_error(not_loaded).
 -spec jwt_decode(binary()) -> {ok, token()} | {error, Text :: binary()}.
 jwt_decode(_Token) -> erlang:nif_error(not_loaded).
 
-%% Whether the address (as text) is in one of the networks. Without networks every address is.
+%% Whether the address (as text) is in one of the networks. If there are no networks, every address
+%% is allowed.
 -spec jwt_source_allowed([binary()], Address :: binary()) -> boolean().
 jwt_source_allowed(_Networks, _Address) -> erlang:nif_error(not_loaded).
 
-%% Milliseconds until the end of the current hours. `Offset' is for an empty location: the seconds
-%% that the local clock is ahead of UTC. The last argument is now, in milliseconds of Unix time.
+%% The milliseconds until the end of the current hours. `Offset' is used for an empty location: the
+%% seconds that the local clock is ahead of UTC. The last argument is the current time, in
+%% milliseconds of Unix time.
 -spec jwt_hours([{binary(), binary()}], Location :: binary(), Offset :: integer(), integer()) ->
     pos_integer() | infinity | closed.
 jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
@@ -328,6 +332,6 @@ jwt_hours(_Times, _Location, _Offset, _Now) -> erlang:nif_error(not_loaded).
 -spec bcrypt_verify(Password :: binary(), Hash :: binary()) -> boolean().
 bcrypt_verify(_Password, _Hash) -> erlang:nif_error(not_loaded).
 
-%% The cost of a hash. Each step more doubles the time.
+%% The cost of a hash. Each step doubles the time.
 -spec bcrypt_cost(Hash :: binary()) -> non_neg_integer() | invalid.
 bcrypt_cost(_Hash) -> erlang:nif_error(not_loaded).

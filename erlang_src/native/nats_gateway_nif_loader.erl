@@ -1,9 +1,9 @@
-%% Loads the native library where it is needed, and unloads it afterwards.
+%% Loads the native library when it is needed, and unloads it afterwards.
 %%
 %% A plugin loader may load the module again at any time. A library can be loaded again only after
 %% both generations of its module are gone. So the library is loaded when the application starts,
-%% not with the module, and a stopped plugin has none. Others need it for a moment, perhaps while
-%% the application starts or stops: all of them take turns.
+%% not with the module, and a stopped plugin has no library. Others may need it for a moment,
+%% perhaps while the application starts or stops. All of them take turns.
 -module(nats_gateway_nif_loader).
 
 -export([acquire/0]).
@@ -36,7 +36,7 @@ release() ->
 -spec is_acquired() -> boolean().
 is_acquired() -> persistent_term:get(?ACQUIRED, false).
 
-%% Calls the function with the library loaded, whether the application is started or not.
+%% Calls the function with the library loaded, whether or not the application is started.
 -spec with(fun(() -> Result)) -> Result when Result :: term().
 with(Fun) ->
     in_turn(fun() ->

@@ -1,4 +1,5 @@
-//! What both NIFs of the gateway need of the VM: binaries for parts of what a socket has received.
+//! What both NIFs of the gateway need from the VM: binaries for parts of the bytes that a socket
+//! has received.
 
 use rustler::{Binary, Env, Error, NewBinary, NifResult, Term};
 
@@ -6,7 +7,7 @@ use rustler::{Binary, Env, Error, NewBinary, NifResult, Term};
 /// reference. A longer binary is allocated elsewhere, which takes four times as long.
 const ON_HEAP: usize = 64;
 
-/// A term keeps at most this many times its own size of bytes alive.
+/// A term keeps at most this many times its own size alive.
 const MAX_RATIO: usize = 64;
 
 /// Parts that may not refer to the chunk refer to a copy of its next bytes. Many parts share one
@@ -20,20 +21,20 @@ pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
 
 /// Bytes from a socket, and the means to make terms of their parts.
 ///
-/// A term that is a reference keeps the whole binary alive. A part of a chunk may stay for long (in
-/// a queue, in a subscription), so it refers to the chunk only if it is a large part of it.
-/// Otherwise a client could make the gateway hold a megabyte for every line that it sends.
+/// A term that is a reference keeps the whole binary alive. A part of a chunk may stay for a long
+/// time (in a queue, in a subscription). So it refers to the chunk only if it is a large part of
+/// it. Otherwise a client could make the gateway hold a megabyte for every line that it sends.
 pub struct Chunk<'a> {
     env: Env<'a>,
     binary: Binary<'a>,
     referenced: usize,
-    /// Copy of the bytes from this offset on.
+    /// A copy of the bytes from this offset on.
     slab: Option<(usize, Binary<'a>)>,
 }
 
 impl<'a> Chunk<'a> {
-    /// Referenced: `binary:referenced_byte_size/1` of the binary, which may itself be a part of
-    /// what has come.
+    /// `referenced` is `binary:referenced_byte_size/1` of the binary, which may itself be a part of
+    /// what was received.
     pub fn new(env: Env<'a>, binary: Binary<'a>, referenced: usize) -> Self {
         Self {
             env,
@@ -43,7 +44,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Whether a part with this many bytes refers to the chunk, or is copied.
+    /// Whether a part of this length refers to the chunk. Otherwise it is copied.
     #[inline]
     pub fn refers(&self, length: usize) -> bool {
         length > ON_HEAP && length.saturating_mul(MAX_RATIO) >= self.referenced
@@ -74,7 +75,8 @@ impl<'a> Chunk<'a> {
         Ok(part.into())
     }
 
-    /// The bytes that are decoded next. They do not stay, so they are not copied each time.
+    /// The bytes that are decoded next. They do not stay for long, so they are not copied each
+    /// time.
     pub fn rest(&self, bytes: &[u8]) -> NifResult<Term<'a>> {
         if bytes.is_empty() {
             return Ok(binary(self.env, bytes));

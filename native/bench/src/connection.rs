@@ -30,12 +30,12 @@ pub enum Received<'a> {
     Connected,
     /// SUBACK
     Subscribed,
-    /// PING, which wants a PONG
+    /// PING, which needs a PONG
     Ping,
     Other,
 }
 
-/// A delivery. Names are as the protocol spells them.
+/// A delivery. Names are spelt as in the protocol.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     pub name: &'a [u8],
@@ -75,7 +75,8 @@ impl Protocol {
         }
     }
 
-    /// What is answered after all that was sent before it: PING, PINGREQ.
+    /// The operation that the peer answers after it has handled all that was sent before: PING,
+    /// PINGREQ.
     pub fn barrier(self) -> &'static [u8] {
         match self {
             Self::Nats => b"PING\r\n",
@@ -83,7 +84,7 @@ impl Protocol {
         }
     }
 
-    /// A name of NATS as this protocol spells it.
+    /// A name of NATS in the spelling of this protocol.
     pub fn name(self, subject: &str) -> String {
         match self {
             Self::Nats => subject.to_owned(),
@@ -91,7 +92,8 @@ impl Protocol {
         }
     }
 
-    /// What the first bytes are, and how many they are. `None` if more are needed.
+    /// Returns the first item in the bytes, and its length. The result is `None` if more bytes are
+    /// needed.
     pub fn parse(self, bytes: &[u8]) -> Result<Option<(Received<'_>, usize)>, Failure> {
         match self {
             Self::Nats => nats::parse(bytes),
@@ -99,7 +101,7 @@ impl Protocol {
         }
     }
 
-    /// The end of the headers of a message that was published with some.
+    /// The end of the headers of a message that was published with headers.
     pub fn headers(self) -> Vec<u8> {
         match self {
             Self::Nats => nats::headers(),
@@ -115,12 +117,12 @@ pub struct Login<'a> {
     pub verbose: bool,
 }
 
-/// The time that a read may take before its caller looks at other things.
+/// How long a read may take before its caller looks at other things.
 const TICK: Duration = Duration::from_millis(100);
 
 const BUFFER: usize = 256 * 1024;
 
-/// Answers that have to come at once.
+/// The time for answers that should come at once.
 const ANSWER: Duration = Duration::from_secs(20);
 
 pub struct Connection {
@@ -232,7 +234,7 @@ impl Connection {
         self.start += used;
     }
 
-    /// Reads some more; false when nothing came for a moment.
+    /// Reads some more bytes. The result is false if none came for a moment.
     pub fn fill(&mut self) -> Result<bool, Failure> {
         if self.start == self.end {
             self.start = 0;

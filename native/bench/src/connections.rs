@@ -40,8 +40,8 @@ pub struct Outcome {
     pub connected_per_second: f64,
 }
 
-/// Opens connections until there are as many as each line says, reports, and keeps them open
-/// until the end of the input.
+/// Opens connections until there are as many as each line says, and reports. Keeps them open until
+/// the end of the input.
 pub fn run(
     specification: &Connections,
     steps: impl BufRead,

@@ -1,4 +1,4 @@
-//! Messages from publishers to subscribers, as fast as they go.
+//! Sends messages from publishers to subscribers as fast as possible.
 
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
@@ -47,10 +47,10 @@ pub struct Flow {
     /// subjects.
     #[serde(default = "one")]
     pub subscriptions: u32,
-    /// The most messages of one write; without it a write has about 64 KiB.
+    /// The most messages of one write. If it is absent, a write has about 64 KiB.
     #[serde(default)]
     pub per_write: Option<usize>,
-    /// The time to wait for messages that do not come.
+    /// How long to wait for messages that do not come.
     #[serde(default = "patience")]
     pub patience_ms: u64,
 }
@@ -85,8 +85,8 @@ pub struct Outcome {
     pub own_cpu_seconds: f64,
 }
 
-/// The most messages under way: enough that nobody waits for the other side, but less than a peer
-/// would close a slow subscriber for.
+/// The most messages under way. That is enough for neither side to wait for the other, but less
+/// than what makes a peer close a slow subscriber.
 const WINDOW: u64 = 8192;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
@@ -261,7 +261,7 @@ fn transfer(
 
 impl Shared<'_> {
     /// Keeps the first failure, and ends the other threads. The connection is still open, so that
-    /// its end is not taken for a failure of the peer by others.
+    /// other threads do not take its end for a failure of the peer.
     fn note(&self, result: Result<Instant, Failure>) -> Option<Instant> {
         match result {
             Ok(instant) => Some(instant),

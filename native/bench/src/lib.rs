@@ -1,7 +1,7 @@
 //! A load generator for NATS and MQTT that counts and checks every message.
 //!
-//! It is made to cost little beside what it measures. Messages are written in prebuilt batches, in
-//! which only sequence numbers change, and are read in large pieces. A measurement fails if a
+//! It costs little in comparison with what it measures. Messages are written in prebuilt batches,
+//! in which only sequence numbers change, and are read in large pieces. A measurement fails if a
 //! single message is missing, comes twice, comes out of order, or has changed.
 
 // A measurement or a test that panics has failed.
@@ -71,7 +71,7 @@ pub enum Failure {
 /// The processor time of a process and of its kernel work, in seconds.
 pub fn cpu_seconds(pid: &str) -> io::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name of the program, in parentheses, may hold anything.
+    // The name of the program is in parentheses, and may contain any characters.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let ticks: u64 = fields
         .split_ascii_whitespace()
@@ -79,7 +79,7 @@ pub fn cpu_seconds(pid: &str) -> io::Result<f64> {
         .take(2)
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
-    // The unit of this file on every Linux, whatever the kernel's own clock is.
+    // The unit of this file is the same on every Linux, whatever the kernel's own clock is.
     const TICKS_PER_SECOND: f64 = 100.0;
     Ok(ticks as f64 / TICKS_PER_SECOND)
 }

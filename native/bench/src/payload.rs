@@ -5,12 +5,12 @@ use crate::Failure;
 /// The bytes that differ from message to message: publisher and sequence number.
 pub const STAMP: usize = 16;
 
-/// The headers of a message, where some are asked for.
+/// The headers of a message, if the measurement asks for headers.
 pub const HEADERS: [(&str, &str); 2] = [("Trace-Id", "5c3e8f0a9b7d4e21"), ("Kind", "measurement")];
 
-/// A payload whose stamp is still to be written.
+/// A payload that has no stamp yet.
 pub fn blank(size: usize) -> Vec<u8> {
-    // A prime, so that a shift by any power of two shows.
+    // The number is prime, so that a shift by any power of two is noticed.
     (0..size).map(|at| (at % 251) as u8).collect()
 }
 
@@ -21,7 +21,7 @@ pub fn stamp(payload: &mut [u8], publisher: u32, sequence: u64) {
     payload[8..STAMP].copy_from_slice(&sequence.to_le_bytes());
 }
 
-/// The messages of all publishers as one subscriber should see them.
+/// The messages of all publishers in the form that one subscriber should get.
 pub struct Expected {
     blank: Vec<u8>,
     next: Vec<u64>,

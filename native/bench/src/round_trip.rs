@@ -11,7 +11,8 @@ use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received
 use crate::payload::{Expected, STAMP, blank, stamp};
 use crate::{Failure, mqtt};
 
-/// What to measure. One client asks, and another one answers with the payload that it got.
+/// What to measure. One client sends requests, and another one answers with the payload that it
+/// got.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundTrip {
@@ -19,14 +20,14 @@ pub struct RoundTrip {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
-    /// Requests that count.
+    /// The number of requests that count.
     pub requests: u64,
-    /// Requests before those, which do not count.
+    /// The number of requests before those. They do not count.
     #[serde(default)]
     pub warm_up: u64,
     /// Bytes of each payload.
     pub payload: usize,
-    /// The time to wait for a reply.
+    /// How long to wait for a reply.
     #[serde(default = "patience")]
     pub patience_ms: u64,
 }
@@ -122,7 +123,7 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     })
 }
 
-/// Reads one message. If none comes for a moment, `stop` is asked.
+/// Reads one message. If none comes for a moment, `stop` decides whether to end.
 fn receive(
     connection: &mut Connection,
     stop: impl Fn() -> bool,

@@ -1,5 +1,5 @@
-//! The generator notices what goes wrong: a small server that loses, repeats, swaps or changes
-//! one message of many.
+//! Tests that the generator notices faults. A small server loses, repeats, swaps or changes one of
+//! many messages.
 
 // A measurement or a test that panics has failed.
 #![allow(clippy::restriction)]
@@ -14,7 +14,7 @@ use nats_gateway_bench::{Failure, Protocol, flow};
 use nats_protocol::{Op, Settings, Step, decode};
 
 const MESSAGES: u64 = 2000;
-/// The message that something happens to, of all that the server has got.
+/// The message to which the fault happens, counted among all messages that the server has got.
 const VICTIM: u64 = 1500;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -47,7 +47,7 @@ fn start(fault: Fault) -> SocketAddr {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let server = Arc::clone(&server);
-            // It ends when the generator closes, or with the test.
+            // The thread ends when the generator closes the connection, or with the test.
             thread::spawn(move || serve(stream?, fault, &server));
         }
     });
@@ -240,7 +240,7 @@ fn a_message_that_comes_twice() {
 #[test]
 fn the_last_message_comes_twice() {
     let again = failure(Fault::RepeatsTheLast);
-    // In one read with the first, or as what comes instead of the answer to the barrier.
+    // The second copy comes in one read with the first, or in place of the answer to the barrier.
     assert!(
         matches!(again, Failure::Again { .. } | Failure::Refused(_)),
         "{again}"

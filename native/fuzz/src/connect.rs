@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 /// The JSON of CONNECT, and INFO of the same text.
 ///
-/// It is read as serde_json reads it, where that and Go agree; no log shows a credential; and an
-/// INFO is one line whatever its fields hold.
+/// It is read as serde_json reads it, if that agrees with Go. No log shows a credential. An INFO is
+/// one line, whatever its fields hold.
 pub fn connect(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let connect = Connect::from_json(bytes);
@@ -15,7 +15,7 @@ pub fn connect(bytes: &[u8]) {
         shows_no_credential(connect);
         assert!(serde_json::from_str::<IgnoredAny>(&text).is_ok());
     }
-    // Go takes a lone surrogate, serde_json does not.
+    // Go accepts a lone surrogate, but serde_json does not.
     if !has_surrogate(&text)
         && let Ok(entries) = serde_json::from_str::<Entries>(&text)
     {
@@ -74,7 +74,8 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// Each field by itself: every value that is not null must be of its type, and the last one counts.
+/// Reads each field by itself: every value that is not null must have the right type, and the last
+/// one counts.
 fn expected(entries: &[(String, Value)]) -> Option<Connect> {
     let field = |name: &str| {
         let values = entries
@@ -113,7 +114,7 @@ fn string(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
-/// As Go compares keys.
+/// Folds keys as Go does when it compares them.
 fn fold(key: &str) -> String {
     key.to_ascii_lowercase()
         .replace('\u{17F}', "s")

@@ -6,8 +6,8 @@ use crate::readers::{drain, feed};
 /// Operations of a client: four choices of settings, sizes of the pieces that the bytes come in
 /// `|` the bytes.
 ///
-/// The operations, what is left over and the error do not depend on the pieces, nor on the letter
-/// case of an operation's name, though a PUB in upper case takes a shorter way.
+/// The operations, the rest and the error depend neither on the pieces nor on the letter case of an
+/// operation's name, although a PUB in upper case takes a shorter path.
 pub fn decode(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let settings = Settings {
@@ -24,7 +24,7 @@ pub fn decode(bytes: &[u8]) {
     assert_eq!(drain(&in_other_case(stream), &settings), whole);
 }
 
-/// The first three bytes of a name are in every name.
+/// Every name has at least three bytes, so the first three are changed.
 fn in_other_case(stream: &[u8]) -> Vec<u8> {
     let mut stream = stream.to_vec();
     for byte in stream

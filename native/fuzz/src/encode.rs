@@ -33,8 +33,8 @@ enum Headers {
 /// Deliveries: five choices, mountpoint `|` topic `|` reply `|` Correlation Data `|` headers `|`
 /// sids with blanks between them `|` payload.
 ///
-/// A client's reader gets exactly those frames, except those whose control line would be too long
-/// for it, which are counted.
+/// A client's reader gets exactly those frames. The only exceptions are frames whose control line
+/// would be too long for it; these are counted.
 pub fn encode(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let kind_of_reply = input.choose(&[Reply::None, Reply::Raw, Reply::Topic, Reply::Correlated]);
@@ -118,7 +118,7 @@ fn deliver(message: &Message<'_>, sids: &[&[u8]]) {
     }
 }
 
-/// Whether a SUB can bring this sid.
+/// Whether a SUB can have this sid.
 fn is_sid(text: &[u8]) -> bool {
     let line = [b"SUB a ", text, b"\r\n"].concat();
     matches!(

@@ -6,7 +6,8 @@ use crate::readers::read_headers;
 /// Header blocks: `0` and a block of a NATS client, or `1` and Content Type `|` name `|` value and
 /// so on, of an MQTT client.
 ///
-/// The strictest client reads what is built, and building it again gives the same bytes.
+/// The strictest client can read the block that is built, and building it again gives the same
+/// bytes.
 pub fn headers(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     if input.choose(&[true, false]) {
@@ -18,7 +19,7 @@ pub fn headers(bytes: &[u8]) {
     }
 }
 
-/// `exact` tells the truth, and nothing is among the properties that MQTT cannot hold.
+/// `exact` is right, and the properties hold nothing that MQTT cannot hold.
 fn of_block(block: &[u8]) {
     let properties = Properties::of(block);
     assert!(properties.pairs.len() <= MAX_HEADERS + 1);
@@ -43,13 +44,13 @@ fn of_pairs(content_type: &[u8], fields: &[&[u8]]) {
     }
     let (status, lines) = read_headers(&block);
     let lines = lines.len() + usize::from(status.is_some());
-    // One line a pair, and perhaps one for the Content Type.
+    // There is one line for each pair, and perhaps one for the Content Type.
     let extra = usize::from(!content_type.is_empty());
     assert!((pairs.len()..=pairs.len() + extra).contains(&lines));
     check_built(&block);
 }
 
-/// Clients take the block, and another trip changes nothing.
+/// Clients accept the block, and another round trip changes nothing.
 fn check_built(block: &[u8]) {
     if block.is_empty() {
         return;

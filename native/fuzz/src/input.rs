@@ -1,7 +1,7 @@
-//! Bytes taken apart into what a target needs.
+//! Takes the bytes of a fuzzer apart for a target.
 
-/// The bytes that a fuzzer made, from the front. They never run out: what is not there is empty, or
-/// the first of the choices.
+/// The bytes of the fuzzer, read from the front. They never run out: a missing field is empty, and
+/// a missing choice is the first one.
 pub struct Input<'a> {
     rest: &'a [u8],
 }

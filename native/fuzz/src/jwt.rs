@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::input::Input;
 
-/// The keys of everything that is signed here: `$O`, `$A` and `$U` in claims are the public ones.
+/// The keys of everything that is signed here. `$O`, `$A` and `$U` in claims stand for the public
+/// ones.
 static KEYS: LazyLock<[(&str, KeyPair); 3]> = LazyLock::new(|| {
     [
         ("$O", KeyPairType::Operator, [1; 32]),
@@ -21,10 +22,11 @@ static KEYS: LazyLock<[(&str, KeyPair); 3]> = LazyLock::new(|| {
 
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
-/// Tokens: who signs, which character is changed, whether the header is the usual one; header `|`
-/// claims.
+/// Tokens: who signs, which character is changed, whether the header is the usual one; then the
+/// header `|` the claims.
 ///
-/// A token says what its signer said. A text that differs from it in one character is no token.
+/// A decoded token has the claims that its signer wrote. A text that differs from a token in one
+/// character is not a token.
 pub fn jwt(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let (_, signer) = &KEYS[input.choose(&[1, 0, 2])];
@@ -78,7 +80,7 @@ fn check_token(token: &str, claims: &[u8], signer: &str) {
     }
 }
 
-/// Each limit can be asked for, whenever and wherever.
+/// Each limit can be checked, at any time and for any address.
 fn check_limits(limits: &UserLimits) {
     for now in [
         0,
@@ -91,7 +93,7 @@ fn check_limits(limits: &UserLimits) {
     ] {
         for offset in [0, 7200, -86_399, i32::MAX] {
             let left = hours(&limits.times, &limits.times_location, offset, now);
-            // A range that ends on the next day, on which clocks are set back.
+            // The range ends on the next day, on which clocks are set back.
             let day = 1000 * 3600 * 50;
             assert!(!matches!(left, Hours::For(left) if !(1..=day).contains(&left)));
             assert_eq!(left == Hours::Always, limits.times.is_empty());
@@ -104,7 +106,7 @@ fn check_limits(limits: &UserLimits) {
     }
 }
 
-/// One changed character, counted from the end, spoils a token.
+/// One changed character, counted from the end, makes a token invalid.
 fn check_changed(token: &str, place: usize) {
     let mut changed = token.as_bytes().to_vec();
     let at = changed.len().saturating_sub(place);
@@ -114,7 +116,7 @@ fn check_changed(token: &str, place: usize) {
     assert!(decode(&token[..at]).is_err());
 }
 
-/// Any text is a token or a key only by the rarest chance.
+/// Arbitrary text is almost never a token or a key.
 fn check_text(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     assert!(decode(&text).is_err());

@@ -1,5 +1,5 @@
-//! What must hold for every input: one function over any bytes for each part of the native code
-//! that reads what others wrote. `make fuzz` looks for bytes at which one of them panics, and
+//! What must hold for every input. Each part of the native code that reads input of others has one
+//! function here, which takes any bytes. `make fuzz` looks for bytes for which one of them panics.
 //! `tests/corpus.rs` replays bytes that were worth keeping.
 //!
 //! Inputs are text where that is possible, with fields that end in `|`; see [`input::Input`].
@@ -28,7 +28,7 @@ pub use mqtt::mqtt;
 pub use names::names;
 pub use websocket::websocket;
 
-/// Panics at bytes for which something does not hold.
+/// Panics if something does not hold for the bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets, under the names of their folders in `corpus/`.

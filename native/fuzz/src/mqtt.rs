@@ -10,7 +10,7 @@ use crate::input::{Input, pieces};
 /// or `1` and a message: topic `|` response topic `|` Correlation Data `|` Content Type `|` name of
 /// a user property `|` its value `|` payload.
 ///
-/// The result does not depend on the pieces, and a message that is written is read again.
+/// The result does not depend on the pieces, and a message that was written can be read again.
 pub fn mqtt(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let max_packet_size = input.choose(&[268_435_460, 2, 20, 200]);
@@ -61,7 +61,7 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, max_packet_size: usize) 
     (packets, Ok(pending.len()))
 }
 
-/// The message as a broker writes it, if a broker can.
+/// The message in the form that a broker writes, if a broker can write it.
 fn built(fields: [&[u8]; 6], payload: &[u8]) -> Option<Publish> {
     let [topic, response, data, content_type, name, value] = fields;
     let text = |bytes| std::str::from_utf8(bytes).ok();
@@ -101,7 +101,7 @@ fn written(publish: &Publish, payload: &[u8]) {
             assert_eq!(read.qos(), publish.qos());
             assert_eq!(read.props(), publish.props());
         }
-        // An empty topic stands for an alias, which nobody offered.
+        // An empty topic means an alias, which the client has not offered.
         Err(Fault::Malformed) => assert!(publish.topic_name().is_empty()),
         other => panic!("{other:?}"),
     }

@@ -8,7 +8,7 @@ use crate::input::Input;
 
 /// Subjects, topics and queue groups: mountpoint `|` name `|` pattern `|` queue group.
 ///
-/// The name is taken for a topic and for a subject.
+/// The name is used as a topic and as a subject.
 pub fn names(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let mountpoint = input.field();
@@ -46,8 +46,8 @@ fn has_empty_token(subject: &[u8]) -> bool {
     subject.split(|&byte| byte == b'.').any(<[u8]>::is_empty)
 }
 
-/// Whatever an MQTT client publishes to has a subject that breaks no line, and every legal topic
-/// comes back from there.
+/// Every topic to which an MQTT client publishes has a subject that breaks no line, and every legal
+/// topic comes back from its subject.
 fn as_topic(topic: &[u8], mountpoint: &[u8]) {
     let mounted = [mountpoint, topic].concat();
     let subject = subject_of(&mounted, mountpoint);
@@ -60,7 +60,7 @@ fn as_topic(topic: &[u8], mountpoint: &[u8]) {
     }
 }
 
-/// Every subject with a topic comes back in its canonical spelling, which has the same topic.
+/// Every subject that has a topic comes back in its canonical spelling, which has the same topic.
 fn as_subject(subject: &[u8], mountpoint: &[u8]) {
     let canonical = written(|out| write_canonical(subject, out));
     assert_eq!(written(|out| write_canonical(&canonical, out)), canonical);
@@ -89,8 +89,8 @@ fn as_subject(subject: &[u8], mountpoint: &[u8]) {
     let _ = is_valid_publish_subject(subject);
 }
 
-/// A subscription takes a message on both sides alike, but for two rules of MQTT: `#` takes the
-/// parent, too, and wildcards do not see names that begin with `$`.
+/// A subscription gets the same messages on both sides, except for two rules of MQTT: `#` matches
+/// the parent, too, and wildcards do not match names that begin with `$`.
 fn matches_alike(pattern: &[u8], subject: &[u8]) {
     let mut filter = Vec::new();
     if !write_filter(pattern, b"", &mut filter) {
@@ -111,7 +111,7 @@ fn matches_alike(pattern: &[u8], subject: &[u8]) {
     );
 }
 
-/// Response topic and Correlation Data come back from one subject, and from no other.
+/// Response topic and Correlation Data come back from one subject, and from no other subject.
 fn as_reply(name: &[u8], data: &[u8]) {
     if let Some((topic, data)) = correlation(name) {
         assert_eq!(
@@ -128,12 +128,12 @@ fn as_reply(name: &[u8], data: &[u8]) {
             assert!(reply.iter().all(u8::is_ascii_graphic));
             assert_eq!(published, subject_of(name, b""));
         }
-        // It is no topic, too long, or reads as such a reply itself.
+        // It is not a topic, is too long, or reads as such a reply itself.
         _ => assert_eq!(reply, subject_of(name, b"")),
     }
 }
 
-/// Share names are legal, and no two groups have the same.
+/// Share names are legal, and no two groups have the same share name.
 fn as_queue(queue: &[u8], other: &[u8]) {
     let Some(name) = share_name(queue) else {
         return assert!(queue.is_empty());

@@ -8,7 +8,8 @@ use crate::input::{Input, pieces};
 /// Frames of a client: two choices of settings, `0` and sizes of the pieces `|` the bytes, or `1`
 /// and frames to write.
 ///
-/// The result does not depend on the pieces, and what a client has written is read again.
+/// The result does not depend on the pieces, and frames that a client has written can be read
+/// again.
 pub fn websocket(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let settings = Settings {
@@ -26,7 +27,7 @@ pub fn websocket(bytes: &[u8]) {
     }
 }
 
-/// What has come, whatever the pieces it came in: runs of one message are joined.
+/// What has arrived, whatever the pieces were: runs of one message are joined.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Read {
     runs: Vec<Run>,
@@ -100,7 +101,7 @@ impl Read {
                 bytes.extend_from_slice(&more);
                 *ends = now_ends;
             }
-            // A piece that brings nothing does not count.
+            // A piece without anything does not count.
             _ if more.is_empty() && !now_ends => {}
             _ => self.runs.push(Run::Data {
                 bytes: more,
@@ -165,7 +166,7 @@ fn written(fields: &[&[u8]]) {
 fn write(first: u8, payload: &[u8], long: bool, out: &mut Vec<u8>) {
     let key = [first, 0xFF, 0, payload.first().copied().unwrap_or(7)];
     let length = payload.len() as u64;
-    // The header of a server differs in its mask bit only.
+    // The header of a server differs only in its mask bit.
     let (mut bytes, size) = header(ServerFrame::Binary, length);
     let mut size = size;
     if long {

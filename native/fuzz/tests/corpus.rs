@@ -1,4 +1,4 @@
-//! Every input that was worth keeping, without the fuzzer.
+//! Replays every input that was worth keeping, without the fuzzer.
 
 // A measurement or a test that panics has failed.
 #![allow(clippy::restriction)]
@@ -30,7 +30,7 @@ fn every_input_of_the_corpus() {
         assert!(!inputs.is_empty(), "no corpus for {name}");
         for path in inputs {
             let bytes = fs::read(&path).expect("an input");
-            // Every beginning of it, too: that is how most bytes arrive.
+            // Every beginning of the input is replayed, too, because that is how most bytes arrive.
             if catch_unwind(|| (0..=bytes.len().min(64)).for_each(|end| target(&bytes[..end])))
                 .and_then(|()| catch_unwind(|| target(&bytes)))
                 .is_err()

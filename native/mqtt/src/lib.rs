@@ -1,8 +1,8 @@
 //! The packets that an MQTT 5 broker sends to its client.
 //!
 //! Framing is done here, because the builder of `mqtt-protocol-core` copies every packet into a
-//! buffer of its own; the packets themselves are parsed by that crate. Nothing here does I/O or
-//! keeps state, and no input makes it panic.
+//! buffer of its own. The packets themselves are parsed by that crate. This crate does no I/O and
+//! keeps no state, and no input makes it panic.
 
 use mqtt_protocol_core::mqtt::Arc;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
@@ -27,7 +27,8 @@ pub enum Step<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     first: u8,
-    /// The bytes to parse: everything after the fixed header but the payload of a PUBLISH.
+    /// The bytes that have to be parsed: all after the fixed header, without the payload of a
+    /// PUBLISH.
     pub head: &'a [u8],
     /// The payload of a PUBLISH.
     pub payload: &'a [u8],
@@ -40,10 +41,10 @@ pub struct Frame<'a> {
 pub enum Packet {
     /// A message without its payload.
     Publish(Box<Publish>),
-    /// A PUBLISH that cannot be parsed, though it is clear where it ends.
+    /// A PUBLISH that cannot be parsed, although its end is known.
     Unreadable {
-        /// The packet identifier if its quality of service is above 0: the broker waits for an
-        /// answer.
+        /// The packet identifier, if the quality of service is above 0, because the broker waits
+        /// for an answer.
         packet_id: Option<u16>,
     },
     /// The answer to a PUBLISH.
@@ -75,10 +76,10 @@ pub enum Packet {
     Disconnect(Disconnect),
 }
 
-/// What ends a connection.
+/// The errors that end a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Not MQTT 5.
+    /// The packet is not MQTT 5.
     Malformed,
     /// A packet larger than the limit.
     TooLarge,
@@ -88,15 +89,15 @@ pub enum Fault {
     OldVersion,
 }
 
-/// A CONNACK before MQTT 5 has two bytes, since then at least one more.
+/// Before MQTT 5, a CONNACK has two bytes. Since then it has at least three.
 const OLD_CONNACK: usize = 2;
 
 /// Finds the first packet of `input`.
 ///
 /// # Errors
 ///
-/// A packet beyond `max_packet_size` is reported as soon as its length is there, a PUBLISH whose
-/// payload has no beginning when the packet is complete.
+/// A packet beyond `max_packet_size` is reported as soon as its length is known. A PUBLISH whose
+/// payload has no beginning is reported when the packet is complete.
 #[inline]
 pub fn frame(input: &[u8], max_packet_size: usize) -> Result<Step<'_>, Fault> {
     let Some((&first, after)) = input.split_first() else {
@@ -129,11 +130,11 @@ pub fn frame(input: &[u8], max_packet_size: usize) -> Result<Step<'_>, Fault> {
 }
 
 impl Frame<'_> {
-    /// Parses it.
+    /// Parses the packet.
     ///
     /// # Errors
     ///
-    /// A packet that is not one of MQTT 5, or not one of a broker's.
+    /// The packet is not valid in MQTT 5, or a broker may not send it.
     #[inline]
     pub fn packet(&self) -> Result<Packet, Fault> {
         if is_publish(self.first) {
@@ -152,8 +153,9 @@ fn to_usize(length: VariableByteInteger) -> usize {
     usize::try_from(length.to_u32()).unwrap_or(usize::MAX)
 }
 
-/// The crate takes a PUBLISH only with its payload, in an `Arc` of its own. It is given the part
-/// before the payload, whose length follows from topic, packet identifier and property length.
+/// The crate takes a PUBLISH only with its payload, in an `Arc` of its own. So it gets the part
+/// before the payload. The length of that part follows from topic, packet identifier and property
+/// length.
 fn publish_head(first: u8, body: &[u8]) -> Option<usize> {
     let topic = usize::from(u16::from_be_bytes(*body.first_chunk()?));
     let packet_id = if quality(first) == 0 { 0 } else { 2 };
@@ -176,7 +178,7 @@ fn publish(flags: u8, head: &[u8]) -> Result<Packet, Fault> {
     let Ok((publish, _)) = Publish::parse(flags, Arc::from(head)) else {
         return unreadable(flags, head);
     };
-    // The broker is never offered topic aliases, so the name must be there.
+    // The gateway offers the broker no topic aliases, so the topic name must be there.
     if publish.topic_name().is_empty() || publish.packet_id() == Some(0) {
         return Err(Fault::Malformed);
     }
@@ -234,8 +236,9 @@ fn answer(first: u8, body: &[u8]) -> Result<Packet, Fault> {
             FixedHeader::Connack if body.len() == OLD_CONNACK => return Err(Fault::OldVersion),
             FixedHeader::Connack => Packet::Connack(exact(body, Connack::parse)?),
             FixedHeader::Disconnect => Packet::Disconnect(exact(body, Disconnect::parse)?),
-            // PUBREC, PUBREL and PUBCOMP belong to QoS 2 and AUTH to enhanced authentication, of
-            // which a client of this codec starts neither; the rest is a client's to send.
+            // PUBREC, PUBREL and PUBCOMP belong to QoS 2, and AUTH belongs to enhanced
+            // authentication. A client of this codec uses neither. All other packets are sent only
+            // by clients.
             _ => return Err(Fault::Unexpected),
         },
     )

@@ -1,4 +1,4 @@
-//! TOML text to a map.
+//! Reads TOML text into a map.
 
 use crate::atoms;
 use rustler::types::map::map_new;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A file may have any size, so it is read on a dirty scheduler.
+/// A file may have any size, so this runs on a dirty scheduler.
 #[rustler::nif(name = "toml", schedule = "DirtyCpu")]
 fn toml<'a>(env: Env<'a>, text: Binary<'a>) -> Term<'a> {
     match parse(env, text.as_slice()) {
@@ -19,7 +19,8 @@ fn toml<'a>(env: Env<'a>, text: Binary<'a>) -> Term<'a> {
 /// What is wrong, and where.
 type Fault = (String, Range<usize>);
 
-/// The crate's own error text quotes the line, and the line may hold a password.
+/// The crate's own error text is not used, because it quotes the line, and the line may hold a
+/// password.
 fn parse<'a>(env: Env<'a>, bytes: &[u8]) -> Result<Term<'a>, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();

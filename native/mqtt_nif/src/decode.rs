@@ -1,4 +1,4 @@
-//! Bytes of the broker to packet terms.
+//! Turns bytes of the broker into packet terms.
 
 use crate::atoms;
 use crate::encode::is_topic_name;
@@ -9,13 +9,13 @@ use nats_gateway_beam::{Chunk, binary};
 use rustler::types::tuple::make_tuple;
 use rustler::{Binary, Encoder, Env, Term};
 
-/// One call takes at most this many packets, and starts no packet after this many bytes: about half
-/// a millisecond of small packets, or of payloads to copy.
+/// One call takes at most this many packets, and starts no packet after this many bytes. That is
+/// about half a millisecond of small packets, or of payloads to copy.
 const MAX_PACKETS: usize = 1024;
 const MAX_BYTES: usize = 256 * 1024;
 
-/// A packet with more bytes of properties than this is left to a dirty scheduler. 64 KiB can hold
-/// 13 000 properties, each of which is an allocation.
+/// A packet that has more bytes of properties than this is decoded on a dirty scheduler. 64 KiB can
+/// hold 13 000 properties, and each needs an allocation.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// The cost of a packet besides its bytes, in bytes, as it is reported to the scheduler.
@@ -87,7 +87,7 @@ fn decode<'a>(
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
     let rest = match need {
         0 => chunk.rest(input),
-        // The rest may wait for long.
+        // The rest may wait for a long time.
         _ => chunk.part(input),
     };
     match rest {
@@ -152,7 +152,7 @@ fn id_term(env: Env<'_>, packet_id: Option<u16>) -> Term<'_> {
     }
 }
 
-/// Lists of bytes are lists of integers here, never binaries.
+/// In packet terms, lists of bytes are lists of integers, never binaries.
 fn integers(bytes: &[u8]) -> Vec<u32> {
     bytes.iter().map(|byte| u32::from(*byte)).collect()
 }
@@ -172,7 +172,7 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
                 let value = binary(env, pair.val().as_bytes());
                 user_properties.push(make_tuple(env, &[name, value]));
             }
-            // A response topic that nobody may publish to (3.3.2.3.5) counts as absent.
+            // A response topic to which nobody may publish (3.3.2.3.5) counts as absent.
             Property::ResponseTopic(topic) if is_topic_name(topic.val()) => {
                 response_topic = binary(env, topic.val().as_bytes());
             }

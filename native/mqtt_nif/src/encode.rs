@@ -1,4 +1,4 @@
-//! Packet terms to bytes for the broker.
+//! Turns packet terms into bytes for the broker.
 
 use crate::atoms;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
@@ -52,13 +52,13 @@ fn is_topic(bytes: Binary<'_>) -> bool {
     text(bytes.as_slice()).is_some_and(is_topic_name)
 }
 
-/// A name to publish to (4.7.1, 4.7.3).
+/// Whether a client can publish to this name (4.7.1, 4.7.3).
 pub fn is_topic_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['+', '#'])
 }
 
-/// Text that every broker takes. MQTT says that strings should not hold control characters and
-/// non-characters (1.5.4), and brokers may close the connection on them, as Mosquitto does.
+/// Text that every broker accepts. MQTT says that strings should not hold control characters and
+/// non-characters (1.5.4). A broker may close the connection because of them, as Mosquitto does.
 fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?;
     let plain = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
@@ -166,7 +166,7 @@ fn optional<'a, T>(
     }
 }
 
-/// rustler's own decoder would cut off what a `u8` or `u16` cannot hold.
+/// rustler's own decoder would cut off bits that a `u8` or `u16` cannot hold.
 fn number<T: TryFrom<u32>>(term: Term<'_>) -> NifResult<T> {
     T::try_from(term.decode::<u32>()?).map_err(|_| Error::BadArg)
 }
@@ -277,7 +277,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     }
     let payload: Binary<'a> = payload.decode()?;
     let publish = builder.build().map_err(invalid)?;
-    // The crate wants the payload in an `Arc` of its own. So it encodes the packet without a
+    // The crate requires the payload in an `Arc` of its own. So it encodes the packet without a
     // payload, and the remaining length is corrected here.
     let slices = publish.to_buffers();
     let [fixed_header, length, rest @ ..] = slices.as_slice() else {

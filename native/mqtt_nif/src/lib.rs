@@ -1,5 +1,5 @@
-//! The native side of the MQTT 5 host: a packet codec over `mqtt-protocol-core`, percent coding
-//! for header blocks, and a TOML reader. Stateless, as every NIF of this project.
+//! The native side of the MQTT 5 host: a packet codec over `mqtt-protocol-core`, percent coding for
+//! header blocks, and a TOML reader. Like every NIF of this project, it is stateless.
 
 mod atoms;
 mod config_file;

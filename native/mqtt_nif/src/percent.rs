@@ -3,11 +3,11 @@
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 use rustler::{Binary, Env, NewBinary};
 
-/// These bytes are encoded: control characters, which MQTT strings should not hold, bytes that are
-/// not ASCII, and the percent sign.
+/// The bytes that are encoded: control characters, which MQTT strings should not hold, bytes that
+/// are not ASCII, and the percent sign.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// A millisecond's worth.
+/// The work of a millisecond, in bytes.
 const TIMESLICE: usize = 1024 * 1024;
 
 #[rustler::nif]

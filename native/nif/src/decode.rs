@@ -1,4 +1,4 @@
-//! `decode_chunk/3`: bytes of a client to operations.
+//! `decode_chunk/3`: turns bytes of a client into operations.
 
 use nats_protocol::subject;
 use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
@@ -9,7 +9,7 @@ use crate::consume;
 use crate::terms::{Chunk, atoms, binary, connect, optional_part, reason};
 
 /// The work of one call, in bytes that are read or copied: some 60 small operations. One call for
-/// the whole chunk would cost less by itself. But the terms of hundreds of operations outlive
+/// the whole chunk would be cheaper by itself. But the terms of hundreds of operations outlive
 /// several garbage collections while the first ones are published, and each collection copies them.
 const MAX_WORK: usize = 24 * 1024;
 
@@ -88,7 +88,7 @@ fn decode_chunk<'a>(
     consume(env, work);
     match end {
         Ok(0) => Ok((atoms::ok(), ops, terms.chunk.rest(rest)?, 0).encode(env)),
-        // The rest may wait for long.
+        // The rest may wait for a long time.
         Ok(need) => Ok((atoms::ok(), ops, terms.chunk.part(rest)?, need).encode(env)),
         Err(error) => Ok((atoms::error(), reason(error), ops).encode(env)),
     }
@@ -104,7 +104,7 @@ fn touched(op: &Op<'_>, used: usize, chunk: &Chunk<'_>) -> usize {
     }
 }
 
-/// What the operations of a call share when they become terms.
+/// What the operations of one call share when they become terms.
 struct Terms<'a> {
     env: Env<'a>,
     chunk: Chunk<'a>,
@@ -187,7 +187,7 @@ impl<'a> Terms<'a> {
 }
 
 /// The mounted topic of a published subject, as `topic/2` returns it. The token `/` alone would be
-/// a topic without any byte, which MQTT does not have (4.7.3); under a mountpoint it is one.
+/// a topic without any byte, which MQTT does not have (4.7.3). With a mountpoint, it is a topic.
 pub fn topic<'a>(
     env: Env<'a>,
     subject: &[u8],
@@ -208,8 +208,8 @@ pub fn topic<'a>(
     }
 }
 
-/// The common case, written to its final place. If it turns out to be another case, the garbage
-/// collector has one small binary more.
+/// The common case, which is written to its final place. If it turns out to be another case, the
+/// garbage collector has one more small binary.
 fn plain_topic<'a>(env: Env<'a>, subject: &[u8], mountpoint: &[u8]) -> Option<Term<'a>> {
     let size = mountpoint.len().saturating_add(subject.len());
     if size > subject::MAX_TOPIC {

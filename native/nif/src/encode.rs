@@ -1,4 +1,4 @@
-//! `encode/2`: deliveries to frames.
+//! `encode/2`: turns deliveries into frames.
 
 use nats_protocol::encode::{Frames, MAX_CONTROL_LINE, Message, write_raw_subject};
 use nats_protocol::{headers, subject};
@@ -8,20 +8,21 @@ use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 use crate::consume;
 use crate::terms::{atoms, binary, for_each};
 
-/// The room that a delivery is likely to need. A guess that is too low costs a few copies.
+/// The number of bytes that a delivery is likely to need. If it is too low, that costs a few
+/// copies.
 const FRAME_GUESS: usize = 256;
 
-/// Work of one call, in bytes that are written: a quarter of a millisecond.
+/// The work of one call, in bytes that are written: a quarter of a millisecond.
 const MAX_WORK: usize = 256 * 1024;
 
-/// The bytes of the frames of one call, referenced payloads included. The caller looks at what
+/// The most bytes of the frames of one call, including referenced payloads. The caller checks what
 /// waits for the client before it goes on.
 const MAX_SIZE: usize = 1024 * 1024;
 
 /// With this many sids a payload counts as one of many frames.
 const MANY_SIDS: usize = 8;
 
-/// The cost of a frame besides its bytes, in bytes: its terms have to be taken apart.
+/// The cost of a frame besides its bytes, in bytes, because its terms have to be read.
 const WORK_PER_FRAME: usize = 128;
 
 #[rustler::nif]
@@ -63,13 +64,13 @@ fn encode<'a>(env: Env<'a>, deliveries: Term<'a>, mountpoint: Binary<'a>) -> Nif
     Ok((data.list_prepend(first), left_out, rest).encode(env))
 }
 
-/// The output of a call so far.
+/// The output of this call so far.
 struct Batch<'a, 'm> {
     frames: Frames<Term<'a>>,
     count: usize,
-    /// Frames that were left out, because a message is not what it must be.
+    /// The number of frames that were left out because a message was not valid.
     malformed: usize,
-    /// Bytes that were converted for frames that were too long to be written.
+    /// The number of bytes that were converted for frames that were too long to be written.
     unwritten: usize,
     mountpoint: &'m [u8],
     scratch: Scratch,
@@ -89,8 +90,8 @@ impl<'a> Batch<'a, '_> {
     }
 
     /// Writes the frames of a delivery. If that is too much work, the result is a delivery for the
-    /// other sids. Anybody may send a message: one that cannot be written is left out. The sids are
-    /// the caller's own.
+    /// other sids. Anybody can send a message, so a message that cannot be written is left out. The
+    /// sids are the caller's own.
     fn push(&mut self, env: Env<'a>, delivery: Term<'a>) -> NifResult<Option<Term<'a>>> {
         let (message, topic, sids, reply, headers, payload): (
             Term<'a>,

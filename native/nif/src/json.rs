@@ -1,15 +1,17 @@
-//! Erlang terms as JSON text.
+//! Writes Erlang terms as JSON text.
 
 use rustler::{Atom, Error, MapIterator, NifResult, Term, TermType};
 use serde_json::{Map, Number, Value};
 
 use crate::terms;
 
-/// Terms nest no deeper than this: the conversion is recursive, and a scheduler's stack is small.
+/// Terms may nest only this deep, because the conversion is recursive and a scheduler's stack is
+/// small.
 const MAX_DEPTH: u32 = 32;
 
-/// Maps become objects, lists arrays, binaries and atoms strings; `true`, `false`, `null` and
-/// integers stay what they are. Anything else, and a string that is not UTF-8, is `badarg`.
+/// Maps become objects, lists become arrays, and binaries and atoms become strings. `true`,
+/// `false`, `null` and integers stay what they are. Anything else, and a string that is not UTF-8,
+/// is `badarg`.
 pub fn value(term: Term<'_>) -> NifResult<Value> {
     nested(term, MAX_DEPTH)
 }

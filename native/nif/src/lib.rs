@@ -1,6 +1,6 @@
 //! The NIFs of the Erlang module `nats_gateway_nif`. Its specifications say what they take and
-//! return. They keep no state, and run on normal schedulers except where `login` says otherwise.
-//! Terms of a wrong type are `badarg`.
+//! return. They keep no state, and run on normal schedulers unless `login` says otherwise. A term
+//! of a wrong type is `badarg`.
 
 mod decode;
 mod encode;
@@ -21,7 +21,7 @@ use crate::terms::{atoms, binary};
 /// Tells the scheduler how much of a time slice, one millisecond, a call took.
 ///
 /// Work is counted in bytes, because most of it is spent on them. Callers add an equivalent for the
-/// rest. Less than one percent is not reported: the VM charges each call a reduction.
+/// rest. Less than one percent is not reported, because the VM charges one reduction for each call.
 fn consume(env: Env<'_>, work: usize) {
     let percent = work / (WORK_PER_TIMESLICE / 100);
     if percent > 0 {
@@ -168,7 +168,7 @@ fn json<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
     Ok(binary(env, text.as_bytes()))
 }
 
-/// A number in the range of `T`; rustler's own decoder cuts off what a small type cannot hold.
+/// A number in the range of `T`. rustler's own decoder cuts off bits that a small type cannot hold.
 fn number<T: TryFrom<u64>>(term: Term<'_>) -> NifResult<T> {
     T::try_from(term.decode()?).map_err(|_| Error::BadArg)
 }

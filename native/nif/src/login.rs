@@ -1,5 +1,5 @@
-//! Functions that check a login: NKeys, NATS JWTs and bcrypt. Those that take long, or as long as a
-//! client likes, run on a dirty scheduler.
+//! Functions that check a login: NKeys, NATS JWTs and bcrypt. Functions that take long, or as long
+//! as a client likes, run on a dirty scheduler.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use rustler::{Binary, Encoder, Env, NifResult, Term};
 use crate::consume;
 use crate::terms::{atoms, binary, for_each};
 
-/// Work of one Ed25519 verification, in bytes: a tenth of a millisecond.
+/// The work of one Ed25519 verification, in bytes: a tenth of a millisecond.
 const WORK_PER_VERIFICATION: usize = crate::WORK_PER_TIMESLICE / 10;
 
 #[rustler::nif]

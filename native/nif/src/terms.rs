@@ -25,7 +25,7 @@ pub mod atoms {
     }
 }
 
-/// `undefined` for nothing.
+/// `undefined` if there are no bytes.
 pub fn optional_part<'a>(
     env: Env<'a>,
     chunk: &mut Chunk<'a>,
@@ -96,7 +96,7 @@ pub fn reason(error: DecodeError) -> Atom {
     }
 }
 
-/// Calls a function for the elements of a proper list, without an intermediate vector. An improper
+/// Calls a function for each element of a proper list, without an intermediate vector. An improper
 /// list is an error; rustler's iterator would panic.
 pub fn for_each<'a>(
     list: Term<'a>,

@@ -1,5 +1,5 @@
-//! `websocket_decode/3` and `websocket_header/2`: WebSocket frames of a client to bytes of its
-//! stream, and headers of the frames that it is sent.
+//! `websocket_decode/3` and `websocket_header/2`: turn a client's WebSocket frames into bytes of
+//! its stream, and make the headers of the frames to the client.
 
 use nats_protocol::websocket::{
     Data, Frame, Message, Payload, Position, ServerFrame, Settings, Step, decode, header,
@@ -71,7 +71,7 @@ fn websocket_decode<'a>(
             }
             Ok(Step::Need(need)) => {
                 break if beyond.is_empty() {
-                    // The rest of a whole chunk is so small that it is copied.
+                    // The rest of a whole chunk is small enough to be copied.
                     (
                         atoms::more(),
                         binary(env, rest),
@@ -93,7 +93,7 @@ fn websocket_decode<'a>(
     Ok((parts.finish(), pings, next).encode(env))
 }
 
-/// The last `left` bytes, for another call at once.
+/// Returns the last `left` bytes, so that the caller calls again at once.
 fn go_on<'a>(
     env: Env<'a>,
     bytes: &Binary<'a>,
@@ -127,7 +127,7 @@ fn encode(env: Env<'_>, position: Position) -> Term<'_> {
     (position.remaining, key, message, position.last_frame).encode(env)
 }
 
-/// Makes one binary of each run of the stream, however many frames it came in.
+/// Makes one binary of each run of the stream, whatever the number of its frames.
 struct Parts<'a, 'b> {
     env: Env<'a>,
     done: Vec<Term<'a>>,
@@ -172,7 +172,7 @@ impl<'a, 'b> Parts<'a, 'b> {
     }
 }
 
-/// A binary of these payloads one after the other, unmasked, `size` bytes in all.
+/// A binary with the unmasked payloads one after the other, `size` bytes in all.
 fn clear<'a>(env: Env<'a>, payloads: &[Payload<'_>], size: usize) -> Term<'a> {
     let mut clear = NewBinary::new(env, size);
     let mut left = clear.as_mut_slice();

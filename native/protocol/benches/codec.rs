@@ -1,4 +1,4 @@
-//! Time per operation, both ways, topic conversion included.
+//! Measures the time per operation in both directions, with topic conversion.
 
 #![allow(clippy::restriction)]
 
@@ -20,7 +20,7 @@ const TOPIC: &[u8] = b"sensors/building7/room12";
 /// Operations in one buffer, as a read under load brings them.
 const OPS: usize = 64;
 
-/// What a read brings when the socket's buffer has its default size.
+/// The size of a read if the socket's buffer has its default size.
 const READ: usize = 1460;
 
 /// Decodes all operations and converts their subjects; returns the rest and what it waits for.

@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 /// The fields of a CONNECT. A field that is absent or null keeps its earlier value or its default.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Connect {
-    /// `+OK` for each operation; nats-server's default is true.
+    /// Whether the server answers each operation with `+OK`; nats-server's default is true.
     pub verbose: Option<bool>,
-    /// Check the subjects of published messages; the default is true.
+    /// Whether the subjects of published messages are checked; the default is true.
     pub pedantic: Option<bool>,
-    /// Deliver this connection's own messages to it; the default is true.
+    /// Whether this connection gets its own messages; the default is true.
     pub echo: Option<bool>,
-    /// The client can take HMSG and send HPUB.
+    /// Whether the client can take HMSG and send HPUB.
     pub headers: Option<bool>,
-    /// The client wants a 503 for requests without subscribers.
+    /// Whether the client wants a 503 for requests without subscribers.
     pub no_responders: Option<bool>,
-    /// 1: the client can take an INFO at any time.
+    /// 1 if the client can take an INFO at any time.
     pub protocol: Option<i64>,
     /// User name.
     pub user: Option<String>,
@@ -27,13 +27,13 @@ pub struct Connect {
     pub pass: Option<String>,
     /// Token.
     pub auth_token: Option<String>,
-    /// What the client calls itself.
+    /// The name that the client gives itself.
     pub name: Option<String>,
     /// Language of the client library.
     pub lang: Option<String>,
     /// Version of the client library.
     pub version: Option<String>,
-    /// The client wants TLS; nats-server ignores it.
+    /// Whether the client wants TLS; nats-server ignores it.
     pub tls_required: Option<bool>,
     /// User JWT.
     pub jwt: Option<String>,
@@ -47,7 +47,7 @@ pub struct Connect {
     pub new_account: Option<bool>,
 }
 
-/// Leaves out what a log must not show.
+/// Leaves out the fields that a log must not show.
 impl fmt::Debug for Connect {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -69,9 +69,9 @@ impl Connect {
     /// Reads the argument of CONNECT. `None` if it is anything but an object of the right types,
     /// or `null`.
     ///
-    /// This imitates Go's reader where clients could notice it. Keys match in any letter case, and
-    /// the last of several wins. Null counts as absent. Bytes that are not UTF-8, and escapes of
-    /// half a surrogate pair (`JSON.stringify` writes them), become U+FFFD.
+    /// This imitates Go's reader in all that clients could notice. Keys match in any letter case,
+    /// and the last of several wins. Null counts as absent. Bytes that are not UTF-8, and escapes
+    /// of half a surrogate pair (`JSON.stringify` writes them), become U+FFFD.
     #[must_use]
     pub fn from_json(json: &[u8]) -> Option<Self> {
         serde_json::from_str(&well_formed(json)?).ok()
@@ -154,7 +154,7 @@ impl Visitor<'_> for TextVisitor {
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
         let mut bytes = bytes.to_vec();
         let mut at = 0_usize;
-        // Half a pair has three bytes, as U+FFFD has. Everything else was UTF-8 already.
+        // Half a pair has three bytes, like U+FFFD. Everything else was UTF-8 already.
         while let Some([first, second, third]) =
             bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut)
         {
@@ -171,14 +171,14 @@ fn set_text(field: &mut Option<String>, value: Option<Text>) {
     set(field, value.map(|Text(text)| text));
 }
 
-/// In Go a null leaves the field as it is, also when an earlier duplicate has set it.
+/// In Go a null leaves the field as it is, even if an earlier duplicate has set it.
 fn set<T>(field: &mut Option<T>, value: Option<T>) {
     if value.is_some() {
         *field = value;
     }
 }
 
-/// Go folds keys by Unicode's simple folding, in which two other characters are ASCII letters.
+/// Go folds keys by Unicode's simple folding. In it, two other characters are ASCII letters.
 fn fold(key: &str) -> String {
     key.chars()
         .map(|character| match character {
@@ -190,14 +190,14 @@ fn fold(key: &str) -> String {
 }
 
 /// The text of well-formed JSON. Strings are read as bytes, and serde_json does not report raw
-/// control characters in those.
+/// control characters in bytes.
 fn well_formed(json: &[u8]) -> Option<Cow<'_, str>> {
     let json = String::from_utf8_lossy(json);
     serde_json::from_str::<IgnoredAny>(&json).ok()?;
     Some(json)
 }
 
-/// Whether this is a JSON object, or `null`: all that an INFO from a client is checked for.
+/// Whether this is a JSON object or `null`. Nothing else is checked in an INFO from a client.
 pub(crate) fn is_object(json: &[u8]) -> bool {
     well_formed(json).is_some_and(|json| serde_json::from_str::<Object>(&json).is_ok())
 }
@@ -248,7 +248,7 @@ pub struct Info<'a> {
     /// 1: asynchronous INFO and echo are supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<u32>,
-    /// Go version, or what stands for it.
+    /// Go version, or another text in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub go: Option<&'a str>,
     /// Address the server listens on.
@@ -257,19 +257,19 @@ pub struct Info<'a> {
     /// Port the server listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Header support; without it clients send neither headers nor `no_responders`.
+    /// Whether headers are supported. Without it, clients send neither headers nor `no_responders`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headers: Option<bool>,
-    /// CONNECT must hold credentials.
+    /// Whether CONNECT must hold credentials.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_required: Option<bool>,
-    /// The client must start TLS now.
+    /// Whether the client must start TLS now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_required: Option<bool>,
-    /// The client must show a certificate.
+    /// Whether the client must show a certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_verify: Option<bool>,
-    /// The client may start TLS now.
+    /// Whether the client may start TLS now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_available: Option<bool>,
     /// Most bytes of header block and payload together.
@@ -281,10 +281,10 @@ pub struct Info<'a> {
     /// Address of the client as the server sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ip: Option<&'a str>,
-    /// What an NKey or JWT login signs.
+    /// The text that an NKey or JWT login signs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<&'a str>,
-    /// The server is about to close its connections.
+    /// Whether the server is about to close its connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ldm: Option<bool>,
 }

@@ -1,4 +1,4 @@
-//! One operation from the front of the received bytes (docs/protocol.md section 1).
+//! Decodes one operation from the front of the received bytes (docs/protocol.md section 1).
 
 use memchr::{memchr, memchr2};
 
@@ -7,12 +7,12 @@ use crate::subject::is_valid_publish_subject;
 use crate::{DecodeError, Op, Phase, Publish, Settings, Subscribe, is_blank};
 
 /// The most bytes of a line that no other limit counts: blanks after the operation, and the text
-/// behind PING, PONG and +OK. nats-server drops them as they come. Here they wait for the line end,
-/// so they need a bound. nats-server takes 9000 blanks; a client that sends one byte at a time
-/// costs at most this number squared.
+/// behind PING, PONG and +OK. nats-server drops them as they arrive. Here they wait for the line
+/// end, so they need a limit. nats-server accepts 9000 blanks. A client that sends one byte at a
+/// time costs at most this number squared.
 pub const MAX_IGNORED_BYTES: usize = 16 * 1024;
 
-/// The most digits of a size. A longer number is no size, even if it has leading zeros.
+/// The most digits of a size. A longer number is not a size, even if it has leading zeros.
 pub const MAX_SIZE_DIGITS: usize = 9;
 
 /// The line end of the payload.
@@ -28,8 +28,8 @@ pub enum Step<'a> {
         /// Its size in bytes, line end and payload included.
         used: usize,
     },
-    /// The beginning of an operation. Another attempt needs at least this many bytes in all. For a
-    /// payload under way these are the bytes up to the CR behind it, so that a caller can wait
+    /// The beginning of an operation. Another attempt needs at least this many bytes in all. For an
+    /// incomplete payload these are the bytes up to the CR behind it, so that a caller can wait
     /// before it joins the fragments.
     Need(usize),
 }
@@ -41,7 +41,7 @@ type Result<T> = std::result::Result<T, DecodeError>;
 /// # Errors
 ///
 /// A breach of the grammar is reported as soon as the bytes that show it have arrived: a wrong
-/// operation at its first wrong byte, a wrong size at the end of the control line.
+/// operation at its first wrong byte, and a wrong size at the end of the control line.
 pub fn decode<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
     let Some(&first) = input.first() else {
         return Ok(Step::Need(1));
@@ -102,7 +102,7 @@ fn more<'a>(input: &[u8]) -> Result<Step<'a>> {
     Ok(Step::Need(input.len().saturating_add(1)))
 }
 
-/// What follows the name of the operation, or `None` while the name is not complete.
+/// The bytes after the name of the operation, or `None` while the name is not complete.
 #[inline(always)]
 fn after_name<'a>(input: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>> {
     match input.strip_prefix(name) {
@@ -149,8 +149,8 @@ enum Blank {
     Optional,
 }
 
-/// Finds the arguments of the first line, without blanks before them and without the line end,
-/// and hands them to `then` with the size of the whole line.
+/// Finds the arguments of the first line, without blanks before them and without the line end.
+/// Passes them to `then` with the size of the whole line.
 #[inline]
 fn with_arguments<'a>(
     input: &'a [u8],
@@ -174,7 +174,7 @@ fn with_arguments<'a>(
         return Err(DecodeError::TooManyIgnoredBytes);
     }
     // Arguments of a legal size end within this window. So a line without an end is not searched
-    // any further, however much has been received.
+    // any further, however many bytes have been received.
     let limit = settings.max_control_line;
     let window = arguments
         .get(..limit.saturating_add(CRLF.len()))
@@ -252,9 +252,9 @@ fn header_publish<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> 
     )
 }
 
-/// The control line of a PUB that is written like those of the official clients: complete, upper
-/// case, one space between fields, no control characters. Everything else, legal or not, is `None`
-/// and takes the long way.
+/// Reads the control line of a PUB that is written like those of the official clients: complete,
+/// upper case, one space between fields, no control characters. Everything else, legal or not, is
+/// `None` and takes the slow path.
 #[inline(always)]
 fn plain_publish<'a>(input: &'a [u8], settings: &Settings) -> Option<(Head<'a>, usize)> {
     let arguments = input.strip_prefix(b"PUB ")?;
@@ -294,8 +294,8 @@ fn word(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         .filter(|(word, _)| !word.is_empty())
 }
 
-/// Length of the text up to the first blank or control character. Eight bytes at a time: the
-/// call into a vectorised search costs more than the few words that a subject has.
+/// Length of the text up to the first blank or control character. It looks at eight bytes at a
+/// time: a call of a vectorised search costs more than the few words that a subject has.
 #[inline]
 fn word_end(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -333,7 +333,7 @@ fn payload<'a>(
     head: Head<'a>,
     settings: &Settings,
 ) -> Result<Step<'a>> {
-    // The check comes before the payload, so that nobody buffers what is refused anyway.
+    // The check comes before the payload, so that a refused payload is not buffered.
     if head.total > settings.max_payload {
         return Err(DecodeError::PayloadTooLarge);
     }
@@ -401,8 +401,8 @@ fn unsubscribe<'a>(input: &'a [u8], settings: &Settings) -> Result<Step<'a>> {
         |arguments, used| {
             let (sid, max) = match fields(arguments)? {
                 [Some(sid), None, None] => (sid, 0),
-                // nats-server reads -1 where it cannot parse, and ends the subscription at once for
-                // all values below 1.
+                // nats-server reads -1 if it cannot parse the number, and ends the subscription at
+                // once for all values below 1.
                 [Some(sid), Some(max), None] => (sid, digits(max).unwrap_or(0)),
                 _ => return Err(DecodeError::ArgumentCount),
             };

@@ -1,7 +1,7 @@
-//! MSG and HMSG frames (docs/protocol.md section 1, delivery side).
+//! Writes MSG and HMSG frames (docs/protocol.md section 1, delivery side).
 //!
-//! One space between fields, no trailing space, CR LF, upper case: the official clients split on
-//! exactly that.
+//! The official clients split exactly this form: one space between fields, no trailing space, CR
+//! LF, upper case.
 
 use bytes::{BufMut, BytesMut};
 
@@ -14,32 +14,33 @@ const CRLF: &[u8] = b"\r\n";
 /// smaller ones, one copy is cheaper than two more elements of the vector that the socket writes.
 pub const REFERENCE_THRESHOLD: usize = 4096;
 
-/// The same limit for a payload of many frames. What waits for a slow client then holds the payload
-/// once. Below the limit a reference takes about as much memory as a copy, and copies are faster.
+/// The same limit for a payload that is in many frames. Then the data that waits for a slow client
+/// holds the payload only once. Below the limit a reference takes about as much memory as a copy,
+/// and copies are faster.
 pub const SHARED_REFERENCE_THRESHOLD: usize = 512;
 
-/// The most bytes of the arguments of a frame, counted as nats-server counts those of an operation:
-/// without what precedes and follows them. jnats closes the connection at one byte more.
+/// The most bytes of the arguments of a frame. They are counted as nats-server counts those of an
+/// operation: without what precedes and follows them. jnats closes the connection at one byte more.
 pub const MAX_CONTROL_LINE: usize = 4096;
 
 /// Room for the sizes and the blanks of a control line, whatever they are.
 const SIZES: usize = 2 * 20 + 4;
 
-/// A message as all its receivers get it.
+/// A message in the form that all its receivers get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message<'a> {
     /// The subject, free of blanks and line ends (see [`crate::subject::write_subject`]).
     pub subject: &'a [u8],
-    /// The reply subject; empty is none.
+    /// The reply subject. If it is empty, there is none.
     pub reply: &'a [u8],
-    /// The header block; empty is none, and then the frame is a MSG.
+    /// The header block. If it is empty, there is none, and the frame is a MSG.
     pub headers: &'a [u8],
     /// The payload.
     pub payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The reply subject, if the control line has room for it. Nothing if the line is too long even
+    /// The reply subject, if the control line has room for it. `None` if the line is too long even
     /// without it.
     fn fitting_reply(&self, sid: &[u8]) -> Option<&'a [u8]> {
         let names = self.subject.len().saturating_add(sid.len());
@@ -66,8 +67,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A batch of frames: small ones in one buffer, large payloads by reference. `R` is what the
-/// caller references a payload by.
+/// A batch of frames: small ones are in one buffer, and large payloads are referenced. `R` is the
+/// caller's reference to a payload.
 #[derive(Debug)]
 pub struct Frames<R> {
     buffer: BytesMut,
@@ -88,10 +89,10 @@ impl<R> Frames<R> {
         }
     }
 
-    /// Appends the frame of one message for one subscription. `reference` stands for the payload
-    /// if that has [`REFERENCE_THRESHOLD`] bytes or more.
+    /// Appends the frame of one message for one subscription. `reference` stands for the payload if
+    /// the payload has [`REFERENCE_THRESHOLD`] bytes or more.
     ///
-    /// A control line that is too long goes without its reply subject. If that is not enough, there
+    /// If the control line is too long, the reply subject is left out. If that is not enough, there
     /// is no frame, see [`Frames::too_long`].
     pub fn push(&mut self, message: &Message<'_>, sid: &[u8], reference: R) {
         self.append(message, sid, reference, REFERENCE_THRESHOLD);
@@ -164,8 +165,9 @@ impl<R> Frames<R> {
     }
 }
 
-/// Appends a reply subject that did not come from a topic. It stays as it is, except that it
-/// cannot break the control line: what a client may take for white space is percent-encoded.
+/// Appends a reply subject that did not come from a topic. It stays unchanged, except that it
+/// cannot break the control line: characters that a client may take for white space are
+/// percent-encoded.
 pub fn write_raw_subject(subject: &[u8], out: &mut Vec<u8>) {
     let mut rest = subject;
     while let [byte, after @ ..] = rest {

@@ -1,10 +1,10 @@
-//! What ends a connection while its bytes are decoded.
+//! The errors that end a connection while its bytes are decoded.
 
 use thiserror::Error;
 
-/// A protocol violation of the peer: one variant per rule (docs/protocol.md section 1).
+/// A protocol violation of the peer, with one variant per rule (docs/protocol.md section 1).
 ///
-/// Every one of them ends the connection. Erlang's table of endings has what the client is told.
+/// Each of them ends the connection. Erlang's table of endings has the text that the client gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum DecodeError {
     /// A byte that no operation has in this place, or an operation that clients may not send.

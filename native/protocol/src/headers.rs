@@ -6,10 +6,10 @@
 //! CR LF
 //! ```
 //!
-//! Towards MQTT each header is a user property; a status line with text is the first of them,
-//! under the reserved name [`STATUS_PROPERTY`]. Towards NATS the block is built so that no
-//! official client can stumble over it, whatever an MQTT client put into its properties. That
-//! encoding has no way back. `%` itself is never changed in either direction.
+//! Towards MQTT each header is a user property. A status line with text is the first of them, under
+//! the reserved name [`STATUS_PROPERTY`]. Towards NATS the block is built so that every official
+//! client can read it, whatever an MQTT client put into its properties. That encoding cannot be
+//! reversed. `%` itself is never changed in either direction.
 
 use memchr::memmem;
 
@@ -26,8 +26,8 @@ pub const STATUS_PROPERTY: &str = "Nats-Status";
 /// Header that stands for MQTT 5's Content Type property.
 pub const CONTENT_TYPE: &str = "Content-Type";
 
-/// The most bytes of a block that is built or read. nats-core takes blocks of up to 64 KiB. What
-/// does not fit is left out.
+/// The most bytes of a block that is built or read. nats-core takes blocks of up to 64 KiB. Headers
+/// that do not fit are left out.
 pub const MAX_BLOCK: usize = 65_536;
 
 /// The most headers of a block that are read. Each becomes several Erlang terms, and ten thousand
@@ -40,16 +40,16 @@ const MAX_STRING: usize = 65_535;
 /// A header block, split but not validated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block<'a> {
-    /// What follows the version in the first line, without blanks around it; may be empty.
+    /// The text after the version in the first line, without blanks around it; may be empty.
     pub status: &'a [u8],
     /// Names, and values without the blanks around them, in order.
     pub pairs: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Block<'a> {
-    /// Splits a block. Lines without a colon and folded lines are skipped; the first empty line
-    /// ends it, and so do [`MAX_HEADERS`] and [`MAX_BLOCK`]. `None` if it does not start with
-    /// `NATS/1.0`.
+    /// Splits a block. Lines without a colon and folded lines are skipped. The block ends at the
+    /// first empty line, or at [`MAX_HEADERS`] or [`MAX_BLOCK`]. The result is `None` if it does
+    /// not start with `NATS/1.0`.
     #[must_use]
     pub fn parse(block: &'a [u8]) -> Option<Self> {
         let block = block.get(..MAX_BLOCK).unwrap_or(block);
@@ -84,13 +84,13 @@ pub struct Properties<'a> {
     pub pairs: Vec<(&'a str, &'a str)>,
     /// The value of the first Content-Type header. The header is among the pairs, too.
     pub content_type: Option<&'a str>,
-    /// [`build`] makes exactly the same block of these properties again.
+    /// Whether [`build`] makes exactly the same block of these properties again.
     pub exact: bool,
 }
 
 impl<'a> Properties<'a> {
     /// The properties of a block. Headers that MQTT cannot hold are left out: text that is not
-    /// UTF-8, NUL, more than 65 535 bytes. Bytes that are no header block have no properties.
+    /// UTF-8, NUL, more than 65 535 bytes. Bytes that are not a header block have no properties.
     #[must_use]
     pub fn of(block: &'a [u8]) -> Self {
         let Some(parsed) = Block::parse(block) else {
@@ -148,8 +148,8 @@ pub fn build<'p>(
     build_with(write_text, pairs, content_type, out);
 }
 
-/// The same for a client that takes only ASCII in values: jnats stops reading its connection at
-/// anything else.
+/// The same for a client that accepts only ASCII in values: jnats stops reading its connection at
+/// any other byte.
 pub fn build_ascii<'p>(
     pairs: impl Iterator<Item = (&'p [u8], &'p [u8])>,
     content_type: Option<&[u8]>,
@@ -235,7 +235,7 @@ fn write_text(value: &[u8], out: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(value) else {
         return write_ascii(value, out);
     };
-    // Some client trims these characters, or takes them for the end of a line.
+    // Some clients trim these characters, or take them for the end of a line.
     let inner = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{FEFF}');
     let (leading, _) = text.split_once(inner).unwrap_or_default();
     let end = leading.len().saturating_add(inner.len());
@@ -275,7 +275,7 @@ fn is_status(text: &[u8]) -> bool {
     }
 }
 
-/// The text as MQTT can hold it.
+/// The text, if MQTT can hold it.
 fn text(bytes: &[u8]) -> Option<&str> {
     if bytes.len() > MAX_STRING || memchr::memchr(0, bytes).is_some() {
         return None;
@@ -283,7 +283,7 @@ fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok()
 }
 
-/// The first line without its CR LF, and what follows.
+/// The first line without its CR LF, and the rest.
 fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
     match memmem::find(bytes, CRLF).and_then(|end| bytes.split_at_checked(end)) {
         Some((line, rest)) => (line, rest.get(CRLF.len()..).unwrap_or_default()),
@@ -291,7 +291,7 @@ fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Readers drop the blanks around a value.
+/// Removes the blanks around a value, as readers do.
 fn trim(mut bytes: &[u8]) -> &[u8] {
     while let [byte, rest @ ..] = bytes
         && is_blank(*byte)

@@ -1,7 +1,7 @@
 //! The NATS client protocol as nats-server speaks it, and its translation to MQTT topics.
 //!
-//! Nothing here does I/O, keeps state or looks at a clock, and no input makes it panic. The rules
-//! are those of `docs/protocol.md` in the repository, whose sections the documentation cites.
+//! This crate does no I/O, keeps no state and looks at no clock, and no input makes it panic. The
+//! rules are those of `docs/protocol.md` in the repository, whose sections the documentation cites.
 //!
 //! # Grammar
 //!
@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Sizes are 1 to 9 decimal digits. Towards the client, fields are separated by exactly one space
-//! and lines end in CR LF, because the official clients need it so:
+//! and lines end in CR LF, because the official clients require it:
 //!
 //! ```text
 //! MSG  subject sid [reply] #bytes CR LF payload CR LF
@@ -55,7 +55,7 @@ pub use decode::{MAX_IGNORED_BYTES, MAX_SIZE_DIGITS, Step, decode};
 pub use error::DecodeError;
 pub use op::{Op, Publish, Subscribe};
 
-/// What a decoder must know of the server and of the connection.
+/// What a decoder must know about the server and the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Most bytes of arguments, counted after the blanks that follow the operation and without
@@ -81,12 +81,12 @@ impl Default for Settings {
     }
 }
 
-/// How far a connection's login is.
+/// How far the login of a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Authentication is required and has not succeeded yet: nothing but CONNECT.
+    /// Authentication is required and has not succeeded yet: only CONNECT is accepted.
     ConnectOnly,
-    /// Every operation.
+    /// Every operation is accepted.
     Open,
 }
 

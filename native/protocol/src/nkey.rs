@@ -1,10 +1,10 @@
-//! NKeys: public keys of operators, accounts and users, and what they have signed
+//! NKeys: public keys of operators, accounts and users, and the verification of their signatures
 //! (docs/protocol.md section 7).
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use nkeys::{KeyPair, KeyPairType};
 
-/// Whose key it is. The first letter says it.
+/// The role of a key's owner. The first letter of the key says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `O`
@@ -13,11 +13,12 @@ pub enum Role {
     Account,
     /// `U`
     User,
-    /// Servers, clusters and others that no client logs in with.
+    /// Servers, clusters and others. No client logs in with such a key.
     Other,
 }
 
-/// The role of a public key. `None` for text that is no public key; the checksum counts, too.
+/// The role of a public key. `None` if the text is not a public key; its checksum must be right,
+/// too.
 #[must_use]
 pub fn role(public_key: &str) -> Option<Role> {
     let pair = KeyPair::from_public_key(public_key).ok()?;

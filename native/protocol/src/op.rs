@@ -2,7 +2,7 @@
 
 use crate::connect::Connect;
 
-/// One operation, borrowing from the bytes it was decoded from.
+/// One operation, which borrows from the bytes that it was decoded from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
     /// `CONNECT {json}`
@@ -17,9 +17,9 @@ pub enum Op<'a> {
     Sub(Subscribe<'a>),
     /// `UNSUB sid [max]`
     Unsub {
-        /// The subscription, as its SUB spelt it.
+        /// The subscription, spelt as in its SUB.
         sid: &'a [u8],
-        /// The number of messages after which it ends, counted from its SUB; 0 is at once.
+        /// The number of messages after which it ends, counted from its SUB; 0 means at once.
         max: u32,
     },
     /// `+OK` and `INFO {json}`, which are legal and have no effect.
@@ -30,14 +30,14 @@ pub enum Op<'a> {
 /// nats-server (docs/protocol.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
-    /// Where it goes to.
+    /// The destination.
     pub subject: &'a [u8],
-    /// Where an answer is expected.
+    /// The subject for an answer.
     pub reply: Option<&'a [u8]>,
     /// The header block with its last CR LF, not validated; `None` for PUB and for an HPUB
     /// whose header size is 0.
     pub headers: Option<&'a [u8]>,
-    /// What follows the header block.
+    /// The bytes after the header block.
     pub payload: &'a [u8],
 }
 

@@ -1,9 +1,9 @@
 //! WebSocket framing of the server's side (RFC 6455 section 5, docs/protocol.md section 9).
 //!
-//! NATS over WebSocket is a stream of bytes: where messages and frames begin and end means
-//! nothing. So a data frame is passed on piece by piece as it arrives, whatever its size, and only
-//! headers and control frames, 139 bytes at most, ever wait to be complete. All that the decoder
-//! remembers from one piece to the next is a [`Position`].
+//! For NATS over WebSocket, the messages and frames are one stream of bytes, and it does not matter
+//! where they begin and end. So a data frame is passed on piece by piece as it arrives, whatever
+//! its size. Only headers and control frames, 139 bytes at most, wait until they are complete. The
+//! decoder remembers only a [`Position`] from one piece to the next.
 //!
 //! ```
 //! use nats_protocol::websocket::{Frame, Position, Settings, Step, decode};
@@ -26,7 +26,7 @@ use thiserror::Error;
 /// Longest payload of a control frame.
 pub const MAX_CONTROL: usize = 125;
 
-/// Longest header that a server writes: client frames have a masking key in addition.
+/// Longest header that a server writes. Client frames have a masking key in addition.
 pub const MAX_SERVER_HEADER: usize = 10;
 
 const FIN: u8 = 0x80;
@@ -42,7 +42,7 @@ const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
-/// What was agreed with the client.
+/// The settings that were agreed with the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Most bytes of payload in one data frame.
@@ -75,7 +75,7 @@ pub struct Position {
     pub last_frame: bool,
 }
 
-/// The kind of a message. Text and binary are the same here: both hold bytes of the stream.
+/// The kind of a message. Text and binary are the same here, because both hold bytes of the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Message {
     /// There is no message: the next data frame begins one.
@@ -108,13 +108,13 @@ pub enum Frame<'a> {
     Data(Data<'a>),
     /// A ping, to be answered by a pong with the same payload.
     Ping(Payload<'a>),
-    /// A pong, which needs nothing.
+    /// A pong, which needs no answer.
     Pong,
     /// The close frame. The client sends nothing after it.
     Close(Payload<'a>),
 }
 
-/// The part of a data frame that has come. It can be empty.
+/// The part of a data frame that has arrived. It can be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Data<'a> {
     /// Bytes of the stream, or of their compressed form.
@@ -125,14 +125,14 @@ pub struct Data<'a> {
     pub ends_message: bool,
 }
 
-/// Bytes as the client masked them.
+/// Bytes in the form in which the client masked them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
     masked: &'a [u8],
     key: [u8; KEY],
 }
 
-/// What ends a connection while its frames are decoded.
+/// The errors that end a connection while its frames are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum FrameError {
     /// A frame of a client without a masking key.
@@ -153,7 +153,7 @@ pub enum FrameError {
     /// Text or binary while the message before it lacks its last frame.
     #[error("new message started before final frame for previous message was received")]
     MessageUnfinished,
-    /// A continuation of nothing.
+    /// A continuation without a message.
     #[error("invalid continuation frame")]
     NothingToContinue,
     /// A length of more than 63 bits.
@@ -165,7 +165,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The status code of the close frame for it (RFC 6455 section 7.4.1).
+    /// The status code of the close frame for this error (RFC 6455 section 7.4.1).
     #[must_use]
     pub const fn close_code(self) -> u16 {
         match self {
@@ -175,11 +175,12 @@ impl FrameError {
     }
 }
 
-/// Decodes what is at the front of `input`, and moves `position` by it.
+/// Decodes the front of `input`, and moves `position` accordingly.
 ///
 /// # Errors
 ///
-/// Any breach of the framing, as soon as the first two bytes of a header, or its length, show it.
+/// Any breach of the framing is reported as soon as the first two bytes of a header, or its length,
+/// show it.
 pub fn decode<'a>(
     input: &'a [u8],
     position: &mut Position,
@@ -289,8 +290,8 @@ const fn header_size(short_length: u8) -> usize {
     }
 }
 
-/// The length, and what follows it. Lengths that a shorter form could hold are accepted, as by
-/// nats-server.
+/// The length, and the bytes after it. As in nats-server, a length is accepted even if a shorter
+/// form could hold it.
 fn long_length(short_length: u8, after: &[u8]) -> Option<(u64, &[u8])> {
     match short_length {
         126 => {
@@ -305,7 +306,7 @@ fn long_length(short_length: u8, after: &[u8]) -> Option<(u64, &[u8])> {
     }
 }
 
-/// As much of the current data frame as is there, after `header` bytes.
+/// Takes as much of the current data frame as has arrived, after `header` bytes.
 fn data<'a>(input: &'a [u8], header: usize, position: &mut Position) -> Step<'a> {
     let remaining = usize::try_from(position.remaining).unwrap_or(usize::MAX);
     let masked = input.get(..remaining).unwrap_or(input);
@@ -346,7 +347,7 @@ impl Payload<'_> {
         self.masked.is_empty()
     }
 
-    /// Writes it in clear to `out`. Nothing is written beyond the shorter of both.
+    /// Writes the unmasked bytes to `out`, up to the shorter length of both.
     pub fn unmask(&self, out: &mut [u8]) {
         let mut key = [0; BLOCK];
         for (byte, of_key) in key.iter_mut().zip(self.key.iter().cycle()) {
@@ -372,7 +373,7 @@ impl Payload<'_> {
 /// A frame that a server sends. There is one frame in each message, and none is masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFrame {
-    /// Bytes of the stream: several clients take no text frames.
+    /// Bytes of the stream. Several clients do not accept text frames.
     Binary,
     /// The same, compressed.
     Deflated,
@@ -382,8 +383,7 @@ pub enum ServerFrame {
     Close,
 }
 
-/// The header of a frame with `length` bytes of payload, which follow it as they are, and the
-/// header's size.
+/// The header of a frame, and the header's size. `length` bytes of payload follow it unchanged.
 #[must_use]
 pub fn header(frame: ServerFrame, length: u64) -> ([u8; MAX_SERVER_HEADER], usize) {
     let first = FIN

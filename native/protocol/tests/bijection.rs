@@ -1,5 +1,5 @@
-//! Subjects and topics are two spellings of the same names: shown for all names over the bytes
-//! that matter, up to the lengths that fit into a test run.
+//! Subjects and topics are two spellings of the same names. This is shown for all names over the
+//! bytes that matter, up to the lengths that fit into a test run.
 
 #![allow(clippy::restriction)]
 
@@ -49,7 +49,7 @@ fn is_legal_level(level: &[u8]) -> bool {
     level.iter().all(|byte| !b"/+#\0".contains(byte))
 }
 
-/// A token gives a legal level, and that level the token.
+/// A token gives a legal level, and the level gives that token.
 fn check_token(token: &[u8]) {
     let level = topic(token);
     assert!(
@@ -72,7 +72,7 @@ fn check_token(token: &[u8]) {
     }
 }
 
-/// A level gives a legal token, and that token the level.
+/// A level gives a legal token, and the token gives that level.
 fn check_level(level: &[u8]) {
     let token = subject(level);
     assert!(
@@ -91,10 +91,10 @@ fn check_level(level: &[u8]) {
     );
 }
 
-/// Atoms in a row: `cargo test --release` goes further.
+/// The number of atoms in a row. `cargo test --release` goes further.
 const ATOMS: usize = if cfg!(debug_assertions) { 4 } else { 6 };
 
-/// Every character that a code of an escape consists of, besides what is special by itself.
+/// Every character of the codes of escapes, besides those that are special by themselves.
 const CODE_CHARACTERS: &[&str] = &["%", "2", "5", "F", "B", "3", "A", "E", "0", "a"];
 
 #[test]
@@ -110,7 +110,7 @@ fn all_short_levels() {
     sequences(&atoms, ATOMS, &mut check_level);
 }
 
-/// Longer names, made of whole escapes and what changes their meaning.
+/// Longer names, made of whole escapes and of parts that change their meaning.
 const ESCAPES: &[&str] = &[
     "%2F", "%252F", "%25252F", "%2B", "%2523", "%2A", "%253E", "%20", "%2520", "%25", "25", "a",
 ];
@@ -127,7 +127,8 @@ fn all_levels_of_escapes() {
     sequences(&atoms, ATOMS, &mut check_level);
 }
 
-/// White space beyond ASCII, whole and in parts, and what is none (`%C2%A1`, `%E2%82%AC`).
+/// White space beyond ASCII, whole and in parts, and characters that are no white space (`%C2%A1`,
+/// `%E2%82%AC`).
 const WIDE: &[&str] = &[
     "%C2%A0",
     "%25C2%A0",
@@ -157,15 +158,15 @@ fn white_space_beyond_ascii() {
     }
 }
 
-/// Only what a slash depends on, but at a length at which runs of each kind meet.
+/// Only the parts on which a slash depends, but at a length at which runs of each kind meet.
 #[test]
 fn all_slashes() {
     sequences(&["/", "%2F", "%252F", "a"], 2 * ATOMS, &mut check_token);
     sequences(&[".", "%2F", "%252F", "a"], 2 * ATOMS, &mut check_level);
 }
 
-/// Names longer than a block of the vectorised conversion, what is special at every place around
-/// its end.
+/// Names longer than a block of the vectorised conversion, with the special character at every
+/// position around its end.
 #[test]
 fn names_of_more_than_a_block() {
     let atoms = ["a", ".", "/", "+", "*", "%2F", " ", "\u{e9}", "\0", "\x7F"];
@@ -275,8 +276,8 @@ fn examples() {
     }
 }
 
-/// A run of escapes costs time in proportion to its length: with the square of it, each of these
-/// would take minutes.
+/// A run of escapes costs time in proportion to its length. If it cost the square of it, each of
+/// these would take minutes.
 #[test]
 fn long_runs_convert_in_linear_time() {
     let start = std::time::Instant::now();

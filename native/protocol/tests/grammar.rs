@@ -50,7 +50,7 @@ fn any_letter_case() {
     assert_eq!(error(b"-err x\r\n", &small()), DecodeError::ClientError);
 }
 
-/// nats.py depends on it: it writes two spaces where the optional argument is not given.
+/// nats.py depends on this: it writes two spaces if the optional argument is not given.
 #[test]
 fn blanks_are_runs_of_spaces_and_tabs() {
     assert_eq!(one(b"SUB a  1\r\n"), subscribe("a", None, "1"));
@@ -229,7 +229,7 @@ fn sids_and_names_are_any_bytes() {
     };
     assert_eq!(message.subject, b"\x01\xFF.\x7F");
     assert_eq!(message.reply, Some(&b"\x00/"[..]));
-    // nats-server takes a lone CR in a published subject for a byte of it.
+    // nats-server accepts a lone CR as a byte of a published subject.
     let Op::Pub(message) = one(b"PUB a\rb 1\r\nx\r\n") else {
         panic!("no publish");
     };
@@ -346,7 +346,7 @@ fn payload_terminator() {
             valid_subject: false
         }
     );
-    // A payload that is too short goes on with what follows.
+    // If a payload is too short, the following bytes count as part of it.
     assert_eq!(
         one(b"PUB a 6\r\nhi\r\nhi\r\n"),
         publish("a", None, None, "hi\r\nhi")
@@ -359,7 +359,7 @@ fn headers() {
         one(b"HPUB a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"),
         publish("a", None, Some("NATS/1.0\r\n\r\n"), "hi")
     );
-    // Delivered as plain MSG.
+    // It is delivered as a plain MSG.
     assert_eq!(one(b"HPUB a 0 2\r\nhi\r\n"), publish("a", None, None, "hi"));
     assert_eq!(one(b"HPUB a 0 0\r\n\r\n"), publish("a", None, None, ""));
     assert_eq!(
@@ -456,7 +456,7 @@ fn control_line_limit() {
         error(without_end.as_bytes(), &small()),
         DecodeError::ControlLineTooLong
     );
-    // It comes before what else is wrong with the line.
+    // This error comes before other errors in the line.
     let wrong = format!("PUB {} x\r\n", "a ".repeat(limit));
     assert_eq!(
         error(wrong.as_bytes(), &small()),
@@ -466,7 +466,7 @@ fn control_line_limit() {
 
 #[test]
 fn ignored_bytes_are_bounded() {
-    // The name and the blanks after it are free.
+    // The name and the blanks after it do not count.
     let input = format!("PUB {}a 1\r\nx\r\n", " ".repeat(9000));
     assert_eq!(one(input.as_bytes()), publish("a", None, None, "x"));
     let input = format!("PING{}\r\n", "x".repeat(9000));

@@ -23,7 +23,7 @@ fn of_text(pairs: Pairs<'_>, content_type: Option<&str>) -> String {
     String::from_utf8(built(&pairs, content_type.map(str::as_bytes))).expect("UTF-8")
 }
 
-/// Blocks that MQTT brings back byte for byte.
+/// Blocks that come back from MQTT byte for byte.
 #[test]
 fn exact_blocks() {
     for (block, pairs, content_type) in [
@@ -83,11 +83,11 @@ fn exact_blocks() {
     }
 }
 
-/// Blocks of which MQTT subscribers see something, but which have to be carried themselves.
+/// Blocks of which MQTT subscribers see a part, but which must also be carried themselves.
 #[test]
 fn inexact_blocks() {
     for (block, pairs) in [
-        // How Java writes it.
+        // The form that Java writes.
         ("NATS/1.0\r\nA:b\r\n\r\n", &[("A", "b")][..]),
         ("NATS/1.0\r\nA:\r\n\r\n", &[("A", "")]),
         ("NATS/1.0\r\nA: \t b \r\n\r\n", &[("A", "b")]),
@@ -99,7 +99,7 @@ fn inexact_blocks() {
         ("NATS/1.0 5033\r\nA: b\r\n\r\n", &[("A", "b")]),
         ("NATS/1.0 099\r\nA: b\r\n\r\n", &[("A", "b")]),
         ("NATS/1.0 OK\r\nA: b\r\n\r\n", &[("A", "b")]),
-        // Would come back as a status line.
+        // This would come back as a status line.
         (
             "NATS/1.0\r\nNats-Status: 503\r\n\r\n",
             &[("Nats-Status", "503")],
@@ -207,7 +207,7 @@ fn status_property() {
             "{value:?}"
         );
     }
-    // Only the first property, under exactly this name.
+    // This is done only for the first property, under exactly this name.
     for pairs in [
         [("A", "b"), ("Nats-Status", "503")],
         [("nats-status", "503"), ("A", "b")],
@@ -226,7 +226,7 @@ fn dangerous_text_is_encoded() {
         ("A", "  ", "A: %20%20"),
         ("A", "a b\tc", "A: a b%09c"),
         ("A", "Z\u{fc}rich \u{1F600}", "A: Z\u{fc}rich \u{1F600}"),
-        // No client may end a line there, or trim it.
+        // No client may end a line or trim at these characters.
         (
             "A",
             "a\u{85}\u{2028}\u{2029}\u{9f}\u{7f}\nb\u{e9}",
@@ -279,7 +279,7 @@ fn blocks_are_bounded() {
             "{size}"
         );
     }
-    // Encoded text counts as it is written.
+    // Encoded text counts in its encoded form.
     let value = "\r".repeat(MAX_BLOCK / 2);
     assert_eq!(of_text(&[("A", &value)], None), "NATS/1.0\r\n\r\n");
     let status = format!("503 {}", "\u{e9}".repeat(MAX_BLOCK / 2));
@@ -293,7 +293,7 @@ fn blocks_are_bounded() {
     read_headers(block.as_bytes());
 }
 
-/// For jnats.
+/// For jnats, which needs ASCII.
 #[test]
 fn values_in_ascii() {
     let pairs: [(&[u8], &[u8]); 3] = [

@@ -137,7 +137,7 @@ fn everything_else_is_refused() {
         r#"{"user":true}"#,
         r#"{"user":{}}"#,
         r#"{"user":["x"]}"#,
-        // Also where a later duplicate would be fine.
+        // It is wrong even if a later duplicate is right.
         r#"{"user":1,"user":"x"}"#,
     ] {
         assert_eq!(Connect::from_json(json.as_bytes()), None, "{json}");
@@ -204,7 +204,7 @@ fn info_line() {
     );
 }
 
-/// `JSON.stringify` writes half of a surrogate pair as an escape; Go reads U+FFFD.
+/// `JSON.stringify` writes half of a surrogate pair as an escape, and Go reads it as U+FFFD.
 #[test]
 fn half_pairs_are_replacement_characters() {
     for (written, read) in [
@@ -247,7 +247,7 @@ fn half_pairs_are_replacement_characters() {
             };
             assert_eq!(value.as_deref(), Some(read), "{json}");
         }
-        // In a key, and where nobody looks.
+        // In a key, and in a field that nobody reads.
         let json = format!(r#"{{"{written}":"{written}","x":["{written}"],"name":"n"}}"#);
         let connect = Connect::from_json(json.as_bytes()).unwrap();
         assert_eq!(connect.name.as_deref(), Some("n"), "{json}");

@@ -1,4 +1,4 @@
-//! NATS JWTs: what is read, and what is refused.
+//! NATS JWTs: which are read, and which are refused.
 
 #![allow(clippy::restriction)]
 
@@ -372,7 +372,7 @@ fn kind_and_version_are_known_ones() {
         claims["nats"] = nats;
         decode(&token(&account, &claims)).unwrap_err()
     };
-    // Signed as in version 2, which is none.
+    // It is signed as in version 2, but is not version 2.
     assert_eq!(with(json!({"type": "user"})), JwtError::Signature);
     assert_eq!(
         with(json!({"type": "user", "version": 1})),
@@ -390,7 +390,7 @@ fn kind_and_version_are_known_ones() {
     assert_eq!(with(json!("user")), JwtError::Malformed);
 }
 
-/// Of version 1: only the claims are signed.
+/// A token of version 1, in which only the claims are signed.
 fn old_token(issuer: &KeyPair, claims: &Value) -> String {
     let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let header = encode(&json!({"typ": "jwt", "alg": "ed25519"}));
@@ -469,7 +469,7 @@ fn accounts_and_operators_of_version_1() {
     assert!(decode(&old_token(&operator, &bare)).is_ok());
 }
 
-/// What is signed and in which algorithm, by version.
+/// Which part is signed, and with which algorithm, depends on the version.
 #[test]
 fn versions_are_told_apart() {
     let (account, subject) = (KeyPair::new_account(), KeyPair::new_user());
@@ -490,7 +490,7 @@ fn versions_are_told_apart() {
     );
     between["nats"]["version"] = json!(3);
     assert_eq!(error(token(&account, &between)), Some(JwtError::Version));
-    // Whatever `nats` says of it.
+    // The result is the same whatever `nats` says about it.
     let mut both = old.clone();
     both["nats"] = json!({"type": "account", "version": 3});
     assert_eq!(error(old_token(&account, &both)), None);

@@ -70,7 +70,7 @@ fn topics_are_bounded() {
         assert_eq!(topic(&name, mountpoint).is_some(), fits, "{size}");
         assert_eq!(filter(&name, mountpoint).is_some(), fits, "{size}");
     }
-    // Counted as converted.
+    // The converted topic counts.
     assert!(topic(&"a/b".repeat(MAX_TOPIC / 4), "").is_none());
     assert!(topic(&"//".repeat(MAX_TOPIC), "").is_some());
 }
@@ -82,7 +82,7 @@ fn control_characters_pass_to_topics_and_come_back_encoded() {
     assert_eq!(topic("a%01%0Db", "").as_deref(), Some("a\x01\rb"));
 }
 
-/// What no legal topic holds cannot hurt either.
+/// Bytes that no legal topic has cannot do harm either.
 #[test]
 fn subjects_of_illegal_topics() {
     assert_eq!(subject(b"", ""), "/");
@@ -201,8 +201,8 @@ fn topic_matching() {
     }
 }
 
-/// Subscribing and matching agree on both sides, but for the two differences of the protocols:
-/// MQTT's `#` takes the parent, and no wildcard of a first level takes `$`.
+/// Subscribing and matching agree on both sides, except for the two differences of the protocols:
+/// MQTT's `#` matches the parent, and no wildcard in a first level matches `$`.
 #[test]
 fn conversion_keeps_matches() {
     let tokens = ["a", "/", "+", "#", "a//b", "%2A", "a b"];
@@ -360,7 +360,7 @@ fn correlated_replies_are_bounded() {
     assert_eq!(correlation(longer.as_bytes()), None);
 }
 
-/// A subject that only looks like a correlated one is an ordinary one.
+/// A subject that only looks like a correlated one is an ordinary subject.
 #[test]
 fn malformed_correlated_replies() {
     for text in [
@@ -392,7 +392,7 @@ fn malformed_correlated_replies() {
         assert_eq!(correlation(text.as_bytes()), None, "{text}");
     }
     assert!(correlation(b"_MQTT.tcg.cAA").is_some());
-    // No client can publish there, so nobody could be answered.
+    // No client can publish there, so no answer could arrive.
     assert_eq!(reply("a/+", Some(b"x"), ""), "a.+");
     assert_eq!(reply("", Some(b"x"), ""), "/");
 }

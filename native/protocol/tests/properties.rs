@@ -1,4 +1,4 @@
-//! What holds for every input.
+//! Properties that must hold for every input.
 
 #![allow(clippy::restriction)]
 
@@ -38,7 +38,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     )
 }
 
-/// Input that gets further into the decoder than any bytes.
+/// Input that gets further into the decoder than random bytes.
 fn nearly_operations() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&[u8]> = vec![
         b"PUB",
@@ -75,7 +75,7 @@ fn nearly_operations() -> impl Strategy<Value = Vec<u8>> {
     vec(select(words), 0..20).prop_map(|words| words.concat())
 }
 
-/// Pieces that mean something in a name, and others.
+/// Pieces that have a meaning in a name, and others.
 fn name(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
     vec(
         prop_oneof![4 => select(pieces).prop_map(str::to_owned), 1 => "\\PC{0,12}"],
@@ -159,7 +159,7 @@ fn any_subject() -> impl Strategy<Value = String> {
         .prop_filter("no empty tokens", |subject| has_no_empty_token(subject))
 }
 
-/// With what passes to topics as it is, and comes back encoded.
+/// Also has characters that pass to topics unchanged and come back encoded.
 fn any_spelling() -> impl Strategy<Value = String> {
     vec(
         prop_oneof![
@@ -184,7 +184,7 @@ fn word() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// A line that says what the operation says, and the operation as it is shown.
+/// A line of an operation, and the operation as text.
 fn operation() -> impl Strategy<Value = (Vec<u8>, String)> {
     let line_end = select(vec!["\n", "\r\n"]);
     let publish = (
@@ -411,7 +411,8 @@ proptest! {
         prop_assert_eq!(String::from_utf8_lossy(&canonical), subject);
     }
 
-    /// The vectorised conversion, the one for short names and the thorough one are one.
+    /// The vectorised conversion, the one for short names and the thorough one give the same
+    /// result.
     #[test]
     fn plain_names_convert_alike(subject in any_subject(), prefix in "[a-z]{0,40}") {
         for subject in [format!("{prefix}{subject}"), format!("{prefix}..{subject}")] {
@@ -457,7 +458,7 @@ proptest! {
         prop_assert_eq!(correlation(&subject), Some((topic.into_bytes(), data)));
     }
 
-    /// No two subjects are the same request.
+    /// No two subjects stand for the same request.
     #[test]
     fn correlated_replies_are_canonical(
         text in "_MQTT\\.t[A-Za-z0-9_-]{1,12}\\.c[A-Za-z0-9_-]{0,12}",
@@ -469,7 +470,7 @@ proptest! {
         }
     }
 
-    /// Whatever MQTT clients send, a frame is one frame and its fields are the ones given.
+    /// Whatever MQTT clients send, a frame stays one frame, and its fields are the given ones.
     #[test]
     fn nothing_breaks_a_frame(
         topic in prop_oneof![bytes(60), any_topic().prop_map(String::into_bytes)],
@@ -520,14 +521,15 @@ proptest! {
         }
     }
 
-    /// A reply subject that came from anywhere stays one field, and as it is if it was one.
+    /// A reply subject from anywhere becomes one field. If it was one field before, it stays
+    /// unchanged.
     #[test]
     fn raw_replies_stay_one_field(reply in bytes(60), legal in word()) {
         let mut out = Vec::new();
         write_raw_subject(&reply, &mut out);
         prop_assert!(!String::from_utf8_lossy(&out).contains(char::is_whitespace));
         out.clear();
-        // Bytes that are not UTF-8 may be a part of such a character by chance.
+        // Bytes that are not UTF-8 may by chance be a part of such a character.
         let legal = String::from_utf8_lossy(&legal).replace(char::is_whitespace, "");
         write_raw_subject(legal.as_bytes(), &mut out);
         prop_assert_eq!(out, legal.as_bytes());
@@ -565,7 +567,8 @@ proptest! {
         prop_assert_eq!(read, payloads);
     }
 
-    /// No client gets a longer line than it has room for. A reply subject is left out for that.
+    /// No client gets a longer line than it has room for. If necessary, the reply subject is left
+    /// out.
     #[test]
     fn control_lines_are_bounded(
         subject in prop_oneof![4070..4100_usize, 1..5000_usize],
@@ -603,7 +606,7 @@ proptest! {
         }
     }
 
-    /// What a block's properties are is what MQTT can hold, and `exact` tells the truth.
+    /// The properties of a block hold only what MQTT can hold, and `exact` is right.
     #[test]
     fn header_blocks(
         lines in vec(

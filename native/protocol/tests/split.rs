@@ -1,4 +1,4 @@
-//! How the stream is cut into reads must never change what is decoded.
+//! The way in which the stream is cut into reads must never change what is decoded.
 
 #![allow(clippy::restriction)]
 
@@ -7,7 +7,7 @@ mod common;
 use common::{drain, feed, small};
 use nats_protocol::Settings;
 
-/// Every operation, in the spellings that matter, and every way to end in an error.
+/// Every operation, in the spellings that matter, and every way to end with an error.
 const INPUTS: &[&[u8]] = &[
     b"PING\r\n",
     b"pOnG x y\n",
@@ -101,7 +101,7 @@ fn every_operation_after_every_other() {
     }
 }
 
-/// What is asked for is where the operation can end, as soon as that is known.
+/// The decoder asks for the number of bytes at which the operation can end, as soon as it is known.
 #[test]
 fn need_is_exact_for_payloads() {
     let input = b"HPUB a reply 12 20\r\nNATS/1.0\r\n\r\n12345678\r\nPING\r\n";

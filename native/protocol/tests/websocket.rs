@@ -13,7 +13,7 @@ use tungstenite::protocol::frame::{Frame as Written, FrameHeader};
 
 const KEY: [u8; 4] = [0x12, 0xF0, 0x00, 0xFF];
 
-/// A client's frame, by tungstenite.
+/// A client's frame, made by tungstenite.
 fn frame(opcode: OpCode, fin: bool, rsv1: bool, key: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
     let header = FrameHeader {
         is_final: fin,
@@ -47,7 +47,7 @@ fn control(opcode: Control, payload: &[u8]) -> Vec<u8> {
     frame(OpCode::Control(opcode), true, false, Some(KEY), payload)
 }
 
-/// What has come of some bytes, whatever the pieces they came in.
+/// The result of some bytes, whatever the pieces were.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Decoded {
     /// Runs of the stream: its bytes, whether they are compressed, and whether their message ends.
@@ -76,8 +76,8 @@ impl Decoded {
     }
 }
 
-/// Feeds the pieces one after the other, keeping what is not yet complete. Nothing is tried before
-/// there are as many bytes as were asked for.
+/// Feeds the pieces one after the other, and keeps the incomplete part. The decoder is called again
+/// only when as many bytes are there as it asked for.
 fn feed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, settings: &Settings) -> Decoded {
     let mut decoded = Decoded::default();
     let mut position = Position::default();
@@ -251,7 +251,7 @@ fn every_form_of_length() {
         assert_eq!(decoded.stream(), payload);
         assert_eq!(decoded.error, None);
     }
-    // A longer form than necessary, as nats-server takes it.
+    // As in nats-server, a longer form than necessary is accepted.
     assert_eq!(
         all(b"\x82\xfe\x00\x01\x00\x00\x00\x00a", &plain()).stream(),
         b"a"
@@ -280,7 +280,7 @@ fn limit_of_a_frame_is_checked_at_its_length() {
         let fewer = all(&above[..seen - 1], &limited(max));
         assert_eq!(fewer.error, None, "{length}");
     }
-    // It is no limit of a message, nor of control frames.
+    // The limit is neither for a message nor for control frames.
     let fragments = [
         data(Data::Binary, false, b"abc"),
         control(Control::Ping, &[0; MAX_CONTROL]),

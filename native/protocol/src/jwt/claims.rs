@@ -1,4 +1,4 @@
-//! What tokens say, and the forms in which they may say it.
+//! The claims of tokens, and the forms in which they may be written.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ pub struct Token {
     pub name: String,
     /// Seconds of Unix time.
     pub issued_at: i64,
-    /// Seconds of Unix time; 0 is never.
+    /// Seconds of Unix time; 0 means never.
     pub expires: i64,
-    /// Seconds of Unix time; 0 is always.
+    /// Seconds of Unix time; 0 means always.
     pub not_before: i64,
     /// Claims that depend on the kind of the token.
     pub claims: Claims,
@@ -42,7 +42,7 @@ pub struct Operator {
     /// Other keys with which it signs accounts.
     #[serde(deserialize_with = "nullable")]
     pub signing_keys: Vec<String>,
-    /// Accounts must be signed with one of those, not with its own key.
+    /// Whether accounts must be signed with one of those keys, not with its own key.
     #[serde(deserialize_with = "nullable")]
     pub strict_signing_key_usage: bool,
 }
@@ -54,7 +54,8 @@ pub struct Account {
     /// Other keys with which it signs users.
     #[serde(deserialize_with = "nullable")]
     pub signing_keys: Vec<SigningKey>,
-    /// Users (or `*`) with a time (seconds of Unix time): tokens issued up to then are void.
+    /// Users (or `*`) with a time (seconds of Unix time): their tokens that were issued up to then
+    /// are void.
     #[serde(deserialize_with = "nullable")]
     pub revocations: BTreeMap<String, i64>,
     /// The permissions of users that have none of their own.
@@ -81,7 +82,7 @@ pub struct AccountLimits {
     /// Connections of all its users at the same time.
     #[serde(rename = "conn", deserialize_with = "nullable")]
     pub connections: i64,
-    /// Every user must sign the nonce.
+    /// Whether every user must sign the nonce.
     #[serde(deserialize_with = "nullable")]
     pub disallow_bearer: bool,
 }
@@ -91,7 +92,7 @@ pub struct AccountLimits {
 pub struct SigningKey {
     /// Public key.
     pub key: String,
-    /// What all its users may do. It takes the place of the limits in their tokens.
+    /// What all its users may do. This replaces the limits in their tokens.
     pub template: Option<UserLimits>,
 }
 
@@ -108,8 +109,8 @@ pub struct User {
     /// What this user may do.
     #[serde(flatten)]
     pub limits: UserLimits,
-    /// Permissions beside `nats`, which EMQX's own gateway reads. They allow no more than `nats`
-    /// does.
+    /// The permissions beside `nats`, which EMQX's own gateway reads. They allow no more than those
+    /// in `nats` do.
     #[serde(skip)]
     pub outer_permissions: Permissions,
 }
@@ -121,28 +122,28 @@ pub struct UserLimits {
     /// Subjects.
     #[serde(flatten)]
     pub permissions: Permissions,
-    /// Networks (CIDR) from which the user may log in; without any, all.
+    /// Networks (CIDR) from which the user may log in. If there are none, all are allowed.
     #[serde(deserialize_with = "networks")]
     pub src: Vec<String>,
-    /// Times of the day at which the user may be connected; without any, all.
+    /// Times of the day at which the user may be connected. If there are none, all are allowed.
     #[serde(deserialize_with = "nullable")]
     pub times: Vec<TimeRange>,
-    /// IANA name of the time zone of these times; empty is the server's.
+    /// IANA name of the time zone of these times. If it is empty, the server's time zone is used.
     #[serde(deserialize_with = "nullable")]
     pub times_location: String,
     /// Subscriptions.
     #[serde(deserialize_with = "nullable")]
     pub subs: i64,
-    /// Bytes in all. Nothing reads it.
+    /// Bytes in all. The gateway does not use it.
     #[serde(deserialize_with = "nullable")]
     pub data: i64,
     /// Bytes of one message.
     #[serde(deserialize_with = "nullable")]
     pub payload: i64,
-    /// The token alone is enough, without a signature of the nonce.
+    /// Whether the token alone is enough, without a signature of the nonce.
     #[serde(deserialize_with = "nullable")]
     pub bearer_token: bool,
-    /// `STANDARD`, `WEBSOCKET`, …; without any, all.
+    /// `STANDARD`, `WEBSOCKET`, …; if there are none, all are allowed.
     #[serde(deserialize_with = "nullable")]
     pub allowed_connection_types: Vec<String>,
 }
@@ -161,26 +162,26 @@ pub struct Permissions {
     pub resp: Option<ResponsePermission>,
 }
 
-/// Without allowed subjects all are allowed, except the denied ones.
+/// If there are no allowed subjects, all are allowed, except the denied ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Permission {
     /// Subjects with wildcards.
     #[serde(deserialize_with = "nullable")]
     pub allow: Vec<String>,
-    /// Subjects with wildcards. These win.
+    /// Subjects with wildcards. They have precedence.
     #[serde(deserialize_with = "nullable")]
     pub deny: Vec<String>,
 }
 
-/// How many responses to one request, and how long after it.
+/// How many responses to one request are allowed, and for how long after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ResponsePermission {
-    /// 0 is the default, a negative number is no limit.
+    /// 0 means the default, and a negative number means no limit.
     #[serde(deserialize_with = "nullable")]
     pub max: i64,
-    /// Nanoseconds; 0 is the default, a negative number is no limit.
+    /// Nanoseconds; 0 means the default, and a negative number means no limit.
     #[serde(deserialize_with = "nullable")]
     pub ttl: i64,
 }

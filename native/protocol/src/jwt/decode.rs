@@ -1,4 +1,5 @@
-//! A token by itself: form, signature, kind, and the claims that must be well-formed.
+//! Checks a token by itself: its form, its signature, its kind, and the claims that must be
+//! well-formed.
 
 use data_encoding::BASE64URL_NOPAD;
 use ipnet::IpNet;
@@ -17,8 +18,8 @@ use crate::nkey::{Role, role, verify};
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the token. Of an unsigned token only that is read which is
-/// needed to find out its issuer.
+/// The error is the first thing that is wrong with the token. As long as the signature is not
+/// verified, only the parts that are needed to find the issuer are read.
 pub fn decode(token: &str) -> Result<Token, JwtError> {
     let mut parts = token.split('.');
     let (Some(header), Some(claims), Some(signature), None) =
@@ -104,7 +105,8 @@ pub fn decode(token: &str) -> Result<Token, JwtError> {
 }
 
 impl Account {
-    /// Takes what stood elsewhere in version 1, and drops what version 1 did not have.
+    /// Takes the claims that were elsewhere in version 1, and drops those that version 1 did not
+    /// have.
     fn migrate(&mut self, envelope: &Envelope<Kind>) -> Result<(), JwtError> {
         if self.signing_keys.iter().any(|key| key.template.is_some()) {
             return Err(JwtError::Malformed);
@@ -161,7 +163,8 @@ impl Permissions {
     }
 }
 
-/// nats-server does not know this claim. What cannot be read might be a denial, so it is an error.
+/// nats-server does not know this claim. If it cannot be read, it might be a denial, so it is an
+/// error.
 fn outer_permissions(claims: &[u8]) -> Result<Permissions, JwtError> {
     #[derive(Deserialize)]
     struct Outer {
@@ -200,7 +203,7 @@ fn object(value: Value) -> Result<Map<String, Value>, JwtError> {
     }
 }
 
-/// The tools' rule for a subject: no blank and no empty token.
+/// The rule of the tools for a subject: no blank and no empty token.
 fn is_subject(subject: &str) -> bool {
     !subject.contains(' ') && subject.split('.').all(|token| !token.is_empty())
 }
@@ -211,7 +214,7 @@ struct Header {
     alg: String,
 }
 
-/// The claims that all tokens have; `nats` is what depends on the kind.
+/// The claims that all tokens have. The part `nats` depends on the kind of the token.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "N: Default + Deserialize<'de>"))]
 struct Envelope<N> {
@@ -227,7 +230,7 @@ struct Envelope<N> {
     exp: i64,
     #[serde(default, deserialize_with = "nullable")]
     nbf: i64,
-    /// In version 1 only, as the next two.
+    /// Only in version 1, like the next two.
     #[serde(default, deserialize_with = "nullable")]
     r#type: String,
     #[serde(default, deserialize_with = "nullable")]

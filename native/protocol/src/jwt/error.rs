@@ -1,4 +1,4 @@
-//! What is wrong with a token.
+//! The reasons why a token is refused.
 
 use thiserror::Error;
 

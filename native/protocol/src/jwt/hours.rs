@@ -1,4 +1,4 @@
-//! From where and when a user may be connected.
+//! Checks from where and when a user may be connected.
 
 use std::net::IpAddr;
 
@@ -10,8 +10,8 @@ use jiff::{Timestamp, Zoned};
 use super::claims::TimeRange;
 use super::error::JwtError;
 
-/// Whether an address is in one of the networks. Without networks every address is. Text that is no
-/// network holds no address.
+/// Whether an address is in one of the networks. If there are no networks, every address is
+/// allowed. Text that is not a network contains no address.
 #[must_use]
 pub fn is_source_allowed<'a>(mut src: impl Iterator<Item = &'a str>, address: IpAddr) -> bool {
     let address = address.to_canonical();

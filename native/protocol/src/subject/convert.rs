@@ -1,4 +1,4 @@
-//! Whole names: subjects to topics and filters, and back.
+//! Converts whole names: subjects to topics and filters, and back.
 
 use memchr::memchr;
 
@@ -8,23 +8,24 @@ use super::plain::{To, convert_plain};
 use super::reply::correlation;
 use crate::percent;
 
-/// Writes the topic of a subject that needs nothing but `/` for `.`. `out` must have exactly the
-/// size of the subject. On `false`, [`write_topic`] has to do it.
+/// Writes the topic of a subject in which only `.` has to become `/`. `out` must have exactly the
+/// size of the subject. If the result is `false`, [`write_topic`] has to do it.
 #[inline]
 #[must_use]
 pub fn plain_topic(subject: &[u8], out: &mut [u8]) -> bool {
     subject.len() == out.len() && convert_plain(To::Topic, subject, out)
 }
 
-/// Appends the mounted topic that a message on this subject goes to. `false`, and nothing of use
-/// appended, if no topic can hold it: an empty token, NUL, not UTF-8, or too long.
+/// Appends the mounted topic for messages on this subject. If no topic can hold the subject, the
+/// result is `false` and nothing useful is appended: an empty token, NUL, not UTF-8, or too long.
 #[must_use]
 pub fn write_topic(subject: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) -> bool {
     write_levels(subject, mountpoint, Wildcards::Literal, out)
 }
 
-/// Appends the mounted topic filter of a subscription. `false`, and nothing of use appended, if
-/// the subject is not valid (`>` before the last token, an empty token) or no filter can hold it.
+/// Appends the mounted topic filter of a subscription. The result is `false`, and nothing useful is
+/// appended, if the subject is not valid (`>` before the last token, an empty token) or no filter
+/// can hold it.
 #[must_use]
 pub fn write_filter(subject: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) -> bool {
     write_levels(subject, mountpoint, Wildcards::Match, out)
@@ -63,10 +64,10 @@ fn write_levels(
     out.len().saturating_sub(start) <= MAX_TOPIC
 }
 
-/// Appends the subject of a mounted topic. Whatever the topic is, the subject is not empty, has
-/// no empty token, blank or control character and is UTF-8: what no legal topic holds (NUL, bytes
-/// that are not UTF-8) is percent-encoded one way. A topic outside of the mountpoint is taken as
-/// a whole.
+/// Appends the subject of a mounted topic. Whatever the topic is, the subject is UTF-8, not empty,
+/// and has no empty token, blank or control character. Bytes that no legal topic has (NUL, bytes
+/// that are not UTF-8) are percent-encoded, which cannot be reversed. A topic outside of the
+/// mountpoint is converted as a whole.
 pub fn write_subject(topic: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) {
     let topic = topic.strip_prefix(mountpoint).unwrap_or(topic);
     let start = out.len();
@@ -105,8 +106,8 @@ fn encode_invalid(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Appends the canonical subject. Of all subjects that stand for the same topic or filter it is the
-/// one that deliveries have: raw white space and control characters are percent-encoded. Rules
+/// Appends the canonical subject. Of all subjects that stand for the same topic or filter, it is
+/// the one that deliveries have: raw white space and control characters are percent-encoded. Rules
 /// about subjects compare canonical subjects.
 pub fn write_canonical(subject: &[u8], out: &mut Vec<u8>) {
     let mut level = Vec::new();
@@ -125,8 +126,8 @@ pub fn write_canonical(subject: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the canonical subject that subscribers get for a publish to this subject. It is another
-/// one for a correlated reply subject, which stands for the response topic of the request.
+/// Appends the canonical subject that subscribers get for a publish to this subject. It differs for
+/// a correlated reply subject, which stands for the response topic of the request.
 pub fn write_published(subject: &[u8], out: &mut Vec<u8>) {
     match correlation(subject) {
         Some((topic, _)) => write_subject(&topic, b"", out),

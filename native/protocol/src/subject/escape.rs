@@ -75,7 +75,7 @@ fn escaped_char(text: &[u8]) -> Option<(char, usize)> {
     Some((code, text.len().saturating_sub(rest.len())))
 }
 
-/// The byte of `XX`, and what follows.
+/// The byte of `XX`, and the rest.
 fn escaped_byte(text: &[u8]) -> Option<(u8, &[u8])> {
     let [high, low, rest @ ..] = text else {
         return None;
@@ -94,7 +94,7 @@ pub(crate) fn wide_blank(text: &[u8]) -> Option<usize> {
     first.contains(char::is_whitespace).then_some(size)
 }
 
-/// Appends the blank of this size at the front of `text`, and returns what follows.
+/// Appends the blank of this size at the front of `text`, and returns the rest.
 pub(crate) fn write_wide_blank<'a>(text: &'a [u8], size: usize, out: &mut Vec<u8>) -> &'a [u8] {
     let (blank, after) = text.split_at_checked(size).unwrap_or((text, &[]));
     for &byte in blank {
@@ -126,7 +126,7 @@ fn write_escape(depth: usize, code: char, out: &mut Vec<u8>) {
     }
 }
 
-/// Towards the side that wrote the sequence it loses one `25`, or is decoded in the end.
+/// For the side that wrote the sequence, it loses one `25`, or is decoded if there is none left.
 fn write_shallower(escape: &Escape, out: &mut Vec<u8>) {
     match escape.depth.checked_sub(1) {
         Some(depth) => write_escape(depth, escape.code, out),
@@ -246,10 +246,10 @@ pub(super) fn write_token(level: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The sequence that is a slash in the token, unless a slash follows there.
+/// This sequence becomes a slash in the token, unless a slash follows there.
 const SLASH: &[u8] = b"%2F";
 
-/// Whether the token of this end of a level, which follows a sequence, begins with a slash.
+/// Whether the token begins with a slash that the rest of a level after a sequence becomes.
 fn slash_follows(level: &[u8]) -> bool {
     let (run, after) = slash_run(level);
     let dot = after.first() == Some(&b'.');
@@ -258,8 +258,9 @@ fn slash_follows(level: &[u8]) -> bool {
     if run % 2 == 0 { dot } else { !dot }
 }
 
-/// Appends the part of a token that a run of `%2F` at the front of `level` becomes, and returns
-/// what follows. A run is converted as a whole, since what its first becomes depends on its end.
+/// Appends the part of a token that a run of `%2F` at the front of `level` becomes, and returns the
+/// rest. A run is converted as a whole, because the result for its first sequence depends on its
+/// end.
 fn write_slashes<'a>(level: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
     let (run, after) = slash_run(level);
     let mut slash = slash_follows(level);

@@ -1,6 +1,6 @@
-//! Which subscription takes a message, and which subjects may be published to.
+//! Which subscriptions get a message, and to which subjects a client may publish.
 
-/// Whether a NATS subscription takes a message: `*` is any token, a final `>` one or more. A
+/// Whether a NATS subscription gets a message: `*` matches any token, a final `>` one or more. A
 /// subject with an empty token matches nothing, as in nats-server.
 #[must_use]
 pub fn subject_matches(pattern: &[u8], subject: &[u8]) -> bool {
@@ -23,8 +23,8 @@ pub fn subject_matches(pattern: &[u8], subject: &[u8]) -> bool {
     tokens.next().is_none()
 }
 
-/// Whether an MQTT subscription takes a message (MQTT 5, 4.7): `+` is any level, `#` the parent
-/// and any number of levels, and neither sees a first level that begins with `$`.
+/// Whether an MQTT subscription gets a message (MQTT 5, 4.7): `+` matches any level, `#` the parent
+/// and any number of levels. Neither matches a first level that begins with `$`.
 #[must_use]
 pub fn topic_matches(filter: &[u8], topic: &[u8]) -> bool {
     if topic.first() == Some(&b'$') && matches!(filter.first(), Some(b'+' | b'#')) {
@@ -43,8 +43,7 @@ pub fn topic_matches(filter: &[u8], topic: &[u8]) -> bool {
     levels.next().is_none()
 }
 
-/// nats-server's check of published subjects for pedantic clients: no empty token, and none that
-/// is a wildcard.
+/// nats-server's check of published subjects for pedantic clients: no token is empty or a wildcard.
 #[must_use]
 pub fn is_valid_publish_subject(subject: &[u8]) -> bool {
     subject

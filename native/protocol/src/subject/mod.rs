@@ -17,31 +17,32 @@
 //!
 //! A run of slashes is as many dots as it has pairs, and one `%2F` if one is left over.
 //!
-//! Percent sequences stay what they are, except where they would read as one of the above. There, a
-//! `25` is inserted after the (first) `%`, so that with `C` the codes of blanks and control
-//! characters, written by the NATS side, and `D` = `2F 2B 23` and, as a whole token, `2A 3E`,
-//! written by the MQTT side:
+//! Percent sequences stay unchanged, unless they would read as one of the above. In that case, a
+//! `25` is inserted after the (first) `%`. In the table, `C` stands for the codes of blanks and
+//! control characters, which the NATS side writes. `D` stands for the codes that the MQTT side
+//! writes: `2F 2B 23` and, as a whole token, `2A 3E`.
 //!
 //! | token | level |
 //! |---|---|
 //! | `%20`, `%2520`, `%252520` | ` `, `%20`, `%2520` (C) |
 //! | `/`, `%2F`, `%252F` in a longer token | `%2F`, `%252F`, `%25252F` (D) |
 //!
-//! Sequences of D are plain text, on both sides, where the other side cannot mean them:
+//! Sequences of D are plain text, on both sides, if the other side cannot mean them:
 //!
 //! * `2F` followed by a slash in the token, which is a dot or another `%2F` in the level: `/` and
 //!   `//` after it would have been a longer run;
 //! * `2F`, `2B` and `23` as the whole token, and `2A` and `3E` as a part of one.
 //!
 //! The conversion is a bijection between the subjects without white space and control characters,
-//! and the topics. A raw one in a subject passes to the topic as it is, and comes back
-//! percent-encoded. NUL, and text that is not UTF-8, has no topic.
+//! and the topics. A raw white space or control character in a subject passes to the topic
+//! unchanged, and comes back percent-encoded. NUL, and text that is not UTF-8, has no topic.
 //!
 //! # Correlated reply subjects
 //!
-//! The reply subject of an MQTT 5 request with Correlation Data has to bring both back:
-//! `_MQTT.t<topic>.c<data>`, base64url without padding, the topic without the mountpoint. No state
-//! is kept, so any connection on any node can answer. See [`write_reply`] and [`correlation`].
+//! The reply subject of an MQTT 5 request with Correlation Data must hold both the Response Topic
+//! and the data: `_MQTT.t<topic>.c<data>`, base64url without padding, the topic without the
+//! mountpoint. No state is kept, so any connection on any node can answer. See [`write_reply`] and
+//! [`correlation`].
 
 mod convert;
 mod escape;

@@ -1,4 +1,5 @@
-//! Names that need no closer look, which are nearly all: one byte for one byte, 16 at once.
+//! Names that need no closer look, which are nearly all names: one byte becomes one byte, and 16
+//! are converted at once.
 
 /// Which way a name is converted.
 #[derive(Clone, Copy)]
@@ -22,7 +23,7 @@ impl To {
         }
     }
 
-    /// Whether a byte needs a closer look. Without short circuits, for the sake of
+    /// Whether a byte needs a closer look. There are no short circuits, for the sake of
     /// [`convert_blocks`].
     #[inline(always)]
     const fn is_special(self, byte: u8) -> bool {
@@ -69,10 +70,10 @@ impl To {
     }
 }
 
-/// For each byte the one that it becomes, and what it may mean.
+/// The byte that each byte becomes, and what it may mean.
 type ByteMap = [(u8, u8); 256];
 
-// Bits of what a byte may mean.
+// The bits for what a byte may mean.
 const SEPARATOR: u8 = 1;
 const SPECIAL: u8 = SEPARATOR << 1;
 const NOT_ASCII: u8 = 0x80;
@@ -84,13 +85,13 @@ static TO_SUBJECT: ByteMap = To::Subject.byte_map();
 const BLOCK: usize = 16;
 
 /// Converts names that need no closer look: plain UTF-8 without empty tokens or levels. `out` is as
-/// long as `name`, and holds nothing of use on `false`.
+/// long as `name`. Its contents are useless if the result is `false`.
 #[inline(always)]
 pub(super) fn convert_plain(to: To, name: &[u8], out: &mut [u8]) -> bool {
     let (Some(first), Some(last)) = (name.first(), name.last()) else {
         return false;
     };
-    // An empty token, like one between two separators in a row.
+    // There is an empty token, as between two separators in a row.
     if *first == to.separator() || *last == to.separator() {
         return false;
     }
@@ -102,7 +103,7 @@ pub(super) fn convert_plain(to: To, name: &[u8], out: &mut [u8]) -> bool {
     seen & SPECIAL == 0 && (seen & NOT_ASCII == 0 || is_plain_text(to, name))
 }
 
-/// What the bytes alone don't tell.
+/// Checks what single bytes cannot tell.
 #[cold]
 fn is_plain_text(to: To, name: &[u8]) -> bool {
     std::str::from_utf8(name).is_ok_and(|text| match to {
@@ -158,8 +159,8 @@ fn convert_blocks(to: To, name: &[u8], out: &mut [u8]) -> u8 {
     seen.iter().fold(last, |all, bits| all | bits)
 }
 
-/// A loop over arrays, of which the compiler makes vector instructions. `next` is the block one
-/// byte further on.
+/// A loop over arrays, so that the compiler makes vector instructions. `next` is the block one byte
+/// further on.
 #[inline(always)]
 fn convert_block(
     to: To,

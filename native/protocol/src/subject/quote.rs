@@ -36,8 +36,8 @@ fn quote_character(character: char, out: &mut String) {
     }
 }
 
-/// Letters, marks, numbers, punctuation and symbols. The standard library knows, but only tells
-/// through `escape_debug`, which also escapes a combining mark that begins a text.
+/// Letters, marks, numbers, punctuation and symbols. The standard library tells this only through
+/// `escape_debug`, which also escapes a combining mark that begins a text.
 fn is_printable(character: char) -> bool {
     let text: String = ['a', character].into_iter().collect();
     text.escape_debug().eq(text.chars())

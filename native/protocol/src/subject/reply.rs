@@ -7,7 +7,7 @@ use super::MAX_TOPIC;
 use super::convert::{write_subject, write_topic};
 
 /// The most bytes of a correlated reply subject. Clients take control lines of 4096 bytes, in which
-/// a subject and a sid need room, too. Instead of a longer one the plain reply subject is used.
+/// a subject and a sid need room, too. If it would be longer, the plain reply subject is used.
 pub const MAX_CORRELATED_REPLY: usize = 2048;
 
 /// First token of correlated reply subjects.
@@ -18,7 +18,7 @@ const TOPIC_MARK: u8 = b't';
 const DATA_MARK: u8 = b'c';
 
 /// Appends the topic of a reply subject, if the topic stands for exactly that subject. Otherwise
-/// the result is `false`, with nothing of use appended: the answer would go to another subject.
+/// the result is `false` and nothing useful is appended: the answer would go to another subject.
 #[must_use]
 pub fn write_reply_topic(reply: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
@@ -30,9 +30,9 @@ pub fn write_reply_topic(reply: &[u8], mountpoint: &[u8], out: &mut Vec<u8>) -> 
     back == reply
 }
 
-/// Appends the reply subject of an MQTT request: one that brings the Correlation Data back if
-/// there is any and it is not too long ([`MAX_CORRELATED_REPLY`]), else the subject of the
-/// response topic.
+/// Appends the reply subject of an MQTT request. It holds the Correlation Data if there is any and
+/// it is not too long ([`MAX_CORRELATED_REPLY`]). Otherwise it is the subject of the response
+/// topic.
 pub fn write_reply(topic: &[u8], data: Option<&[u8]>, mountpoint: &[u8], out: &mut Vec<u8>) {
     let topic = topic.strip_prefix(mountpoint).unwrap_or(topic);
     if let Some(data) = data
@@ -73,7 +73,7 @@ fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     BASE64URL_NOPAD.decode(text).ok()
 }
 
-/// Whether a client may publish to it (MQTT 5, 4.7).
+/// Whether a client may publish to the topic (MQTT 5, 4.7).
 fn is_topic_name(topic: &[u8]) -> bool {
     !topic.is_empty()
         && topic.len() <= MAX_TOPIC

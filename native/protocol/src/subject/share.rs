@@ -4,10 +4,10 @@ use super::MAX_TOPIC;
 use super::escape::hex;
 use crate::percent;
 
-/// The MQTT share name of a queue group. A name that MQTT allows stays as it is; `/`, `+`, `#`,
-/// control characters and bytes that are not UTF-8 are percent-encoded, and a sequence that would
-/// read as one of these gets a `25` inserted, so that no two groups share a name. `None` for an
-/// empty name, and beyond [`MAX_TOPIC`] bytes.
+/// The MQTT share name of a queue group. A name that MQTT allows stays unchanged. `/`, `+`, `#`,
+/// control characters and bytes that are not UTF-8 are percent-encoded. If a sequence would read as
+/// one of these, a `25` is inserted into it, so that no two groups share a name. The result is
+/// `None` for an empty name, and beyond [`MAX_TOPIC`] bytes.
 #[must_use]
 pub fn share_name(queue: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(queue.len());
@@ -28,7 +28,7 @@ pub fn share_name(queue: &[u8]) -> Option<Vec<u8>> {
     (!out.is_empty() && out.len() <= MAX_TOPIC).then_some(out)
 }
 
-/// Whether a percent sign followed by this could come out of [`share_name`] for another name.
+/// Whether a percent sign followed by `after` could also come from [`share_name`] for another name.
 fn reads_as_encoded(mut after: &[u8]) -> bool {
     while let Some(deeper) = after.strip_prefix(b"25") {
         after = deeper;

@@ -1,4 +1,4 @@
-//! What several test files need.
+//! Helpers that several test files need.
 
 #![allow(dead_code, reason = "not every test file needs everything")]
 
@@ -14,8 +14,8 @@ pub fn small() -> Settings {
     }
 }
 
-/// All operations of complete input, and how it ends: what is needed after the last operation,
-/// counted from the start of what is left over, or the error.
+/// All operations of complete input, and how it ends. The end is what is needed after the last
+/// operation, counted from the start of the rest, or the error.
 pub type Outcome = (Vec<String>, Result<(usize, usize), DecodeError>);
 
 /// Operations as text, because they borrow from the input.
@@ -23,7 +23,7 @@ pub fn show(op: &Op<'_>) -> String {
     format!("{op:?}")
 }
 
-/// Decodes everything that is there.
+/// Decodes all operations that are there.
 pub fn drain(input: &[u8], settings: &Settings) -> Outcome {
     let mut ops = Vec::new();
     let mut rest = input;
@@ -43,8 +43,8 @@ pub fn drain(input: &[u8], settings: &Settings) -> Outcome {
     }
 }
 
-/// Decodes reads as a connection does: nothing is tried before there are as many bytes as were
-/// asked for.
+/// Decodes reads as a connection does. The decoder is called again only when as many bytes are
+/// there as it asked for.
 pub fn feed<'a>(reads: impl IntoIterator<Item = &'a [u8]>, settings: &Settings) -> Outcome {
     let mut ops = Vec::new();
     let mut pending = Vec::new();
@@ -75,7 +75,7 @@ pub fn one(input: &[u8]) -> Op<'_> {
     }
 }
 
-/// The error that the input ends in at once.
+/// The error with which the input ends at once.
 pub fn error(input: &[u8], settings: &Settings) -> DecodeError {
     match decode(input, settings) {
         Err(error) => error,
@@ -83,7 +83,7 @@ pub fn error(input: &[u8], settings: &Settings) -> DecodeError {
     }
 }
 
-/// A frame as a client reads it.
+/// A frame in the form that a client reads.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
     pub subject: Vec<u8>,
@@ -93,15 +93,15 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// Nothing in it upsets a client.
+/// The text has nothing that a client could not read.
 pub fn check_text(subject: &[u8]) {
     let text = std::str::from_utf8(subject).expect("UTF-8");
     assert!(!text.chars().any(|c| c.is_ascii_control()), "{text:?}");
 }
 
-/// Reads frames like the strictest of the official clients all together: single spaces, CR LF,
-/// upper case, no control characters and only UTF-8 in the subject, exact sizes. Sids, and
-/// reply subjects of NATS clients, are whatever their senders wrote.
+/// Reads frames as strictly as all official clients together: single spaces, CR LF, upper case, no
+/// control characters and only UTF-8 in the subject, exact sizes. Sids, and reply subjects of NATS
+/// clients, are as their senders wrote them.
 pub fn read_frames(mut bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
@@ -142,9 +142,9 @@ pub fn read_frames(mut bytes: &[u8]) -> Vec<Frame> {
     frames
 }
 
-/// Reads a header block like the strictest of the official clients all together (but jnats, which
-/// wants ASCII): UTF-8, a legal status, legal names, one colon at least, no folded lines, nothing that
-/// any of them takes for the end of a line or trims.
+/// Reads a header block as strictly as all official clients together (except jnats, which needs
+/// ASCII): UTF-8, a legal status, legal names, at least one colon, no folded lines, and no
+/// characters that a client takes for the end of a line or trims.
 pub fn read_headers(block: &[u8]) -> (Option<String>, Vec<(String, String)>) {
     assert!(block.len() <= 65_536);
     let text = std::str::from_utf8(block).expect("UTF-8");
