@@ -98,7 +98,7 @@ terminate(_, _) ->
 try_to_take(State) ->
     case nats_gateway_emqx_quirks:is_running(emqx_gateway) of
         true ->
-            try take() of
+            try take_name() of
                 Registry ->
                     self() ! {adapt_bar, persistent_term:get(?MODULE, found)},
                     ok = settings_stored(found),
@@ -110,17 +110,17 @@ try_to_take(State) ->
                         reason => {Class, nats_gateway_guard:shape(Reason)},
                         stacktrace => nats_gateway_guard:frames(Stack)
                     }),
-                    {noreply, again(State)}
+                    {noreply, try_again_later(State)}
             end;
         false ->
-            {noreply, again(State)}
+            {noreply, try_again_later(State)}
     end.
 
-again(State) ->
+try_again_later(State) ->
     _ = erlang:send_after(?POLL_MS, self(), take),
     State.
 
-take() ->
+take_name() ->
     Registry = whereis(emqx_gateway_registry),
     true = is_pid(Registry),
     ok = nats_gateway_emqx_quirks:serve_with(nats_gateway_emqx),

@@ -240,7 +240,7 @@ takes_long(Index, #batch{until = Until}, _) when Index rem ?LOOK_AT_CLOCK =:= 0 
 takes_long(_, _, _) -> false.
 
 publish_one(#pub{topic = invalid, reply_to = ReplyTo}, Batch, Host) ->
-    {nobody(ReplyTo, Batch), Host};
+    {no_receiver(ReplyTo, Batch), Host};
 publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, Host) ->
     {Name, _} = nats_gateway_host:topic(Topic),
     case nats_gateway_host:is_too_deep(Name, MaxLevels) of
@@ -258,7 +258,7 @@ publish_one(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
                     {stop, authorization_violation, NHost};
                 Results ->
                     case is_unclaimed(Results) of
-                        true -> {nobody(ReplyTo, Batch), NHost};
+                        true -> {no_receiver(ReplyTo, Batch), NHost};
                         false -> {ok, skip_own(NHost)}
                     end
             end;
@@ -292,9 +292,9 @@ skip_own(Host = #host{early = Early, subs = Subs, clientid = ClientId}) ->
 is_own(Message, ClientId, #subscription{no_local = true}) -> emqx_message:from(Message) =:= ClientId;
 is_own(_, _, _) -> false.
 
-nobody(undefined, _) -> ok;
-nobody(_, #batch{no_responders = true}) -> no_responders;
-nobody(_, _) -> ok.
+no_receiver(undefined, _) -> ok;
+no_receiver(_, #batch{no_responders = true}) -> no_responders;
+no_receiver(_, _) -> ok.
 
 %% A route may be left from a subscriber that is gone.
 -spec is_unclaimed(list()) -> boolean().
@@ -470,10 +470,10 @@ unsubscribe(Key, Host) ->
     leave(Key, Host).
 
 leave(Key, Host) ->
-    {NHost} = timed(fun() -> {left(Key, Host)} end),
+    {NHost} = timed(fun() -> {unsubscribe_now(Key, Host)} end),
     NHost.
 
-left(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
+unsubscribe_now(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
     #host{conninfo = ConnInfo, context = Context} = Host,
     case maps:take(Key, Subs) of
         {Sub = #subscription{topic = Topic, options = Options}, NSubs} ->

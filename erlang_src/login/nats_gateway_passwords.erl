@@ -104,10 +104,10 @@ handle_cast(_, State) -> {noreply, State}.
 handle_info({'DOWN', Monitor, process, _, Reason}, State = #state{running = Running}) ->
     case maps:take(Monitor, Running) of
         {Asked, NRunning} ->
-            Settled = settle(Reason =:= {verified, true}, Asked, State#state{running = NRunning}),
+            Settled = compared(Reason =:= {verified, true}, Asked, State#state{running = NRunning}),
             {noreply, start(Settled#state{free = Settled#state.free + 1})};
         error ->
-            {noreply, left(Monitor, State)}
+            {noreply, client_ended(Monitor, State)}
     end;
 handle_info({wrong, From}, State) ->
     ok = gen_server:reply(From, wrong),
@@ -146,7 +146,7 @@ wait(Asked = #asked{from = {Pid, _}, network = Network, hash = Hash}, State) ->
     end.
 
 %% This client has ended.
-left(Client, State = #state{clients = Clients, waiting = Waiting}) ->
+client_ended(Client, State = #state{clients = Clients, waiting = Waiting}) ->
     case Clients of
         #{Client := {_, Place}} ->
             forget(Client, State#state{waiting = nats_gateway_turns:delete(Place, Waiting)});
@@ -170,15 +170,15 @@ start(State = #state{free = 0}) ->
 start(State = #state{waiting = Waiting}) ->
     case nats_gateway_turns:out(Waiting) of
         empty -> State#state{waiting = ?NOBODY};
-        {Asked, NWaiting} -> start(run(Asked, State#state{waiting = NWaiting}))
+        {Asked, NWaiting} -> start(compare(Asked, State#state{waiting = NWaiting}))
     end.
 
-run(Asked = #asked{client = Client, given = Given, hash = Hash}, State) ->
+compare(Asked = #asked{client = Client, given = Given, hash = Hash}, State) ->
     true = demonitor(Client, [flush]),
     NState = forget(Client, State),
     case is_known(Given, Hash, NState) of
         true ->
-            tell(right, Asked, NState);
+            reply(right, Asked, NState);
         false ->
             {_, Worker} = spawn_monitor(fun() ->
                 exit({verified, nats_gateway_nif:bcrypt_verify(Given, Hash)})
@@ -187,25 +187,25 @@ run(Asked = #asked{client = Client, given = Given, hash = Hash}, State) ->
             NState#state{free = Free - 1, running = Running#{Worker => Asked}}
     end.
 
-settle(true, Asked = #asked{given = Given, hash = Hash}, State = #state{known = Known}) ->
+compared(true, Asked = #asked{given = Given, hash = Hash}, State = #state{known = Known}) ->
     Digest = digest(Given, Hash, State),
     Others =
         case map_size(Known) < ?MAX_KNOWN of
             true -> Known;
             false -> #{}
         end,
-    tell(right, Asked, State#state{known = Others#{Hash => Digest}});
-settle(false, Asked = #asked{network = Network, from = From}, State) ->
+    reply(right, Asked, State#state{known = Others#{Hash => Digest}});
+compared(false, Asked = #asked{network = Network, from = From}, State) ->
     {Count, NState} = count_failure(Network, State),
     case min(?MAX_DELAY_MS, round(?DELAY_MS * (Count - 1))) of
         0 ->
-            tell(wrong, Asked, NState);
+            reply(wrong, Asked, NState);
         Delay ->
             _ = erlang:send_after(Delay, self(), {wrong, From}),
             NState
     end.
 
-tell(Result, #asked{from = From}, State) ->
+reply(Result, #asked{from = From}, State) ->
     ok = gen_server:reply(From, Result),
     State.
 

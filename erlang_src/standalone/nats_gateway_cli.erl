@@ -173,7 +173,7 @@ reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout})
                     "no MQTT broker at ",
                     nats_gateway_address:format({Host, Port}),
                     " (",
-                    why(Reason),
+                    explain_connect_error(Reason),
                     "): start one there, or name another with --upstream or upstream.url"
                 ]}
             )
@@ -203,11 +203,11 @@ option(_) ->
     "cannot be used".
 
 %% Only the end of OTP's text about an alert is useful here.
-why({tls_alert, {_, Text}}) ->
+explain_connect_error({tls_alert, {_, Text}}) ->
     ["TLS: ", lists:join(" ", string:lexemes(lists:last(string:split(Text, "Fatal - ")), " \n"))];
-why(closed) -> "closed by the broker: does it speak TLS?";
-why(Reason) when is_atom(Reason) -> inet:format_error(Reason);
-why(Reason) -> io_lib:format("~0p", [Reason]).
+explain_connect_error(closed) -> "closed by the broker: does it speak TLS?";
+explain_connect_error(Reason) when is_atom(Reason) -> inet:format_error(Reason);
+explain_connect_error(Reason) -> io_lib:format("~0p", [Reason]).
 
 with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, Config) ->
     Listener#{

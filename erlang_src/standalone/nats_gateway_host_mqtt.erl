@@ -713,17 +713,17 @@ subscribed(Answer, Key, Id, Confirm, Out, Host = #host{keys = Keys}) ->
             false -> Host
         end,
     NOut = joined(Current andalso Granted, Key, Out),
-    decided(Confirm, Answer, Current, Key, NOut, NHost).
+    subscribe_answered(Confirm, Answer, Current, Key, NOut, NHost).
 
-decided(true, Answer, _, _, Out, Host) ->
+subscribe_answered(true, Answer, _, _, Out, Host) ->
     {[{subscribed, Answer} | Out], Host#host{waiting = none}};
-decided(again, Answer, Current, Key, Out, Host = #host{waiting = Again}) ->
+subscribe_answered(again, Answer, Current, Key, Out, Host = #host{waiting = Again}) ->
     #again{asked = Asked, refused = Refused} = Again,
     NRefused = [{Key, Answer} || Current, Answer =/= ok] ++ Refused,
     {Out, Host#host{waiting = Again#again{asked = Asked - 1, refused = NRefused}}};
-decided(false, Answer, true, Key, Out, Host) when Answer =/= ok ->
+subscribe_answered(false, Answer, true, Key, Out, Host) when Answer =/= ok ->
     {[{subscribe_rejected, Key, Answer} | Out], Host};
-decided(false, _, _, _, Out, Host) ->
+subscribe_answered(false, _, _, _, Out, Host) ->
     {Out, Host}.
 
 joined(true, Key = {Share, _}, Out) when Share =/= undefined -> [{joined, Key} | Out];

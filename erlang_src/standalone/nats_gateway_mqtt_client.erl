@@ -484,7 +484,7 @@ look_in(Milliseconds, Client) ->
     _ = erlang:send_after(Milliseconds, self(), {?MODULE, Look, look}),
     Client#client{looking = Look}.
 
-look(Client = #client{socket = Socket, backlog = Backlog}) ->
+look_at_socket(Client = #client{socket = Socket, backlog = Backlog}) ->
     case nats_gateway_backlog:look(Socket, Backlog) of
         {ok, NBacklog} ->
             complete(look_later(Client#client{looking = false, backlog = NBacklog}));
@@ -514,7 +514,7 @@ handle_info({?MODULE, Socket, ping_again}, Client = #client{socket = Socket}) wh
 ->
     {[], ping_again(Client)};
 handle_info({?MODULE, Look, look}, Client = #client{looking = Look}) ->
-    look(Client);
+    look_at_socket(Client);
 handle_info({?MODULE, _, _}, _) ->
     ignore;
 handle_info(_, #client{socket = undefined}) ->

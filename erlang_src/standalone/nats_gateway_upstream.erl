@@ -189,20 +189,23 @@ handle_call({learned, Key, Address}, _, Brokers) ->
     {reply, nats_gateway_hangups:learned(Key, now_ms(), Hangups), Brokers}.
 
 handle_cast({report, What, Address}, Brokers) ->
-    {noreply, Brokers#{Address => reported(What, Address, broker(Address, Brokers))}}.
+    {noreply, Brokers#{Address => handle_report(What, Address, broker(Address, Brokers))}}.
 
 handle_info({'DOWN', Ref, process, _, Result}, Brokers) ->
-    {noreply, maps:map(fun(Address, Broker) -> down(Ref, Result, Address, Broker) end, Brokers)};
+    NBrokers = maps:map(
+        fun(Address, Broker) -> process_down(Ref, Result, Address, Broker) end, Brokers
+    ),
+    {noreply, NBrokers};
 handle_info(_, Brokers) ->
     {noreply, Brokers}.
 
-down(Probe, Result, Address, Broker = #broker{probe = Probe, waiting = Waiting}) ->
-    NBroker = reported(probed(Result), Address, Broker),
+process_down(Probe, Result, Address, Broker = #broker{probe = Probe, waiting = Waiting}) ->
+    NBroker = handle_report(probed(Result), Address, Broker),
     [gen_server:reply(From, answer(NBroker)) || From <- Waiting],
     NBroker#broker{probe = undefined, waiting = []};
-down(Prober, _, Address, Broker = #broker{prober = Prober}) ->
-    reported({probed, inconclusive}, Address, Broker);
-down(_, _, _, Broker) ->
+process_down(Prober, _, Address, Broker = #broker{prober = Prober}) ->
+    handle_report({probed, inconclusive}, Address, Broker);
+process_down(_, _, _, Broker) ->
     Broker.
 
 terminate(_, _) -> ok.
@@ -234,29 +237,29 @@ probed({probed, ok}) -> reached;
 probed({probed, {error, Reason}}) -> {unreachable, Reason};
 probed(_) -> {unreachable, crashed}.
 
-reported(lost, _, Broker) ->
+handle_report(lost, _, Broker) ->
     Broker#broker{checked = never};
-reported({hung_up, Key, Evidence, Suspect}, Address, Broker = #broker{hangups = Hangups}) ->
+handle_report({hung_up, Key, Evidence, Suspect}, Address, Broker = #broker{hangups = Hangups}) ->
     {Packet, NHangups} = suspect(Key, Evidence, Suspect, Hangups),
     Packet =/= none andalso
         ?LOG_WARNING(#{msg => upstream_hangs_up_on_topic, upstream => Address, topic => Packet}),
     Broker#broker{checked = never, hangups = NHangups};
-reported(reached, Address, Broker) ->
-    over([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
-reported({unreachable, Reason}, Address, Broker) ->
+handle_report(reached, Address, Broker) ->
+    end_troubles([unreachable], Address, Broker#broker{checked = now_ms(), reachable = true});
+handle_report({unreachable, Reason}, Address, Broker) ->
     %% When the broker comes back, it may be another one.
     NBroker = Broker#broker{
         checked = now_ms(), reachable = false, quirks = unknown, attempts = 0, facts = #{}
     },
-    trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
-reported({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->
+    begin_trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
+handle_report({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->
     NBroker = Broker#broker{checked = now_ms(), reachable = true, facts = Facts},
-    over(maps:keys(Troubles), Address, NBroker);
-reported({probed, _}, _, Broker = #broker{prober = undefined}) ->
+    end_troubles(maps:keys(Troubles), Address, NBroker);
+handle_report({probed, _}, _, Broker = #broker{prober = undefined}) ->
     Broker;
-reported({probed, Outcome}, Address, Broker = #broker{prober = Prober, curious = Curious}) ->
+handle_report({probed, Outcome}, Address, Broker = #broker{prober = Prober, curious = Curious}) ->
     true = demonitor(Prober, [flush]),
-    NBroker = found(Outcome, Address, Broker),
+    NBroker = remember_quirks(Outcome, Address, Broker),
     Quirks =
         case NBroker of
             #broker{quirks = unknown} -> [];
@@ -264,7 +267,7 @@ reported({probed, Outcome}, Address, Broker = #broker{prober = Prober, curious =
         end,
     [gen_server:reply(From, {known, Quirks}) || From <- Curious],
     NBroker#broker{prober = undefined, curious = []};
-reported({note, Subject, Report}, Address, Broker) ->
+handle_report({note, Subject, Report}, Address, Broker) ->
     case was_logged_lately(Subject, Broker) of
         {false, NBroker} ->
             ?LOG_WARNING(Report#{upstream => Address}),
@@ -272,9 +275,9 @@ reported({note, Subject, Report}, Address, Broker) ->
         {true, NBroker} ->
             NBroker
     end;
-reported({refused, Refusal, Details}, Address, Broker) ->
+handle_report({refused, Refusal, Details}, Address, Broker) ->
     case was_logged_lately(Refusal, Broker) of
-        {false, NBroker} -> trouble(Refusal, upstream_refused, Details, Address, NBroker);
+        {false, NBroker} -> begin_trouble(Refusal, upstream_refused, Details, Address, NBroker);
         {true, NBroker} -> NBroker
     end.
 
@@ -286,14 +289,16 @@ was_logged_lately(Subject, Broker = #broker{logged = Logged}) ->
         #{} -> {false, Broker#broker{logged = Logged#{Subject => Now}}}
     end.
 
-found([], _, Broker) ->
+remember_quirks([], _, Broker) ->
     Broker#broker{quirks = []};
-found(Quirks, Address, Broker) when is_list(Quirks) ->
+remember_quirks(Quirks, Address, Broker) when is_list(Quirks) ->
     ?LOG_WARNING(#{msg => upstream_has_quirks, upstream => Address, quirks => Quirks}),
     Broker#broker{quirks = Quirks};
-found(inconclusive, _, Broker = #broker{attempts = Attempts}) when Attempts < ?MAX_ATTEMPTS ->
+remember_quirks(inconclusive, _, Broker = #broker{attempts = Attempts}) when
+    Attempts < ?MAX_ATTEMPTS
+->
     Broker;
-found(Outcome, Address, Broker) ->
+remember_quirks(Outcome, Address, Broker) ->
     ?LOG_NOTICE(#{msg => upstream_was_not_probed, upstream => Address, reason => Outcome}),
     Broker#broker{quirks = []}.
 
@@ -308,15 +313,15 @@ suspect(Key, Evidence, {Packet, Topic}, Hangups) ->
     end.
 
 %% Logs one line when a problem begins, and one when it ends.
-trouble(Trouble, _, _, _, Broker = #broker{troubles = Troubles}) when
+begin_trouble(Trouble, _, _, _, Broker = #broker{troubles = Troubles}) when
     is_map_key(Trouble, Troubles)
 ->
     Broker;
-trouble(Trouble, Message, Details, Address, Broker = #broker{troubles = Troubles}) ->
+begin_trouble(Trouble, Message, Details, Address, Broker = #broker{troubles = Troubles}) ->
     ?LOG_WARNING(Details#{msg => Message, upstream => Address}),
     Broker#broker{troubles = Troubles#{Trouble => now_ms()}}.
 
-over(Names, Address, Broker = #broker{troubles = Troubles}) ->
+end_troubles(Names, Address, Broker = #broker{troubles = Troubles}) ->
     case maps:with(Names, Troubles) of
         Over when map_size(Over) =:= 0 ->
             Broker;

@@ -123,7 +123,7 @@ perform(sniff, Socket, #{handshake_timeout := Timeout}) ->
     case nats_gateway_transport:peek(Socket, Timeout) of
         {ok, ?TLS_HANDSHAKE} -> {ok, Socket, [secure]};
         {ok, _} -> {ok, Socket, []};
-        %% As in nats-server: the client may have nothing to say yet.
+        %% As in nats-server, this is no error: the client may have nothing to send yet.
         {error, timeout} -> {ok, Socket, []};
         {error, Reason} -> {error, failure(Reason)}
     end;

@@ -41,7 +41,7 @@
     | {ok, client() | nobody, Rest :: binary()}
     | {error, no_proxy_header | bad_proxy_header}.
 parse(<<?SIGNATURE, 2:4, Command:4, Family, Size:16, Body:Size/binary, Rest/binary>>) ->
-    told(binary(Command, Family, Body), Rest);
+    parsed(binary(Command, Family, Body), Rest);
 parse(<<?SIGNATURE, Version:4, _:4, _/binary>>) when Version =/= 2 ->
     {error, bad_proxy_header};
 parse(<<?SIGNATURE, _/binary>>) ->
@@ -50,7 +50,7 @@ parse(<<"PROXY ", _/binary>> = Bytes) ->
     case binary:match(binary:part(Bytes, 0, min(byte_size(Bytes), ?LONGEST_LINE)), <<"\r\n">>) of
         {At, 2} ->
             <<Line:At/binary, "\r\n", Rest/binary>> = Bytes,
-            told(line(binary:split(Line, <<" ">>, [global])), Rest);
+            parsed(client_of_line(binary:split(Line, <<" ">>, [global])), Rest);
         nomatch when byte_size(Bytes) < ?LONGEST_LINE ->
             more;
         nomatch ->
@@ -65,19 +65,19 @@ parse(Bytes) ->
         false -> {error, no_proxy_header}
     end.
 
-told(error, _) -> {error, bad_proxy_header};
-told(Client, Rest) -> {ok, Client, Rest}.
+parsed(error, _) -> {error, bad_proxy_header};
+parsed(Client, Rest) -> {ok, Client, Rest}.
 
-line([_, <<"UNKNOWN">> | _]) ->
+client_of_line([_, <<"UNKNOWN">> | _]) ->
     nobody;
-line([_, <<"TCP4">> | Ends]) ->
-    ends(Ends, fun inet:parse_ipv4strict_address/1);
-line([_, <<"TCP6">> | Ends]) ->
-    ends(Ends, fun inet:parse_ipv6strict_address/1);
-line(_) ->
+client_of_line([_, <<"TCP4">> | Ends]) ->
+    client_of_addresses(Ends, fun inet:parse_ipv4strict_address/1);
+client_of_line([_, <<"TCP6">> | Ends]) ->
+    client_of_addresses(Ends, fun inet:parse_ipv6strict_address/1);
+client_of_line(_) ->
     error.
 
-ends([Source, Destination, SourcePort, DestinationPort], Parse) ->
+client_of_addresses([Source, Destination, SourcePort, DestinationPort], Parse) ->
     Addresses = [Parse(binary_to_list(Address)) || Address <- [Source, Destination]],
     Ports = lists:map(fun port/1, [SourcePort, DestinationPort]),
     case {Addresses, Ports} of
@@ -88,7 +88,7 @@ ends([Source, Destination, SourcePort, DestinationPort], Parse) ->
         _ ->
             error
     end;
-ends(_, _) ->
+client_of_addresses(_, _) ->
     error.
 
 port(Text) ->
