@@ -30,6 +30,8 @@
 -export([lame_duck/1]).
 -export([terminate/3]).
 -export([info/1]).
+-export([client_id/1]).
+-export([description/1]).
 -export([stats/1]).
 -export([sent/1]).
 -export([fanned_out/1]).
@@ -40,7 +42,7 @@
 -include("nats_gateway_channel.hrl").
 -include_lib("kernel/include/logger.hrl").
 
--export_type([channel/0, input/0, result/0, stop_reason/0, next/0]).
+-export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0]).
 
 %% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
 %% client's FIN. Both wait for their turn.
@@ -76,6 +78,15 @@
     | blocked
     %% `continue/1', once the output was sent. Until then what comes of the client and of the host waits
     | behind.
+
+-type description() :: #{
+    peername := {inet:ip_address(), inet:port_number()},
+    transport := tcp | ssl | ws | wss,
+    user := binary(),
+    account := binary(),
+    %% of CONNECT
+    name | lang | version => binary()
+}.
 
 -type login_kind() :: explicit | implicit | again.
 
@@ -251,6 +262,18 @@ info(Channel = #channel{client = Client = #{connect := Fields}, session = Sessio
     }.
 
 is_verbose(#channel{options = #options{verbose = Verbose}}) -> Verbose.
+
+-spec client_id(channel()) -> pos_integer().
+client_id(#channel{client = #{client_id := ClientId}}) -> ClientId.
+
+%% Who the client is, for those who watch the gateway.
+-spec description(channel()) -> description().
+description(#channel{client = Client = #{connect := Fields}, grant = Grant}) ->
+    #{peername := Peername, transport := Transport} = Client,
+    #{user := User, account := Account} = nats_gateway_admission:user(Client, Grant),
+    (maps:with([name, lang, version], Fields))#{
+        peername => Peername, transport => Transport, user => User, account => Account
+    }.
 
 -spec stats(channel()) -> #{atom() => non_neg_integer()}.
 stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
@@ -931,7 +954,13 @@ reports(Host) -> erlang:function_exported(Host, report, 2).
 -spec report(#{atom() => integer()}, channel()) -> channel().
 report(_, Channel = #channel{host_state = undefined}) ->
     Channel;
-report(Octets, Channel = #channel{host = Host, host_state = HostState, traffic = Traffic}) ->
+report(Octets, Channel = #channel{host = Host}) ->
+    case reports(Host) of
+        true -> report_to_host(Octets, Channel);
+        false -> Channel
+    end.
+
+report_to_host(Octets, Channel = #channel{host = Host, host_state = HostState, traffic = Traffic}) ->
     Counters = maps:merge(Octets, stats(Channel)),
     Operations = nats_gateway_traffic:take_operations(Traffic),
     Channel#channel{host_state = Host:report(Counters#{operations => Operations}, HostState)}.

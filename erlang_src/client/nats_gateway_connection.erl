@@ -13,6 +13,7 @@
 -export([drain/1]).
 -export([drain/2]).
 -export([configure/1]).
+-export([describe/3]).
 -export([info/1]).
 -export([call/2]).
 -export([call/3]).
@@ -143,6 +144,25 @@ drain(Pid) -> drain(Pid, 0).
 drain(Pid, Milliseconds) -> gen_server:cast(Pid, {drain, Milliseconds}).
 
 %% The options under the key have changed.
+%% What many connections are at this moment, in their order; `gone' for those that have ended or take
+%% longer than this, all together.
+-spec describe([pid()], figures | subscriptions, TimeoutMs :: non_neg_integer()) ->
+    [
+        {ok, nats_gateway_census:figures(), nats_gateway_channel:description(),
+            [nats_gateway_subscriptions:subscription()]}
+        | gone
+    ].
+describe(Pids, What, Timeout) ->
+    Until = now_ms() + Timeout,
+    Requests = [gen_server:send_request(Pid, {describe, What}) || Pid <- Pids],
+    [described(Request, Until) || Request <- Requests].
+
+described(Request, Until) ->
+    case gen_server:receive_response(Request, max(0, Until - now_ms())) of
+        {reply, Reply} -> Reply;
+        _ -> gone
+    end.
+
 -spec configure(pid()) -> ok.
 configure(Pid) -> gen_server:cast(Pid, configure).
 
@@ -182,6 +202,16 @@ handle_continue({ranch, Ref}, State) ->
 
 handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
+handle_call({describe, _}, _, State = #state{channel = undefined}) ->
+    {reply, gone, State};
+handle_call({describe, What}, _, State = #state{channel = Channel}) ->
+    Subscriptions =
+        case What of
+            figures -> [];
+            subscriptions -> nats_gateway_channel:subscriptions(Channel)
+        end,
+    Description = nats_gateway_channel:description(Channel),
+    {reply, {ok, figures(octets(State), State), Description, Subscriptions}, State};
 handle_call(Request, From, State = #state{channel = Channel}) ->
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
     case result(Result, State) of
@@ -208,27 +238,33 @@ handle_cast({drain, Ms}, State) ->
     end;
 handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) ->
     Options = #{config := Config} = persistent_term:get(Key, State#state.options),
-    NState = State#state{options = Options#{key => Key}},
+    NState = State#state{options = Options#{key => Key}, report_times = report_times(Options)},
     case Channel of
-        undefined -> {noreply, NState};
-        _ -> result(nats_gateway_channel:configure(Config, Channel), NState)
+        undefined ->
+            {noreply, NState};
+        _ ->
+            ok = enter_census(NState),
+            result(nats_gateway_channel:configure(Config, Channel), NState)
     end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
 handle_cast(_, State) ->
     {noreply, State}.
 
-greet(State = #state{socket = Socket, options = Options = #{host := Host, config := Config}}) ->
+report_times(#{host := Host, config := #{enable_stats := EnableStats}}) ->
+    IsOn = (EnableStats andalso nats_gateway_channel:reports(Host)) orelse nats_gateway_census:is_on(),
+    nats_gateway_report_times:new(IsOn).
+
+greet(State = #state{socket = Socket, options = Options = #{host := Host}}) ->
     %% A socket that takes no options is closed: that comes up below.
     _ =
         case Options of
             #{keepalive := KeepAlive} -> nats_gateway_transport:keep_alive(Socket, KeepAlive);
             #{} -> ok
         end,
-    Reports = maps:get(enable_stats, Config) andalso nats_gateway_channel:reports(Host),
     establish(State#state{
         establishing = nats_gateway_establishing:start(Options, State#state.establishing),
-        report_times = nats_gateway_report_times:new(Reports),
+        report_times = report_times(Options),
         inbox = nats_gateway_inbox:new(nats_gateway_channel:collects(Host))
     }).
 
@@ -306,6 +342,7 @@ introduce(State = #state{socket = Socket, options = Options, establishing = Esta
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
+    ok = enter_census(Channel, #{}, State),
     case result({ok, Out, Channel}, State) of
         %% Sent on its own: clients take the frame with INFO for INFO.
         {noreply, NState} -> result(nats_gateway_channel:refuse(Reason, Channel), NState);
@@ -315,6 +352,7 @@ introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
             {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
+            ok = enter_census(Channel, #{}, State),
             result({ok, Out, Channel}, State);
         {error, Reason} ->
             %% Without INFO: nats.js would wait for 20 s after it.
@@ -819,7 +857,10 @@ timeout(idle, State = #state{channel = Channel}) ->
     end;
 timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     %% The memory that it took is given back.
-    NChannel = nats_gateway_channel:report(octets(State), Channel),
+    Octets = octets(State),
+    ok = enter_census(State),
+    nats_gateway_census:is_on() andalso nats_gateway_census:report(figures(Octets, State)),
+    NChannel = nats_gateway_channel:report(Octets, Channel),
     NTimes = nats_gateway_report_times:reported(now_ms(), Times),
     {noreply, State#state{channel = NChannel, report_times = NTimes}, hibernate};
 timeout(streams, State = #state{websocket = Websocket}) ->
@@ -1027,9 +1068,13 @@ leave(_, State = #state{channel = undefined}) ->
     State;
 leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = Inbox}) ->
     log_end(Reason, State),
+    Octets = octets(State),
+    ok = nats_gateway_census:leave(Reason, fun() ->
+        {figures(Octets, State), nats_gateway_channel:description(Channel)}
+    end),
     Last =
         case nats_gateway_report_times:is_on(Times) of
-            true -> nats_gateway_channel:report(octets(State), Channel);
+            true -> nats_gateway_channel:report(Octets, Channel);
             false -> Channel
         end,
     {Messages, NInbox} = nats_gateway_inbox:take(Inbox),
@@ -1070,6 +1115,32 @@ stats(State = #state{channel = Channel, options = #{config := #{enable_stats := 
     maps:merge(Octets, nats_gateway_channel:stats(Channel));
 stats(_) ->
     #{}.
+
+%% Somebody may watch the gateway now who did not when this client came.
+enter_census(State = #state{channel = Channel}) ->
+    case nats_gateway_census:is_on() of
+        true -> enter_census(Channel, figures(octets(State), State), State);
+        false -> ok
+    end.
+
+enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->
+    nats_gateway_census:enter(nats_gateway_channel:client_id(Channel), Listener, Before).
+
+%% For those who watch the gateway.
+figures(Octets, State = #state{channel = Channel}) ->
+    maps:merge(
+        maps:with([octets_received, octets_sent], Octets),
+        (nats_gateway_channel:stats(Channel))#{pending => pending(State)}
+    ).
+
+pending(#state{socket = undefined}) ->
+    0;
+pending(#state{socket = Socket, channel = Channel}) ->
+    Unsent = nats_gateway_channel:unsent(Channel),
+    case nats_gateway_transport:pending(Socket) of
+        {ok, Pending, _} -> Pending + Unsent;
+        {error, _} -> Unsent
+    end.
 
 octets(#state{socket = undefined}) ->
     #{};

@@ -22,6 +22,10 @@
     listeners = [] :: [nats_gateway_emqx_listeners:listener()],
     plugin :: nats_gateway_emqx_page:settings(),
     login = nats_gateway_login:none() :: nats_gateway_login:login(),
+    %% where it can be watched now
+    monitor :: nats_gateway_monitor:bind(),
+    %% milliseconds of the system's time
+    started = erlang:system_time(millisecond) :: integer(),
     %% settings that are not honoured, as they were logged
     not_honoured = [] :: [{Where :: atom(), nats_gateway_emqx_settings:refusal()}],
     defaults = maps:merge(nats_gateway_config:defaults(), nats_gateway_config:identity()) :: map()
@@ -123,7 +127,8 @@ handle_cast(settings_changed, State = #state{gateway = Gateway}) ->
 handle_info(_, State) ->
     {noreply, State}.
 
-terminate(_, #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
+terminate(_, State = #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
+    #state{} = watch(undefined, State),
     ok = nats_gateway_emqx_listeners:drain(Listeners, DrainTime),
     ok = nats_gateway_emqx_listeners:close(Listeners),
     nats_gateway_emqx_quirks:forget_dead_clients().
@@ -140,7 +145,9 @@ apply_config(Gateway, State = #state{plugin = Plugin, listeners = Old}) ->
         {ok, Login} ->
             New = State#state{gateway = Gateway, login = Login},
             case replace_listeners(Old, New) of
-                {ok, Listeners} -> {ok, log_not_honoured(New#state{listeners = Listeners})};
+                {ok, Listeners} ->
+                    #{monitor_bind := Monitor} = Plugin,
+                    {ok, log_not_honoured(watch(Monitor, New#state{listeners = Listeners}))};
                 {error, Problem} -> {error, Problem}
             end;
         {error, Text} ->
@@ -178,6 +185,16 @@ connection(Listener, State) ->
     #{config := Config} =
         Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
     Options#{config := Config#{emqx => nats_gateway_emqx_metrics:context(Ctx)}}.
+
+%% With what is told there from now on.
+watch(Bind, State = #state{monitor = Old, gateway = Gateway, started = Started}) ->
+    Config =
+        case nats_gateway_emqx_config:listeners(Gateway) of
+            [Listener | _] -> maps:get(config, connection(Listener, State));
+            [] -> State#state.defaults
+        end,
+    Facts = #{config => Config, gateway => Gateway, started => Started},
+    State#state{monitor = nats_gateway_emqx_monitor:change(Old, Bind, Facts)}.
 
 %% A setting is logged once, and again only after it has changed.
 log_not_honoured(State = #state{gateway = Gateway, not_honoured = Logged}) ->

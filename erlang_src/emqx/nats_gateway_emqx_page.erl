@@ -38,6 +38,8 @@
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
+    %% where the gateway can be watched
+    monitor_bind := nats_gateway_monitor:bind(),
     %% whether the built-in may serve where this plugin does not run, although clients have to log
     %% in
     built_in_may_serve := boolean()
@@ -77,8 +79,12 @@ schema() ->
         max_control_line => {{bytes, 512, 1048576}, MaxControlLine},
         auto_subscribe => {boolean, false},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
+        monitor_bind => {fun monitor_bind/2, undefined},
         built_in_may_serve => {boolean, false}
     }.
+
+monitor_bind(<<>>, _) -> undefined;
+monitor_bind(Value, Path) -> nats_gateway_schema:value(address, Value, Path).
 
 -spec parse(map()) -> {ok, settings()} | {error, Text :: binary()}.
 parse(Stored) ->

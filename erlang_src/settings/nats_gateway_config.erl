@@ -60,8 +60,10 @@
         probe := boolean(),
         authentication := boolean()
     },
-    %% connections do not have this key
+    %% connections do not have these keys
     listeners => [listener()],
+    %% where the standalone gateway tells what nats-server's monitoring endpoints tell
+    monitor => undefined | {inet:ip_address(), inet:port_number()},
     %% only connections in EMQX have these keys
     emqx => map(),
     enable_authn => boolean(),

@@ -124,12 +124,15 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     ok = await(load_modules([nats_gateway])),
     ok = await(Loading),
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
+    #{monitor := Monitor} = Config,
+    Monitor =:= undefined orelse nats_gateway_monitor:count_clients(),
     lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
     _ = log_to_stderr(Level),
     ok = nats_gateway_control:start(#{
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end
     }),
+    ok = open_monitor(Monitor, Arguments),
     await(load_modules([kernel, stdlib])).
 
 read_again(Arguments) ->
@@ -213,7 +216,7 @@ with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, C
     Listener#{
         connection => #{
             host => nats_gateway_host_mqtt,
-            config => maps:remove(listeners, Config#{authentication_timeout := Timeout}),
+            config => maps:without([listeners, monitor], Config#{authentication_timeout := Timeout}),
             listener => Name
         }
     }.
@@ -236,6 +239,23 @@ listen(Listener = #{name := Name, bind := {Address, Port}}, Arguments) ->
                     "): choose another with --listen or listeners.tcp"
                 ]}
             )
+    end.
+
+open_monitor(undefined, _) ->
+    ok;
+open_monitor(Bind, Arguments) ->
+    Address = nats_gateway_address:format(Bind),
+    case nats_gateway_standalone_monitor:open(Bind) of
+        ok ->
+            io:format("nats_gateway: monitoring on http://~ts~n", [Address]);
+        {error, Reason} ->
+            Why =
+                case is_atom(Reason) of
+                    true -> inet:format_error(Reason);
+                    false -> io_lib:format("~0p", [Reason])
+                end,
+            Text = [source(Arguments), "cannot listen on ", Address, " (", Why, "): choose another monitor.bind"],
+            throw({stop, ?EX_UNAVAILABLE, Text})
     end.
 
 log_to_stderr(Level) ->

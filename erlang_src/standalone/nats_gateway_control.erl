@@ -72,7 +72,12 @@ signal(Signal) -> gen_server:cast(?MODULE, {signal, Signal}).
 init(Key) ->
     #{settings := Settings, read := Read} = persistent_term:get(Key),
     ok = handle_signals(),
-    {ok, #control{settings = Settings, read = Read}}.
+    {ok, publish_facts(#control{settings = Settings, read = Read})}.
+
+%% Those who watch the gateway see how it is from now on.
+publish_facts(State = #control{settings = Settings, lame_duck = LameDuck}) ->
+    ok = nats_gateway_standalone_monitor:update(Settings#{is_lame_duck => LameDuck =/= none}),
+    State.
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
@@ -127,7 +132,7 @@ lame_duck(Signal, Grace, Duration, State) ->
     Connections = nats_gateway_listener:connections(),
     ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
     drain(Connections, Grace, Duration),
-    handle_info(look, State#control{lame_duck = Signal}).
+    handle_info(look, publish_facts(State#control{lame_duck = Signal})).
 
 drain(Connections, Grace, Duration) ->
     Count = max(1, length(Connections)),
@@ -160,9 +165,19 @@ reload(#{config := New, listeners := NewListeners}, State) ->
     After = maps:from_list([{Name, Listener} || Listener = #{name := Name} <- Listeners]),
     Gone = maps:keys(maps:without(maps:keys(After), Before)),
     lists:foreach(fun nats_gateway_listener:stop/1, Gone),
+    #{monitor := OldMonitor} = Old,
+    #{monitor := NewMonitor} = New,
+    NewMonitor =:= undefined orelse nats_gateway_monitor:count_clients(),
     Kept = [Listener || Listener <- Listeners, change(Listener, Before)],
     ?LOG_NOTICE(#{msg => settings_reloaded, listeners => [Name || #{name := Name} <- Kept]}),
-    State#control{settings = #{config => Config, listeners => Kept}}.
+    NState = publish_facts(State#control{settings = #{config => Config, listeners => Kept}}),
+    case nats_gateway_standalone_monitor:change(OldMonitor, NewMonitor) of
+        ok ->
+            NState;
+        {error, Reason} ->
+            ?LOG_ERROR(#{msg => monitor_not_changed, reason => Reason}),
+            NState#control{settings = #{config => Config#{monitor := OldMonitor}, listeners => Kept}}
+    end.
 
 same_server(Listener = #{connection := Connection = #{config := Config}}, Same) ->
     Listener#{connection := Connection#{config := maps:merge(Config, Same)}}.

@@ -37,6 +37,7 @@ schema() ->
         max_connections => {{limit, 1 bsl 30}, infinity},
         lame_duck_grace_period => {{duration, 0, ?MAX_LAME_DUCK_MS}, 10000},
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
+        monitor => {{table, #{bind => {address, undefined}}}, #{}},
         log_level =>
             {
                 {one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
@@ -123,7 +124,7 @@ websocket_listener_schema(Port) ->
 %% -------------------------------------------------------------------------------------------
 %% What becomes of the settings
 
-finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
+finish(Settings = #{upstream := Upstream, listeners := Listeners, monitor := #{bind := Monitor}}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
     Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
     ok = check_cookies(Listeners, Login),
@@ -134,6 +135,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         login => Login,
         auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         authentication_timeout := Timeout,
+        monitor := Monitor,
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
         },

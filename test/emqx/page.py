@@ -26,6 +26,7 @@ DEFAULTS = {
     "resolver_preload": [],
     "websocket_same_origin": False,
     "websocket_jwt_cookie": "",
+    "monitor_bind": "",
     "built_in_may_serve": False,
 }
 

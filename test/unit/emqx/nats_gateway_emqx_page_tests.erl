@@ -34,6 +34,7 @@ defaults_test() ->
             login => nats_gateway_login:none(),
             websocket_same_origin => false,
             websocket_jwt_cookie => undefined,
+            monitor_bind => undefined,
             built_in_may_serve => false
         }},
         parse(#{})
@@ -112,6 +113,11 @@ limits_test_() ->
             {<<"send_timeout">>, <<"0ms">>, error},
             {<<"send_timeout">>, <<"4294967295ms">>, ?MAX_MS},
             {<<"send_timeout">>, <<"4294967296ms">>, error},
+            {<<"monitor_bind">>, <<>>, undefined},
+            {<<"monitor_bind">>, <<"127.0.0.1:8222">>, {{127, 0, 0, 1}, 8222}},
+            {<<"monitor_bind">>, <<"[::1]:1">>, {{0, 0, 0, 0, 0, 0, 0, 1}, 1}},
+            {<<"monitor_bind">>, <<"127.0.0.1:65536">>, error},
+            {<<"monitor_bind">>, <<"somewhere">>, error},
             {<<"drain_time">>, <<"0s">>, 0},
             {<<"drain_time">>, <<"8s">>, 8000},
             {<<"drain_time">>, <<"8001ms">>, error},
@@ -244,6 +250,7 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     resolver_preload,
     websocket_same_origin,
     websocket_jwt_cookie,
+    monitor_bind,
     built_in_may_serve
 ]).
 

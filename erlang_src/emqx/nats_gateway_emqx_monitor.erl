@@ -1,0 +1,51 @@
+%% The monitoring port of the plugin: what it tells of this node's gateway, and when it is opened.
+-module(nats_gateway_emqx_monitor).
+
+-export([change/3]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-type facts() :: #{
+    config := nats_gateway_config:config(),
+    %% as EMQX has the gateway `nats'
+    gateway := map(),
+    %% milliseconds of the system's time
+    started := integer()
+}.
+
+%% The port that is open now. Nobody's messages wait for it: one that cannot be opened is in the log.
+-spec change(Old :: nats_gateway_monitor:bind(), New :: nats_gateway_monitor:bind(), facts()) ->
+    nats_gateway_monitor:bind().
+change(Old, New, Facts) ->
+    ok = persistent_term:put(?MODULE, Facts),
+    case nats_gateway_monitor:change(Old, New, fun gateway/0) of
+        ok ->
+            New;
+        {error, Reason} ->
+            ?LOG_ERROR(#{msg => "monitor_is_not_open", monitor_bind => address(New), reason => Reason}),
+            %% The next change of the settings tries it again.
+            Old
+    end.
+
+address(Bind) -> list_to_binary(nats_gateway_address:format(Bind)).
+
+gateway() ->
+    #{config := Config, gateway := Gateway, started := Started} = persistent_term:get(?MODULE),
+    #{
+        config => Config,
+        listeners => [listener(Listener) || Listener <- nats_gateway_emqx_config:listeners(Gateway)],
+        started => Started,
+        health => fun() -> nats_gateway_emqx_health:health_check(#{}) end
+    }.
+
+listener(#{id := Id = {Type, _}, bind := Bind, conf := Conf}) ->
+    #{
+        name => atom_to_binary(nats_gateway_emqx_config:listener_id(Id)),
+        type => Type,
+        bind =>
+            case Bind of
+                {_, _} -> Bind;
+                Port -> {{0, 0, 0, 0}, Port}
+            end,
+        max_connections => maps:get(max_connections, Conf, infinity)
+    }.

@@ -1,0 +1,321 @@
+%% The HTTP endpoints of a nats-server for those who watch it, and `/metrics' for Prometheus, on a
+%% port of their own. Anybody who reaches it reads all of it, as with nats-server: it is for loopback,
+%% or a network of operators.
+-module(nats_gateway_monitor).
+
+-behaviour(gen_server).
+
+-export([count_clients/0]).
+-export([open/2]).
+-export([change/3]).
+-export([start_link/1]).
+-export([answer/2]).
+-export([do/1]).
+-export([init/1, handle_call/3, handle_cast/2, terminate/2]).
+
+-include_lib("inets/include/httpd.hrl").
+-include_lib("kernel/include/logger.hrl").
+
+-export_type([options/0, bind/0]).
+
+-type bind() :: undefined | {inet:ip_address(), inet:port_number()}.
+
+-type options() :: #{
+    bind := bind(),
+    %% asked for at each request
+    gateway := fun(() -> nats_gateway_monitor_facts:gateway())
+}.
+
+%% Requests that are under way at the same time, and the size of their heads.
+-define(MAX_CLIENTS, 32).
+-define(MAX_HEADER, 8192).
+
+%% As nats-server.
+-define(LIMIT, 1024).
+-define(MAX_LIMIT, 10000).
+
+-define(JSON, "application/json").
+
+%% The supervisor of the application.
+-define(SUPERVISOR, nats_gateway_sup).
+
+%% Before the first client comes, where it is known that somebody will watch.
+-spec count_clients() -> ok.
+count_clients() ->
+    case child(nats_gateway_census, []) of
+        ok -> ok;
+        {error, already_present} -> ok;
+        {error, {already_started, _}} -> ok
+    end.
+
+-spec open(bind(), fun(() -> nats_gateway_monitor_facts:gateway())) ->
+    ok | {error, inet:posix() | term()}.
+open(undefined, _) ->
+    ok;
+open(Bind, Gateway) ->
+    ok = count_clients(),
+    case child(?MODULE, [#{bind => Bind, gateway => Gateway}]) of
+        {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
+        Other -> Other
+    end.
+
+child(Module, Arguments) ->
+    Child = #{id => Module, start => {Module, start_link, Arguments}},
+    case supervisor:start_child(?SUPERVISOR, Child) of
+        {ok, _} -> ok;
+        {error, Reason} -> {error, Reason}
+    end.
+
+%% If the new port cannot be opened, the old one stays. A client that was there before the first one
+%% was opened is counted when its settings change, or when it does something and its host is told
+%% statistics.
+-spec change(Old :: bind(), New :: bind(), fun(() -> nats_gateway_monitor_facts:gateway())) ->
+    ok | {error, inet:posix() | term()}.
+change(Same, Same, _) ->
+    ok;
+change(Old, New, Gateway) ->
+    ok = close(Old),
+    case open(New, Gateway) of
+        ok ->
+            ok;
+        {error, Reason} ->
+            _ = open(Old, Gateway),
+            {error, Reason}
+    end.
+
+close(undefined) ->
+    ok;
+close(_) ->
+    _ = supervisor:terminate_child(?SUPERVISOR, ?MODULE),
+    _ = supervisor:delete_child(?SUPERVISOR, ?MODULE),
+    ok.
+
+-spec start_link(options()) -> gen_server:start_ret().
+start_link(Options) -> gen_server:start_link({local, ?MODULE}, ?MODULE, Options, []).
+
+init(Options = #{bind := {Address, Port}}) ->
+    _ = process_flag(trap_exit, true),
+    {ok, _} = application:ensure_all_started(inets),
+    Root = code:priv_dir(nats_gateway),
+    Family =
+        case Address of
+            {_, _, _, _} -> inet;
+            _ -> inet6
+        end,
+    Settings = [
+        {bind_address, Address},
+        {ipfamily, Family},
+        {port, Port},
+        {server_name, "nats_gateway"},
+        {server_tokens, none},
+        %% No file is served; httpd wants to know where they would be.
+        {server_root, Root},
+        {document_root, Root},
+        {modules, [?MODULE]},
+        {max_clients, ?MAX_CLIENTS},
+        {max_header_size, ?MAX_HEADER},
+        {max_body_size, 1},
+        {keep_alive_timeout, 30}
+    ],
+    case inets:start(httpd, Settings, stand_alone) of
+        {ok, Pid} ->
+            Requests = counters:new(length(paths()), []),
+            ok = persistent_term:put(?MODULE, Options#{requests => Requests}),
+            {ok, Pid};
+        {error, Reason} ->
+            {stop, {shutdown, {listen, listen_error(Reason)}}}
+    end.
+
+%% httpd wraps why it cannot listen in what it was doing.
+listen_error(Reason) ->
+    Known = [eaddrinuse, eaddrnotavail, eacces],
+    case [Each || Each <- Known, is_in(Each, Reason)] of
+        [Each | _] -> Each;
+        [] -> Reason
+    end.
+
+is_in(Atom, Atom) -> true;
+is_in(Atom, Tuple) when is_tuple(Tuple) -> is_in(Atom, tuple_to_list(Tuple));
+is_in(Atom, [Head | Tail]) -> is_in(Atom, Head) orelse is_in(Atom, Tail);
+is_in(_, _) -> false.
+
+handle_call(_, _, State) -> {reply, ignored, State}.
+
+handle_cast(_, State) -> {noreply, State}.
+
+terminate(_, Pid) ->
+    _ = inets:stop(stand_alone, Pid),
+    ok.
+
+%% httpd's callback.
+-spec do(#mod{}) -> {proceed, list()}.
+do(#mod{method = Method, request_uri = Target}) when Method =:= "GET"; Method =:= "HEAD" ->
+    case persistent_term:get(?MODULE, none) of
+        none -> respond(503, "text/plain", <<"not yet\n">>, Method);
+        Options -> look_up(Method, Target, Options)
+    end;
+do(#mod{method = Method}) ->
+    respond(405, "text/plain", <<"only GET and HEAD\n">>, Method).
+
+look_up(Method, Target, #{bind := Bind, gateway := Gateway, requests := Requests}) ->
+    {Path, Query} =
+        case string:split(Target, "?") of
+            [P] -> {P, ""};
+            [P, Q] -> {P, Q}
+        end,
+    count(Path, Requests),
+    {Code, Type, Body} =
+        try
+            answer({list_to_binary(Path), query(Query)}, {requests(Requests), Bind, Gateway()})
+        catch
+            throw:{bad_request, Text} ->
+                {400, "text/plain", Text};
+            Class:Reason:Stack ->
+                ?LOG_ERROR(#{
+                    msg => monitor_failed,
+                    path => list_to_binary(Path),
+                    reason => {Class, Reason},
+                    stacktrace => [{M, F, A} || {M, F, A, _} <- Stack]
+                }),
+                {500, "text/plain", <<"the gateway could not tell: its log says why\n">>}
+        end,
+    respond(Code, Type, iolist_to_binary(Body), Method).
+
+respond(Code, Type, Body, Method) ->
+    Head = [
+        {code, Code},
+        {content_type, Type},
+        {content_length, integer_to_list(byte_size(Body))},
+        {cache_control, "no-store"}
+        | [{allow, "GET, HEAD"} || Code =:= 405]
+    ],
+    case Method of
+        "HEAD" -> {proceed, [{response, {response, Head, nobody}}]};
+        _ -> {proceed, [{response, {response, Head, [Body]}}]}
+    end.
+
+paths() -> ["/", "/varz", "/connz", "/subsz", "/healthz", "/metrics"].
+
+count(Path, Requests) ->
+    case [Place || {Place, Known} <- lists:enumerate(paths()), Known =:= Path] of
+        [Place] -> counters:add(Requests, Place, 1);
+        [] -> ok
+    end.
+
+requests(Requests) ->
+    maps:from_list([
+        {list_to_binary(Path), counters:get(Requests, Place)}
+     || {Place, Path} <- lists:enumerate(paths())
+    ]).
+
+query(Query) ->
+    case uri_string:dissect_query(Query) of
+        {error, _, _} -> bad_request(<<"the query cannot be read">>);
+        Pairs -> maps:from_list([{iolist_to_binary(K), value(V)} || {K, V} <- Pairs])
+    end.
+
+%% A name alone is a switch.
+value(true) -> <<"1">>;
+value(Value) -> unicode:characters_to_binary(Value).
+
+-spec bad_request(binary()) -> no_return().
+bad_request(Text) -> throw({bad_request, [Text, $\n]}).
+
+%% {status, media type, body} of a path with its parameters.
+-spec answer({Path :: binary(), #{binary() => binary()}}, {Requests, bind(), Gateway}) ->
+    {200..503, MediaType :: string(), iodata()}
+when
+    Requests :: #{binary() => non_neg_integer()}, Gateway :: nats_gateway_monitor_facts:gateway().
+answer({<<"/">>, _}, _) ->
+    {ok, Page} = file:read_file(filename:join(code:priv_dir(nats_gateway), "monitor.html")),
+    {200, "text/html; charset=utf-8", Page};
+answer({<<"/varz">>, _}, {Requests, Bind, Gateway}) ->
+    json(200, nats_gateway_monitor_facts:varz(Requests, Bind, Gateway));
+answer({<<"/connz">>, Query}, {_, _, Gateway}) ->
+    json(200, nats_gateway_monitor_facts:connz(connz_options(Query), Gateway));
+answer({<<"/subsz">>, Query}, {_, _, Gateway}) ->
+    Options = maps:merge(page(Query), #{subs => switch(<<"subs">>, Query)}),
+    Test = maps:from_list([{test, Subject} || #{<<"test">> := Subject} <- [Query]]),
+    json(200, nats_gateway_monitor_facts:subsz(maps:merge(Options, Test), Gateway));
+%% There is no JetStream whose health could be asked for, or left out.
+answer({<<"/healthz">>, _}, {_, _, Gateway}) ->
+    {Status, Health} = nats_gateway_monitor_facts:healthz(Gateway),
+    json(Status, Health);
+answer({<<"/metrics">>, _}, {_, _, Gateway}) ->
+    {200, "text/plain; version=0.0.4; charset=utf-8", nats_gateway_monitor_metrics:text(Gateway)};
+answer({_, _}, _) ->
+    {404, "text/plain", <<"nothing is here: / lists what there is\n">>}.
+
+json(Status, Term) -> {Status, ?JSON, [nats_gateway_nif:json(Term), $\n]}.
+
+page(Query) ->
+    #{
+        offset => integer(<<"offset">>, 0, 0, infinity, Query),
+        limit =>
+            case integer(<<"limit">>, ?LIMIT, 0, infinity, Query) of
+                0 -> ?LIMIT;
+                Limit -> min(?MAX_LIMIT, Limit)
+            end
+    }.
+
+connz_options(Query) ->
+    Filters = [
+        {Key, Value}
+     || {Key, Name} <- [{user, <<"user">>}, {acc, <<"acc">>}, {filter_subject, <<"filter_subject">>}],
+        #{Name := Value} <- [Query]
+    ],
+    Cid = [{cid, integer(<<"cid">>, 0, 0, infinity, Query)} || is_map_key(<<"cid">>, Query)],
+    maps:merge(maps:merge(page(Query), maps:from_list(Filters ++ Cid)), #{
+        sort => one_of(<<"sort">>, sorts(), cid, Query),
+        state => state(one_of(<<"state">>, [open, closed, any, all], open, Query)),
+        subs => subs(maps:get(<<"subs">>, Query, <<"0">>)),
+        auth => switch(<<"auth">>, Query)
+    }).
+
+sorts() ->
+    [cid, start, subs, pending, msgs_to, msgs_from, bytes_to, bytes_from, last, idle, uptime, stop, reason].
+
+state(all) -> any;
+state(State) -> State.
+
+subs(<<"detail">>) -> detail;
+subs(Value) ->
+    case is_on(<<"subs">>, Value) of
+        true -> subjects;
+        false -> none
+    end.
+
+switch(Name, Query) -> is_on(Name, maps:get(Name, Query, <<"0">>)).
+
+is_on(_, Value) when Value =:= <<"1">>; Value =:= <<"true">> -> true;
+is_on(_, Value) when Value =:= <<"0">>; Value =:= <<"false">>; Value =:= <<>> -> false;
+is_on(Name, _) -> bad_request(<<Name/binary, ": 1, true, 0 or false">>).
+
+one_of(Name, Known, Default, Query) ->
+    case Query of
+        #{Name := <<>>} ->
+            Default;
+        #{Name := Value} ->
+            case [Each || Each <- Known, atom_to_binary(Each) =:= Value] of
+                [Each] ->
+                    Each;
+                [] ->
+                    Names = lists:join(<<", ">>, [atom_to_binary(Each) || Each <- Known]),
+                    bad_request(iolist_to_binary([Name, <<": one of ">>, Names]))
+            end;
+        #{} ->
+            Default
+    end.
+
+integer(Name, Default, Min, Max, Query) ->
+    case Query of
+        #{Name := Text} ->
+            try binary_to_integer(Text) of
+                Value when Value >= Min, Value =< Max -> Value;
+                _ -> bad_request(<<Name/binary, ": a whole number, 0 or more">>)
+            catch
+                error:badarg -> bad_request(<<Name/binary, ": a whole number, 0 or more">>)
+            end;
+        #{} ->
+            Default
+    end.

@@ -1,0 +1,11 @@
+%% A client that is here, as those see it who watch the gateway.
+
+-record(census, {
+    pid :: pid(),
+    cid :: pos_integer(),
+    listener :: atom() | binary(),
+    %% milliseconds of the system's time: when it came, and when a message or subscription changed
+    start :: integer(),
+    active :: integer(),
+    figures = #{} :: nats_gateway_census:figures()
+}).

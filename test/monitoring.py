@@ -1,0 +1,35 @@
+"""The monitoring port of a gateway, as those ask it who watch it."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+from ports import HOST
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def get_json(port: int, path: str) -> dict:
+    status, body = get(port, path)
+    assert status == 200, body
+    return json.loads(body)
+
+
+def connections(port: int, query: str = "") -> list[dict]:
+    return get_json(port, f"/connz{query}")["connections"]
+
+
+def metrics(port: int) -> dict[str, int]:
+    """The value of each sample, by its name with its labels."""
+    status, body = get(port, "/metrics")
+    assert status == 200
+    samples = (line.rpartition(" ") for line in body.splitlines() if line and not line.startswith("#"))
+    return {name: int(value) for name, _, value in samples}
