@@ -1,7 +1,7 @@
 %% The clients that are here, those that were here last, and what all have sent and got: for who
 %% watches the gateway. Without a process of this module nothing is kept.
 %%
-%% Each connection writes its own row, at most every few seconds (nats_gateway_report_times), so that
+%% Each connection writes its own row, at most once a second or so (nats_gateway_report_times), so that
 %% nobody has to ask thousands of processes.
 -module(nats_gateway_census).
 
@@ -143,7 +143,7 @@ closed() ->
      || {Number, Row, Description, Reason, Stop} <- lists:reverse(lists:keysort(1, Rows)), is_integer(Number)
     ].
 
-%% Since the start; `ended': how often which reason. Figures of connections may be 5 seconds late.
+%% Since the start; `ended': how often which reason. Figures of connections may be a second late.
 -spec totals() -> #{atom() => non_neg_integer(), ended := #{atom() => pos_integer()}}.
 totals() ->
     Counters = persistent_term:get(?MODULE, none),

@@ -252,8 +252,11 @@ handle_cast(_, State) ->
     {noreply, State}.
 
 report_times(#{host := Host, config := #{enable_stats := EnableStats}}) ->
-    IsOn = (EnableStats andalso nats_gateway_channel:reports(Host)) orelse nats_gateway_census:is_on(),
-    nats_gateway_report_times:new(IsOn).
+    Times = nats_gateway_report_times:new(EnableStats andalso nats_gateway_channel:reports(Host)),
+    case nats_gateway_census:is_on() of
+        true -> nats_gateway_report_times:watched(Times);
+        false -> Times
+    end.
 
 greet(State = #state{socket = Socket, options = Options = #{host := Host}}) ->
     %% A socket that takes no options is closed: that comes up below.

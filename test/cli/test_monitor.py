@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,18 @@ def test_many_clients(watched: Running, port: int):
         for client in clients:
             client.close()
     watched.until(lambda: get_json(port, "/varz")["connections"] == 0, "all have gone")
+
+
+def test_the_page(watched: Running, port: int, tmp_path: Path):
+    """What clients say of themselves is shown as text."""
+    command = [
+        tool("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", f"http://{HOST}:{port}/",
+    ]
+    with watched.client(name="<b>orders</b>", lang="python", version="1.2.3") as client:
+        client.subscribe("a").ping()
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert ">ready<" in shown and "&lt;b&gt;orders&lt;/b&gt;" in shown and "python 1.2.3" in shown
 
 
 # --- Tools for nats-server -------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_what_clients_do_is_seen(gateway: Gateway, page: Page, name: str):
             # Who was there before is seen as soon as it does something.
             early.publish(name, b"x")
             wait_until(lambda: one(port, "early") is not None, "the one that was there")
-            assert get_json(port, "/varz")["server_id"].startswith("N")
+            assert get_json(port, "/varz")["server_id"] == client.info["server_id"]
             listeners = [sample for sample in metrics(port) if sample.startswith("nats_gateway_connections{")]
             assert 'nats_gateway_connections{listener="nats:tcp:default"}' in listeners
         wait_until(lambda: one(port, "orders") is None, "it has gone")
@@ -57,7 +57,9 @@ def test_what_clients_do_is_seen(gateway: Gateway, page: Page, name: str):
 
 
 def test_health(gateway: Gateway, page: Page):
-    assert get(watched(page), "/healthz") == (200, '{"status":"ok"}\n')
+    port = watched(page)
+    assert get(port, "/healthz") == (200, '{"status":"ok"}\n')
+    assert "<title>NATS gateway</title>" in get(port, "/")[1]
 
 
 def test_it_is_opened_moved_and_closed(gateway: Gateway, page: Page):
