@@ -48,7 +48,7 @@ def test_files(files: dict[str, bytes], app: str):
     assert {"release.json", "README.md", "LICENSE"} <= set(files)
     beams = {name for name in files if name.endswith(".beam")}
     others = set(files) - beams - {"release.json", "README.md", "LICENSE"}
-    priv = ("nats_gateway_nif.so", "config_schema.avsc", "config_i18n.json", "config.hocon")
+    priv = ("nats_gateway_nif.so", "config_schema.avsc", "config_i18n.json", "config.hocon", "monitor.html")
     assert others == {f"{app}/ebin/nats_gateway.app", *(f"{app}/priv/{name}" for name in priv)}
     assert "nats_gateway_cli" in STANDALONE
     assert {Path(name).stem for name in beams} == {module.stem for module in SOURCE.rglob("*.erl")} - STANDALONE
