@@ -144,7 +144,7 @@ closed() ->
     ].
 
 %% Since the start; `ended': how often which reason. Figures of connections may be a second late.
--spec totals() -> #{atom() => non_neg_integer(), ended := #{atom() => pos_integer()}}.
+-spec totals() -> #{ended := #{atom() => pos_integer()}, atom() => non_neg_integer() | map()}.
 totals() ->
     Counters = persistent_term:get(?MODULE, none),
     Counted = maps:from_list([

@@ -163,12 +163,15 @@ prepare(Host, Client) ->
 %% The INFO line goes out at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
-    #{max_control_line := MaxControlLine, login := Login, enable_stats := EnableStats} = Config,
+    #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
+    #{enable_stats := EnableStats} = Config,
     Nonce = nats_gateway_login:nonce(Login),
     Channel = #channel{
         host = Host,
         client = Client#{connect => #{}, nonce => Nonce},
-        decoder = #decoder{max_control_line = MaxControlLine, phase = phase(Config)},
+        decoder = #decoder{
+            max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
+        },
         traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
