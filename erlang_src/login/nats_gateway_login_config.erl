@@ -137,12 +137,20 @@ method(Path, #{type := jwt, trusted_operators := Operators, resolver := Resolver
 -spec page_schema() -> nats_gateway_schema:schema().
 page_schema() ->
     #{
-        internal_authn => {{list, {one_of, [token, nkey, jwt]}}, []},
+        internal_authn => {entries({one_of, [token, nkey, jwt]}), []},
         token => {fun shown_secret/2, undefined},
-        nkeys => {{list, fun user_key/2}, []},
-        trusted_operators => {{list, string}, []},
-        resolver_preload => {{list, string}, []}
+        nkeys => {entries(fun user_key/2), []},
+        trusted_operators => {entries(string), []},
+        resolver_preload => {entries(string), []}
     }.
+
+%% The dashboard's form splits one field at its commas: it has an empty text where somebody cleared
+%% the field, and after a comma at the end.
+entries(Kind) ->
+    fun(Values, Path) -> nats_gateway_schema:value({list, Kind}, not_blank(Values), Path) end.
+
+not_blank(Values) when is_list(Values) -> [Value || Value <- Values, Value =/= <<>>];
+not_blank(Other) -> Other.
 
 -spec page_keys() -> [atom()].
 page_keys() -> maps:keys(page_schema()).

@@ -13,6 +13,8 @@ from emqx.node import Node, wait_until
 from emqx.page import DEFAULTS, Page
 
 pytestmark = pytest.mark.plugin
+# Of `w0rd`, cost 4.
+HASH = "$2a$04$JUIzNcqxj1tTtswnN1a6rOwYU7ysPtDI2t2MvR0L5NgENKQzHf/9y"
 
 
 def test_the_form(node: Node, plugin: str):
@@ -204,6 +206,18 @@ def test_a_wrong_value_is_refused_by_name(page: Page, field: str, value: object,
 @pytest.mark.parametrize(("field", "value"), [("max_subscriptions", "many"), ("retained_on_subscribe", "yes")])
 def test_a_value_of_the_wrong_type_is_refused(page: Page, field: str, value: object):
     assert page.try_change(**{field: value}).status == 400
+
+
+def test_a_list_that_was_cleared_in_the_form(gateway: Gateway, page: Page):
+    """The dashboard then sends one empty entry."""
+    page.change(internal_authn=["token"], token=HASH)
+    with pytest.raises(NatsFailure), gateway.nats():
+        pass
+    page.change(internal_authn=[""], nkeys=[""], trusted_operators=[""], resolver_preload=[""])
+    # the authenticator that stands for the logins is taken away
+    wait_until(lambda: page.health() == "", "well")
+    with gateway.nats():
+        pass
 
 
 def test_an_unknown_field_is_refused(page: Page):

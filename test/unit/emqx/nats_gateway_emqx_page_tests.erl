@@ -209,6 +209,21 @@ logins_of_the_page_test_() ->
         ]
     ].
 
+%% A cleared field of the dashboard's form is a list of one empty text, and a comma at the end is one more of them.
+cleared_fields_test() ->
+    Key = nats_gateway_credentials:public(user),
+    Cleared = maps:from_keys(
+        [<<"internal_authn">>, <<"nkeys">>, <<"trusted_operators">>, <<"resolver_preload">>], [<<>>]
+    ),
+    ?assertEqual(parse(#{}), parse(Cleared)),
+    NKeys = #{<<"internal_authn">> => [<<"nkey">>], <<"nkeys">> => [Key]},
+    ?assertEqual(
+        parse(NKeys),
+        parse(NKeys#{<<"internal_authn">> := [<<"nkey">>, <<>>], <<"nkeys">> := [<<>>, Key, <<>>]})
+    ),
+    ?assertEqual({error, <<"nkeys: must not be empty">>}, parse(NKeys#{<<"nkeys">> := [<<>>]})),
+    ?assertEqual({error, <<"nkeys: must be a list">>}, parse(NKeys#{<<"nkeys">> := Key})).
+
 %% EMQX gives the settings of a plugin to all who may read them, as they are.
 the_page_does_not_take_a_token_as_it_is_test_() ->
     [
