@@ -56,6 +56,14 @@ def test_files(files: dict[str, bytes], app: str):
     assert {f"{app}/ebin/{module.strip().decode()}.beam" for module in listed.split(b",")} == beams
 
 
+def test_the_readme_needs_no_other_file(files: dict[str, bytes]):
+    """The dashboard shows it."""
+    text = files["README.md"].decode()
+    assert text.startswith("# nats_gateway\n")
+    assert "docs/emqx.md" in text
+    assert re.findall(r"\]\((?![a-z]+:)[^)]*\)|^ *!.*", text, re.MULTILINE) == []
+
+
 def test_every_text_of_the_page_is_in_english_and_chinese(files: dict[str, bytes], app: str):
     schema = json.loads(files[f"{app}/priv/config_schema.avsc"])
     texts = json.loads(files[f"{app}/priv/config_i18n.json"])
