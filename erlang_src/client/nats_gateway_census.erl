@@ -15,6 +15,7 @@
 -export([open/0]).
 -export([closed/0]).
 -export([totals/0]).
+-export([forget/0]).
 -export([init/1, handle_call/3, handle_cast/2]).
 
 -include("nats_gateway_census.hrl").
@@ -152,6 +153,12 @@ totals() ->
      || {Place, Kind} <- lists:enumerate(?COUNTERS)
     ]),
     Counted#{ended => maps:from_list([{Reason, N} || {{ended, Reason}, N} <- try_list(?CLOSED)])}.
+
+%% When the process is gone.
+-spec forget() -> ok.
+forget() ->
+    _ = persistent_term:erase(?MODULE),
+    ok.
 
 value(_, none) -> 0;
 value(Place, Counters) -> counters:get(Counters, Place).

@@ -2,6 +2,7 @@
 -module(nats_gateway_emqx_monitor).
 
 -export([change/3]).
+-export([forget/0]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -26,6 +27,12 @@ change(Old, New, Facts) ->
             %% The next change of the settings tries it again.
             Old
     end.
+
+%% Called when the application ends.
+-spec forget() -> ok.
+forget() ->
+    _ = persistent_term:erase(?MODULE),
+    nats_gateway_monitor:forget().
 
 address(Bind) -> list_to_binary(nats_gateway_address:format(Bind)).
 

@@ -8,6 +8,7 @@
 -export([count_clients/0]).
 -export([open/2]).
 -export([change/3]).
+-export([forget/0]).
 -export([start_link/1]).
 -export([answer/2]).
 -export([do/1]).
@@ -83,6 +84,12 @@ change(Old, New, Gateway) ->
             {error, Reason}
     end.
 
+%% Nothing is left of it, nor of the totals.
+-spec forget() -> ok.
+forget() ->
+    _ = persistent_term:erase(?MODULE),
+    nats_gateway_census:forget().
+
 close(undefined) ->
     ok;
 close(_) ->
@@ -95,7 +102,6 @@ start_link(Options) -> gen_server:start_link({local, ?MODULE}, ?MODULE, Options,
 
 init(Options = #{bind := {Address, Port}}) ->
     _ = process_flag(trap_exit, true),
-    {ok, _} = application:ensure_all_started(inets),
     Root = code:priv_dir(nats_gateway),
     Family =
         case Address of

@@ -305,6 +305,7 @@ uptime_test_() ->
 served_test_() ->
     {setup,
         fun() ->
+            {ok, _} = application:ensure_all_started(inets),
             {ok, Pid} = nats_gateway_monitor:start_link(#{
                 bind => {{127, 0, 0, 1}, free_port()}, gateway => fun gateway/0
             }),
