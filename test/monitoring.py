@@ -17,6 +17,14 @@ def get(port: int, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def answers(port: int) -> bool:
+    """OTP's httpd may answer a request with 500 that comes before it has read all of its settings."""
+    try:
+        return get(port, "/subsz")[0] == 200
+    except OSError:
+        return False
+
+
 def get_json(port: int, path: str) -> dict:
     status, body = get(port, path)
     assert status == 200, body

@@ -30,6 +30,8 @@
 %% Requests that are under way at the same time, and the size of their heads.
 -define(MAX_CLIENTS, 32).
 -define(MAX_HEADER, 8192).
+%% What the requests that are under way may take when it is closed.
+-define(STOP_MS, 4000).
 
 %% As nats-server.
 -define(LIMIT, 1024).
@@ -75,13 +77,21 @@ child(Module, Arguments) ->
 change(Same, Same, _) ->
     ok;
 change(Old, New, Gateway) ->
-    ok = close(Old),
-    case open(New, Gateway) of
+    case can_listen(New) of
         ok ->
-            ok;
+            ok = close(Old),
+            open(New, Gateway);
         {error, Reason} ->
-            _ = open(Old, Gateway),
             {error, Reason}
+    end.
+
+%% httpd would say it in four reports of its supervisors.
+can_listen(undefined) ->
+    ok;
+can_listen({Address, Port}) ->
+    case gen_tcp:listen(Port, [family(Address), {ip, Address}, {reuseaddr, true}]) of
+        {ok, Socket} -> gen_tcp:close(Socket);
+        {error, Reason} -> {error, Reason}
     end.
 
 %% Nothing is left of it, nor of the totals.
@@ -97,20 +107,24 @@ close(_) ->
     _ = supervisor:delete_child(?SUPERVISOR, ?MODULE),
     ok.
 
+family({_, _, _, _}) -> inet;
+family(_) -> inet6.
+
 -spec start_link(options()) -> gen_server:start_ret().
 start_link(Options) -> gen_server:start_link({local, ?MODULE}, ?MODULE, Options, []).
 
-init(Options = #{bind := {Address, Port}}) ->
+init(Options = #{bind := Bind}) ->
     _ = process_flag(trap_exit, true),
+    case can_listen(Bind) of
+        ok -> serve(Bind, Options);
+        {error, Reason} -> {stop, {shutdown, {listen, Reason}}}
+    end.
+
+serve({Address, Port}, Options) ->
     Root = code:priv_dir(nats_gateway),
-    Family =
-        case Address of
-            {_, _, _, _} -> inet;
-            _ -> inet6
-        end,
     Settings = [
         {bind_address, Address},
-        {ipfamily, Family},
+        {ipfamily, family(Address)},
         {port, Port},
         {server_name, "nats_gateway"},
         {server_tokens, none},
@@ -129,29 +143,22 @@ init(Options = #{bind := {Address, Port}}) ->
             ok = persistent_term:put(?MODULE, Options#{requests => Requests}),
             {ok, Pid};
         {error, Reason} ->
-            {stop, {shutdown, {listen, listen_error(Reason)}}}
+            {stop, {shutdown, {listen, Reason}}}
     end.
-
-%% httpd wraps why it cannot listen in what it was doing.
-listen_error(Reason) ->
-    Known = [eaddrinuse, eaddrnotavail, eacces],
-    case [Each || Each <- Known, is_in(Each, Reason)] of
-        [Each | _] -> Each;
-        [] -> Reason
-    end.
-
-is_in(Atom, Atom) -> true;
-is_in(Atom, Tuple) when is_tuple(Tuple) -> is_in(Atom, tuple_to_list(Tuple));
-is_in(Atom, [Head | Tail]) -> is_in(Atom, Head) orelse is_in(Atom, Tail);
-is_in(_, _) -> false.
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
 handle_cast(_, State) -> {noreply, State}.
 
 terminate(_, Pid) ->
+    Monitor = erlang:monitor(process, Pid),
     _ = inets:stop(stand_alone, Pid),
-    ok.
+    %% The port must be free when this process is gone.
+    receive
+        {'DOWN', Monitor, process, Pid, _} -> ok
+    after ?STOP_MS ->
+        ok
+    end.
 
 %% httpd's callback.
 -spec do(#mod{}) -> {proceed, list()}.

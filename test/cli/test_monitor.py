@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.running import GATEWAY, Running
-from monitoring import connections, get, get_json, metrics
+from monitoring import answers, connections, get, get_json, metrics
 from ports import HOST, free_port
 from wire.servers import REPOSITORY, accepts
 
@@ -27,7 +27,7 @@ def port() -> int:
 def watched(gateway: Running, port: int) -> Running:
     gateway.write(monitor={"bind": f"{HOST}:{port}"})
     gateway.start()
-    gateway.until(lambda: accepts((HOST, port)), "it is monitored")
+    gateway.until(lambda: answers(port), "it is monitored")
     return gateway
 
 
@@ -62,7 +62,7 @@ def test_what_clients_do_is_seen(watched: Running, port: int):
 def test_who_is_not_let_in_is_counted(gateway: Running, port: int):
     gateway.write(monitor={"bind": f"{HOST}:{port}"}, auth_token="right")
     gateway.start()
-    gateway.until(lambda: accepts((HOST, port)), "it is monitored")
+    gateway.until(lambda: answers(port), "it is monitored")
     with socket.create_connection((HOST, gateway.port)) as client:
         client.sendall(b'CONNECT {"auth_token":"wrong"}\r\n')
         while client.recv(4096):
@@ -77,7 +77,7 @@ def test_who_is_not_let_in_is_counted(gateway: Running, port: int):
 def test_health(gateway: Running, port: int, mosquitto: int):
     gateway.write(monitor={"bind": f"{HOST}:{port}"}, lame_duck_grace_period="10s")
     gateway.start()
-    gateway.until(lambda: accepts((HOST, port)), "it is monitored")
+    gateway.until(lambda: answers(port), "it is monitored")
     assert get(port, "/healthz") == (200, '{"status":"ok"}\n')
     assert get(port, "/healthz?js-enabled-only=true")[0] == 200
     with gateway.client(protocol=1):
@@ -95,7 +95,7 @@ def test_health_without_a_broker(gateway: Running, port: int):
             f'[listeners.tcp.default]\nbind = "{HOST}:{gateway.port}"\n'
         )
         gateway.start()
-        gateway.until(lambda: accepts((HOST, port)), "it is monitored")
+        gateway.until(lambda: answers(port), "it is monitored")
     status, body = get(port, "/healthz")
     assert status == 503 and "cannot be reached: connection refused" in body
 
@@ -107,17 +107,17 @@ def test_a_reload_opens_moves_and_closes_it(gateway: Running, port: int):
     with gateway.client(name="early") as client:
         gateway.write(monitor={"bind": f"{HOST}:{port}"})
         gateway.reload("settings_reloaded")
-        gateway.until(lambda: accepts((HOST, port)), "it is opened")
+        gateway.until(lambda: answers(port), "it is opened")
         gateway.until(lambda: [c["name"] for c in connections(port)] == ["early"], "who was there before is seen")
         client.ping()
         other = free_port()
         gateway.write(monitor={"bind": f"{HOST}:{other}"})
         gateway.reload("settings_reloaded")
-        gateway.until(lambda: accepts((HOST, other)) and not accepts((HOST, port)), "it is moved")
+        gateway.until(lambda: answers(other) and not accepts((HOST, port)), "it is moved")
         with socket.create_server((HOST, port)):
             gateway.write(monitor={"bind": f"{HOST}:{port}"})
             gateway.reload("monitor_not_changed")
-            gateway.until(lambda: accepts((HOST, other)), "the old one stays")
+            gateway.until(lambda: answers(other), "the old one stays")
             assert [c["name"] for c in connections(other)] == ["early"]
         gateway.write()
         gateway.reload("settings_reloaded")

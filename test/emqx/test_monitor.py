@@ -9,7 +9,7 @@ import pytest
 from emqx.gateway import Gateway
 from emqx.node import wait_until
 from emqx.page import Page
-from monitoring import connections, get, get_json, metrics
+from monitoring import answers, connections, get, get_json, metrics
 from ports import HOST, free_port
 from wire.servers import accepts
 
@@ -25,7 +25,7 @@ def page(gateway: Gateway, page: Page):
 def watched(page: Page, **settings: object) -> int:
     port = free_port()
     page.change(monitor_bind=f"{HOST}:{port}", **settings)
-    wait_until(lambda: accepts((HOST, port)), "it is monitored")
+    wait_until(lambda: answers(port), "it is monitored")
     return port
 
 
