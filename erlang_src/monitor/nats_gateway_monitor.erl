@@ -115,6 +115,8 @@ start_link(Options) -> gen_server:start_link({local, ?MODULE}, ?MODULE, Options,
 
 init(Options = #{bind := Bind}) ->
     _ = process_flag(trap_exit, true),
+    %% No application of ours: a gateway that nobody watches starts faster without it.
+    {ok, _} = application:ensure_all_started(inets),
     case can_listen(Bind) of
         ok -> serve(Bind, Options);
         {error, Reason} -> {stop, {shutdown, {listen, Reason}}}
