@@ -155,8 +155,12 @@ load_modules(Applications) ->
     spawn_monitor(fun() ->
         _ = [application:load(Application) || Application <- Applications],
         Modules = [application:get_key(Application, modules) || Application <- Applications],
-        _ = code:ensure_modules_loaded(lists:append([Names || {ok, Names} <- Modules]))
+        Names = lists:append([Names || {ok, Names} <- Modules]),
+        _ = code:ensure_modules_loaded(lists:filter(fun is_for_standalone/1, Names))
     end).
+
+is_for_standalone(nats_gateway_host_emqx) -> false;
+is_for_standalone(Module) -> not lists:prefix("nats_gateway_emqx", atom_to_list(Module)).
 
 await({Pid, Monitor}) ->
     receive
