@@ -131,14 +131,13 @@ has_room(_, _, #{login := _}) ->
 has_room(Count, Max, _) ->
     Count =< Max.
 
-log_refusal(Method, Reason, More, #{listener := Listener, peername := {Host, Port}}) ->
-    Address = nats_gateway_system:address(Host),
+log_refusal(Method, Reason, More, #{listener := Listener, peername := Peername}) ->
     nats_gateway_refusals:may_log(Listener) andalso
         ?LOG_WARNING(More#{
             msg => login_refused,
             method => Method,
             reason => Reason,
-            peername => <<Address/binary, $:, (integer_to_binary(Port))/binary>>,
+            peername => nats_gateway_system:peername(Peername),
             listener => Listener
         }).
 

@@ -93,11 +93,12 @@ leave(Reason, Describe) ->
         ok = report(Figures),
         case ets:take(?OPEN, self()) of
             [Row] ->
-                ended(Reason),
+                Word = reason(Reason),
+                ended(Word),
                 Number = ets:update_counter(?CLOSED, ?NUMBER, 1),
                 _ = ets:delete(?CLOSED, Number - ?MAX_CLOSED),
                 true = ets:insert(?CLOSED, {
-                    Number, Row, Description, reason(Reason), erlang:system_time(millisecond)
+                    Number, Row, Description, Word, erlang:system_time(millisecond)
                 }),
                 ok;
             [] ->
@@ -105,8 +106,8 @@ leave(Reason, Describe) ->
         end
     end).
 
-ended(Reason) ->
-    Key = {ended, reason(Reason)},
+ended(Word) ->
+    Key = {ended, Word},
     _ = ets:update_counter(?CLOSED, Key, 1, {Key, 0}),
     ok.
 

@@ -243,7 +243,7 @@ handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}
         undefined ->
             {noreply, NState};
         _ ->
-            ok = enter_census(NState),
+            ok = report_to_census(fun() -> octets(NState) end, NState),
             result(nats_gateway_channel:configure(Config, Channel), NState)
     end;
 handle_cast({message, Message}, State) ->
@@ -861,8 +861,7 @@ timeout(idle, State = #state{channel = Channel}) ->
 timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     %% The memory that it took is given back.
     Octets = octets(State),
-    ok = enter_census(State),
-    nats_gateway_census:is_on() andalso nats_gateway_census:report(figures(Octets, State)),
+    ok = report_to_census(fun() -> Octets end, State),
     NChannel = nats_gateway_channel:report(Octets, Channel),
     NTimes = nats_gateway_report_times:reported(now_ms(), Times),
     {noreply, State#state{channel = NChannel, report_times = NTimes}, hibernate};
@@ -1071,7 +1070,11 @@ leave(_, State = #state{channel = undefined}) ->
     State;
 leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = Inbox}) ->
     log_end(Reason, State),
-    Octets = octets(State),
+    Octets =
+        case nats_gateway_report_times:is_on(Times) orelse nats_gateway_census:is_on() of
+            true -> octets(State);
+            false -> #{}
+        end,
     ok = nats_gateway_census:leave(Reason, fun() ->
         {figures(Octets, State), nats_gateway_channel:description(Channel)}
     end),
@@ -1099,7 +1102,7 @@ log_end(_, _) ->
 report(Reason, #state{establishing = Establishing, options = #{listener := Listener}}) ->
     Known = #{
         msg => connection_closed,
-        peername => address(nats_gateway_establishing:peername(Establishing)),
+        peername => peername(nats_gateway_establishing:peername(Establishing)),
         listener => Listener,
         reason => Reason
     },
@@ -1108,8 +1111,8 @@ report(Reason, #state{establishing = Establishing, options = #{listener := Liste
         Detail -> Known#{detail => Detail}
     end.
 
-address({Host, Port}) -> iolist_to_binary([inet:ntoa(Host), $:, integer_to_list(Port)]);
-address(undefined) -> undefined.
+peername(undefined) -> undefined;
+peername(Peername) -> nats_gateway_system:peername(Peername).
 
 stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined
@@ -1120,10 +1123,14 @@ stats(_) ->
     #{}.
 
 %% Somebody may watch the gateway now who did not when this client came.
-enter_census(State = #state{channel = Channel}) ->
+report_to_census(Octets, State = #state{channel = Channel}) ->
     case nats_gateway_census:is_on() of
-        true -> enter_census(Channel, figures(octets(State), State), State);
-        false -> ok
+        true ->
+            Figures = figures(Octets(), State),
+            ok = enter_census(Channel, Figures, State),
+            nats_gateway_census:report(Figures);
+        false ->
+            ok
     end.
 
 enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->

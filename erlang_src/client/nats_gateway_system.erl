@@ -4,6 +4,7 @@
 -export([version/0]).
 -export([info/3]).
 -export([address/1]).
+-export([peername/1]).
 -export([user_info/2]).
 
 -export_type([user/0]).
@@ -49,6 +50,10 @@ info(Extra, MaxPayload, Client = #{config := Config}) ->
 
 -spec address(inet:ip_address()) -> binary().
 address(Address) -> list_to_binary(inet:ntoa(Address)).
+
+%% As the log shows it.
+-spec peername({inet:ip_address(), inet:port_number()}) -> binary().
+peername({Address, Port}) -> <<(address(Address))/binary, $:, (integer_to_binary(Port))/binary>>.
 
 %% The answer to `$SYS.REQ.USER.INFO', as of nats-server's `UserInfo': `nats account info' and
 %% `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.

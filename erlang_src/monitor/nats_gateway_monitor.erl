@@ -265,9 +265,9 @@ json(Status, Term) -> {Status, ?JSON, [nats_gateway_nif:json(Term), $\n]}.
 
 page(Query) ->
     #{
-        offset => integer(<<"offset">>, 0, 0, infinity, Query),
+        offset => integer(<<"offset">>, 0, Query),
         limit =>
-            case integer(<<"limit">>, ?LIMIT, 0, infinity, Query) of
+            case integer(<<"limit">>, ?LIMIT, Query) of
                 0 -> ?LIMIT;
                 Limit -> min(?MAX_LIMIT, Limit)
             end
@@ -279,7 +279,7 @@ connz_options(Query) ->
      || {Key, Name} <- [{user, <<"user">>}, {acc, <<"acc">>}, {filter_subject, <<"filter_subject">>}],
         #{Name := Value} <- [Query]
     ],
-    Cid = [{cid, integer(<<"cid">>, 0, 0, infinity, Query)} || is_map_key(<<"cid">>, Query)],
+    Cid = [{cid, integer(<<"cid">>, 0, Query)} || is_map_key(<<"cid">>, Query)],
     maps:merge(maps:merge(page(Query), maps:from_list(Filters ++ Cid)), #{
         sort => one_of(<<"sort">>, sorts(), cid, Query),
         state => state(one_of(<<"state">>, [open, closed, any, all], open, Query)),
@@ -322,11 +322,11 @@ one_of(Name, Known, Default, Query) ->
             Default
     end.
 
-integer(Name, Default, Min, Max, Query) ->
+integer(Name, Default, Query) ->
     case Query of
         #{Name := Text} ->
             try binary_to_integer(Text) of
-                Value when Value >= Min, Value =< Max -> Value;
+                Value when Value >= 0 -> Value;
                 _ -> bad_request(<<Name/binary, ": a whole number, 0 or more">>)
             catch
                 error:badarg -> bad_request(<<Name/binary, ": a whole number, 0 or more">>)

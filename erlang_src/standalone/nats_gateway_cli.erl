@@ -253,11 +253,7 @@ open_monitor(Bind, Arguments) ->
         ok ->
             io:format("nats_gateway: monitoring on http://~ts~n", [Address]);
         {error, Reason} ->
-            Why =
-                case is_atom(Reason) of
-                    true -> inet:format_error(Reason);
-                    false -> io_lib:format("~0p", [Reason])
-                end,
+            Why = explain_connect_error(Reason),
             Text = [source(Arguments), "cannot listen on ", Address, " (", Why, "): choose another monitor.bind"],
             throw({stop, ?EX_UNAVAILABLE, Text})
     end.
