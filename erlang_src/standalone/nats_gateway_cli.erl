@@ -126,8 +126,9 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
     #{monitor := Monitor} = Config,
     Monitor =:= undefined orelse nats_gateway_monitor:count_clients(),
-    lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
+    %% What the first client does is in the log, too.
     _ = log_to_stderr(Level),
+    lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
     ok = nats_gateway_control:start(#{
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -195,3 +196,31 @@ def test_a_reload_changes_the_level_of_the_log(gateway: Running):
         gateway.reload("settings_reloaded")
         gateway.client().close()
         gateway.until(lambda: gateway.log.count("client_closed") == 1, "one of two ends is in the log")
+
+
+# --- The start -------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_first_client_does_is_in_the_log(gateway: Running):
+    """When the log was set up after the listeners, 14 of 15 first clients were missing from it."""
+    gateway.write()
+
+    def first_client() -> str:
+        until = time.monotonic() + 30
+        while True:
+            try:
+                client = socket.create_connection((HOST, gateway.port), 5)
+                break
+            except OSError:
+                assert time.monotonic() < until
+        with client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while client.recv(4096):
+                pass
+            return "{}:{}".format(*client.getsockname())
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(first_client)
+        gateway.start()
+        peer = first.result()
+    gateway.until(lambda: f"peername={peer}" in gateway.log, "it is in the log")
