@@ -1,9 +1,12 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package check style test test-crates test-rust test-unit test-erlang test-cli test-wire \
+.PHONY: help run build package package-here check style test test-crates test-rust test-unit test-erlang test-cli test-wire \
         test-clients test-brokers test-emqx test-hostile lint check-types fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
+# What the package runs on: Rust's names of the platforms, and the oldest C library.
+PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+GLIBC := 2.17
 # The others link with a running Erlang only.
 TESTED_CRATES := -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
 
@@ -12,7 +15,8 @@ help:
 	@echo "              NATS_PORT=4222 MQTT_PORT=1883 UPSTREAM=mqtt://host:port CONFIG=file.toml"
 	@echo "              EMQX_HOME=/path/to/emqx: in that EMQX, as a plugin"
 	@echo "make build    build only"
-	@echo "make package  build the EMQX plugin, _build/package/nats_gateway-<vsn>.tar.gz"
+	@echo "make package  build the EMQX plugin for every Linux, _build/package/nats_gateway-<vsn>.tar.gz"
+	@echo "make package-here  the same for this machine alone: faster, and all that the tests need"
 	@echo "make clean    remove all that was built, and .tools"
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
@@ -36,21 +40,31 @@ help:
 
 run:
 	@bin/install-missing $(if $(EMQX_HOME),build,run)
-	@$(MAKE) --no-print-directory $(if $(EMQX_HOME),package,build)
+	@$(MAKE) --no-print-directory $(if $(EMQX_HOME),package-here,build)
 	@bin/$(if $(EMQX_HOME),run-in-emqx,run)
 
 build:
 	@bin/install-missing build
 	cargo build $(CARGO_FLAGS) $(addprefix -p ,$(NIFS))
-	@mkdir -p priv
-	@# A running node has the library mapped: it is replaced, never overwritten.
-	@for nif in $(NIFS); do \
-	    cmp -s target/release/lib$$nif.so priv/$$nif.so || { \
-	        cp target/release/lib$$nif.so priv/$$nif.so.new && mv priv/$$nif.so.new priv/$$nif.so; }; \
-	done
 	@TERM=dumb rebar3 compile
+	@# A running node has the library mapped: it is replaced, never overwritten.
+	@directory=priv/$$(erl -noinput -boot start_clean -pa _build/default/lib/nats_gateway/ebin -eval ' \
+	    io:put_chars(nats_gateway_nif:platform(erlang:system_info(system_architecture))), halt().') && \
+	mkdir -p $$directory && \
+	for nif in $(NIFS); do \
+	    cmp -s target/release/lib$$nif.so $$directory/$$nif.so || { \
+	        cp target/release/lib$$nif.so $$directory/$$nif.so.new && \
+	        mv $$directory/$$nif.so.new $$directory/$$nif.so; }; \
+	done
 
+# Zig links, because it can link with any version of the C library.
 package: build
+	@bin/install-missing package $(PLATFORMS)
+	PATH=$(CURDIR)/.tools/zig/bin:$$PATH cargo zigbuild $(CARGO_FLAGS) -p nats_gateway_nif \
+	    $(foreach platform,$(PLATFORMS),--target $(platform).$(GLIBC))
+	@bin/package $(GLIBC) $(PLATFORMS)
+
+package-here: build
 	@bin/package
 
 # The inner loop: no broker, no client, no download.
@@ -98,11 +112,11 @@ test-brokers: build
 	.tools/venv/bin/pytest test/brokers
 
 # Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
-test-emqx: package
+test-emqx: package-here
 	.tools/venv/bin/pytest test/emqx
 
 # HOSTILE=long: the full sizes.
-test-hostile: package
+test-hostile: package-here
 	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
 
 style:
@@ -127,10 +141,10 @@ check-types:
 	@TERM=dumb rebar3 dialyzer
 
 # Ratios to EMQX's own MQTT listener and built-in NATS gateway, where there is an EMQX; see docs/performance.md.
-bench: package
+bench: package-here
 	@bin/install-missing test
 	cargo build $(CARGO_FLAGS) -p nats_gateway_bench
 	@cd test && ../.tools/venv/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick) $(if $(DOCS),--docs)
 
 clean:
-	rm -rf target _build priv/*.so .tools
+	rm -rf target _build priv/*/ .tools

@@ -9,6 +9,9 @@
 
 -export([load/0]).
 -export([library/1]).
+-export([platform/1]).
+-export([choose_platform/2]).
+-export([load_error/2]).
 -export([decode/2]).
 -export([encode/2]).
 -export([info/1]).
@@ -179,29 +182,79 @@ on_load() ->
     _ = load_library(),
     ok.
 
-%% Loads the library, unless the module has it already. The text comes from the operating system.
+%% Loads the library, unless the module has it already.
 -spec load() -> ok | {error, Text :: binary()}.
 load() ->
     case load_library() of
         ok -> ok;
         {error, {reload, _}} -> ok;
-        {error, {_, Text}} -> {error, unicode:characters_to_binary(Text)}
+        {error, {_, Text}} -> {error, unicode:characters_to_binary(load_error(machine(), Text))}
     end.
 
-load_library() -> erlang:load_nif(library("nats_gateway_nif"), 0).
+load_library() ->
+    case library("nats_gateway_nif") of
+        {ok, Library} -> erlang:load_nif(Library, 0);
+        {error, Reason} -> {error, Reason}
+    end.
 
-%% The path of a library of ours. `code:priv_dir/1' knows the directory only if the application is
-%% in the code path under its own name, and a plugin loader does not promise that.
--spec library(Name :: string()) -> file:filename().
+%% The file of a library of ours that fits this machine: each platform has a directory.
+-spec library(Name :: string()) ->
+    {ok, file:filename()} | {error, {not_served, Text :: string()}}.
 library(Name) ->
-    Directory =
-        case code:priv_dir(nats_gateway) of
-            {error, bad_name} ->
-                filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
-            Known ->
-                Known
-        end,
-    filename:join(Directory, Name).
+    Priv = priv_directory(),
+    Files = filelib:wildcard("*/" ++ Name ++ ".so", Priv),
+    case choose_platform(machine(), [filename:dirname(File) || File <- Files]) of
+        {ok, Platform} -> {ok, filename:join([Priv, Platform, Name])};
+        {error, Text} -> {error, {not_served, Text}}
+    end.
+
+machine() -> erlang:system_info(system_architecture).
+
+%% `code:priv_dir/1' knows the directory only if the application is in the code path under its own
+%% name, and a plugin loader does not promise that.
+priv_directory() ->
+    case code:priv_dir(nats_gateway) of
+        {error, bad_name} ->
+            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
+        Known ->
+            Known
+    end.
+
+%% What a machine calls itself has a vendor in it that does not matter: `x86_64-pc-linux-gnu' is the
+%% platform `x86_64-linux-gnu'.
+-spec platform(Machine :: string()) -> string().
+platform(Machine) ->
+    [Processor | Others] = string:split(Machine, "-", all),
+    case lists:dropwhile(fun(Part) -> Part =/= "linux" end, Others) of
+        [] -> Machine;
+        System -> lists:flatten(lists:join("-", [Processor | System]))
+    end.
+
+-spec choose_platform(Machine :: string(), Served :: [string()]) ->
+    {ok, Platform :: string()} | {error, Text :: string()}.
+choose_platform(Machine, Served) ->
+    Platform = platform(Machine),
+    case lists:member(Platform, Served) of
+        true ->
+            {ok, Platform};
+        false when Served =:= [] ->
+            {error, "there is no native library, for this machine (" ++ Machine ++ ") or another"};
+        false ->
+            Others = lists:flatten(lists:join(", ", Served)),
+            {error,
+                "there is no native library for this machine (" ++ Machine ++ "), only for " ++ Others}
+    end.
+
+%% The dynamic linker's text names the version that it does not find, but not what that means.
+-spec load_error(Machine :: string(), Text :: string()) -> string().
+load_error(Machine, Text) ->
+    case re:run(Text, "version .GLIBC_([0-9.]+). not found", [{capture, [1], list}]) of
+        {match, [Needed]} ->
+            "the C library of this machine (" ++ Machine ++ ") is older than glibc " ++ Needed ++
+                ", which the native library needs: " ++ Text;
+        nomatch ->
+            Text
+    end.
 
 %% Returns all complete operations of the bytes, the rest, and the number of bytes that the rest
 %% must have before another call can yield more. 0 means: call again at once. A CONNECT ends a call,

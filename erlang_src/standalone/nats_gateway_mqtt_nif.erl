@@ -76,7 +76,11 @@
     binary() | integer() | float() | boolean() | [toml()] | #{binary() => toml()}.
 
 -spec load() -> ok | {error, term()}.
-load() -> erlang:load_nif(nats_gateway_nif:library("nats_gateway_mqtt_nif"), 0).
+load() ->
+    case nats_gateway_nif:library("nats_gateway_mqtt_nif") of
+        {ok, Library} -> erlang:load_nif(Library, 0);
+        {error, Reason} -> {error, Reason}
+    end.
 
 %% Returns all complete packets of the bytes, the rest, and the number of bytes that the rest must
 %% have before another call can yield more (0: call again at once). On an error, the packets before

@@ -126,7 +126,7 @@ class Bench:
     def _emqx(self, home: Path) -> None:
         packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
         if not packages:
-            sys.exit("no package: run `make package`")
+            sys.exit("no package: run `make package-here`")
         self._say("EMQX: starting a node")
         with EmqxPeers(home, packages[-1]) as emqx:
             self.results["emqx"] = {"version": emqx.version(), "otp": emqx.otp()}

@@ -69,7 +69,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy: the package may be built anew while the tests run."""
     packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
     if not packages:
-        pytest.fail("no package: run `make package`", pytrace=False)
+        pytest.fail("no package: run `make package-here`", pytrace=False)
     directory = tmp_path_factory.mktemp("package")
     shutil.copy(f"{packages[-1]}.sha256", directory)
     return Path(shutil.copy(packages[-1], directory))

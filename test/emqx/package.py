@@ -21,7 +21,7 @@ def release(package: Path) -> dict:
 
 
 def with_version(package: Path, version: str, directory: Path) -> Path:
-    """The same code, packaged as another version: what `make package` makes when only the version was raised."""
+    """The same code, packaged as another version: what `make package-here` makes when only the version was raised."""
     old = release(package)["rel_vsn"]
     old_name, new_name = f"nats_gateway-{old}", f"nats_gateway-{version}"
     target = directory / f"{new_name}.tar.gz"

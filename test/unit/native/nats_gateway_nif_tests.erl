@@ -892,3 +892,70 @@ no_topic_is_empty_test() ->
     ?assertEqual([invalid, invalid, invalid], Topics(<<>>)),
     ?assertEqual([<<"m/">>, <<"m/">>, <<"m/">>], Topics(<<"m/">>)),
     ?assertEqual(invalid, nats_gateway_nif:topic(<<"/">>, <<>>)).
+
+%% --- The library for a machine ---
+
+platform_test_() ->
+    [
+        {Machine, ?_assertEqual(Platform, ?NIF:platform(Machine))}
+     || {Machine, Platform} <- [
+            {"x86_64-pc-linux-gnu", "x86_64-linux-gnu"},
+            {"x86_64-unknown-linux-gnu", "x86_64-linux-gnu"},
+            {"x86_64-redhat-linux-gnu", "x86_64-linux-gnu"},
+            {"x86_64-linux-gnu", "x86_64-linux-gnu"},
+            {"aarch64-unknown-linux-gnu", "aarch64-linux-gnu"},
+            {"armv7l-unknown-linux-gnueabihf", "armv7l-linux-gnueabihf"},
+            {"x86_64-alpine-linux-musl", "x86_64-linux-musl"},
+            {"aarch64-apple-darwin23.1.0", "aarch64-apple-darwin23.1.0"},
+            {"amd64-portbld-freebsd14.1", "amd64-portbld-freebsd14.1"},
+            {"win32", "win32"}
+        ]
+    ].
+
+choose_platform_test_() ->
+    Served = ["aarch64-linux-gnu", "x86_64-linux-gnu"],
+    Refused = fun(Machine) ->
+        "there is no native library for this machine (" ++ Machine ++
+            "), only for aarch64-linux-gnu, x86_64-linux-gnu"
+    end,
+    [
+        ?_assertEqual({ok, "x86_64-linux-gnu"}, ?NIF:choose_platform("x86_64-pc-linux-gnu", Served)),
+        ?_assertEqual(
+            {ok, "aarch64-linux-gnu"}, ?NIF:choose_platform("aarch64-unknown-linux-gnu", Served)
+        ),
+        [
+            {Machine, ?_assertEqual({error, Refused(Machine)}, ?NIF:choose_platform(Machine, Served))}
+         || Machine <- [
+                "x86_64-alpine-linux-musl",
+                "riscv64-unknown-linux-gnu",
+                "i686-pc-linux-gnu",
+                "aarch64-apple-darwin23.1.0",
+                "win32"
+            ]
+        ],
+        ?_assertEqual(
+            {error, "there is no native library, for this machine (x86_64-pc-linux-gnu) or another"},
+            ?NIF:choose_platform("x86_64-pc-linux-gnu", [])
+        )
+    ].
+
+load_error_test_() ->
+    Machine = "x86_64-pc-linux-gnu",
+    Old =
+        "Failed to load NIF library: '/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found "
+        "(required by /priv/x86_64-linux-gnu/nats_gateway_nif.so)'",
+    Other = "Failed to load NIF library: '/priv/nats_gateway_nif.so: file too short'",
+    [
+        ?_assertEqual(
+            "the C library of this machine (x86_64-pc-linux-gnu) is older than glibc 2.34, "
+            "which the native library needs: " ++ Old,
+            ?NIF:load_error(Machine, Old)
+        ),
+        ?_assertEqual(Other, ?NIF:load_error(Machine, Other))
+    ].
+
+this_machine_has_its_library_test() ->
+    {ok, Library} = ?NIF:library("nats_gateway_nif"),
+    Platform = ?NIF:platform(erlang:system_info(system_architecture)),
+    ?assertEqual(Platform, filename:basename(filename:dirname(Library))),
+    ?assertMatch({error, {not_served, _}}, ?NIF:library("no_such_library")).
