@@ -111,14 +111,13 @@ is_foreign(Module) -> code:where_is_file(atom_to_list(Module) ++ ".beam") =:= no
 
 %% By the folder of the source.
 rooms() ->
-    maps:from_list([room(File) || File <- beams()]).
+    maps:from_list([room(File) || File <- filelib:wildcard("erlang_src/**/*.erl")]).
 
 room(File) ->
-    {ok, {Module, [{compile_info, Info}]}} = beam_lib:chunks(File, [compile_info]),
-    Source = proplists:get_value(source, Info),
-    case lists:reverse(filename:split(Source)) of
-        [_, "erlang_src" | _] -> {Module, <<"top">>};
-        [_, Room, "erlang_src" | _] -> {Module, list_to_binary(Room)}
+    Module = list_to_atom(filename:basename(File, ".erl")),
+    case filename:split(File) of
+        ["erlang_src", _] -> {Module, <<"top">>};
+        ["erlang_src", Room, _] -> {Module, list_to_binary(Room)}
     end.
 
 %% Of what is built, without the tests.
