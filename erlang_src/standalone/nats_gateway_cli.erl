@@ -7,11 +7,12 @@
 
 -define(USAGE, <<
     "usage: nats_gateway [-c FILE] [--upstream mqtt[s]://HOST:PORT] [--listen ADDRESS:PORT]\n"
-    "                    [--check]\n"
+    "                    [--check] [--version]\n"
     "  -c FILE     settings in TOML (docs/standalone.md has the table); without it the defaults\n"
     "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
     "  --listen    one tcp listener, instead of those of the file\n"
     "  --check     read the settings, and end\n"
+    "  --version   say the version, and end\n"
 >>).
 
 %% Exit codes of sysexits(3): usage, configuration, and what others must provide.
@@ -32,12 +33,34 @@ main() ->
 start(#{help := true}) ->
     ok = file:write(standard_io, ?USAGE),
     erlang:halt(0);
+start(#{version := true}) ->
+    _ = application:load(nats_gateway),
+    {ok, Version} = application:get_key(nats_gateway, vsn),
+    io:format("nats_gateway ~s~n", [Version]),
+    erlang:halt(0);
 start(Arguments) ->
+    has_crypto(),
     run(Arguments, settings(Arguments)).
+
+%% The only library of the system that not every system has.
+has_crypto() ->
+    case code:ensure_loaded(crypto) of
+        {module, _} ->
+            ok;
+        {error, _} ->
+            throw(
+                {stop, ?EX_UNAVAILABLE, [
+                    "Erlang's crypto cannot be loaded: is OpenSSL's libcrypto installed? ",
+                    "(the package libssl3 of Debian 12)"
+                ]}
+            )
+    end.
 
 arguments([], Acc) ->
     Acc;
 arguments([Help | _], _) when Help =:= "-h"; Help =:= "--help" -> #{help => true};
+arguments(["--version" | _], _) ->
+    #{version => true};
 arguments(["-c", File | Rest], Acc) ->
     arguments(Rest, Acc#{file => File});
 arguments(["--upstream", Url | Rest], Acc) ->
@@ -134,6 +157,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
         read => fun() -> read_again(Arguments) end
     }),
     ok = open_monitor(Monitor, Arguments),
+    nats_gateway_service_manager:ready(),
     await(load_modules([kernel, stdlib])).
 
 read_again(Arguments) ->

@@ -131,6 +131,7 @@ lame_duck(Signal, Grace, Duration, State) ->
     lists:foreach(fun nats_gateway_listener:stop_accepting/1, Listeners),
     Connections = nats_gateway_listener:connections(),
     ?LOG_NOTICE(#{msg => lame_duck, connections => length(Connections), milliseconds => Duration}),
+    ok = nats_gateway_service_manager:stopping(Duration),
     drain(Connections, Grace, Duration),
     handle_info(look, publish_facts(State#control{lame_duck = Signal})).
 

@@ -288,7 +288,13 @@ def test_an_unknown_option_is_named():
 def test_help_lists_the_options():
     done = gateway("--help")
     assert done.returncode == 0
-    assert all(option in done.stdout for option in ("-c FILE", "--upstream", "--listen", "--check"))
+    assert all(option in done.stdout for option in ("-c FILE", "--upstream", "--listen", "--check", "--version"))
+
+
+def test_the_version_is_said():
+    done = gateway("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"nats_gateway \d+\.\d+\.\d+\n", done.stdout)
 
 
 DESCRIPTORS = 60
