@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package package-here check style test test-crates test-rust test-unit test-erlang test-cli test-wire \
-        test-clients test-brokers test-emqx test-hostile lint check-types fuzz bench clean
+.PHONY: help run build package package-here release check style test test-crates test-rust test-unit test-erlang test-cli \
+        test-release test-wire test-clients test-brokers test-emqx test-hostile lint check-types fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -17,6 +17,8 @@ help:
 	@echo "make build    build only"
 	@echo "make package  build the EMQX plugin for every Linux, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make package-here  the same for this machine alone: faster, and all that the tests need"
+	@echo "make release  build the standalone gateway with its own Erlang, for machines that have none, into _build/release:"
+	@echo "              a tarball, a Debian package, SHA256SUMS"
 	@echo "make clean    remove all that was built, and .tools"
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
@@ -26,6 +28,7 @@ help:
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
 	@echo "  test-erlang   EUnit; test-unit is the part of it that needs no broker and measures no time"
 	@echo "  test-cli      make run and bin/nats_gateway"
+	@echo "  test-release  what make release has made"
 	@echo "  test-wire     byte for byte against a nats-server and the gateway"
 	@echo "  test-clients  real NATS and MQTT clients"
 	@echo "  test-brokers  the standalone gateway before other brokers, and broken ones"
@@ -67,13 +70,16 @@ package: build
 package-here: build
 	@bin/package
 
+release: build
+	@bin/release
+
 # The inner loop: no broker, no client, no download.
 check: style
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-crates
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-wire test-clients test-brokers test-emqx test-hostile
+	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx test-hostile
 
 test-crates:
 	cargo test --locked $(TESTED_CRATES)
@@ -101,6 +107,9 @@ test-unit: build
 
 test-cli: build
 	.tools/venv/bin/pytest test/cli
+
+test-release: release
+	.tools/venv/bin/pytest test/release
 
 test-wire: build
 	.tools/venv/bin/pytest test/wire

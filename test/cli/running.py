@@ -20,7 +20,10 @@ STOPPED = 15.0
 class Running:
     """A gateway with a settings file that a test changes."""
 
-    def __init__(self, directory: Path, broker: int):
+    def __init__(self, directory: Path, broker: int, program: Path = GATEWAY, environment: dict[str, str] | None = None):
+        """environment: all that the process gets of it, unless it is that of the test."""
+        self._program = program
+        self._environment = environment
         self._directory = directory
         self._broker = broker
         self._log = directory / "gateway.log"
@@ -42,8 +45,8 @@ class Running:
         with self._log.open("wb") as log:
             # Whoever runs the tests in the background of a shell ignores SIGINT, and so would all that they start.
             self.process = subprocess.Popen(
-                [GATEWAY, "-c", self.file], cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                [self._program, "-c", self.file], cwd=self._directory, env=self._environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.until(lambda: "listening on" in self.log, "it listens", STARTED)
 
