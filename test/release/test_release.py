@@ -20,6 +20,7 @@ from ports import HOST, free_port
 from wire.servers import REPOSITORY
 
 RELEASE = REPOSITORY / "_build" / "release"
+PACKAGING = REPOSITORY / "packaging"
 VERSION = re.search(r'{vsn, "(.*)"}', (REPOSITORY / "erlang_src" / "nats_gateway.app.src").read_text()).group(1)
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
@@ -79,12 +80,23 @@ def test_it_serves_clients_without_an_erlang(tree: Path, tmp_path: Path, bare: d
             client.send(b"PUB a.b 5\r\nhello\r\n")
             message = client.message(5)
             assert (message.subject, message.payload) == ("a.b", b"hello")
+        assert healthy(gateway.port)
         gateway.reload("settings_reloaded")
         gateway.signal(signal.SIGTERM)
         assert gateway.ended() == 0
     finally:
         gateway.process.kill()
         gateway.process.wait()
+    assert not healthy(gateway.port)
+
+
+def healthy(port: int) -> bool:
+    """As the images ask: both have the same command."""
+    commands = re.findall(r'HEALTHCHECK .*\\\n +CMD \["bash", "-c", "(.*)"\]\n', (PACKAGING / "Dockerfile").read_text())
+    assert len(commands) == 2 and len(set(commands)) == 1
+    return subprocess.run(
+        ["bash", "-c", commands[0]], env=os.environ | {"HEALTH_PORT": str(port)}, stderr=subprocess.DEVNULL
+    ).returncode == 0
 
 
 def test_it_says_the_same_as_the_one_that_make_build_has_built(tree: Path, tmp_path: Path, bare: dict[str, str]):
