@@ -297,6 +297,13 @@ def test_the_version_is_said():
     assert re.fullmatch(r"nats_gateway \d+\.\d+\.\d+\n", done.stdout)
 
 
+def test_what_is_for_erlang_shells_is_not_read(tmp_path: Path, monkeypatch):
+    (tmp_path / ".erlang").write_text("halt(3).\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = gateway("--check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 DESCRIPTORS = 60
 
 
