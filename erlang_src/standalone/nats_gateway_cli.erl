@@ -284,6 +284,12 @@ open_monitor(Bind, Arguments) ->
     end.
 
 log_to_stderr(Level) ->
+    %% The journal has the time of each line.
+    Beginning =
+        case nats_gateway_service_manager:is_journal() of
+            true -> [priority];
+            false -> [time, " "]
+        end,
     ok = logger:remove_handler(default),
     ok = logger:add_handler(default, logger_std_h, #{
         config => #{type => standard_error},
@@ -291,13 +297,17 @@ log_to_stderr(Level) ->
             {logger_formatter, #{
                 single_line => true,
                 report_cb => fun ?MODULE:format_report/1,
-                template => [time, " ", level, " ", msg, "\n"]
+                template => Beginning ++ [level, " ", msg, "\n"]
             }},
         filters => [
-            {progress, {fun logger_filters:progress/2, stop}}
+            {progress, {fun logger_filters:progress/2, stop}},
+            {priority, {fun with_priority/2, []}}
         ]
     }),
     logger:set_primary_config(level, Level).
+
+with_priority(Event = #{level := Level, meta := Meta}, _) ->
+    Event#{meta := Meta#{priority => nats_gateway_service_manager:priority(Level)}}.
 
 %% First comes what happened, then what is known of it.
 -spec format_report(logger:report()) -> {io:format(), [term()]}.
@@ -314,5 +324,10 @@ text(Value) -> io_lib:format("~0p", [Value]).
 
 -spec fail(pos_integer(), iodata()) -> no_return().
 fail(Status, Text) ->
-    io:format(standard_error, "nats_gateway: ~ts~n", [Text]),
+    Beginning =
+        case nats_gateway_service_manager:is_journal() of
+            true -> nats_gateway_service_manager:priority(error);
+            false -> ""
+        end,
+    io:format(standard_error, "~snats_gateway: ~ts~n", [Beginning, Text]),
     erlang:halt(Status).
