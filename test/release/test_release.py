@@ -16,6 +16,7 @@ import pytest
 
 from certificates import Authority
 from cli.running import GATEWAY, Running
+from monitoring import answers, get, get_json
 from ports import HOST, free_port
 from wire.servers import REPOSITORY
 
@@ -70,7 +71,8 @@ def test_the_checksums_are_those_of_the_files():
 
 def test_it_serves_clients_without_an_erlang(tree: Path, tmp_path: Path, bare: dict[str, str], mosquitto: int):
     gateway = Running(tmp_path, mosquitto, tree / "bin" / "nats_gateway", bare)
-    gateway.write()
+    monitor = free_port()
+    gateway.write(monitor={"bind": f"{HOST}:{monitor}"})
     gateway.start()
     try:
         # The process that a supervisor has started is the gateway itself.
@@ -81,6 +83,9 @@ def test_it_serves_clients_without_an_erlang(tree: Path, tmp_path: Path, bare: d
             message = client.message(5)
             assert (message.subject, message.payload) == ("a.b", b"hello")
         assert healthy(gateway.port)
+        gateway.until(lambda: answers(monitor), "it is monitored")
+        assert get_json(monitor, "/healthz") == {"status": "ok"}
+        assert "<html" in get(monitor, "/")[1]
         gateway.reload("settings_reloaded")
         gateway.signal(signal.SIGTERM)
         assert gateway.ended() == 0
