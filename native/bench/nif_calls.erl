@@ -3,8 +3,16 @@
 
 -export([run/1]).
 
+-include("nats_gateway.hrl").
+
 -define(NIF, nats_gateway_nif).
--define(SETTINGS, {4096, 1048576, open, true, <<"mountpoint/">>}).
+-define(DECODER, #decoder{
+    max_control_line = 4096,
+    max_payload = 1048576,
+    phase = open,
+    headers = true,
+    mountpoint = <<"mountpoint/">>
+}).
 
 %% The longest call of each kind of work in microseconds. Each call of it counts with the shortest of
 %% so many repetitions: what the operating system takes for itself is in single ones.
@@ -24,7 +32,9 @@ work() ->
     Requests = chunk([<<"PUB sensors.room12 _INBOX.abc.1 16\r\n">>, payload(16), <<"\r\n">>], 1 bsl 20),
     Large = iolist_to_binary([<<"PUB sensors.room12 1048576\r\n">>, payload(1048576), <<"\r\n">>]),
     Sids = [integer_to_binary(N) || N <- lists:seq(1, 100000)],
-    Deliver = fun(To, Size) -> {<<"a/b">>, To, undefined, undefined, payload(Size)} end,
+    Deliver = fun(To, Size) ->
+        #message{topic = <<"a/b">>, sids = To, reply = undefined, headers = undefined, payload = payload(Size)}
+    end,
     [
         {"decode 64 KiB of 1 B messages", fun() -> decode(Tiny) end},
         {"decode 64 KiB of 128 B messages", fun() -> decode(Small) end},
@@ -44,7 +54,7 @@ chunk(Line, Size) ->
 encoder(Deliveries) -> fun() -> encode(Deliveries) end.
 
 decode(Bytes) ->
-    case timed(fun() -> ?NIF:decode(Bytes, ?SETTINGS) end) of
+    case timed(fun() -> ?NIF:decode(Bytes, ?DECODER) end) of
         {Took, {ok, _, Rest, 0}} when Rest =/= <<>> -> [Took | decode(Rest)];
         {Took, {ok, _, <<>>, _}} -> [Took]
     end.

@@ -156,7 +156,7 @@ class EmqxPeers:
 
     def load_module(self, source: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory:
-            subprocess.run(["erlc", "-o", directory, str(source)], check=True, timeout=DEADLINE)
+            subprocess.run(["erlc", "-I", REPOSITORY / "erlang_src", "-o", directory, source], check=True, timeout=DEADLINE)
             answer = self.node.eval(f'code:load_abs("{directory}/{source.stem}").')
             assert answer.startswith("{module,"), answer
 
