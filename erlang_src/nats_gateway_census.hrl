@@ -1,4 +1,4 @@
-%% A client that is here, as those see it who watch the gateway.
+%% The census's row of one connected client.
 
 -record(census, {
     pid :: pid(),

@@ -1,7 +1,7 @@
-%% The clients that are here, those that were here last, and what all have sent and got: for who
-%% watches the gateway. Without a process of this module nothing is kept.
+%% The rows of the connected clients, the rows of the clients that left last, and the totals of all
+%% clients, for the monitoring endpoints. Nothing is kept unless a process of this module runs.
 %%
-%% Each connection writes its own row, at most once a second or so (nats_gateway_report_times), so that
+%% Each connection writes its own row, at most about once a second (nats_gateway_report_times). So
 %% nobody has to ask thousands of processes.
 -module(nats_gateway_census).
 
@@ -28,14 +28,14 @@
     | subscriptions | pending => non_neg_integer()
 }.
 
-%% Connections that have ended are kept, up to so many.
+%% The number of ended connections that are kept.
 -define(MAX_CLOSED, 1000).
 
 -define(OPEN, ?MODULE).
 -define(CLOSED, nats_gateway_census_closed).
 -define(NUMBER, {?MODULE, number}).
 
-%% The places of the counters.
+%% The counters in the order of their places.
 -define(COUNTERS, [
     connections, messages_received, messages_sent, messages_unroutable, octets_received, octets_sent
 ]).
@@ -47,7 +47,8 @@ start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 -spec is_on() -> boolean().
 is_on() -> ets:whereis(?OPEN) =/= undefined.
 
-%% This connection is there, from now on. What it did before, when nobody counted, is not in the totals.
+%% The calling connection enters the census. `Before' is what it did while nobody counted, and is
+%% not added to the totals.
 -spec enter(Cid :: pos_integer(), Listener :: atom() | binary(), Before :: figures()) -> ok.
 enter(Cid, Listener, Before) ->
     when_on(fun() ->
@@ -85,7 +86,7 @@ report(Figures) ->
         end
     end).
 
-%% This connection has ended. What it was is asked for only if somebody wants to know.
+%% The calling connection has ended. `Describe' is called only if there is a census.
 -spec leave(Reason :: term(), fun(() -> {figures(), nats_gateway_channel:description()})) -> ok.
 leave(Reason, Describe) ->
     when_on(fun() ->
@@ -111,14 +112,15 @@ ended(Word) ->
     _ = ets:update_counter(?CLOSED, Key, 1, {Key, 0}),
     ok.
 
-%% Only the words of nats_gateway_ending are few.
+%% Each reason gets a counter of its own, so only atoms become one: an unexpected reason may hold
+%% any term.
 reason({shutdown, Reason}) -> reason(Reason);
 reason(Reason) when is_atom(Reason) -> Reason;
 reason({denied, _}) -> permission_denied;
 reason({error, Reason}) when is_atom(Reason) -> Reason;
 reason(_) -> internal_error.
 
-%% All connections, in no order.
+%% All connections that are open, in no order.
 -spec open() -> [#census{}].
 open() ->
     try ets:tab2list(?OPEN) of
@@ -127,7 +129,7 @@ open() ->
         error:badarg -> []
     end.
 
-%% One that was killed could not say so.
+%% A connection that was killed has left its row behind.
 is_there(Pid) ->
     is_process_alive(Pid) orelse
         begin
@@ -135,7 +137,7 @@ is_there(Pid) ->
             false
         end.
 
-%% Those that ended, up to 1000, the latest first.
+%% The connections that ended last, at most 1000 of them, the latest first.
 -spec closed() ->
     [{#census{}, nats_gateway_channel:description(), Reason :: atom(), StopMs :: integer()}].
 closed() ->
@@ -145,7 +147,8 @@ closed() ->
      || {Number, Row, Description, Reason, Stop} <- lists:reverse(lists:keysort(1, Rows)), is_integer(Number)
     ].
 
-%% Since the start; `ended': how often which reason. Figures of connections may be a second late.
+%% The totals since the start. `ended' has the number of ended connections for each reason. The
+%% totals may be a second behind the connections.
 -spec totals() -> #{ended := #{atom() => pos_integer()}, atom() => non_neg_integer() | map()}.
 totals() ->
     Counters = persistent_term:get(?MODULE, none),
@@ -155,7 +158,7 @@ totals() ->
     ]),
     Counted#{ended => maps:from_list([{Reason, N} || {{ended, Reason}, N} <- try_list(?CLOSED)])}.
 
-%% When the process is gone.
+%% Erases the counters, which outlive the process.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),
@@ -180,7 +183,7 @@ place(messages_unroutable) -> 4;
 place(octets_received) -> 5;
 place(octets_sent) -> 6.
 
-%% It may end at any time.
+%% The process may end at any time, and its tables end with it.
 when_on(Fun) ->
     try is_on() andalso Fun() of
         _ -> ok
@@ -189,7 +192,7 @@ when_on(Fun) ->
     end.
 
 init([]) ->
-    %% Those of a process before this one go on.
+    %% The counters of an earlier process go on, because a total must not fall.
     case persistent_term:get(?MODULE, none) of
         none -> persistent_term:put(?MODULE, counters:new(length(?COUNTERS), [write_concurrency]));
         _ -> ok

@@ -1,7 +1,8 @@
-%% One client: owns its socket, the timers, and one send per turn. It knows no rule of the protocol;
-%% those are the channel's. What it remembers is in values with modules of their own: establishing,
-%% input, inbox, outbox, heartbeat, heap, report times. It runs under `nats_gateway_guard', because
-%% what it handles may be credentials.
+%% The process of one client. It owns the socket and the timers, and sends at most once per turn.
+%% The rules of the protocol are in the channel (nats_gateway_channel). Each part of the state is a
+%% value with a module of its own: establishing, input, inbox, outbox, heartbeat, heap, report
+%% times. The process runs under `nats_gateway_guard', because the data that it handles may be
+%% credentials.
 -module(nats_gateway_connection).
 
 -behaviour(gen_server).
@@ -33,25 +34,25 @@
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
-    %% the socket begins with a PROXY header, which may take so long
+    %% milliseconds within which the PROXY header must have come; without the key there is none
     proxy_protocol => pos_integer(),
     peer_cert_as_username => nats_gateway_certificate:name(),
-    %% of the socket
+    %% options of the socket
     active_n => pos_integer(),
     keepalive => {Idle :: pos_integer(), Interval :: pos_integer(), Count :: pos_integer()},
-    %% where the options are kept, shared by all connections of a listener
+    %% the key of the persistent term with the options, which all connections of a listener share
     key => term()
 }.
 
 -record(state, {
-    %% `establishing': until its operations are read
+    %% `establishing' until the client's operations are read
     phase = establishing :: establishing | open,
-    %% a handshake has it, if it is undefined
+    %% undefined while the process of a handshake owns the socket
     socket :: undefined | nats_gateway_transport:socket(),
     options :: options(),
     channel :: undefined | nats_gateway_channel:channel(),
     establishing = nats_gateway_establishing:new() :: nats_gateway_establishing:establishing(),
-    %% what the bytes of the socket are frames of
+    %% if there is a WebSocket, the bytes of the socket are its frames
     websocket = none :: none | nats_gateway_websocket:websocket(),
     input = nats_gateway_input:new() :: nats_gateway_input:input(),
     inbox = nats_gateway_inbox:new(false) :: nats_gateway_inbox:inbox(),
@@ -59,7 +60,8 @@
     heap = nats_gateway_heap:new() :: nats_gateway_heap:heap(),
     heartbeat = nats_gateway_heartbeat:new() :: nats_gateway_heartbeat:heartbeat(),
     report_times = nats_gateway_report_times:new(false) :: nats_gateway_report_times:times(),
-    %% of the login, as the timer for it was started
+    %% the end of the login for which the timer `login' was started, in milliseconds of monotonic
+    %% time
     deadline = infinity :: infinity | integer(),
     timers = #{} :: #{timer() => reference()}
 }).
@@ -83,37 +85,43 @@
 -define(MAX_TIMER_MS, 16#FFFFFFFF).
 
 -define(BUSY_CHUNK, 32768).
-%% So many of them at once: more, and the binaries that they are would have the heap collected.
+%% The number of such chunks that the socket may send in a row. The binaries of more would make the
+%% heap be collected.
 -define(FEW_CHUNKS, 4).
-%% A large heap is given back after so long.
+%% A large heap is given back after this time.
 -define(BUSY_MS, 5000).
 
-%% Compressing takes 320 KB of zlib's memory, which are given back as well.
+%% zlib's memory for compressing, 320 KB, is given back after this time.
 -define(STREAMS_MS, 5000).
 
-%% For how long messages are collected.
+%% Messages are collected for this time.
 -define(COLLECT_MS, 1).
 
-%% TLS gets so many bytes at once: it encrypts all that it gets before the socket has any of it. With
-%% pieces of 1 MB, what is freed meanwhile left holes in the memory that were as large as what waited.
+%% The number of bytes that TLS gets at once. TLS encrypts all of them before the socket gets any.
+%% With pieces of 1 MB, the memory freed meanwhile left holes as large as the bytes that waited.
 -define(MAX_PIECE, 131072).
-%% A client that is behind is written to for so long before the mailbox gets a turn, which may hold
-%% a kick or the client's end. Standalone, what the broker sends waits in its socket meanwhile.
+%% A client that is behind is written to for this time. Then the mailbox gets a turn, because it may
+%% hold a kick or the client's end. Standalone, the broker's messages wait in the broker's socket
+%% meanwhile.
 -define(BEHIND_MS, 200).
-%% If so many bytes wait, only the latest ping of a WebSocket is answered, and later.
+%% While this many bytes or more wait, a WebSocket's pings are not answered. The latest one is
+%% answered later.
 -define(PONGS_BELOW, 65536).
-%% All that a client sent before it was gone is here, and only has to be handled: if nothing of it
-%% came up for so long, its end will not either. While the host is waited for, the heartbeat decides.
+%% A client that is gone has sent everything that it will ever send. If no input of it came up for
+%% this time, the end of its input will not come up either. While its input waits for the host, the
+%% heartbeat decides instead.
 -define(MUTE_MS, 5000).
-%% A socket whose input waits for the host does not tell when the client has gone: it is asked.
+%% A socket whose input waits for the host does not tell when the client has gone, so it is asked at
+%% this interval.
 -define(LEFT_MS, 200).
-%% The options are found under a key, so that they are in no heap, however many connections there
-%% are, and in no report.
+
+%% The options are in a persistent term under the key. So they take no memory for each connection,
+%% and no report shows them.
 -spec start_link(nats_gateway_transport:socket(), Key :: term()) -> {ok, pid()}.
 start_link(Socket, Key) ->
     nats_gateway_guard:start_link(?MODULE, {Socket, Key}).
 
-%% As EMQX's acceptors start a connection.
+%% EMQX's acceptors, esockd and ranch, start a connection with these arguments.
 -spec start_link
     (esockd_transport, gen_tcp:socket(), Key :: term()) -> {ok, pid()} | {error, term()};
     (RanchRef :: atom(), Transport :: module(), Key :: term()) -> {ok, pid()} | {error, term()}.
@@ -122,12 +130,12 @@ start_link(esockd_transport, Port, Key) ->
 start_link(Ref, _, Key) ->
     nats_gateway_guard:start_link(?MODULE, {{ranch, Ref}, Key}).
 
-%% As ranch 1 does it.
+%% ranch 1 passes the socket as well.
 -spec start_link(atom(), gen_tcp:socket(), module(), Key :: term()) ->
     {ok, pid()} | {error, term()}.
 start_link(Ref, _, Transport, Key) -> start_link(Ref, Transport, Key).
 
-%% The acceptor's last act: only the owner of the socket can give it away.
+%% The acceptor calls this after the start, because only the owner of a socket can give it away.
 -spec hand_over(nats_gateway_transport:socket(), pid()) -> ok.
 hand_over(Socket, Pid) ->
     case nats_gateway_transport:controlling_process(Socket, Pid) of
@@ -135,17 +143,17 @@ hand_over(Socket, Pid) ->
         {error, Reason} -> gen_server:cast(Pid, {socket_lost, Reason})
     end.
 
-%% Tell the client to go elsewhere (lame duck), and end.
+%% Tells the client to connect elsewhere (lame duck mode), and ends the connection.
 -spec drain(pid()) -> ok.
 drain(Pid) -> drain(Pid, 0).
 
-%% The same, leaving the client some time to go by itself.
+%% The same, but the client has this time to leave by itself.
 -spec drain(pid(), Milliseconds :: non_neg_integer()) -> ok.
 drain(Pid, Milliseconds) -> gen_server:cast(Pid, {drain, Milliseconds}).
 
 %% The options under the key have changed.
-%% What many connections are at this moment, in their order; `gone' for those that have ended or take
-%% longer than this, all together.
+%% Describes many connections as they are at this moment, in the order of the list. A connection is
+%% `gone' if it has ended, or has not answered when the time for all of them is over.
 -spec describe([pid()], figures | subscriptions, TimeoutMs :: non_neg_integer()) ->
     [
         {ok, nats_gateway_census:figures(), nats_gateway_channel:description(),
@@ -169,7 +177,7 @@ configure(Pid) -> gen_server:cast(Pid, configure).
 -spec info(pid()) -> map().
 info(Pid) -> gen_server:call(Pid, info).
 
-%% What others ask of the host of this client.
+%% The next three pass a request or a message to the host of this client.
 -spec call(pid(), Request :: term()) -> term().
 call(Pid, Request) -> call(Pid, Request, infinity).
 
@@ -182,12 +190,12 @@ cast(Pid, Message) -> gen_server:cast(Pid, {message, Message}).
 %% -------------------------------------------------------------------------------------------
 
 init({Acceptor = {Kind, _}, Key}) when Kind =:= esockd; Kind =:= ranch ->
-    {ok, started(Key), {continue, Acceptor}};
+    {ok, new_state(Key), {continue, Acceptor}};
 init({Socket, Key}) ->
-    State = started(Key),
+    State = new_state(Key),
     {ok, State#state{socket = Socket}}.
 
-started(Key) ->
+new_state(Key) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
     Options = persistent_term:get(Key),
@@ -218,7 +226,7 @@ handle_call(Request, From, State = #state{channel = Channel}) ->
         {noreply, NState} ->
             {reply, Reply, NState};
         {stop, Reason, NState} ->
-            %% Who asked need not wait for the client to close its side.
+            %% The caller need not wait until the client has closed its side.
             Left = leave(Reason, NState),
             ok = gen_server:reply(From, Reply),
             {stop, Reason, Left}
@@ -227,7 +235,7 @@ handle_call(Request, From, State = #state{channel = Channel}) ->
 handle_cast(socket_ready, State) ->
     greet(State);
 handle_cast({socket_lost, _}, State) ->
-    gone(State);
+    stop_lost(State);
 handle_cast({drain, _}, State = #state{phase = establishing}) ->
     {stop, {shutdown, drained}, State};
 handle_cast({drain, Ms}, State) ->
@@ -259,7 +267,8 @@ report_times(#{host := Host, config := #{enable_stats := EnableStats}}) ->
     end.
 
 greet(State = #state{socket = Socket, options = Options = #{host := Host}}) ->
-    %% A socket that takes no options is closed: that comes up below.
+    %% The socket refuses options only if it is closed, and then its peer name cannot be read
+    %% either.
     _ =
         case Options of
             #{keepalive := KeepAlive} -> nats_gateway_transport:keep_alive(Socket, KeepAlive);
@@ -289,8 +298,8 @@ establish(peername, State = #state{socket = Socket, establishing = Establishing}
                 establishing = nats_gateway_establishing:peername(Peername, Establishing)
             });
         {error, _} ->
-            %% Gone before it was looked at, as a port scanner does.
-            gone(State)
+            %% The client is already gone, like a port scanner.
+            stop_lost(State)
     end;
 establish(info, State) ->
     case introduce(State) of
@@ -306,7 +315,7 @@ establish({websocket, Agreed}, State = #state{establishing = Establishing}) ->
 establish(_, State = #state{channel = undefined, options = #{refuse := Reason} = Options}) when
     not is_map_key(websocket, Options)
 ->
-    %% The client is not told the reason: a handshake only for that is not worth its cost.
+    %% The client is not told the reason, because a handshake only for that is not worth its cost.
     log_end({shutdown, Reason}, State),
     {stop, {shutdown, Reason}, State};
 establish(Step, State = #state{socket = Socket, options = Options, establishing = Establishing}) ->
@@ -326,8 +335,8 @@ established({ok, Socket, More}, State = #state{establishing = Establishing}) ->
 established({error, Failure}, State) ->
     not_established(Failure, State).
 
-%% A socket that cannot be used any more, in whatever words it says so.
-gone(State = #state{channel = Channel}) ->
+%% The socket cannot be used any more, whatever error it returned.
+stop_lost(State = #state{channel = Channel}) ->
     Channel =/= undefined orelse log_end({shutdown, client_closed}, State),
     {stop, {shutdown, client_closed}, State}.
 
@@ -336,18 +345,18 @@ not_established({Reason, Detail}, State = #state{establishing = Establishing}) -
     State#state.channel =/= undefined orelse log_end({shutdown, Reason}, Failed),
     {stop, {shutdown, Reason}, Failed}.
 
-%% INFO, or why the client can't stay.
+%% Sends INFO, or refuses the client.
 introduce(State = #state{socket = Socket, options = Options, establishing = Establishing}) ->
     case nats_gateway_establishing:client(Socket, Options, Establishing) of
         {ok, Client} -> introduce(maps:get(host, Options), Client, State);
-        {error, _} -> gone(State)
+        {error, _} -> stop_lost(State)
     end.
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
     ok = enter_census(Channel, #{}, State),
     case result({ok, Out, Channel}, State) of
-        %% Sent on its own: clients take the frame with INFO for INFO.
+        %% INFO is sent on its own, because WebSocket clients take the whole first frame for INFO.
         {noreply, NState} -> result(nats_gateway_channel:refuse(Reason, Channel), NState);
         Stop -> Stop
     end;
@@ -358,7 +367,7 @@ introduce(Host, Client, State) ->
             ok = enter_census(Channel, #{}, State),
             result({ok, Out, Channel}, State);
         {error, Reason} ->
-            %% Without INFO: nats.js would wait for 20 s after it.
+            %% No INFO is sent, because nats.js would wait for 20 s after one.
             {stop, {shutdown, Reason}, State}
     end.
 
@@ -382,10 +391,10 @@ open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
                     {noreply, Started}
             end;
         {error, _} ->
-            gone(State)
+            stop_lost(State)
     end.
 
-%% By its certificate.
+%% The client's certificate may be its login.
 identify(Socket, Options, Channel) ->
     case nats_gateway_transport:peercert(Socket) of
         nossl ->
@@ -407,7 +416,7 @@ handle_info(Message = {Worker, Result}, State = #state{phase = establishing}) wh
         _ -> handle_message(Message, State)
     end;
 handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
-    %% A closed socket says so in its own words as well.
+    %% The message of the socket itself tells that it is closed.
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
@@ -434,7 +443,7 @@ input(Event, State = #state{inbox = Inbox}) ->
     end.
 
 handle_input({data, Data}, State) ->
-    #state{heartbeat = Heartbeat, inbox = Inbox} = Answered = answered(State),
+    #state{heartbeat = Heartbeat, inbox = Inbox} = Answered = stop_awaiting_pong(State),
     received(
         Data,
         report_later((enlarge_heap(byte_size(Data) >= ?BUSY_CHUNK, Answered))#state{
@@ -446,8 +455,8 @@ handle_input(passive, State = #state{input = Input}) ->
     reactivate(State#state{input = nats_gateway_input:pause(Input)});
 handle_input(closed, State = #state{channel = Channel, input = Input}) ->
     case nats_gateway_channel:is_verifying(Channel) of
-        %% It takes no core from those that wait.
-        true -> gone(State);
+        %% The password is not checked any more: the core is for the logins that wait.
+        true -> stop_lost(State);
         false -> decode(State#state{input = nats_gateway_input:finish(eof, Input)})
     end;
 handle_input({error, tls_alert}, State) ->
@@ -455,7 +464,8 @@ handle_input({error, tls_alert}, State) ->
 handle_input({error, Reason}, State) ->
     {stop, {shutdown, send_error(Reason)}, State}.
 
-%% A message for the host. What a waiting client waits for may be in it.
+%% A message for the host. If the client's operations wait for the host, the message is not
+%% collected, because it may be the one that they wait for.
 deliver(Message, State = #state{channel = Channel, inbox = Inbox}) ->
     case nats_gateway_inbox:collects(Inbox) of
         true ->
@@ -500,7 +510,7 @@ handled(Handled, State = #state{channel = Channel}) ->
     end.
 
 received(Data, State = #state{websocket = none}) ->
-    decode(add(Data, State));
+    decode(add_input(Data, State));
 received(Data, State = #state{websocket = Websocket}) ->
     {Pongs, NWebsocket} = nats_gateway_websocket:feed(Data, Websocket),
     NState = State#state{websocket = NWebsocket},
@@ -508,14 +518,14 @@ received(Data, State = #state{websocket = Websocket}) ->
         [] ->
             decode(NState);
         _ ->
-            case answer(Pongs, NState) of
+            case send_pong(Pongs, NState) of
                 {ok, Sent} -> decode(Sent);
                 {error, Reason, Failed} -> {stop, {shutdown, send_error(Reason)}, Failed}
             end
     end.
 
-%% RFC 6455 lets a server answer the latest ping only (5.5.3).
-answer(Pongs, State = #state{socket = Socket, outbox = Outbox}) ->
+%% RFC 6455, 5.5.3, lets a server answer only the latest ping.
+send_pong(Pongs, State = #state{socket = Socket, outbox = Outbox}) ->
     case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
         true ->
             {ok, State};
@@ -524,15 +534,15 @@ answer(Pongs, State = #state{socket = Socket, outbox = Outbox}) ->
             transmit(Pongs, iolist_size(Pongs), 0, Answered);
         {ok, _, Gone} ->
             Kept = nats_gateway_outbox:keep_pong(lists:last(Pongs), Outbox),
-            {ok, watch(Gone, State#state{outbox = Kept})};
+            {ok, watch_progress(Gone, State#state{outbox = Kept})};
         {error, _} ->
             {ok, mute(State)}
     end.
 
-add(Data, State = #state{input = Input}) ->
+add_input(Data, State = #state{input = Input}) ->
     State#state{input = nats_gateway_input:add(Data, Input)}.
 
-%% Decode what is there, unless more is needed or the host is being waited for.
+%% Decodes the input, unless the decoder needs more bytes or the operations wait for the host.
 decode(State = #state{input = Input, channel = Channel}) ->
     case nats_gateway_channel:next(Channel) of
         ready ->
@@ -544,15 +554,15 @@ decode(State = #state{input = Input, channel = Channel}) ->
             paused(State)
     end.
 
-%% What the frames that have come hold.
+%% Gets more bytes to decode: from the frames of a WebSocket first, then from the socket.
 fetch(State = #state{websocket = none}) ->
     reactivate(State);
 fetch(State = #state{websocket = Websocket, input = Input}) ->
     case nats_gateway_websocket:take(Websocket) of
         {data, Data, NWebsocket} ->
-            decode(add(Data, streams(State#state{websocket = NWebsocket})));
+            decode(add_input(Data, start_streams_timer(State#state{websocket = NWebsocket})));
         {empty, NWebsocket} ->
-            reactivate(streams(State#state{websocket = NWebsocket}));
+            reactivate(start_streams_timer(State#state{websocket = NWebsocket}));
         {ended, client_closed, Close, NWebsocket} ->
             NInput = nats_gateway_input:finish(eof, Close, Input),
             reactivate(State#state{websocket = NWebsocket, input = NInput});
@@ -611,14 +621,14 @@ reactivate_socket(State = #state{input = Input, channel = Channel, outbox = Outb
                 {error, _} ->
                     case nats_gateway_outbox:is_mute(Outbox) of
                         true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
-                        false -> gone(State)
+                        false -> stop_lost(State)
                     end
             end;
         _ ->
             paused(State)
     end.
 
-%% What comes in large chunks waits in the kernel rather than here.
+%% If the input comes in large chunks, it waits in the kernel rather than in the mailbox.
 activate(State = #state{heap = Heap}) ->
     case nats_gateway_heap:is_large(Heap) of
         true -> activate(?FEW_CHUNKS, State);
@@ -628,7 +638,8 @@ activate(State = #state{heap = Heap}) ->
 activate(Chunks, #state{socket = Socket, options = Options}) ->
     nats_gateway_transport:activate(min(Chunks, maps:get(active_n, Options, Chunks)), Socket).
 
-%% The input waits for the host. If nobody is there any more, little of it is worth the work.
+%% The input waits for the host. The socket is asked whether the client is gone, because little of
+%% the input of a client that is gone is worth the work.
 paused(State = #state{timers = Timers}) when is_map_key(left, Timers) ->
     {noreply, State};
 paused(State = #state{input = Input}) ->
@@ -661,14 +672,14 @@ result({stop, Reason, Out, Channel}, State) ->
         end,
     close(Reason, NState).
 
-%% What the channel has for a client is written as long as the client takes it.
+%% The channel's frames are written as long as the client takes them.
 catch_up(Until, State) ->
-    case check(0, State) of
+    case check_pending(0, State) of
         {ok, NState = #state{channel = Channel, timers = Timers}} ->
             case nats_gateway_channel:next(Channel) of
                 behind ->
                     case now_ms() < Until of
-                        true -> go_on(Until, NState);
+                        true -> write_more(Until, NState);
                         false when is_map_key(behind, Timers) -> {noreply, login_timer(NState)};
                         false -> {noreply, login_timer(start_timer(behind, 0, NState))}
                     end;
@@ -679,7 +690,7 @@ catch_up(Until, State) ->
             {stop, {shutdown, send_error(Reason)}, NState}
     end.
 
-go_on(Until, State = #state{channel = Channel}) ->
+write_more(Until, State = #state{channel = Channel}) ->
     case nats_gateway_channel:continue(Channel) of
         {ok, Out, NChannel} ->
             case send(Out, State#state{channel = NChannel}) of
@@ -691,7 +702,7 @@ go_on(Until, State = #state{channel = Channel}) ->
     end.
 
 send(_, State = #state{socket = undefined}) ->
-    %% Nothing goes out in the middle of a handshake.
+    %% Nothing is sent in the middle of a handshake.
     {ok, State};
 send(Out, State = #state{outbox = Outbox}) ->
     case nats_gateway_outbox:is_mute(Outbox) orelse iolist_size(Out) of
@@ -709,7 +720,7 @@ max_piece(#state{websocket = Websocket, channel = Channel}) ->
     #decoder{max_payload = MaxPayload} = nats_gateway_channel:decoder(Channel),
     nats_gateway_websocket:max_frame(MaxPayload, Websocket).
 
-%% Atoms are greater than numbers.
+%% `infinity' is an atom, and atoms are greater than numbers.
 send(Out, Size, Max, State) when Size =< Max ->
     send_piece(Out, Size, 0, State);
 send(Out, Size, Max, State) ->
@@ -727,13 +738,13 @@ send_piece(Piece, Size, Behind, State) ->
         true ->
             {ok, State};
         false ->
-            %% zlib's memory is only for those that have logged in.
+            %% Only clients that have logged in get zlib's memory.
             Compress = nats_gateway_channel:is_connected(Channel),
             {Frame, NWebsocket} = nats_gateway_websocket:frame(Piece, Size, Compress, Websocket),
-            transmit(Frame, Size, Behind, streams(State#state{websocket = NWebsocket}))
+            transmit(Frame, Size, Behind, start_streams_timer(State#state{websocket = NWebsocket}))
     end.
 
-%% Behind: bytes that are to follow it.
+%% `Behind' is the number of bytes that are to follow these.
 transmit(Bytes, Size, Behind, State = #state{socket = Socket, outbox = Outbox}) ->
     case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:send(Socket, Bytes) of
         true ->
@@ -741,7 +752,7 @@ transmit(Bytes, Size, Behind, State = #state{socket = Socket, outbox = Outbox}) 
         ok ->
             case nats_gateway_outbox:sent(Size, Outbox) of
                 {ok, NOutbox} -> {ok, State#state{outbox = NOutbox}};
-                {check, NOutbox} -> check(Behind, State#state{outbox = NOutbox})
+                {check, NOutbox} -> check_pending(Behind, State#state{outbox = NOutbox})
             end;
         {error, Reason} ->
             case send_error(Reason) of
@@ -750,16 +761,16 @@ transmit(Bytes, Size, Behind, State = #state{socket = Socket, outbox = Outbox}) 
             end
     end.
 
-%% Over TLS nothing can be sent after the client's FIN, when much of what it sent may have come and
-%% not been looked at yet: the end of the input ends the connection, as without TLS.
+%% Over TLS nothing can be sent after the client's FIN. Much of the client's input may not have been
+%% decoded by then, so only the end of the input ends the connection, as without TLS.
 mute(State = #state{outbox = Outbox, heartbeat = Heartbeat}) ->
     start_timer(mute, ?MUTE_MS, State#state{
         outbox = nats_gateway_outbox:mute(Outbox),
-        heartbeat = nats_gateway_heartbeat:listen(Heartbeat)
+        heartbeat = nats_gateway_heartbeat:wait_to_hear(Heartbeat)
     }).
 
-%% What waits for the client.
-check(Behind, State = #state{socket = Socket, channel = Channel, outbox = Outbox}) ->
+%% Checks how many bytes wait for the client.
+check_pending(Behind, State = #state{socket = Socket, channel = Channel, outbox = Outbox}) ->
     case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
         true ->
             {ok, State};
@@ -768,55 +779,63 @@ check(Behind, State = #state{socket = Socket, channel = Channel, outbox = Outbox
             {message_queue_len, Mailbox} = process_info(self(), message_queue_len),
             Waiting = Pending + Behind + nats_gateway_channel:unsent(Channel),
             Handled = handled_messages(State),
-            case nats_gateway_outbox:judge(Waiting, Mailbox, Handled, MaxPending, Outbox) of
+            case nats_gateway_outbox:judge_pending(Waiting, Mailbox, Handled, MaxPending, Outbox) of
                 {slow_consumer, NOutbox} -> {error, slow_consumer, State#state{outbox = NOutbox}};
-                {ok, NOutbox} when Pending > 0 -> {ok, watch(Gone, State#state{outbox = NOutbox})};
+                {ok, NOutbox} when Pending > 0 ->
+                    {ok, watch_progress(Gone, State#state{outbox = NOutbox})};
                 {ok, NOutbox} -> {ok, State#state{outbox = NOutbox}}
             end;
         {error, _} ->
             {ok, mute(State)}
     end.
 
-%% Those in the mailbox are messages of the broker, or chunks with many of them.
+%% The mailbox holds the broker's messages one by one, or in chunks of many messages.
 handled_messages(#state{inbox = Inbox, channel = Channel}) ->
     case nats_gateway_inbox:collects(Inbox) of
         true -> nats_gateway_channel:fanned_out(Channel);
         false -> nats_gateway_channel:sent(Channel)
     end.
 
-%% Something waits: it is looked at again, whether some of it leaves.
-watch(_, State = #state{timers = Timers}) when is_map_key(writing, Timers) ->
+%% Bytes wait. From now on a timer checks whether some of them leave.
+watch_progress(_, State = #state{timers = Timers}) when is_map_key(writing, Timers) ->
     State;
-watch(Gone, State = #state{outbox = Outbox}) ->
-    look_later(State#state{outbox = nats_gateway_outbox:watch(Gone, Outbox)}).
+watch_progress(Gone, State = #state{outbox = Outbox}) ->
+    check_progress_later(State#state{outbox = nats_gateway_outbox:watch_progress(Gone, Outbox)}).
 
-look_later(State = #state{options = #{config := #{send_timeout := SendTimeout}}}) ->
-    start_timer(writing, nats_gateway_outbox:look_ms(SendTimeout), State).
+check_progress_later(State = #state{options = #{config := #{send_timeout := SendTimeout}}}) ->
+    start_timer(writing, nats_gateway_outbox:progress_interval(SendTimeout), State).
 
-look(State = #state{socket = Socket, outbox = Outbox}) ->
+check_progress(State = #state{socket = Socket, outbox = Outbox}) ->
     case nats_gateway_outbox:is_mute(Outbox) orelse nats_gateway_transport:pending(Socket) of
-        true -> {noreply, State};
-        {ok, 0, _} -> answer_latest(State);
-        {ok, _, Gone} -> looked(nats_gateway_outbox:look(Gone, Outbox), State);
-        {error, _} -> {noreply, mute(State)}
+        true ->
+            {noreply, State};
+        {ok, 0, _} ->
+            send_kept_pong(State);
+        {ok, _, Gone} ->
+            progress_checked(nats_gateway_outbox:check_progress(Gone, Outbox), State);
+        {error, _} ->
+            {noreply, mute(State)}
     end.
 
-looked(slow_consumer, State) -> {stop, {shutdown, slow_consumer}, State};
-looked({stuck, Outbox}, State) -> {noreply, look_later(State#state{outbox = Outbox})};
-looked({moves, Outbox}, State) -> answer_latest(look_later(State#state{outbox = Outbox})).
+progress_checked(slow_consumer, State) ->
+    {stop, {shutdown, slow_consumer}, State};
+progress_checked({stuck, Outbox}, State) ->
+    {noreply, check_progress_later(State#state{outbox = Outbox})};
+progress_checked({moves, Outbox}, State) ->
+    send_kept_pong(check_progress_later(State#state{outbox = Outbox})).
 
-answer_latest(State = #state{outbox = Outbox}) ->
+send_kept_pong(State = #state{outbox = Outbox}) ->
     case nats_gateway_outbox:take_pong(Outbox) of
         none ->
             {noreply, State};
         {ok, Pong} ->
-            case answer([Pong], State) of
+            case send_pong([Pong], State) of
                 {ok, NState} -> {noreply, NState};
                 {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
             end
     end.
 
-%% A client that is not there any more, or that does not read.
+%% The reason for the end of a connection whose socket has failed.
 send_error(timeout) -> slow_consumer;
 send_error(Reason) when
     Reason =:= closed; Reason =:= epipe; Reason =:= econnreset; Reason =:= einval; Reason =:= tls_alert
@@ -824,7 +843,7 @@ send_error(Reason) when
     client_closed;
 send_error(Reason) -> Reason.
 
-%% EMQX counts the reasons that are atoms, others it takes for crashes.
+%% EMQX counts reasons that are atoms, and takes other reasons for crashes.
 close({error, Reason}, State) when is_atom(Reason) -> {stop, {shutdown, Reason}, State};
 close({denied, _}, State) -> {stop, {shutdown, permission_denied}, State};
 close(Reason, State) -> {stop, {shutdown, Reason}, State}.
@@ -843,7 +862,7 @@ timeout(heartbeat, State = #state{heartbeat = Heartbeat, options = #{config := C
             end
     end;
 timeout(heartbeat_wait, State = #state{input = Input, channel = Channel}) ->
-    %% A PONG may be in the socket, whose input waits for the host.
+    %% The input waits for the host, and the PONG may still be in the socket.
     case nats_gateway_input:is_paused(Input) andalso nats_gateway_channel:next(Channel) of
         Next when Next =:= blocked; Next =:= behind -> {noreply, await_pong(State)};
         _ -> heartbeat_wait(State)
@@ -859,7 +878,7 @@ timeout(idle, State = #state{channel = Channel}) ->
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel, report_times = Times}) ->
-    %% The memory that it took is given back.
+    %% Hibernation gives back the memory that the report took.
     Octets = octets(State),
     ok = report_to_census(fun() -> Octets end, State),
     NChannel = nats_gateway_channel:report(Octets, Channel),
@@ -876,7 +895,7 @@ timeout(mute, State = #state{heartbeat = Heartbeat, channel = Channel}) ->
         ready ->
             {stop, {shutdown, client_closed}, State};
         _ ->
-            Listening = State#state{heartbeat = nats_gateway_heartbeat:listen(Heartbeat)},
+            Listening = State#state{heartbeat = nats_gateway_heartbeat:wait_to_hear(Heartbeat)},
             {noreply, start_timer(mute, ?MUTE_MS, Listening)}
     end;
 timeout(left, State = #state{channel = Channel, socket = Socket, input = Input}) ->
@@ -893,9 +912,9 @@ timeout(left, State = #state{channel = Channel, socket = Socket, input = Input})
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};
 timeout(writing, State) ->
-    look(State);
+    check_progress(State);
 timeout(drained, State) ->
-    %% The listener that closes at this moment would take another reason for a failure.
+    %% A listener that closes at this moment would take any other reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
 timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
     case now_ms() of
@@ -905,7 +924,7 @@ timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
 timeout(Name, State = #state{channel = Channel}) ->
     result(nats_gateway_channel:handle_timeout(Name, Channel), State).
 
-%% The other side hears of the larger room with the next chunk.
+%% The kernel tells the other side of the larger window when the next chunk is read.
 widen(State = #state{input = Input, socket = Socket}) ->
     case nats_gateway_input:is_paused(Input) andalso not nats_gateway_input:is_wide(Input) of
         true ->
@@ -928,16 +947,18 @@ ping(State = #state{channel = Channel, socket = Socket, heartbeat = Heartbeat}) 
         end,
     result(
         nats_gateway_channel:handle_timeout(heartbeat, Channel),
-        await_pong(State#state{heartbeat = nats_gateway_heartbeat:ping(Behind, Taken, Heartbeat)})
+        await_pong(State#state{
+            heartbeat = nats_gateway_heartbeat:ping_sent(Behind, Taken, Heartbeat)
+        })
     ).
 
-%% Whatever a client sends, it is there.
-answered(State = #state{timers = Timers, options = #{config := Config}}) when
+%% Any input shows that the client is there, not only a PONG.
+stop_awaiting_pong(State = #state{timers = Timers, options = #{config := Config}}) when
     is_map_key(heartbeat_wait, Timers)
 ->
     #{default_heartbeat_interval := Interval} = Config,
     start_timer(heartbeat, Interval, cancel_timer(heartbeat_wait, State));
-answered(State) ->
+stop_awaiting_pong(State) ->
     State.
 
 await_pong(State = #state{options = #{config := #{heartbeat_wait_timeout := Wait}}}) ->
@@ -954,7 +975,7 @@ still_taking(State = #state{socket = Socket, outbox = Outbox, heartbeat = Heartb
         {ok, Pending, _, Taken} ->
             case nats_gateway_heartbeat:is_taking(Pending, Taken, Heartbeat) of
                 {true, NHeartbeat} when Pending > 0 ->
-                    {true, watch(Taken, State#state{heartbeat = NHeartbeat})};
+                    {true, watch_progress(Taken, State#state{heartbeat = NHeartbeat})};
                 {true, NHeartbeat} ->
                     {true, State#state{heartbeat = NHeartbeat}};
                 false ->
@@ -966,15 +987,16 @@ still_taking(State = #state{socket = Socket, outbox = Outbox, heartbeat = Heartb
 
 now_ms() -> erlang:monotonic_time(millisecond).
 
-%% A message that is under way keeps what it needs: the next that comes of it is seen here.
-streams(State = #state{websocket = Websocket, timers = Timers}) when
+%% A stream in the middle of a message is kept. The next frame of that message starts the timer
+%% again.
+start_streams_timer(State = #state{websocket = Websocket, timers = Timers}) when
     not is_map_key(streams, Timers)
 ->
     case nats_gateway_websocket:has_streams(Websocket) of
         true -> start_timer(streams, ?STREAMS_MS, State);
         false -> State
     end;
-streams(State) ->
+start_streams_timer(State) ->
     State.
 
 login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
@@ -983,7 +1005,8 @@ login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
         New -> start_login_timer(State#state{deadline = New})
     end.
 
-%% Some logins last longer than a timer can wait. That of an earlier login finds none of its own.
+%% Some logins last longer than a timer can wait. The timer of an earlier login is forgotten here,
+%% and its message is dropped.
 start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
     State#state{timers = maps:remove(login, Timers)};
 start_login_timer(State = #state{deadline = Deadline}) ->
@@ -1009,7 +1032,8 @@ start_timer(Name, Ms, State = #state{timers = Timers}) ->
 cancel_timer(Name, State = #state{timers = Timers}) ->
     case maps:take(Name, Timers) of
         {Timer, NTimers} ->
-            %% If it has ended already, its message is not of any timer.
+            %% If the timer has ended already, its message is dropped, because no timer has its
+            %% reference.
             _ = erlang:cancel_timer(Timer, [{async, true}, {info, false}]),
             State#state{timers = NTimers};
         error ->
@@ -1023,7 +1047,7 @@ terminate(Reason, State = #state{establishing = Establishing}) ->
         undefined ->
             close_socket(Reason, State);
         Worker ->
-            %% Half-way through a handshake there is nobody to take leave of.
+            %% In the middle of a handshake nothing can be sent to the client.
             ok = nats_gateway_handshake:stop(Worker),
             _ = leave(Reason, State),
             ok
@@ -1033,10 +1057,10 @@ close_socket(Reason, State = #state{socket = undefined}) ->
     _ = leave(Reason, State),
     ok;
 close_socket(Reason, State = #state{socket = Socket}) ->
-    %% The listener closes.
+    %% This is the reason when the listener closes.
     _ = Reason =:= shutdown andalso send_lame_duck(State),
     _ = leave(Reason, State),
-    case nats_gateway_ending:socket(reason(Reason)) of
+    case nats_gateway_ending:socket(shutdown_reason(Reason)) of
         abort ->
             nats_gateway_transport:abort(Socket);
         _ when State#state.websocket =/= none ->
@@ -1051,21 +1075,21 @@ close_socket(Reason, State = #state{socket = Socket}) ->
 farewell(Reason, #state{input = Input}) ->
     case nats_gateway_input:farewell(Input) of
         none ->
-            {Code, Text} = nats_gateway_ending:websocket_close(reason(Reason)),
+            {Code, Text} = nats_gateway_ending:websocket_close(shutdown_reason(Reason)),
             nats_gateway_websocket:close_frame(Code, Text);
         Close ->
             Close
     end.
 
-reason({shutdown, Reason}) -> Reason;
-reason(Reason) -> Reason.
+shutdown_reason({shutdown, Reason}) -> Reason;
+shutdown_reason(Reason) -> Reason.
 
 send_lame_duck(State = #state{channel = undefined}) ->
     {ok, State};
 send_lame_duck(State = #state{channel = Channel}) ->
     send(nats_gateway_channel:lame_duck(Channel), State).
 
-%% The host is told before the socket is closed, which may take a while.
+%% The host is told before the socket is closed, because closing may take a while.
 leave(_, State = #state{channel = undefined}) ->
     State;
 leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = Inbox}) ->
@@ -1087,7 +1111,8 @@ leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = In
     ok = nats_gateway_channel:terminate(Reason, Messages, Last),
     State#state{channel = undefined, inbox = NInbox}.
 
-%% The one place that words why a connection ended. Of those that are refused there may be any number.
+%% All ends of connections are logged here. Refused clients are logged at a limited rate, because
+%% there may be any number of them.
 log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
     Level = nats_gateway_ending:log_level(Reason),
     IsConnected = Channel =/= undefined andalso nats_gateway_channel:is_connected(Channel),
@@ -1095,11 +1120,11 @@ log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}
         logger:allow(Level, ?MODULE) andalso
             (IsConnected orelse Level =:= info orelse
                 nats_gateway_refusals:may_log(maps:get(listener, Options))),
-    IsLogged andalso ?LOG(Level, maps:merge(report(Reason, State), stats(State)));
+    IsLogged andalso ?LOG(Level, maps:merge(end_report(Reason, State), end_stats(State)));
 log_end(_, _) ->
     ok.
 
-report(Reason, #state{establishing = Establishing, options = #{listener := Listener}}) ->
+end_report(Reason, #state{establishing = Establishing, options = #{listener := Listener}}) ->
     Known = #{
         msg => connection_closed,
         peername => peername(nats_gateway_establishing:peername(Establishing)),
@@ -1114,15 +1139,15 @@ report(Reason, #state{establishing = Establishing, options = #{listener := Liste
 peername(undefined) -> undefined;
 peername(Peername) -> nats_gateway_system:peername(Peername).
 
-stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
+end_stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
     Channel =/= undefined
 ->
     Octets = maps:with([octets_received, octets_sent], octets(State)),
     maps:merge(Octets, nats_gateway_channel:stats(Channel));
-stats(_) ->
+end_stats(_) ->
     #{}.
 
-%% Somebody may watch the gateway now who did not when this client came.
+%% The census may have started after this client came, so the client enters it here as well.
 report_to_census(Octets, State = #state{channel = Channel}) ->
     case nats_gateway_census:is_on() of
         true ->
@@ -1136,7 +1161,6 @@ report_to_census(Octets, State = #state{channel = Channel}) ->
 enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->
     nats_gateway_census:enter(nats_gateway_channel:client_id(Channel), Listener, Before).
 
-%% For those who watch the gateway.
 figures(Octets, State = #state{channel = Channel}) ->
     maps:merge(
         maps:with([octets_received, octets_sent], Octets),
@@ -1160,7 +1184,7 @@ octets(#state{socket = Socket}) ->
         {error, _} -> #{}
     end.
 
-%% Bytes of the client may hold credentials: they are not shown.
+%% The client's bytes are not shown, because they may hold credentials.
 format_status(Status = #{state := State}) ->
     #state{channel = Channel, establishing = Establishing, input = Input, timers = Timers} = State,
     Status#{

@@ -1,37 +1,38 @@
-%% What a client has still to take: whether it is a slow consumer, and whether anybody is there.
+%% Decides by the bytes that a client has not taken yet whether the client is a slow consumer, and
+%% whether it is still there.
 %%
-%% A socket takes all that it is given, so that the connection never waits for a client while messages
-%% pile up for it. So the connection asks the socket from time to time how much waits there. This
-%% value keeps what was found, and judges it; it has no socket itself.
+%% A socket takes all that it is given, so that the connection never waits for a client while
+%% messages pile up for it. So the connection asks the socket from time to time how many bytes wait
+%% there. This value keeps the answers and judges them. It has no socket itself.
 -module(nats_gateway_outbox).
 
 -export([new/0]).
 -export([mute/1]).
 -export([is_mute/1]).
 -export([sent/2]).
--export([judge/5]).
--export([watch/2]).
--export([look/2]).
+-export([judge_pending/5]).
+-export([watch_progress/2]).
+-export([check_progress/2]).
 -export([keep_pong/2]).
 -export([take_pong/1]).
 -export([drop_pong/1]).
--export([look_ms/1]).
+-export([progress_interval/1]).
 
 -export_type([outbox/0]).
 
-%% What waits is looked at whenever so much was sent.
+%% After this many bytes sent, the socket is asked how many wait.
 -define(CHECK_BYTES, 65536).
-%% What a message in the mailbox counts besides its bytes.
+%% A message in the mailbox counts this many bytes besides its own.
 -define(MESSAGE_OVERHEAD, 256).
-%% Times that a client is found stuck within its send timeout.
--define(LOOKS, 4).
+%% How often progress is checked within the send timeout.
+-define(PROGRESS_CHECKS, 4).
 
 -record(outbox, {
-    %% nobody takes what is sent any more; what the client sent before still counts
+    %% nothing more can be sent, but the input that the client sent before still counts
     mute = false :: boolean(),
     %% bytes sent since the socket was asked what waits there
     unchecked = 0 :: non_neg_integer(),
-    %% messages handled until then, and the bytes that one of them became of late
+    %% messages handled until then, and the bytes that each of the latest ones became
     handled = 0 :: non_neg_integer(),
     each = 0 :: non_neg_integer(),
     %% the octets that had left the socket when it was last found stuck, and how often in a row
@@ -45,30 +46,31 @@
 -spec new() -> outbox().
 new() -> #outbox{}.
 
-%% Nobody takes what is sent any more.
+%% From now on nothing can be sent.
 -spec mute(outbox()) -> outbox().
 mute(Outbox) -> Outbox#outbox{mute = true}.
 
 -spec is_mute(outbox()) -> boolean().
 is_mute(#outbox{mute = Mute}) -> Mute.
 
-%% `check': the socket is to be asked what waits.
+%% With `check' the caller is to ask the socket how many bytes wait.
 -spec sent(Bytes :: non_neg_integer(), outbox()) -> {ok | check, outbox()}.
 sent(Bytes, Outbox = #outbox{unchecked = Unchecked}) when Unchecked + Bytes < ?CHECK_BYTES ->
     {ok, Outbox#outbox{unchecked = Unchecked + Bytes}};
 sent(Bytes, Outbox = #outbox{unchecked = Unchecked}) ->
     {check, Outbox#outbox{unchecked = Unchecked + Bytes}}.
 
-%% nats-server's bound of what may wait for a client, in the socket or before it: `Waiting' bytes. What
-%% is in the mailbox will become such bytes. It is taken to be like what was handled since the last look.
--spec judge(
+%% nats-server's bound of the bytes that may wait for a client (`max_pending'). `Waiting' are the
+%% bytes in the socket or before it. The messages in the mailbox will become such bytes, and each is
+%% taken to become as many as the messages did that were handled since the last time.
+-spec judge_pending(
     Waiting :: non_neg_integer(),
     Mailbox :: non_neg_integer(),
     Handled :: non_neg_integer(),
     MaxPending :: non_neg_integer() | infinity,
     outbox()
 ) -> {ok | slow_consumer, outbox()}.
-judge(Waiting, Mailbox, Handled, MaxPending, Outbox) ->
+judge_pending(Waiting, Mailbox, Handled, MaxPending, Outbox) ->
     NOutbox = #outbox{each = Each} = measured(Handled, Outbox),
     case Waiting + Mailbox * (Each + ?MESSAGE_OVERHEAD) > MaxPending of
         true -> {slow_consumer, NOutbox};
@@ -80,21 +82,22 @@ measured(Handled, Outbox = #outbox{handled = Handled}) ->
 measured(Handled, Outbox = #outbox{unchecked = Bytes, handled = Before}) ->
     Outbox#outbox{unchecked = 0, handled = Handled, each = Bytes div max(1, Handled - Before)}.
 
-%% Something waits: from now on the connection looks whether some of it leaves.
--spec watch(Octets :: integer(), outbox()) -> outbox().
-watch(Octets, Outbox) -> Outbox#outbox{stuck = {Octets, 0}}.
+%% Bytes wait. From now on the connection checks whether some of them leave.
+-spec watch_progress(Octets :: integer(), outbox()) -> outbox().
+watch_progress(Octets, Outbox) -> Outbox#outbox{stuck = {Octets, 0}}.
 
-%% nats-server's write deadline. `moves': some of it has left since the last look.
--spec look(Octets :: integer(), outbox()) -> slow_consumer | {stuck | moves, outbox()}.
-look(Octets, #outbox{stuck = {Octets, Times}}) when Times + 1 >= ?LOOKS -> slow_consumer;
-look(Octets, Outbox = #outbox{stuck = {Octets, Times}}) ->
+%% nats-server's write deadline. With `moves', some bytes have left since the last check.
+-spec check_progress(Octets :: integer(), outbox()) -> slow_consumer | {stuck | moves, outbox()}.
+check_progress(Octets, #outbox{stuck = {Octets, Times}}) when Times + 1 >= ?PROGRESS_CHECKS ->
+    slow_consumer;
+check_progress(Octets, Outbox = #outbox{stuck = {Octets, Times}}) ->
     {stuck, Outbox#outbox{stuck = {Octets, Times + 1}}};
-look(Octets, Outbox) ->
-    {moves, watch(Octets, Outbox)}.
+check_progress(Octets, Outbox) ->
+    {moves, watch_progress(Octets, Outbox)}.
 
-%% When to look again.
--spec look_ms(SendTimeout :: infinity | pos_integer()) -> infinity | pos_integer().
-look_ms(SendTimeout) -> max(1, SendTimeout div ?LOOKS).
+%% The milliseconds between two checks.
+-spec progress_interval(SendTimeout :: infinity | pos_integer()) -> infinity | pos_integer().
+progress_interval(SendTimeout) -> max(1, SendTimeout div ?PROGRESS_CHECKS).
 
 %% Only the latest ping of a WebSocket has to be answered.
 -spec keep_pong(iodata(), outbox()) -> outbox().

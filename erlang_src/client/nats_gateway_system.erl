@@ -1,4 +1,4 @@
-%% What a nats-server tells any client about itself: in INFO, and on `$SYS.REQ'.
+%% The facts that a nats-server tells every client about itself, in INFO and on `$SYS.REQ'.
 -module(nats_gateway_system).
 
 -export([version/0]).
@@ -9,9 +9,9 @@
 
 -export_type([user/0]).
 
-%% `expires' is in milliseconds from now. Without rules nothing is restricted by the gateway itself.
+%% `expires' is in milliseconds from now. Without rules the gateway itself restricts nothing.
 -type user() :: #{
-    %% where the server listens, as in INFO
+    %% the address where the server listens, as in INFO
     host := binary(),
     user := binary(),
     account := binary(),
@@ -21,12 +21,13 @@
 
 -define(NS_PER_MS, 1_000_000).
 
-%% The nats-server whose behaviour clients may count on: three numbers, which nats.js needs.
+%% The version of nats-server whose behaviour clients may count on. It has three numbers because
+%% nats.js needs three.
 -spec version() -> binary().
 version() -> <<"2.10.27">>.
 
-%% The INFO line, docs/protocol.md section 3: no null, a version that clients can parse, `go' for
-%% nats-core.
+%% The INFO line (docs/protocol.md, section 3). No value in it is null, and clients can parse the
+%% version. `go' is there for nats-core.
 -spec info(Extra :: map(), MaxPayload :: non_neg_integer(), nats_gateway_host:client()) -> iodata().
 info(Extra, MaxPayload, Client = #{config := Config}) ->
     #{client_id := ClientId, peername := {PeerHost, _}, sockname := {Host, Port}} = Client,
@@ -51,12 +52,12 @@ info(Extra, MaxPayload, Client = #{config := Config}) ->
 -spec address(inet:ip_address()) -> binary().
 address(Address) -> list_to_binary(inet:ntoa(Address)).
 
-%% As the log shows it.
+%% The peer in the form that the log shows.
 -spec peername({inet:ip_address(), inet:port_number()}) -> binary().
 peername({Address, Port}) -> <<(address(Address))/binary, $:, (integer_to_binary(Port))/binary>>.
 
-%% The answer to `$SYS.REQ.USER.INFO', as of nats-server's `UserInfo': `nats account info' and
-%% `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.
+%% The answer to `$SYS.REQ.USER.INFO', with the fields of nats-server's `UserInfo'. `nats account
+%% info' and `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.
 -spec user_info(user(), nats_gateway_config:config()) -> binary().
 user_info(User = #{host := Host}, #{server_id := ServerId, server_name := ServerName}) ->
     nats_gateway_nif:json(#{
@@ -88,7 +89,8 @@ data(#{user := User, account := Account, rules := Rules, expires := Expires}) ->
 
 permissions(undefined) ->
     #{};
-%% There is no place for two lists of what is allowed, one of which has to be in the other.
+%% The answer has room for one list of allowed subjects, but a subject may have to be in two. In
+%% that case the answer has the inner list.
 permissions(Rules = #{publish := Publish, subscribe := Subscribe, outer := Outer}) ->
     #{publish := OuterPublish, subscribe := OuterSubscribe} = Outer,
     permissions((maps:remove(outer, Rules))#{
@@ -119,7 +121,7 @@ subjects(#{allow := Allow, deny := Deny}) ->
         [{allow, Allow} || Allow =/= all, Allow =/= []] ++ [{deny, Deny} || Deny =/= []]
     ).
 
-%% nats-server's numbers for "no limit" are negative.
+%% nats-server uses negative numbers for "no limit".
 responses(undefined) ->
     #{};
 responses(#{max := Max, expires := Expires}) ->

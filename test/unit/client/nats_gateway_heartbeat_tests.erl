@@ -2,7 +2,9 @@
 
 -include_lib("eunit/include/eunit.hrl").
 
--import(nats_gateway_heartbeat, [new/0, start/2, heard/2, was_heard/1, listen/1, due_ms/3, ping/3, is_taking/3]).
+-import(nats_gateway_heartbeat, [
+    new/0, start/2, heard/2, was_heard/1, wait_to_hear/1, due_ms/3, ping_sent/3, is_taking/3
+]).
 
 a_ping_is_due_when_nothing_was_heard_test() ->
     Started = start(1000, new()),
@@ -13,12 +15,12 @@ a_ping_is_due_when_nothing_was_heard_test() ->
 heard_is_what_came_since_test() ->
     ?assertNot(was_heard(new())),
     ?assert(was_heard(heard(1, new()))),
-    ?assertNot(was_heard(listen(heard(1, new())))),
-    ?assertNot(was_heard(ping(0, 0, heard(1, new())))).
+    ?assertNot(was_heard(wait_to_hear(heard(1, new())))),
+    ?assertNot(was_heard(ping_sent(0, 0, heard(1, new())))).
 
 %% It has not come to the PING yet.
 who_still_reads_is_there_test() ->
-    ?assertMatch({true, _}, is_taking(10, 0, ping(0, 0, new()))),
-    {true, Taking} = is_taking(0, 5, ping(10, 0, new())),
+    ?assertMatch({true, _}, is_taking(10, 0, ping_sent(0, 0, new()))),
+    {true, Taking} = is_taking(0, 5, ping_sent(10, 0, new())),
     ?assertEqual(false, is_taking(0, 5, Taking)),
-    ?assertEqual(false, is_taking(0, 5, ping(0, 0, new()))).
+    ?assertEqual(false, is_taking(0, 5, ping_sent(0, 0, new()))).

@@ -3,33 +3,34 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_outbox, [
-    new/0, mute/1, is_mute/1, sent/2, judge/5, watch/2, look/2, keep_pong/2, take_pong/1, drop_pong/1
+    new/0, mute/1, is_mute/1, sent/2, judge_pending/5, watch_progress/2, check_progress/2,
+    keep_pong/2, take_pong/1, drop_pong/1
 ]).
 
 the_socket_is_asked_when_much_was_sent_test() ->
     {ok, Outbox} = sent(65535, new()),
     {check, Checked} = sent(1, Outbox),
-    {ok, Judged} = judge(0, 0, 0, 100, Checked),
+    {ok, Judged} = judge_pending(0, 0, 0, 100, Checked),
     ?assertMatch({ok, _}, sent(65535, Judged)).
 
 more_than_max_pending_is_too_much_test() ->
-    ?assertMatch({ok, _}, judge(100, 0, 0, 100, new())),
-    ?assertMatch({slow_consumer, _}, judge(101, 0, 0, 100, new())).
+    ?assertMatch({ok, _}, judge_pending(100, 0, 0, 100, new())),
+    ?assertMatch({slow_consumer, _}, judge_pending(101, 0, 0, 100, new())).
 
 %% Ten messages became 10000 bytes each: so will those in the mailbox.
 the_mailbox_counts_test() ->
     {check, Outbox} = sent(100000, new()),
-    {ok, Judged} = judge(0, 9, 10, 100000, Outbox),
-    ?assertMatch({slow_consumer, _}, judge(0, 10, 10, 100000, Judged)),
-    ?assertMatch({ok, _}, judge(0, 10, 10, 102560, Judged)).
+    {ok, Judged} = judge_pending(0, 9, 10, 100000, Outbox),
+    ?assertMatch({slow_consumer, _}, judge_pending(0, 10, 10, 100000, Judged)),
+    ?assertMatch({ok, _}, judge_pending(0, 10, 10, 102560, Judged)).
 
-who_takes_nothing_for_four_looks_is_a_slow_consumer_test() ->
-    {stuck, One} = look(7, watch(7, new())),
-    {stuck, Two} = look(7, One),
-    {stuck, Three} = look(7, Two),
-    ?assertEqual(slow_consumer, look(7, Three)),
-    {moves, Moved} = look(8, Three),
-    ?assertMatch({stuck, _}, look(8, Moved)).
+who_takes_nothing_for_four_checks_is_a_slow_consumer_test() ->
+    {stuck, One} = check_progress(7, watch_progress(7, new())),
+    {stuck, Two} = check_progress(7, One),
+    {stuck, Three} = check_progress(7, Two),
+    ?assertEqual(slow_consumer, check_progress(7, Three)),
+    {moves, Moved} = check_progress(8, Three),
+    ?assertMatch({stuck, _}, check_progress(8, Moved)).
 
 only_the_latest_ping_is_answered_test() ->
     ?assertEqual(none, take_pong(new())),
