@@ -1,6 +1,7 @@
-%% Whether a client may come in, and what it may do: the gateway's own login, before the broker's.
+%% The gateway's own login, which comes before the broker's. It decides whether a client is let in,
+%% and what the client may do.
 %%
-%% The client is told less of a refusal than the log.
+%% The log has more about a refusal than the client is told.
 -module(nats_gateway_admission).
 
 -export([authenticate/1]).
@@ -24,7 +25,8 @@
 -type refusal() ::
     authorization_violation | maximum_account_connections_exceeded | too_many_logins.
 
-%% Where a password is to be compared, which takes a while, the verdicts for a right and a wrong one.
+%% Comparing a password takes a while. In that case the result has the request for it, and the
+%% verdicts for a right and a wrong password.
 -spec authenticate(nats_gateway_host:client()) ->
     verdict()
     | {verify, nats_gateway_passwords:request(), Right :: verdict(), Wrong :: verdict()}.
@@ -51,7 +53,7 @@ local_offset() ->
     Local = calendar:datetime_to_gregorian_seconds(calendar:local_time()),
     Local - calendar:datetime_to_gregorian_seconds(calendar:universal_time()).
 
-%% An accepted client has its place in its account until `leave/1'.
+%% Carries out a verdict. An accepted client keeps its place in its account until `leave/1'.
 -spec judge(verdict(), nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client(), grant()} | {error, refusal()}.
 judge({ok, Identity}, Client) ->
@@ -74,7 +76,7 @@ judge({error, {Method, Reason}}, Client) ->
     {error, authorization_violation};
 judge(busy, Client) ->
     log_refusal(passwords, too_many_logins, #{}, Client),
-    %% No text: every client comes again.
+    %% This reason has no text of -ERR, so that every client reconnects (nats_gateway_ending).
     {error, too_many_logins}.
 
 join_account(#{account := Account, max_account_connections := Limit}) ->
@@ -82,7 +84,7 @@ join_account(#{account := Account, max_account_connections := Limit}) ->
 join_account(_) ->
     ok.
 
-%% Before another login of the same client.
+%% Gives back the client's place in its account, before it logs in again.
 -spec leave(nats_gateway_host:client()) -> ok.
 leave(#{login := #{account := Account}}) -> nats_gateway_accounts:leave(Account);
 leave(_) -> ok.
@@ -103,7 +105,8 @@ grant(#{rules := Rules, expires := Expires} = Identity) ->
 
 deadline(Ms, Reason) -> {erlang:monotonic_time(millisecond) + Ms, Reason}.
 
-%% The broker's login may end, too. Of one of the gateway's own the broker knows nothing better.
+%% The broker's login may end, too. If the gateway's own login has accepted the client, only the end
+%% of that login counts.
 -spec until_session_ends(nats_gateway_host:session(), nats_gateway_host:client(), grant()) ->
     grant().
 until_session_ends(#{expires := Ms}, Client, Grant = #grant{deadline = infinity}) when
@@ -113,13 +116,13 @@ until_session_ends(#{expires := Ms}, Client, Grant = #grant{deadline = infinity}
 until_session_ends(_, _, Grant) ->
     Grant.
 
-%% In milliseconds of monotonic time.
+%% The end of the login, in milliseconds of monotonic time.
 -spec deadline(grant()) -> infinity | integer().
 deadline(#grant{deadline = infinity}) -> infinity;
 deadline(#grant{deadline = {At, _}}) -> At.
 
-%% As in nats-server, a login that leaves no room for another subscription is the connection's end.
-%% Without one of the gateway's own the client may keep what it has.
+%% As in nats-server, a login that leaves no room for another subscription ends the connection. If
+%% the gateway's own login has not accepted the client, it may keep the subscriptions that it has.
 -spec has_room(Count, Max, nats_gateway_host:client()) -> boolean() when
     Count :: non_neg_integer(), Max :: infinity | non_neg_integer().
 has_room(Count, Max, Client = #{login := Login = #{method := Method}}) when Count >= Max ->
@@ -141,7 +144,8 @@ log_refusal(Method, Reason, More, #{listener := Listener, peername := Peername})
             listener => Listener
         }).
 
-%% A JWT that was not made for a nats-server may lack what no nats-server would let it lack.
+%% A JWT that was not made for a nats-server may lack limits that a JWT for a nats-server always
+%% has.
 zero_claims(#{zero_claims := Claims = [_ | _]}) ->
     #{
         zero_or_missing => iolist_to_binary(lists:join(<<", ">>, Claims)),
@@ -150,7 +154,7 @@ zero_claims(#{zero_claims := Claims = [_ | _]}) ->
 zero_claims(_) ->
     #{}.
 
-%% Who the client is, for its own `$SYS.REQ.USER.INFO'.
+%% The facts about the client for its own request `$SYS.REQ.USER.INFO'.
 -spec user(nats_gateway_host:client(), grant()) -> nats_gateway_system:user().
 user(Client = #{sockname := {Host, _}, connect := Fields}, Grant = #grant{rules = Rules}) ->
     Login = maps:get(login, Client, #{}),
@@ -166,7 +170,7 @@ user(Client = #{sockname := {Host, _}, connect := Fields}, Grant = #grant{rules 
             end
     }.
 
-%% A token is nobody's name.
+%% A token is a secret, so it is not shown as the name.
 user_name(#{nkey := NKey}, _) -> NKey;
 user_name(#{method := token}, _) -> <<"[REDACTED]">>;
 user_name(#{username := User}, _) -> User;

@@ -1,8 +1,8 @@
 %% The NATS protocol state machine of one client: operations and broker events in, bytes out.
 %%
 %% It has no process and no socket; it asks for the time only where a login has limits of time. What
-%% it does to the world are calls to the host module it was given. Where the host answers `wait', the
-%% operations that follow stay in `todo' until the host's completion arrives: replies keep their
+%% it does to the world are calls to the host module it was given. Where the host answers `wait',
+%% the operations that follow stay in `todo' until the host's completion arrives: replies keep their
 %% order without a queue of open promises.
 -module(nats_gateway_channel).
 
@@ -44,8 +44,8 @@
 
 -export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0]).
 
-%% `{error, _}' is the decoder's verdict on what follows the operations before it; `eof' is the
-%% client's FIN. Both wait for their turn.
+%% `{error, _}' is the decoder's error for the bytes that follow the operations before it. `eof' is
+%% the client's FIN. Both wait for their turn.
 -type input() :: nats_gateway_nif:op() | {error, error_reason()} | eof.
 
 -type error_reason() :: nats_gateway_nif:error_reason() | nats_gateway_websocket:error_reason().
@@ -72,11 +72,13 @@
 
 %% What the channel can do next.
 -type next() ::
-    %% take input of the client
+    %% it can take input of the client
     ready
-    %% nothing before the host's completion has come: the input should stay in the socket
+    %% it can do nothing until the host's completion has come, so the input should stay in the
+    %% socket
     | blocked
-    %% `continue/1', once the output was sent. Until then what comes of the client and of the host waits
+    %% It goes on with `continue/1', once the output has been sent. Until then the input of the
+    %% client and the events of the host wait.
     | behind.
 
 -type description() :: #{
@@ -84,17 +86,17 @@
     transport := tcp | ssl | ws | wss,
     user := binary(),
     account := binary(),
-    %% of CONNECT
+    %% fields of CONNECT
     name | lang | version => binary()
 }.
 
 -type login_kind() :: explicit | implicit | again.
 
-%% What the channel waits for. The operations behind it are in `todo'.
+%% The channel waits for one of these. The operations that follow are in `todo'.
 -record(login, {
     kind :: login_kind(),
     request :: nats_gateway_passwords:request(),
-    %% where the password is right, or wrong
+    %% the verdicts for a right and a wrong password
     right :: nats_gateway_login:verdict(),
     wrong :: nats_gateway_login:verdict()
 }).
@@ -114,7 +116,7 @@
     | #subscribe{}
     | subscribe_again
     | barrier
-    %% before the operation that comes first
+    %% a barrier before the first operation in `todo'
     | fence
     | ready
     | #finish{}.
@@ -122,19 +124,19 @@
 -record(channel, {
     host :: module(),
     host_state :: term(),
-    %% its `connect' has the fields of all CONNECTs
+    %% the key `connect' has the fields of all CONNECTs
     client :: nats_gateway_host:client(),
     options = #options{} :: #options{},
     decoder :: #decoder{},
     grant = #grant{} :: nats_gateway_admission:grant(),
-    %% clients that know of another limit expect the first PONG before it
+    %% whether an INFO with another limit is to be sent; clients expect the first PONG before it
     info_due = false :: boolean(),
-    %% once it has logged in
+    %% undefined until the client has logged in
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
     waiting = none :: waiting(),
-    %% nobody sees any more what is done for it
+    %% whether the client has left, so that only its publishes still count
     gone = false :: boolean(),
     todo = [] :: [input()],
     output = nats_gateway_output:new() :: nats_gateway_output:output(),
@@ -147,7 +149,7 @@
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
 
-%% What is less than this need not be counted.
+%% An answer that has fewer bytes than this need not be counted.
 -define(SMALL, 4096).
 
 -define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
@@ -160,7 +162,7 @@ prepare(Host, Client) ->
         false -> {ok, Client}
     end.
 
-%% The INFO line goes out at accept, before any byte of the client.
+%% Returns the INFO line, which is sent at accept, before any byte of the client.
 -spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
 init(Host, Client = #{config := Config}) ->
     #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
@@ -175,17 +177,17 @@ init(Host, Client = #{config := Config}) ->
         traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
-    {server_info(Extra, Channel), limited(Channel)}.
+    {server_info(Extra, Channel), set_decoder_limit(Channel)}.
 
-%% Of the decoder, before the login.
+%% The phase of the decoder before the login.
 phase(#{auth_required := true}) -> connect_only;
 phase(#{auth_required := false}) -> open.
 
-%% The decoder has the limit of now.
-limited(Channel = #channel{decoder = Decoder}) ->
+%% Gives the decoder the limit of this moment.
+set_decoder_limit(Channel = #channel{decoder = Decoder}) ->
     Channel#channel{decoder = Decoder#decoder{max_payload = max_payload(Channel)}}.
 
-%% What the settings, the login and the host take, of the largest payload.
+%% The largest payload that the settings, the login and the host all allow.
 max_payload(#channel{client = Client, session = Session, grant = #grant{max_payload = OfLogin}}) ->
     #{config := #{max_payload_size := OfServer}} = Client,
     OfHost =
@@ -195,13 +197,13 @@ max_payload(#channel{client = Client, session = Session, grant = #grant{max_payl
         end,
     min(OfServer, min(OfLogin, OfHost)).
 
-%% What the client's certificate tells of it: the name takes the place of CONNECT's user.
+%% Keeps the client's certificate. The name in it replaces CONNECT's user.
 -spec identify(Peercert, {ok, Name :: binary()} | none, channel()) -> channel() when
     Peercert :: nats_gateway_certificate:peercert().
 identify(Peercert, Name, Channel = #channel{client = Client}) ->
     Channel#channel{client = nats_gateway_connect:certified(Name, Client#{peercert => Peercert})}.
 
-%% What the next decode call has to know.
+%% The options of the next call of the decoder.
 -spec decoder(channel()) -> #decoder{}.
 decoder(#channel{decoder = Decoder}) -> Decoder.
 
@@ -213,7 +215,7 @@ next(#channel{waiting = Waiting, output = Output}) ->
         false -> blocked
     end.
 
-%% The next of the output.
+%% Returns the next slice of the output.
 -spec continue(channel()) -> result().
 continue(Channel = #channel{output = Output}) ->
     {Steps, NOutput} = nats_gateway_output:take(Output),
@@ -227,17 +229,17 @@ continue(Channel = #channel{output = Output}) ->
             Result
     end.
 
-%% Bytes that the client is still to be sent, about: without those of messages whose subscriptions
-%% have not been looked up yet.
+%% About how many bytes the client is still to be sent. If the sids of a delivery have not been
+%% looked up yet, its bytes count only once.
 -spec unsent(channel()) -> non_neg_integer().
 unsent(#channel{output = Output}) -> nats_gateway_output:bytes(Output).
 
-%% Whether it has logged in.
+%% Whether the client has logged in.
 -spec is_connected(channel()) -> boolean().
 is_connected(#channel{session = Session}) -> Session =/= undefined.
 
-%% The client has ended the connection, and the host takes its time with what it has sent before. What
-%% it has published still counts; nothing else that it asks for does.
+%% The client has ended the connection, and the host has not finished its earlier operations. Its
+%% publishes still count, but no other operation does.
 -spec leave(channel()) -> channel().
 leave(Channel = #channel{waiting = none}) ->
     Channel;
@@ -248,7 +250,7 @@ leave(Channel = #channel{waiting = #connect{}}) ->
 leave(Channel) ->
     Channel#channel{gone = true}.
 
-%% When to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
+%% The time to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
 -spec deadline(channel()) -> infinity | integer().
 deadline(#channel{grant = Grant}) -> nats_gateway_admission:deadline(Grant).
 
@@ -269,7 +271,7 @@ is_verbose(#channel{options = #options{verbose = Verbose}}) -> Verbose.
 -spec client_id(channel()) -> pos_integer().
 client_id(#channel{client = #{client_id := ClientId}}) -> ClientId.
 
-%% Who the client is, for those who watch the gateway.
+%% The facts about the client for the monitoring endpoints.
 -spec description(channel()) -> description().
 description(#channel{client = Client = #{connect := Fields}, grant = Grant}) ->
     #{peername := Peername, transport := Transport} = Client,
@@ -283,26 +285,26 @@ stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
     Stats = nats_gateway_traffic:stats(Traffic),
     Stats#{subscriptions => nats_gateway_subscriptions:count(Subs)}.
 
-%% Messages, each as often as it goes to a sid.
+%% The number of messages sent. A message counts once for each sid that it goes to.
 -spec sent(channel()) -> non_neg_integer().
 sent(#channel{traffic = Traffic}) -> nats_gateway_traffic:sent(Traffic).
 
-%% The same, once each.
+%% The same, but a message counts once.
 -spec fanned_out(channel()) -> non_neg_integer().
 fanned_out(#channel{traffic = Traffic}) -> nats_gateway_traffic:fanned_out(Traffic).
 
-%% What the binaries of the subscriptions take, about.
+%% About how many bytes the binaries of the subscriptions take.
 -spec held(channel()) -> non_neg_integer().
 held(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:bytes(Subs).
 
 -spec subscriptions(channel()) -> [nats_gateway_subscriptions:subscription()].
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
 
-%% A client that is told INFO and why it can't stay.
+%% Ends the connection with the line of this reason. The client has got INFO before.
 -spec refuse(stop_reason(), channel()) -> result().
 refuse(Reason, Channel) -> stop(Reason, [], Channel).
 
-%% INFO with ldm to the clients that take an INFO at any time.
+%% An INFO with `ldm' for a client that takes an INFO at any time.
 -spec lame_duck(channel()) -> iodata().
 lame_duck(Channel) ->
     case takes_info(Channel) of
@@ -313,15 +315,15 @@ lame_duck(Channel) ->
 takes_info(Channel = #channel{options = #options{protocol = Protocol}}) ->
     Protocol =:= 1 andalso is_connected(Channel).
 
-%% Other settings for a client that is there already; its next login is one under these.
+%% Gives a connected client other settings. They hold for its next login.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
 configure(Config, Channel = #channel{session = undefined, waiting = none}) ->
     #channel{client = Client = #{config := Old}} = Channel,
     Demands = phase(Config) =:= connect_only andalso phase(Old) =:= open,
     case Demands orelse lacks_nonce(Client, Config) of
         true ->
-            %% The INFO of this client announced no login, or no nonce. When it has connected again it
-            %% reads the new one.
+            %% The INFO that this client got announced no login, or had no nonce. The client has to
+            %% reconnect to read the new INFO.
             stop(settings_changed, [], Channel);
         false ->
             {Changes, NChannel = #channel{decoder = Decoder}} = reconfigured(Config, Channel),
@@ -332,7 +334,7 @@ configure(Config, Channel = #channel{session = undefined, waiting = none}) ->
     end;
 configure(Config, Channel) ->
     {Changes, NChannel} = reconfigured(Config, Channel),
-    %% Clients that accept INFO at any time are sent the new limit.
+    %% Clients that take an INFO at any time are sent the new limit.
     case Changes andalso takes_info(NChannel) of
         true -> {ok, server_info(#{}, NChannel), NChannel};
         false -> {ok, [], NChannel}
@@ -343,16 +345,16 @@ lacks_nonce(#{nonce := undefined}, #{login := Login}) ->
 lacks_nonce(_, _) ->
     false.
 
-%% Whether another payload is the largest now.
+%% Returns with the channel whether the largest payload is another one now.
 reconfigured(Config = #{max_control_line := MaxControlLine}, Channel) ->
     #channel{client = Client, decoder = Decoder = #decoder{max_payload = Announced}} = Channel,
-    NChannel = limited(Channel#channel{
+    NChannel = set_decoder_limit(Channel#channel{
         client = Client#{config := Config},
         decoder = Decoder#decoder{max_control_line = MaxControlLine}
     }),
     {NChannel#channel.decoder#decoder.max_payload =/= Announced, NChannel}.
 
-%% Messages are those for `handle_messages/2' that come too late.
+%% `Messages' were still waiting for `handle_messages/2'.
 -spec terminate(term(), Messages :: [term()], channel()) -> ok.
 terminate(_, _, #channel{host_state = undefined}) ->
     ok;
@@ -368,7 +370,7 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 %% -------------------------------------------------------------------------------------------
 %% Input of the client
 
-%% Whoever gives it input only when it is ready never makes a second list of it here.
+%% A caller that passes input only while `next/1' is `ready' never makes the list `todo' longer.
 -spec handle_ops([input()], channel()) -> result().
 handle_ops(Ops, Channel = #channel{traffic = Traffic}) ->
     ok = nats_gateway_traffic:count_operations(Ops, Traffic),
@@ -404,7 +406,7 @@ run([Connect = {connect, Fields} | Rest] = Ops, Out, Channel) ->
         Which -> fence(Which, Ops, Out, Channel)
     end;
 run(Ops, Out, Channel = #channel{session = undefined}) ->
-    %% No CONNECT: a client with the defaults, known to the host as any other.
+    %% A client that sends no CONNECT has the default options, and the host knows it like any other.
     login(implicit, Ops, Out, Channel);
 run([#pub{subject = ?USER_INFO, reply_to = ReplyTo} = Pub | Rest], Out, Channel) when
     is_binary(ReplyTo)
@@ -468,7 +470,7 @@ pong(Rest, Out, Channel = #channel{subscriptions = Subs}) ->
             run(Rest, [Out, ?PONG | Info], Flushed#channel{info_due = false})
     end.
 
-%% What came before the end is processed, and what it causes is written, before the end.
+%% Before the end, everything that came earlier is processed, and its output is written.
 finish(Reason, Out, Channel = #channel{session = undefined}) ->
     stop(Reason, Out, Channel);
 finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
@@ -482,7 +484,8 @@ finish(Reason, Out, Channel = #channel{host = Host, host_state = HostState}) ->
 wait(Waiting, Rest, Out, Channel) ->
     {ok, Out, Channel#channel{waiting = Waiting, todo = Rest}}.
 
-%% The host's completion has come: what was held back, then the operations behind it.
+%% The host's completion has come. The messages that were held back are sent, and then the
+%% operations go on.
 resume(Out, Channel = #channel{output = Output}) ->
     case nats_gateway_output:holds(Output) of
         false -> resume(fun run/3, Out, Channel);
@@ -492,7 +495,7 @@ resume(Out, Channel = #channel{output = Output}) ->
 resume(Continue, Out, Channel = #channel{todo = Todo}) ->
     Continue(Todo, Out, Channel#channel{waiting = none, todo = []}).
 
-%% What was held back, and then this.
+%% Sends the messages that were held back, and then does the step.
 release(Step, Out, Channel = #channel{output = Output}) ->
     {Frames, NOutput} = nats_gateway_output:release(Output),
     {sent, 0, [Frames, Step], Out, Channel#channel{output = NOutput}}.
@@ -507,7 +510,8 @@ stop(Reason, Out, Channel) ->
         output = nats_gateway_output:new(), todo = []
     }}.
 
-%% What the client is behind with is dropped. What was held back for a +OK is still sent.
+%% Drops the output that the client is behind with. Messages that were held back for a +OK are still
+%% sent.
 stop_at_once(Reason, Out, Channel = #channel{output = Output}) ->
     steps([{close, Reason}], 0, Out, Channel#channel{output = nats_gateway_output:drop(Output)}).
 
@@ -539,7 +543,7 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, c
         subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions)
     }).
 
-%% The gateway's own login comes before that of the broker, which is told of it.
+%% The gateway's own login comes before that of the broker. The broker gets its result.
 login(Kind, Rest, Out, Channel = #channel{client = Client}) ->
     case nats_gateway_admission:authenticate(Client) of
         {verify, Request, IfRight, IfWrong} ->
@@ -584,7 +588,8 @@ connect_host(Kind, Rest, Out, Channel = #channel{host = Host, client = Client}) 
 logged_in(_, #{mountpoint := New}, _, Out, Channel = #channel{session = #{mountpoint := Old}}) when
     New =/= Old
 ->
-    %% The subscriptions of the old login live under its mountpoint: begin anew.
+    %% The client has to begin again, because its subscriptions are under the mountpoint of the old
+    %% login.
     stop(session_changed, Out, Channel);
 logged_in(Kind, Session = #{mountpoint := Mountpoint}, Rest, Out, Old) ->
     #channel{client = Client = #{connect := Fields}, decoder = Decoder, grant = Grant} = Old,
@@ -595,22 +600,23 @@ logged_in(Kind, Session = #{mountpoint := Mountpoint}, Rest, Out, Old) ->
     },
     case nats_gateway_connect:options(Fields) of
         {ok, Options = #options{headers = Headers, protocol = Protocol}} ->
-            NChannel = limited(Channel#channel{
+            NChannel = set_decoder_limit(Channel#channel{
                 options = Options,
                 decoder = Decoder#decoder{phase = open, headers = Headers, mountpoint = Mountpoint}
             }),
             IsFirst = not is_connected(Old),
             Changes = NChannel#channel.decoder#decoder.max_payload =/= Announced,
             Due = Old#channel.info_due orelse (IsFirst andalso Changes),
-            opened(Kind, Rest, Out, Old, NChannel#channel{info_due = Protocol =:= 1 andalso Due});
+            InfoDue = Protocol =:= 1 andalso Due,
+            after_login(Kind, Rest, Out, Old, NChannel#channel{info_due = InfoDue});
         {error, Reason} ->
             stop(Reason, Out, Channel)
     end.
 
-%% What the login is followed by.
-opened(implicit, Ops, Out, _, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
+%% Goes on after a login.
+after_login(implicit, Ops, Out, _, Channel = #channel{session = #{mountpoint := Mountpoint}}) ->
     within_limit(fun(Ok) -> run(mounted(Ops, Mountpoint), Out, Ok) end, Out, Channel);
-opened(Kind, Rest, Out, #channel{options = #options{echo = Echo}}, Channel) ->
+after_login(Kind, Rest, Out, #channel{options = #options{echo = Echo}}, Channel) ->
     Acknowledged = acknowledge(Out, Channel),
     case Channel of
         #channel{options = #options{echo = Echo}} when Kind =/= again ->
@@ -619,7 +625,8 @@ opened(Kind, Rest, Out, #channel{options = #options{echo = Echo}}, Channel) ->
             subscribe_again(Rest, Acknowledged, Channel)
     end.
 
-%% Operations that were decoded before their own login: behind a CONNECT there are none.
+%% Adds the mountpoint to operations that were decoded before the login. No such operations follow a
+%% CONNECT.
 mounted(Ops, <<>>) -> Ops;
 mounted(Ops, Mountpoint) -> [mount(Op, Mountpoint) || Op <- Ops].
 
@@ -637,7 +644,7 @@ mount(Sub = #sub{subject = Subject}, Mountpoint) ->
 mount(Op, _) ->
     Op.
 
-%% After another login, or with another no-local option.
+%% The keys are subscribed again after another login, or with another no-local option.
 subscribe_again(Rest, Out, Channel = #channel{gone = true}) ->
     run(Rest, Out, Channel);
 subscribe_again(Rest, Out, Channel) ->
@@ -653,12 +660,12 @@ within_limit(GoOn, Out, Channel = #channel{subscriptions = Subs, client = Client
         false -> stop(maximum_subscriptions_exceeded, Out, Channel)
     end.
 
-%% Atoms are greater than numbers.
+%% `infinity' is an atom, and atoms are greater than numbers.
 max_subscriptions(#channel{client = Client, grant = #grant{max_subscriptions = OfLogin}}) ->
     #{config := #{max_subscriptions := OfServer}} = Client,
     min(OfServer, OfLogin).
 
-%% Subscriptions that this login would not get.
+%% Removes the subscriptions that the new login does not permit.
 permit_again(Channel = #channel{grant = #grant{permissions = none}}) ->
     {[], Channel};
 permit_again(Channel = #channel{subscriptions = Subs}) ->
@@ -668,7 +675,7 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
                 {allow, NAcc} ->
                     {Denied, NAcc};
                 {deny, NAcc = #channel{subscriptions = AccSubs}} ->
-                    %% The broker has not been asked for it by this login.
+                    %% The broker has not been asked for this key under the new login.
                     NSubs = nats_gateway_subscriptions:remove(Sid, AccSubs),
                     {
                         [Denied | err(subscribe_denied(Subject, QueueGroup), NAcc)],
@@ -744,7 +751,7 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
 
-%% What the client is told of a batch, in its order.
+%% The answers to a batch of publishes, in its order.
 answers(_, pass, [], #channel{options = #options{verbose = false, pedantic = false}}) ->
     [];
 answers(Pubs, Verdicts, Rejections, Channel) ->
@@ -772,7 +779,8 @@ user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
             Key = nats_gateway_subscriptions:key(Sid, Subs),
             Info = nats_gateway_system:user_info(nats_gateway_admission:user(Client, Grant), Config),
             Answer = #delivery{key = Key, topic = ReplyTopic, payload = Info},
-            %% Many sids may get it, and many such requests come in one segment.
+            %% Many sids may get the answer, and one segment may hold many such requests, so only
+            %% one answer is written at once.
             Steps = [{deliver, [Answer]}, resume],
             steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
         _ ->
@@ -782,7 +790,7 @@ user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
 
-%% The order of the checks is nats-server's: permission, limit, sid in use, subject.
+%% The checks have nats-server's order: permission, limit, sid in use, subject.
 subscribe(Sub, Rest, Out, Old) ->
     #sub{
         subject = Subject,
@@ -860,7 +868,7 @@ too_many_tokens(Subject) ->
 subscribe_options(#channel{options = #options{verbose = Verbose, echo = Echo}}) ->
     #{confirm => Verbose, no_local => not Echo}.
 
-%% The client waits for the messages of its own subscriptions only.
+%% Only refusals of the client's own subscriptions are answered. It does not know the others.
 reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
@@ -872,7 +880,7 @@ reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
 
-%% As nats-server where it has such a limit: `max_sub_tokens' and `max_subscriptions'.
+%% The texts are nats-server's for its limits `max_sub_tokens' and `max_subscriptions'.
 subscribe_refused(denied, Subject, QueueGroup) ->
     subscribe_denied(Subject, QueueGroup);
 subscribe_refused(too_many_tokens, Subject, _) ->
@@ -916,7 +924,7 @@ collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
 -spec handle_messages([term()], channel()) -> result().
 handle_messages([Message | Messages], Channel = #channel{waiting = #login{}}) ->
     case verified(Message, Channel) of
-        %% There is no host that the others could be for.
+        %% There is no host yet, so the others can only be for the login, too.
         {ok, [], Channel} -> handle_messages(Messages, Channel);
         Verified -> Verified
     end;
@@ -926,14 +934,16 @@ handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState
     {Events, NHostState} = Host:handle_messages(Messages, HostState),
     events(Events, [], Channel#channel{host_state = NHostState}).
 
-%% What others ask of the host of this client; `ignored' by a host that knows no such request.
+%% Passes a request of another process to the host of this client. The reply is `ignored' if the
+%% host does not know the request.
 -spec handle_call(term(), undefined | channel()) -> {Reply :: term(), result()}.
 handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) when
     HostState =/= undefined
 ->
     case erlang:function_exported(Host, handle_call, 3) of
         true ->
-            {Reply, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
+            {Reply, Events, NHostState} =
+                Host:handle_call(Request, answers_for_host(Channel), HostState),
             {Reply, events(Events, [], Channel#channel{host_state = NHostState})};
         false ->
             {ignored, {ok, [], Channel}}
@@ -941,8 +951,8 @@ handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) wh
 handle_call(_, Channel) ->
     {ignored, {ok, [], Channel}}.
 
-%% What the host may want to know for that.
-told(Channel = #channel{subscriptions = Subs}) ->
+%% The questions that the host may ask meanwhile.
+answers_for_host(Channel = #channel{subscriptions = Subs}) ->
     #{
         may_subscribe => fun({Share, Filter}) ->
             {Permission, _} = permit_subscribe(subscribed_subject(Filter, Channel), Share, Channel),
@@ -979,7 +989,7 @@ count(Kind, #channel{traffic = Traffic}) -> nats_gateway_traffic:count(Kind, 1, 
 
 err(Line, #channel{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
 
-%% Who is behind gets what has come before.
+%% If the client is behind, the events wait behind its earlier output.
 events(Events, Out, Channel = #channel{output = Output}) ->
     case nats_gateway_output:is_behind(Output) of
         false ->
@@ -993,13 +1003,13 @@ events(Events, Out, Channel = #channel{output = Output}) ->
             end
     end.
 
-%% By somebody who does not wait until it has read what it has still to get.
+%% These reasons end the connection at once, even if the client has still to read output.
 is_thrown_out(kicked) -> true;
 is_thrown_out({error, discarded}) -> true;
 is_thrown_out({error, takenover}) -> true;
 is_thrown_out(_) -> false.
 
-%% Until so many bytes are to be sent.
+%% Does steps until there is a slice of output.
 steps([], _, Out, Channel) ->
     {ok, Out, Channel};
 steps(Steps, Size, Out, Channel = #channel{output = Output}) when Size >= ?SLICE ->
@@ -1061,13 +1071,13 @@ event({unsubscribed, Key}, Out, Channel = #channel{subscriptions = Subs}) ->
         subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
     }};
 event({added, Key}, Out, Channel) ->
-    {ok, Out, add(Key, Channel)};
+    {ok, Out, add_for_other(Key, Channel)};
 event({removed, Key}, Out, Channel) ->
-    %% The text is that for one that is not allowed any more.
+    %% The client gets the text for a subscription that is not permitted any more.
     {Refused, NChannel} = reject(Key, denied, Channel),
     {ok, [Out | Refused], NChannel};
 event({call, Request}, Out, Channel = #channel{host = Host, host_state = HostState}) ->
-    {_, Events, NHostState} = Host:handle_call(Request, told(Channel), HostState),
+    {_, Events, NHostState} = Host:handle_call(Request, answers_for_host(Channel), HostState),
     {sent, 0, Events, Out, Channel#channel{host_state = NHostState}};
 event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
     case nats_gateway_output:holds(Output) of
@@ -1075,8 +1085,8 @@ event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
         true -> release(Close, Out, Channel)
     end.
 
-%% Somebody else has subscribed this client.
-add(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
+%% Adds a subscription that somebody else has made for this client.
+add_for_other(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
     Subject = subscribed_subject(Filter, Channel),
     Added = nats_gateway_subscriptions:add_for_other(Subject, Share, Key, Subs),
     NChannel = Channel#channel{subscriptions = Added},
@@ -1143,11 +1153,11 @@ decline([], Channel) ->
 decline(Declined, Channel = #channel{host = Host, host_state = HostState}) ->
     Channel#channel{host_state = Host:decline(Declined, HostState)}.
 
-%% At a value that is not ASCII jnats stops to read, without a word, until its PINGs are not answered.
+%% At a value that is not ASCII, jnats silently stops reading, until its PINGs are not answered.
 header_values(#channel{client = #{connect := #{lang := <<"java">>}}}) -> ascii;
 header_values(_) -> text.
 
-%% As many as are to be sent at once; the others come first in what is to be done then.
+%% Encodes a slice of messages. The other messages come first in the steps that follow.
 send_frames(Frames, Bytes, Then, Out, Channel = #channel{traffic = Traffic}) ->
     {Encoded, TooLong, Rest} = nats_gateway_delivering:encode(Frames, mountpoint(Channel)),
     NChannel = Channel#channel{traffic = nats_gateway_traffic:too_long(TooLong, Traffic)},
@@ -1162,7 +1172,7 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
     }}.
 
 %% -------------------------------------------------------------------------------------------
-%% Timers, which the connection keeps
+%% Timers (the connection keeps them)
 
 -spec handle_timeout(Timer, channel()) -> result() when
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
@@ -1174,8 +1184,8 @@ handle_timeout(heartbeat, Channel) ->
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
     {ok, [], Channel};
-%% The client has done its part, and others take their time: those that guess passwords, or the
-%% broker.
+%% The client has done its part. The broker causes the delay, or others do whose passwords are being
+%% compared first.
 handle_timeout(_, Channel = #channel{waiting = Waiting}) when Waiting =/= none ->
     {ok, [], Channel};
 handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);

@@ -1,11 +1,11 @@
-%% What the channel and the modules that work for it alone give each other.
+%% Records that the channel shares with the modules that work only for it.
 
-%% Most bytes of deliveries that are returned at once, about: so much is written before anybody looks
-%% at what waits for the client. A few sends of this size are as fast as one of all.
+%% About how many bytes of deliveries are returned at once. Only then does the connection check the
+%% bytes that wait for the client. A few sends of this size are as fast as one large send.
 -define(SLICE, 1048576).
 
-%% What a client's CONNECT asks for; the defaults are those of a client that sent none
-%% (docs/protocol.md section 2).
+%% The options of a client's CONNECT. A client that sent no CONNECT has the defaults
+%% (docs/protocol.md, section 2).
 -record(options, {
     verbose = true :: boolean(),
     pedantic = true :: boolean(),
@@ -15,18 +15,20 @@
     protocol = 0 :: 0 | 1
 }).
 
-%% What a login of the gateway's own allows. Without one, nothing is restricted here.
+%% The rights that the gateway's own login gives. The defaults, without such a login, restrict
+%% nothing.
 -record(grant, {
     permissions = none :: none | nats_gateway_permissions:permissions(),
-    %% the same as the login states it
+    %% the permissions in the form of the login
     rules :: undefined | nats_gateway_permissions:rules(),
     max_payload = infinity :: infinity | non_neg_integer(),
     max_subscriptions = infinity :: infinity | non_neg_integer(),
-    %% when it ends: milliseconds of monotonic time, and the reason the connection ends with
+    %% the end of the login in milliseconds of monotonic time, and the reason that then ends the
+    %% connection
     deadline = infinity :: infinity | {integer(), atom()}
 }).
 
-%% What an answer to a publish depends on.
+%% The facts on which an answer to a publish depends.
 -record(answering, {
     options :: #options{},
     mountpoint :: binary(),
@@ -34,17 +36,17 @@
     traffic :: nats_gateway_traffic:traffic()
 }).
 
-%% What became of deliveries.
+%% The result of looking up the sids of deliveries.
 -record(fan_out, {
     messages :: [#message{}],
     bytes :: non_neg_integer(),
-    %% each message as often as it goes to a sid
+    %% a message counts once for each sid that it goes to
     count :: non_neg_integer(),
     %% keys that no sid uses any more
     unused :: [nats_gateway_host:key()],
-    %% for another member of the group, latest first
+    %% deliveries for another member of the group, latest first
     declined :: [{nats_gateway_host:key(), Origin :: term()}],
-    %% deliveries that are for a later turn
+    %% deliveries for a later slice
     rest :: [#delivery{}],
     subscriptions :: nats_gateway_subscriptions:subscriptions()
 }).

@@ -1,4 +1,4 @@
-%% CONNECT: what a client asks for with its fields, and who it says it is.
+%% The fields of CONNECT: the options that a client asks for, and its credentials.
 -module(nats_gateway_connect).
 
 -export([merge/2]).
@@ -15,7 +15,8 @@
 
 -type fields() :: nats_gateway_nif:connect().
 
-%% Another CONNECT changes the fields that it has. nats-server's accounts of before 2.0 are refused.
+%% A later CONNECT changes only the fields that it has. The accounts that nats-server had before 2.0
+%% are refused.
 -spec merge(fields(), nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, authorization_violation}.
 merge(Fields, Client = #{connect := Old}) ->
@@ -38,7 +39,7 @@ has_same_credentials(#{connect := Some}, #{connect := Others}) ->
     Keys = [user, pass, auth_token, jwt, nkey, sig],
     maps:with(Keys, Some) =:= maps:with(Keys, Others).
 
-%% docs/protocol.md section 2. The defaults are those of a client that sent no CONNECT.
+%% The options of docs/protocol.md, section 2. A client that sends no CONNECT gets the defaults.
 -spec options(fields()) ->
     {ok, #options{}} | {error, invalid_client_protocol | no_responders_requires_headers}.
 options(#{protocol := Protocol}) when Protocol =/= 0, Protocol =/= 1 ->
@@ -60,7 +61,7 @@ options(Fields) ->
             }}
     end.
 
-%% A browser can't put a JWT into CONNECT, but it sends cookies.
+%% A browser sends its JWT in a cookie, because it cannot put it into CONNECT.
 -spec credentials(nats_gateway_host:client()) -> fields().
 credentials(#{connect := Fields, cookies := #{jwt := Jwt}}) ->
     case maps:get(jwt, Fields, <<>>) of

@@ -1,4 +1,5 @@
-%% Deliveries on their way to a client: which the login permits, which sids they go to, and the frames.
+%% Turns deliveries of the broker into frames for a client: the login may deny a delivery, and each
+%% delivery goes to certain sids.
 -module(nats_gateway_delivering).
 
 -export([permitted/3]).
@@ -10,15 +11,16 @@
 -include("nats_gateway.hrl").
 -include("nats_gateway_channel.hrl").
 
-%% What a frame has besides its payload, mostly, and what a delivery takes that is still a term.
+%% The bytes that a frame usually has besides its payload, and the bytes of memory that a delivery
+%% takes while it is still a term.
 -define(FRAME_OVERHEAD, 64).
 -define(DELIVERY_OVERHEAD, 1024).
 
 -type permissions() :: nats_gateway_permissions:permissions().
-%% The values of headers that a client can read; `false': none.
+%% The values of headers that a client can read. With `false' it reads no headers.
 -type headers() :: false | ascii | text.
 
-%% What a wildcard subscription gets of what the login denies.
+%% Drops the deliveries that the login denies. A wildcard subscription may match their subjects.
 -spec permitted([#delivery{}], permissions(), Mountpoint :: binary()) ->
     {[#delivery{}], permissions()}.
 permitted(Deliveries, Permissions, Mountpoint) ->
@@ -38,7 +40,8 @@ permitted([Delivery = #delivery{topic = Topic} | Deliveries], Permitted, Permiss
             permitted(Deliveries, Permitted, NPermissions, Mountpoint)
     end.
 
-%% Which sids they go to: of as many as are to be sent at once, and the rest.
+%% Looks up the sids of the deliveries, until there is a slice of frames. The other deliveries are
+%% returned as the rest.
 -spec fan_out([#delivery{}], headers(), nats_gateway_subscriptions:subscriptions()) -> #fan_out{}.
 fan_out(Deliveries, Take, Subs) -> fan_out(Deliveries, Take, [], 0, 0, [], [], Subs).
 
@@ -78,7 +81,8 @@ fan_out(Rest, _, Frames, Bytes, Count, Unused, Declined, Subs) ->
 message_id({Id, _}) -> Id;
 message_id(Id) -> Id.
 
-%% What was assigned to a member of a group that has left in the meantime is another member's.
+%% A member of a group may have left after the broker had assigned the delivery to it. Then another
+%% member is to get the delivery.
 declined(Key, {Id, Origin}, Subs) ->
     case nats_gateway_subscriptions:key_state(Key, Subs) of
         known -> [];
@@ -91,7 +95,7 @@ take_headers(false, _) -> undefined;
 take_headers(ascii, {properties, Pairs, Type}) -> {ascii_properties, Pairs, Type};
 take_headers(_, Headers) -> Headers.
 
-%% Requests that the login may answer.
+%% Notes the reply subjects of the requests that the client gets, if its login may answer requests.
 -spec requested([#message{}], permissions(), Mountpoint :: binary()) -> permissions().
 requested(Messages, Permissions, Mountpoint) ->
     case nats_gateway_permissions:tracks_replies(Permissions) of
@@ -109,7 +113,8 @@ requested(Messages, Permissions, Mountpoint) ->
             )
     end.
 
-%% As many as are to be sent at once, how many of them fit into no control line, and the rest.
+%% Encodes a slice of messages. Returns with it the number of messages that are too long for a
+%% control line, and the rest of the messages.
 -spec encode([#message{}], Mountpoint :: binary()) ->
     {iodata(), TooLong :: non_neg_integer(), [#message{}]}.
 encode(Messages, Mountpoint) -> encode(Messages, Mountpoint, ?SLICE).
@@ -128,7 +133,7 @@ encode(Frames, Mountpoint, Room) ->
             end
     end.
 
-%% What the client will be sent for these, about.
+%% About how many bytes the client will be sent for these steps.
 -spec bytes([nats_gateway_output:step()]) -> non_neg_integer().
 bytes(Steps) -> lists:sum([bytes_of(Step) || Step <- Steps]).
 

@@ -1,4 +1,5 @@
-%% Why a connection ends, and everything that follows from it: one row for each reason.
+%% The reasons for which a connection ends, and everything that follows from each of them. Each
+%% reason has one row.
 -module(nats_gateway_ending).
 
 -export([error_line/1]).
@@ -12,33 +13,35 @@
 
 -export_type([reason/0, ending/0, socket_end/0]).
 
-%% A reason without a row passes by itself, like a broker that is away: see `other/0'.
+%% A reason without a row is one that passes by itself, like a broker that is away (`other/0').
 -type reason() :: atom() | {denied, Subject :: binary()} | {error, term()} | (Crash :: term()).
 
-%% `close': at once. `linger': what the client has sent is read first, so that the kernel does not
-%% throw away what it has still to get. `abort': without what waits in the socket.
+%% `close' closes the socket at once. `linger' first reads what the client has sent, so that the
+%% kernel does not throw away the bytes that the client has still to get. `abort' drops the bytes
+%% that wait in the socket.
 -type socket_end() :: close | linger | abort.
 
 -type ending() :: #{
-    %% what -ERR says before the end
+    %% the text of -ERR before the end
     error := none | binary(),
     websocket := {1000..1015, Text :: binary()},
     log := logger:level(),
     socket := socket_end(),
-    %% the word of the hook `client.disconnected', if EMQX has one of its own
+    %% EMQX's own word for the hook `client.disconnected', if it has one
     emqx => atom()
 }.
 
 -define(PROTOCOL_VIOLATION, {1002, <<"Protocol Violation">>}).
 
-%% The texts of -ERR are exactly nats-server's, and only where it has one: an unknown text makes
-%% three of the official clients close for good (docs/protocol.md section 1). Without a text every
-%% client reconnects. Codes and texts of WebSocket are nats-server's where it has such a reason.
-%% A row names only what is other than in `other/0'.
+%% The texts of -ERR are exactly those of nats-server. A reason that nats-server does not have has
+%% no text, because an unknown text makes three of the official clients close for good
+%% (docs/protocol.md, section 1), and without a text every client reconnects. The codes and texts of
+%% WebSocket are those of nats-server, if it has the reason. A row has only the keys that differ
+%% from `other/0'.
 -spec rows() -> [{atom(), map()}].
 rows() ->
     [
-        %% What the client did
+        %% Caused by what the client did
         {client_closed, #{
             websocket => {1000, <<"Client Closed">>},
             log => info,
@@ -69,7 +72,7 @@ rows() ->
         {bad_json, #{websocket => ?PROTOCOL_VIOLATION}},
         {headers_not_supported, #{websocket => ?PROTOCOL_VIOLATION}},
         {client_error, #{websocket => {1002, <<"Parse Error">>}}},
-        %% What it may do
+        %% Caused by what the client may do
         {authorization_violation, #{
             error => <<"Authorization Violation">>, websocket => {1008, <<"Authentication Failure">>}
         }},
@@ -86,7 +89,7 @@ rows() ->
             websocket => {1008, <<"Authentication Expired">>},
             emqx => expired
         }},
-        %% -ERR names the subject
+        %% The text of -ERR has the subject (`error_line/1').
         {permission_denied, #{websocket => {1008, <<"Permission Denied">>}}},
         {maximum_connections_exceeded, #{
             error => <<"maximum connections exceeded">>,
@@ -100,7 +103,7 @@ rows() ->
             error => <<"maximum subscriptions exceeded">>,
             websocket => {1008, <<"Maximum Subscriptions Exceeded">>}
         }},
-        %% What it does not do
+        %% Caused by what the client does not do
         {stale_connection, #{
             error => <<"Stale Connection">>,
             websocket => {1001, <<"Stale Connection">>},
@@ -109,13 +112,13 @@ rows() ->
         {slow_consumer, #{
             websocket => {1008, <<"Slow Consumer (Write Deadline)">>}, socket => abort
         }},
-        %% What others do
+        %% Caused by others
         {kicked, #{websocket => {1011, <<"Kicked">>}}},
         {discarded, #{websocket => {1011, <<"Duplicate Client ID">>}}},
         {takenover, #{websocket => {1011, <<"Duplicate Client ID">>}}}
     ].
 
-%% What will pass: the client may come again.
+%% The row of a reason that will pass, so that the client may reconnect.
 -spec other() -> ending().
 other() ->
     #{error => none, websocket => {1001, <<"Server Shutdown">>}, log => notice, socket => linger}.
@@ -129,7 +132,7 @@ error_line(Reason) ->
         #{error := Text} -> [<<"-ERR '">>, Text, <<"'\r\n">>]
     end.
 
-%% The line of a refusal that ends nothing, but for `{denied, Subject}'.
+%% The line of a refusal. Only `{denied, Subject}' ends the connection as well.
 -spec violation(What :: iodata()) -> iodata().
 violation(What) -> [<<"-ERR 'Permissions Violation for ">>, What, <<"'\r\n">>].
 
@@ -145,7 +148,7 @@ log_level(Reason) -> maps:get(log, find(Reason)).
 -spec socket(reason()) -> socket_end().
 socket(Reason) -> maps:get(socket, find(Reason)).
 
-%% Of the hook `client.disconnected' and the metrics by reason.
+%% The word for the hook `client.disconnected' and for the metrics by reason.
 -spec emqx_reason(reason()) -> atom().
 emqx_reason({error, Reason}) -> emqx_reason(Reason);
 emqx_reason(Reason) when is_atom(Reason) -> maps:get(emqx, find(Reason), Reason);

@@ -1,5 +1,5 @@
-%% What comes between accept and the first operation of a client: the steps that are left, who has the
-%% socket meanwhile, and what became known of the client.
+%% The steps between accept and the first operation of a client. This value has the steps that are
+%% left, the process that owns the socket meanwhile, and the facts that became known of the client.
 %%
 %% `nats_gateway_handshake' does the steps that wait for the client, each in a process of its own.
 -module(nats_gateway_establishing).
@@ -25,12 +25,12 @@
 
 -record(establishing, {
     steps = [] :: [peername | nats_gateway_handshake:step()],
-    %% who has the socket now
+    %% the process that owns the socket now, if it is not the connection
     worker :: undefined | pid(),
     peername :: undefined | peername(),
-    %% of the HTTP request that opened its WebSocket
+    %% the cookies of the HTTP request that opened the WebSocket
     cookies = #{} :: #{jwt => binary()},
-    %% of the reason why it failed, for the log
+    %% more about the reason of a failure, for the log
     detail = none :: none | binary()
 }).
 
@@ -52,11 +52,12 @@ next(#establishing{steps = []}) -> done;
 next(Establishing = #establishing{steps = [Step | Steps]}) ->
     {Step, Establishing#establishing{steps = Steps}}.
 
-%% The socket is the worker's.
+%% The worker owns the socket now.
 -spec begins(pid(), establishing()) -> establishing().
 begins(Worker, Establishing) -> Establishing#establishing{worker = Worker}.
 
-%% It is the connection's again. More: what the step has found to do.
+%% The connection owns the socket again. `More' are further steps that this step has found
+%% necessary.
 -spec ends(More :: [nats_gateway_handshake:step()], establishing()) -> establishing().
 ends(More, Establishing = #establishing{steps = Steps}) ->
     Establishing#establishing{worker = undefined, steps = More ++ Steps}.
@@ -76,7 +77,8 @@ peername(Peername, Establishing) -> Establishing#establishing{peername = Peernam
 -spec peername(establishing()) -> undefined | peername().
 peername(#establishing{peername = Peername}) -> Peername.
 
-%% The HTTP request may say what only a proxy before the gateway knew.
+%% The WebSocket is open. The HTTP request for it may have the client's own address, which otherwise
+%% only the proxy in front of the gateway knows.
 -spec agreed(map(), establishing()) -> establishing().
 agreed(Agreed, Establishing = #establishing{peername = {Address, Port}}) ->
     Establishing#establishing{
@@ -84,13 +86,13 @@ agreed(Agreed, Establishing = #establishing{peername = {Address, Port}}) ->
         peername = {maps:get(address, Agreed, Address), maps:get(port, Agreed, Port)}
     }.
 
-%% What `nats_gateway_handshake:start/3' has to know of a step.
+%% The argument of `nats_gateway_handshake:start/3' for a step.
 -spec settings(nats_gateway_handshake:step(), nats_gateway_connection:options()) -> term().
 settings(proxy, #{proxy_protocol := Timeout}) -> Timeout;
 settings(upgrade, #{websocket := Websocket}) -> Websocket;
 settings(_, #{tls := Tls}) -> Tls.
 
-%% Who the client is, as the channel and the host see it before the login.
+%% The client as the channel and the host see it before the login.
 -spec client(nats_gateway_transport:socket(), nats_gateway_connection:options(), establishing()) ->
     {ok, nats_gateway_host:client()} | {error, term()}.
 client(Socket, Options, #establishing{peername = Peername, cookies = Cookies}) ->
@@ -113,21 +115,21 @@ client(Socket, Options, #establishing{peername = Peername, cookies = Cookies}) -
             Error
     end.
 
-%% Fits every client: jnats reads it as an int.
+%% The id has 31 bits, because jnats reads it as an int.
 client_id() -> erlang:unique_integer([positive, monotonic]) band 16#7FFFFFFF.
 
 server_info(Socket, Options = #{tls := Tls}) ->
     Info = nats_gateway_tls:server_info(Tls, nats_gateway_transport:is_secured(Socket)),
     case Options of
-        %% as nats-server
+        %% nats-server does the same.
         #{websocket := _} -> Info#{tls_available => true};
         #{} -> Info
     end;
 server_info(_, _) ->
     #{}.
 
-%% Whether a client has only so much time for its CONNECT. Also where silence would be a login: as
-%% nats-server with a no_auth_user.
+%% Whether a client must send CONNECT in time. As in nats-server with a no_auth_user, it must even
+%% where a client that sends no CONNECT would be let in.
 -spec must_log_in(nats_gateway_config:config()) -> boolean().
 must_log_in(#{auth_required := Required, login := Login}) ->
     Required orelse Login =/= nats_gateway_login:none().

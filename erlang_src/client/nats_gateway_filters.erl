@@ -1,8 +1,9 @@
-%% Many topic filters, and which of them match a topic, without a look at each of them.
+%% A set of many topic filters. It finds the filters that match a topic without comparing each of
+%% them.
 %%
-%% They are kept in a tree by the levels that they begin with. A few filters with a common
-%% beginning are a list, whose members are matched one by one: so a long filter costs no more memory
-%% than its text, and the tree is only as deep as there are filters to be told apart.
+%% The filters are in a tree by their first levels. A few filters with the same first levels are a
+%% list, and are compared one by one. So a long filter takes no more memory than its text, and the
+%% tree is only as deep as it must be to separate the filters.
 -module(nats_gateway_filters).
 
 -export([new/0]).
@@ -22,18 +23,19 @@
     [binary()]
     | {Count :: pos_integer(), #{level() => tree()}}.
 
-%% `none': what has no further level.
+%% `none' stands for a filter that has no further level.
 -type level() :: binary() | none.
 
-%% MQTT's `foo/#' matches `foo', NATS's `foo.>' does not. What a topic must have beyond its parent:
+%% MQTT's `foo/#' matches `foo', but NATS's `foo.>' does not match `foo'. So a topic must have more
+%% than the parent of the filter, which is `foo' here:
 -type beyond() ::
     any
-    %% more bytes than this: no `+' in the filter, so the parent has a fixed size
+    %% more bytes than this, if the filter has no `+', so that the size of the parent is fixed
     | {bytes, non_neg_integer()}
-    %% more levels than this
+    %% more levels than this, if it has a `+'
     | {levels, non_neg_integer()}.
 
-%% Filters that are matched one by one.
+%% The number of filters that are compared one by one.
 -define(FEW, 16).
 
 -spec new() -> filters().
@@ -43,29 +45,29 @@ new() -> [].
 count({Count, _}) -> Count;
 count(Few) -> length(Few).
 
-%% It must not be among them.
+%% The filter must not be in the set.
 -spec add(Filter :: binary(), filters()) -> filters().
 add(Filter, Tree) -> insert(Filter, 0, Tree).
 
 insert(Filter, At, {Count, Branches}) ->
     {Level, Next} = level(Filter, At),
     Branch = insert(Filter, Next, maps:get(Level, Branches, [])),
-    {Count + 1, Branches#{own(Level) => Branch}};
+    {Count + 1, Branches#{copy_level(Level) => Branch}};
 insert(Filter, _, Few) when length(Few) < ?FEW ->
     [Filter | Few];
 insert(Filter, At, Few) ->
     lists:foldl(fun(F, Tree) -> insert(F, At, Tree) end, {0, #{}}, [Filter | Few]).
 
-%% A level outlives the filter that it was first seen in.
-own(none) -> none;
-own(Level) -> binary:copy(Level).
+%% A level may be kept longer than the filter of which it is a part, so it is copied.
+copy_level(none) -> none;
+copy_level(Level) -> binary:copy(Level).
 
-%% It must be among them.
+%% The filter must be in the set.
 -spec remove(Filter :: binary(), filters()) -> filters().
 remove(Filter, Tree) -> delete(Filter, 0, Tree).
 
 delete(Filter, _, {Count, _} = Tree) when Count =< ?FEW div 2 ->
-    lists:delete(Filter, list(Tree));
+    lists:delete(Filter, to_list(Tree));
 delete(Filter, At, {Count, Branches}) ->
     {Level, Next} = level(Filter, At),
     case delete(Filter, Next, maps:get(Level, Branches)) of
@@ -75,10 +77,10 @@ delete(Filter, At, {Count, Branches}) ->
 delete(Filter, _, Few) ->
     lists:delete(Filter, Few).
 
-list({_, Branches}) -> lists:flatmap(fun list/1, maps:values(Branches));
-list(Few) -> Few.
+to_list({_, Branches}) -> lists:flatmap(fun to_list/1, maps:values(Branches));
+to_list(Few) -> Few.
 
-%% Those that match the topic, in no order.
+%% The filters that match the topic, in no order.
 -spec matching(Topic :: binary(), filters()) -> [Filter :: binary()].
 matching(Topic, Tree) -> find([{Tree, 0}], Topic, []).
 
@@ -95,7 +97,7 @@ find([{Few, _} | Trees], Topic, Found) ->
     Matching = [Filter || Filter <- Few, nats_gateway_nif:topic_matches(Filter, Topic)],
     find(Trees, Topic, Matching ++ Found).
 
-%% The level that begins there, and where the next one does.
+%% The level that begins at this place, and the place where the next one begins.
 level(Text, At) when At > byte_size(Text) ->
     {none, At};
 level(Text, At) ->
@@ -117,16 +119,16 @@ beyond(Filter) ->
         <<Parent:ParentSize/binary, "/#">> when ParentSize >= 0 ->
             case binary:match(Parent, <<"+">>) of
                 nomatch -> {bytes, ParentSize};
-                _ -> {levels, levels(Parent)}
+                _ -> {levels, count_levels(Parent)}
             end;
         _ ->
             any
     end.
 
-%% Whether the topic, which matches the filter as MQTT sees it, does so for NATS.
+%% Whether a topic that matches the filter in MQTT matches it in NATS as well.
 -spec is_beyond(Topic :: binary(), beyond()) -> boolean().
 is_beyond(_, any) -> true;
 is_beyond(Topic, {bytes, N}) -> byte_size(Topic) > N;
-is_beyond(Topic, {levels, N}) -> levels(Topic) > N.
+is_beyond(Topic, {levels, N}) -> count_levels(Topic) > N.
 
-levels(Topic) -> length(binary:matches(Topic, <<"/">>)) + 1.
+count_levels(Topic) -> length(binary:matches(Topic, <<"/">>)) + 1.

@@ -1,8 +1,8 @@
-%% A gen_server that crashes without telling what it knows.
+%% A gen_server whose crash reports hold no secrets.
 %%
-%% A crash report shows arguments, values that did not match, and messages that were waiting: in
-%% processes that handle passwords, tokens or JWTs all of these may hold some. What is left is the
-%% kind of the error, and the functions and lines that it went through.
+%% A crash report shows arguments, values that did not match, and messages that were waiting. In
+%% processes that handle passwords, tokens or JWTs, all of these may hold secrets. With this module
+%% a report shows only the kind of the error, and the functions and lines of its stack.
 -module(nats_gateway_guard).
 
 -behaviour(gen_server).
@@ -16,7 +16,7 @@
 
 -type state() :: {module(), term()}.
 
-%% As those of gen_server, for its callback module.
+%% These are like the functions of gen_server. The module has the callbacks of a gen_server.
 -spec start_link(module(), term()) -> gen_server:start_ret().
 start_link(Module, Argument) -> gen_server:start_link(?MODULE, {Module, Argument}, []).
 
@@ -58,15 +58,16 @@ result({reply, Reply, State, More}, Module) -> {reply, Reply, {Module, State}, M
 result({stop, Reason, State}, Module) -> {stop, end_reason(Reason), {Module, State}};
 result({stop, Reason, Reply, State}, Module) -> {stop, end_reason(Reason), Reply, {Module, State}}.
 
-%% What ends without a report is told as it is. The others may be somebody else's crash.
+%% An end with `shutdown' makes no report, so its reason is kept. Another reason may be the crash of
+%% another process.
 end_reason({shutdown, Reason}) -> {shutdown, Reason};
 end_reason(Reason) -> shape(Reason).
 
 -spec terminate(term(), state()) -> term().
 terminate(Reason, {Module, State}) -> guarded(Module, terminate, [Reason, State]).
 
-%% Of the state only what the module makes fit to be shown. A status that lacks a key would be
-%% replaced by the one that was given.
+%% Of the state, only the part is shown that the module has made fit to be shown. No key may be
+%% missing in the result, because gen_server would then show the original value.
 format_status(Status = #{state := {Module, State}}) ->
     hide(Module:format_status(Status#{state := State}));
 format_status(Status) ->
@@ -84,7 +85,7 @@ hide(Status) ->
 
 -spec crash(error | exit | throw, term(), erlang:stacktrace()) -> no_return().
 crash(Class, Reason, Stack) ->
-    %% The report of the runtime shows what is in the mailbox.
+    %% The runtime's report shows the messages in the mailbox.
     flush(),
     erlang:raise(class(Class), shape(Reason), frames(Stack)).
 
@@ -94,11 +95,11 @@ flush() ->
     after 0 -> ok
     end.
 
-%% What is thrown would be taken for a result.
+%% gen_server would take a thrown term for the result of the callback.
 class(throw) -> error;
 class(Class) -> Class.
 
-%% What may be told of the reason of a crash.
+%% The part of a crash's reason that cannot be a secret.
 -spec shape(term()) -> term().
 shape(Reason) when is_atom(Reason) -> Reason;
 shape({shutdown, Reason}) when is_atom(Reason) -> {shutdown, Reason};
@@ -106,7 +107,7 @@ shape(Reason) when is_tuple(Reason), tuple_size(Reason) > 0, is_atom(element(1, 
     {element(1, Reason), hidden};
 shape(_) -> hidden.
 
-%% Where it happened, without arguments.
+%% The stack without arguments.
 -spec frames(erlang:stacktrace()) -> erlang:stacktrace().
 frames(Stack) -> lists:map(fun frame/1, Stack).
 

@@ -1,4 +1,4 @@
-%% The memory that a connection's process asks for, so that garbage collections are rare and cheap.
+%% Sets the sizes of a connection process's heap so that garbage collections are rare and cheap.
 -module(nats_gateway_heap).
 
 -export([new/0]).
@@ -9,13 +9,13 @@
 
 -export_type([heap/0]).
 
-%% With much traffic, what a garbage collection copies is mostly what the next one would have found
-%% dead. A heap of 256 KiB makes them rare.
+%% With much traffic, most data that a garbage collection copies would be dead by the next one. A
+%% heap of 256 KiB makes collections rare.
 -define(LARGE_WORDS, 32768).
 
 -record(heap, {
     is_large = false :: boolean(),
-    %% the bytes of binaries that a garbage collection allows for
+    %% the bytes of binaries that the process may refer to before it is collected
     room = 0 :: non_neg_integer()
 }).
 
@@ -32,15 +32,15 @@ enlarge(Heap) ->
     _ = process_flag(min_heap_size, ?LARGE_WORDS),
     Heap#heap{is_large = true}.
 
-%% The memory is given back with the next collection.
+%% The next garbage collection gives the memory back.
 -spec shrink(heap()) -> heap().
 shrink(_) ->
     {min_heap_size, Words} = erlang:system_info(min_heap_size),
     _ = process_flag(min_heap_size, Words),
     new().
 
-%% Where old data refers to more bytes of binaries than there is room for, every garbage collection is
-%% one of the whole heap. With very many subscriptions, each would cost the more for it.
+%% If old data refers to more bytes of binaries than there is room for, every garbage collection is
+%% one of the whole heap, and it costs the more, the more subscriptions there are.
 -spec make_room(Held :: non_neg_integer(), heap()) -> heap().
 make_room(Held, Heap = #heap{room = Room}) when Held >= Room ->
     {min_bin_vheap_size, Least} = erlang:system_info(min_bin_vheap_size),

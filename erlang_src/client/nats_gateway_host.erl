@@ -1,15 +1,16 @@
 %% The broker behind the gateway, as the channel sees it.
 %%
-%% A host lives inside the connection process of its client. The channel has at most one request
-%% in flight: a callback that answers `{wait, State}' is completed later by the matching event
-%% from `handle_info/2', and until then the channel makes no further request (deliveries and
-%% rejections may arrive at any time).
+%% A host lives inside the connection process of its client. The channel has at most one request in
+%% flight. If a callback answers `{wait, State}', the matching event from `handle_info/2' completes
+%% it later. Until then the channel makes no further request, but deliveries and rejections may
+%% arrive at any time.
 %%
-%% No callback waits for a slow broker, and none works for long: the client's end, its timers and
-%% what others ask of it have to be seen meanwhile. A host that is behind keeps the work that is left,
-%% and says so in `ready/1', which the channel asks before each PUB (a run of them is one), SUB and
-%% UNSUB. As long as it is to wait, the connection takes no input: it stays in the socket, and holds
-%% the client back. So what a host keeps is its own bound and one operation more.
+%% No callback waits for a slow broker, and none works for long, because the process must also
+%% notice the client's end, its timers and the requests of others. A host that is behind keeps the
+%% rest of its work, and answers `wait' to `ready/1'. The channel calls `ready/1' before each PUB (a
+%% run of PUBs counts as one), SUB and UNSUB. While the channel waits, the connection takes no
+%% input. The input stays in the socket, which holds the client back. So a host never keeps more
+%% than its own bound and one operation.
 -module(nats_gateway_host).
 
 -export([is_too_deep/2]).
@@ -22,7 +23,7 @@
 -export_type([event/0, close_reason/0, channel/0, statistics/0]).
 
 -type client() :: #{
-    %% CONNECT fields, merged over all CONNECTs; empty when none was sent
+    %% the fields of all CONNECTs, merged; empty before the first CONNECT
     connect := #{atom() => term()},
     %% unique among the connections of this node (INFO's client_id)
     client_id := pos_integer(),
@@ -31,23 +32,23 @@
     peername := {inet:ip_address(), inet:port_number()},
     sockname := {inet:ip_address(), inet:port_number()},
     peercert := nossl | nats_gateway_certificate:peercert(),
-    %% what its certificate says instead of CONNECT
+    %% fields of CONNECT that the client's certificate replaces
     certified => #{user := binary()},
-    %% what INFO tells of the transport
+    %% the fields of INFO about the transport
     server_info => #{atom() => true},
-    %% what INFO asks to be signed, where the settings have a login by signature
+    %% the nonce in INFO that the client is to sign, if the settings have a login by signature
     nonce => undefined | binary(),
-    %% of the HTTP request that opened its WebSocket
+    %% the cookies of the HTTP request that opened the WebSocket
     cookies => #{jwt => binary()},
-    %% who the client is, where a login of the gateway's own has accepted it: the broker's own
-    %% is not to be asked
+    %% the identity of a client that the gateway's own login has accepted; the broker's login is
+    %% skipped
     login => identity(),
-    %% what is known before the login of the largest payload that the broker takes
+    %% the largest payload that the broker takes, if it is known before the login
     max_payload => non_neg_integer(),
     config := nats_gateway_config:config()
 }.
 
-%% Without its rules, which are the channel's.
+%% The rules of the identity are not in it, because only the channel uses them.
 -type identity() :: #{method := atom(), username := binary(), atom() => term()}.
 
 %% One broker subscription: a mounted topic filter, in a shared group or not.
@@ -55,24 +56,25 @@
 
 -type rejection() :: denied | no_responders.
 
-%% Of a subscription. `subscriptions_exceeded': the broker has no room for another one.
+%% The refusal of a subscription. With `subscriptions_exceeded' the broker has no room for another
+%% one.
 -type refusal() :: denied | too_many_tokens | invalid_subject | subscriptions_exceeded.
 
-%% What the client is told is the channel's business: `authorization_violation' and
-%% `user_authentication_expired' have a text, the others close in the way on which every client
-%% reconnects.
+%% The channel decides what the client is told. `authorization_violation' and
+%% `user_authentication_expired' have a text. The other reasons close the connection in such a way
+%% that every client reconnects.
 -type close_reason() ::
     authorization_violation
     | user_authentication_expired
     | kicked
     | upstream_lost
-    %% of a client that is not to stay after it was denied this
+    %% a denial of this subject ends the connection
     | {denied, Subject :: binary()}
     | {error, term()}.
 
 -type event() ::
     {deliver, [#delivery{}]}
-    %% messages for this client that it can't be sent
+    %% the number of messages for this client that cannot be sent to it
     | {undeliverable, Count :: pos_integer()}
     %% completions of `{wait, State}'
     | {connected, session()}
@@ -82,29 +84,29 @@
     | {subscribed_again, [{key(), refusal()}]}
     | ready
     | barrier
-    %% what became of requests that were answered `ok' before the broker had decided
+    %% the broker has rejected a request that the host had answered with `ok'
     | {publish_rejected, Subject :: binary(), ReplyTo :: undefined | binary(), rejection()}
     | {subscribe_rejected, key(), refusal()}
-    %% what matches a key with a share name comes for it from now on
+    %% from now on the messages that match this key with a share name are delivered for it
     | {joined, key()}
-    %% nothing more comes for a key that was unsubscribed before
+    %% nothing more is delivered for this key, which was unsubscribed before
     | {unsubscribed, key()}
     %% somebody else has subscribed or unsubscribed this client
     | {added, key()}
     | {removed, key()}
-    %% something for `handle_call/3' that nobody waits for
+    %% a request for `handle_call/3' whose reply nobody waits for
     | {call, Request :: term()}
     | {close, close_reason()}.
 
-%% What a host may want to know of its client's channel: whether the login allows a subscription to
-%% this key, and which sids have it, in order.
+%% The questions that a host may ask its client's channel: whether the login allows a subscription
+%% to a key, and which sids have the key, in order.
 -type channel() :: #{
     may_subscribe := fun((key()) -> boolean()),
     sids := fun((key()) -> [nats_gateway_subscriptions:sid()])
 }.
 
-%% Of the whole connection: octets and turns of the socket, where it is there still, and what the
-%% channel counts. `operations': those since the last report.
+%% The counters of the whole connection. Those of the socket are missing if the socket is gone.
+%% `operations' has the operations since the last report.
 -type statistics() :: #{
     octets_received => non_neg_integer(),
     octets_sent => non_neg_integer(),
@@ -117,34 +119,35 @@
     operations := [{{received | sent, Kind :: atom()}, pos_integer()}]
 }.
 
-%% What login fixed for this connection.
+%% The facts about this connection that the login has fixed.
 -type session() :: #{
     mountpoint := binary(),
     clientid := binary(),
     username => undefined | binary(),
-    %% bytes of header and payload that the broker takes for sure
+    %% the bytes of header and payload that the broker surely takes
     max_payload => non_neg_integer(),
     %% milliseconds after which the login of the broker has expired
     expires => non_neg_integer()
 }.
 -export_type([session/0]).
 
-%% At accept, before INFO: whether the broker is there at all, and what is known of it. A client that
-%% has not logged in is to cost the broker nothing.
+%% Called at accept, before INFO. The host refuses the client if there is no broker, and adds the
+%% facts that it knows of the broker. It must not use the broker for that, because the client has
+%% not logged in.
 -callback prepare(client()) -> {ok, client()} | {error, close_reason()}.
 
-%% Log in and register. Called again, after `disconnect/2', when a later CONNECT changes the
-%% credentials; the channel then subscribes anew.
+%% Logs the client in and registers it. If a later CONNECT changes the credentials, this is called
+%% again after `disconnect/2', and the channel then subscribes again.
 -callback connect(client()) ->
     {ok, session(), State :: term()} | {wait, State :: term()} | {error, close_reason()}.
 
-%% Whether the host takes another operation now; `{wait, State}' is completed by `ready'.
+%% Whether the host takes another operation now. The event `ready' completes `{wait, State}'.
 -callback ready(State) -> ok | {wait, State} when State :: term().
 
-%% Hand messages to the broker in order. Topic `invalid' goes to nobody.
-%% `confirm': the client is told of each message (verbose), so every rejection must be known when
-%% this completes; QoS 1. Otherwise QoS 0, and rejections may follow as events.
-%% `no_responders': the client wants to know of requests that nobody took.
+%% Hands messages to the broker in order. A message with the topic `invalid' goes to nobody. With
+%% `confirm' the client is told about each message (verbose), so every rejection must be known when
+%% this completes, and the QoS is 1. Without it the QoS is 0, and rejections may follow as events.
+%% With `no_responders' the client is to be told of requests that nobody took.
 -callback publish([#pub{}], Options, State) ->
     {ok, [{Index :: pos_integer(), rejection()}], State}
     | {wait, State}
@@ -152,7 +155,8 @@
 when
     Options :: #{confirm := boolean(), no_responders := boolean()}, State :: term().
 
-%% Once per key. `confirm' as above, with `{subscribed, ok | refusal()}'. `sid': the first one.
+%% Called once per key. `confirm' is as above, with the event `{subscribed, ok | refusal()}'. `sid'
+%% is the first sid of the key.
 -callback subscribe(key(), Options, State) ->
     {ok, State}
     | {refusal(), State}
@@ -164,9 +168,9 @@ when
     },
     State :: term().
 
-%% All keys of this client at once: those that are subscribed get other options, where these mean
-%% anything for them, and after another login all are subscribed. Complete when the broker has
-%% decided, with those that it has refused.
+%% Gets all keys of this client at once. Keys that are subscribed get the other options, if these
+%% have a meaning for them. After another login all keys are subscribed. This completes when the
+%% broker has decided, with the keys that it has refused.
 -callback subscribe_again([key()], Options, State) ->
     {ok, [{key(), refusal()}], State}
     | {wait, State}
@@ -174,35 +178,38 @@ when
 when
     Options :: #{confirm := boolean(), no_local := boolean()}, State :: term().
 
-%% What the broker has sent already is still delivered, until `{unsubscribed, Key}'.
+%% Messages that the broker has already sent are still delivered, until `{unsubscribed, Key}'.
 -callback unsubscribe(key(), State) -> State when State :: term().
 
-%% Deliveries for keys with a share name that were unsubscribed before these were looked at.
+%% Gets the deliveries for keys with a share name that were unsubscribed before the deliveries were
+%% handled.
 -callback decline([{key(), Origin :: term()}], State) -> State when State :: term().
 
-%% Complete when the broker has seen all that was handed over before, and what it delivered to
-%% this connection because of that has come out of `handle_info/2'. `all': also whatever else it
-%% has delivered to this connection by now.
+%% Completes when the broker has handled everything that it was given before, and `handle_info/2'
+%% has returned the deliveries to this connection that this has caused. With `all' that includes
+%% everything else that the broker has delivered to this connection by now.
 -callback barrier(own | all, State) -> {ok, State} | {wait, State} when State :: term().
 
-%% Any message of the connection process that is not the client socket's.
+%% Gets every message to the connection process that is not from the client's socket.
 -callback handle_info(Message :: term(), State) -> {[event()], State} | ignore when State :: term().
 
-%% The same for many messages, in order. A host that has it may get them a moment later.
+%% The same for many messages, in order. A host with this callback may get them a moment later.
 -callback handle_messages([Message :: term()], State) -> {[event()], State} when State :: term().
 
 -callback disconnect(Reason :: term(), State :: term()) -> ok.
 
-%% Before `disconnect/2': what the connection still had for `handle_messages/2'.
+%% Called before `disconnect/2' with the messages that the connection still had for
+%% `handle_messages/2'.
 -callback undelivered([Message :: term()], State) -> State when State :: term().
 
-%% A call to the connection process, by whoever manages the clients of this host.
+%% A call to the connection process, from the code that manages the clients of this host.
 -callback handle_call(Request :: term(), channel(), State) ->
     {Reply :: term(), [event()], State}
 when
     State :: term().
 
-%% What there is to count, soon after something happened and every few seconds while there is traffic.
+%% Gets the counters soon after something has happened, and every few seconds while there is
+%% traffic.
 -callback report(statistics(), State) -> State when State :: term().
 
 -optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2]).
@@ -218,7 +225,7 @@ is_too_deep(Name, Max) -> length(binary:matches(Name, <<"/">>)) >= Max.
 topic({Name, CorrelationData}) -> {Name, CorrelationData};
 topic(Name) -> {Name, undefined}.
 
-%% A topic or filter without the mountpoint. One that is outside of it is taken as a whole.
+%% The topic or filter without the mountpoint, or the whole of it if it does not begin with that.
 -spec unmount(binary(), Mountpoint :: binary()) -> binary().
 unmount(Name, Mountpoint) ->
     Size = byte_size(Mountpoint),

@@ -1,7 +1,7 @@
-%% Messages for the host that have come to a connection and have not been handed over yet.
+%% The messages for the host that a connection has received and not handed over yet.
 %%
-%% `nats_gateway_pace' decides whether a message is handed over at once, or waits a moment for others.
-%% What was put in first comes out first.
+%% `nats_gateway_pace' decides whether a message is handed over at once, or waits a moment for
+%% others. The messages keep their order.
 -module(nats_gateway_inbox).
 
 -export([new/1]).
@@ -13,7 +13,7 @@
 
 -export_type([inbox/0]).
 
-%% So many wait at most.
+%% The largest number of messages that wait.
 -define(MAX_COUNT, 1000).
 
 -record(inbox, {
@@ -33,8 +33,9 @@ new(Collects) -> #inbox{collects = Collects}.
 -spec collects(inbox()) -> boolean().
 collects(#inbox{collects = Collects}) -> Collects.
 
-%% `at_once': a client that is waited for may wait for what is in the message. `take': the messages are
-%% to be handed over now. `first': it waits, and no other does.
+%% The caller passes `at_once' if the client's operations may wait for this message. With `take' the
+%% messages are to be handed over now. With `first' or `wait' the message waits, with `first' as the
+%% only one.
 -spec put(Message :: term(), at_once | NowUs :: integer(), inbox()) ->
     {take, [term()], inbox()} | {first | wait, inbox()}.
 put(Message, at_once, Inbox) ->
@@ -51,7 +52,6 @@ put(Message, Now, Inbox = #inbox{pace = Pace, messages = Messages, count = Count
             take_with([Message], Inbox#inbox{pace = NPace})
     end.
 
-%% All that wait.
 -spec take(inbox()) -> {[term()], inbox()}.
 take(Inbox) ->
     {take, Messages, NInbox} = take_with([], Inbox),

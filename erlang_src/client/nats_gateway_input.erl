@@ -1,4 +1,5 @@
-%% The input of a client: bytes that are not decoded yet, whether its socket gives more, and how it ended.
+%% The input of a client. This value has the bytes that are not decoded yet, knows whether the
+%% socket is active, and how the input has ended.
 -module(nats_gateway_input).
 
 -export([new/0]).
@@ -26,13 +27,14 @@
     chunks = [] :: [binary()],
     size = 0 :: non_neg_integer(),
     need = 1 :: non_neg_integer() | infinity,
-    %% how it ended, with the client's FIN mostly; what the client sent before is still answered
+    %% How the input has ended, which is mostly with the client's FIN. Operations before it are
+    %% still answered.
     ended = false :: false | nats_gateway_channel:input(),
-    %% the last frame of a WebSocket, once it is known
+    %% the last frame for a WebSocket, once it is known
     farewell = none :: none | iodata(),
-    %% The socket has used up its chunks: it gives no more until it is activated again.
+    %% the socket has delivered all chunks that it may, until it is activated again
     paused = false :: boolean(),
-    %% the kernel may take much of what is not read yet
+    %% whether the kernel may keep much input that is not read yet
     wide = false :: boolean()
 }).
 
@@ -45,7 +47,7 @@ new() -> #input{}.
 add(Data, Input = #input{chunks = Chunks, size = Size}) ->
     Input#input{chunks = [Data | Chunks], size = Size + byte_size(Data)}.
 
-%% Whether it is worth to decode.
+%% Whether there are enough bytes to decode.
 -spec is_enough(input()) -> boolean().
 is_enough(#input{size = Size, need = Need}) -> Size > 0 andalso Size >= Need.
 
@@ -53,17 +55,17 @@ is_enough(#input{size = Size, need = Need}) -> Size > 0 andalso Size >= Need.
 bytes(#input{chunks = [Chunk]}) -> Chunk;
 bytes(#input{chunks = Chunks}) -> iolist_to_binary(lists:reverse(Chunks)).
 
-%% What decoding has left, and the bytes that it needs to go on.
+%% Keeps the bytes that decoding has left, and the number of bytes that it needs to go on.
 -spec keep(Rest :: binary(), Need :: non_neg_integer(), input()) -> input().
 keep(Rest, Need, Input) ->
     Size = byte_size(Rest),
     Input#input{chunks = [Rest || Size > 0], size = Size, need = Need}.
 
-%% What follows an error is not decoded.
+%% Nothing that follows an error is decoded.
 -spec drop(input()) -> input().
 drop(Input) -> Input#input{chunks = [], size = 0, need = infinity}.
 
-%% The first end is the one that counts.
+%% Only the first end counts.
 -spec finish(nats_gateway_channel:input(), input()) -> input().
 finish(How, Input = #input{ended = false}) -> Input#input{ended = How};
 finish(_, Input) -> Input.

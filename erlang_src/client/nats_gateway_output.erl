@@ -1,8 +1,8 @@
-%% What a channel has still to do and to say for a client that is behind.
+%% The work that a channel has left for a client that is behind.
 %%
 %% A channel returns about a slice of output at a time. The steps that are left wait here until the
-%% slice was sent, and what the host says meanwhile waits behind them. Messages that must not overtake
-%% the +OK of the operation that is waited for are held here, too.
+%% slice has been sent, and later events of the host wait behind them. Messages that must not
+%% overtake the +OK of the current operation are held here, too.
 -module(nats_gateway_output).
 
 -export([new/0]).
@@ -20,26 +20,26 @@
 
 -export_type([output/0, step/0]).
 
-%% What is to be done for a client: an event of the host, or a part of what became of one.
+%% A piece of work for a client: an event of the host, or a part of the work for one.
 -type step() ::
     nats_gateway_host:event()
     %% deliveries that the login permits
     | {permitted, [#delivery{}]}
-    %% those for the sids they go to
+    %% messages with the sids that they go to
     | {frames, [#message{}]}
-    %% the operations that waited for what is before this
+    %% go on with the operations that waited for the steps before this one
     | resume
-    %% the password was compared
+    %% the password has been compared
     | {judged, nats_gateway_login:verdict() | busy}.
 
 -record(output, {
-    %% what is to be done when the output that was returned last has been sent
+    %% steps to do when the output that was returned last has been sent
     left = [] :: [step()],
-    %% what the host has said since, latest first
+    %% events of the host since then, latest first
     later = [] :: [step()],
-    %% latest first
+    %% messages that are held back, latest first
     held = [] :: [#message{}],
-    %% that the client will be sent for these three, about
+    %% about how many bytes the client will be sent for these three
     bytes = 0 :: non_neg_integer()
 }).
 
@@ -56,19 +56,19 @@ is_behind(#output{}) -> true.
 -spec bytes(output()) -> non_neg_integer().
 bytes(#output{bytes = Bytes}) -> Bytes.
 
-%% Steps that are for the next slice.
+%% Keeps steps for the next slice.
 -spec left([step()], output()) -> output().
 left(Steps, Output = #output{bytes = Bytes}) ->
     Output#output{left = Steps, bytes = Bytes + nats_gateway_delivering:bytes(Steps)}.
 
-%% Steps behind all others.
+%% Puts steps behind all others.
 -spec later([step()], output()) -> output().
 later(Steps, Output = #output{later = Later, bytes = Bytes}) ->
     Output#output{
         later = lists:reverse(Steps, Later), bytes = Bytes + nats_gateway_delivering:bytes(Steps)
     }.
 
-%% All steps, in order.
+%% Takes all steps, in order.
 -spec take(output()) -> {[step()], output()}.
 take(Output = #output{left = Left, later = Later}) ->
     {Left ++ lists:reverse(Later), drop(Output)}.
@@ -80,13 +80,13 @@ hold(Messages, More, Output = #output{held = Held, bytes = Bytes}) ->
 -spec holds(output()) -> boolean().
 holds(#output{held = Held}) -> Held =/= [].
 
-%% What was held back, as a step.
+%% Takes the messages that were held back, as a step.
 -spec release(output()) -> {step(), output()}.
 release(Output = #output{held = Held, bytes = Bytes}) ->
     Frames = {frames, lists:reverse(Held)},
     {Frames, Output#output{held = [], bytes = Bytes - nats_gateway_delivering:bytes([Frames])}}.
 
-%% All but what was held back.
+%% Drops all steps, but keeps the messages that are held back.
 -spec drop(output()) -> output().
 drop(#output{held = Held}) ->
     #output{held = Held, bytes = nats_gateway_delivering:bytes([{frames, Held}])}.

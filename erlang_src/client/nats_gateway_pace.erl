@@ -1,10 +1,10 @@
-%% When deliveries go out: each at once, or all of a moment together.
+%% Decides whether each delivery is sent at once, or together with the others of the same moment.
 %%
-%% A send costs many times what a delivery in it costs, and wakes the client each time. A process
-%% that gets its messages one by one, while their publisher is at work on the next, would send one
-%% by one. So a client that gets many within a moment, and has nothing to say meanwhile, gets what
-%% the next moment brings in one piece. Who waits for each message to answer it, as in
-%% request/reply, never waits here: what it says ends the collecting.
+%% A send costs many times as much as a delivery in it, and wakes the client each time. While a
+%% publisher works on its next message, a connection would send its messages one by one. So if a
+%% client gets many messages within a moment, and sends nothing meanwhile, the messages of the next
+%% moment are sent to it together. A client that answers each message, as in request/reply, never
+%% waits, because everything that it sends ends the collecting.
 -module(nats_gateway_pace).
 
 -export([new/0]).
@@ -16,17 +16,17 @@
 
 -opaque pace() ::
     collecting
-    %% deliveries that went out at once since then, in microseconds
+    %% the number of deliveries sent at once since this time, in microseconds
     | {Since :: integer(), Count :: non_neg_integer()}.
 
 -define(MOMENT_US, 1000).
-%% In a moment. Fewer are not worth to wait for.
+%% Fewer deliveries in a moment are not worth waiting for.
 -define(MANY, 4).
 
 -spec new() -> pace().
 new() -> {0, 0}.
 
-%% What is to be done with a delivery.
+%% Decides about one delivery.
 -spec next(NowUs :: integer(), pace()) -> {at_once | collect, pace()}.
 next(_, collecting) -> {collect, collecting};
 next(Now, {_, 0}) -> {at_once, {Now, 1}};
@@ -34,7 +34,7 @@ next(Now, {Since, _}) when Now - Since > ?MOMENT_US -> {at_once, {Now, 1}};
 next(_, {Since, Count}) when Count < ?MANY -> {at_once, {Since, Count + 1}};
 next(_, _) -> {collect, collecting}.
 
-%% So many came together.
+%% This many deliveries were collected.
 -spec collected(non_neg_integer(), pace()) -> pace().
 collected(Count, collecting) when Count >= ?MANY -> collecting;
 collected(_, _) -> new().

@@ -1,4 +1,4 @@
-%% Publishes of a client: which of them may go to the host, and what the client is told of each.
+%% Decides which publishes of a client may go to the host, and which answers the client gets.
 -module(nats_gateway_publishing).
 
 -export([judge/2]).
@@ -14,15 +14,16 @@
 
 -export_type([verdict/0]).
 
-%% What the channel itself says of a publish, before the host is asked. A request to a name that only
-%% the broker publishes to has no responders, as one to nats-server's own subjects.
+%% The channel's own verdict on a publish, before the host is asked. A request to a name that only
+%% the broker publishes to has no responders, like a request to nats-server's own subjects.
 -type verdict() :: pass | denied | reply_denied | no_responders.
 
 -type permissions() :: none | nats_gateway_permissions:permissions().
 
 -define(INVALID_PUBLISH_SUBJECT, <<"-ERR 'Invalid Publish Subject'\r\n">>).
 
-%% `pass': the host gets all of them. The login's permission comes before the rules for all.
+%% With `pass' the host gets all publishes. The login's permissions come before the rules that hold
+%% for everybody.
 -spec judge([#pub{}], permissions()) -> pass | {[verdict()], permissions()}.
 judge(Pubs, none) ->
     case lists:any(fun is_special/1, Pubs) of
@@ -46,14 +47,14 @@ permit(Pub = #pub{subject = Subject}, Verdict, Permissions) ->
 
 now_ms() -> erlang:monotonic_time(millisecond).
 
-%% One look for the rare publish that needs more than the host.
+%% Finds the rare publish that needs a verdict, in one pass over the batch.
 is_special(#pub{topic = invalid}) -> true;
 is_special(#pub{subject = <<"$", _/binary>>}) -> true;
 is_special(#pub{topic = {_, _}}) -> true;
 is_special(#pub{reply_to = <<C, _/binary>>}) when C =:= $_; C =:= $$ -> true;
 is_special(_) -> false.
 
-%% What the gateway itself says of a publish.
+%% The rules that hold for everybody.
 verdict(Pub) ->
     case reply_verdict(Pub) of
         pass -> subject_verdict(Pub);
@@ -92,7 +93,7 @@ is_reserved_reply(<<"$JS.ACK.", _/binary>>) -> true;
 is_reserved_reply(<<"$GNR.", _/binary>>) -> true;
 is_reserved_reply(_) -> false.
 
-%% Filters that mean something else to a broker (docs/architecture.md, Mapping, 3).
+%% Filters that have another meaning for a broker (docs/architecture.md, Mapping, 3).
 -spec is_reserved_filter(binary()) -> boolean().
 is_reserved_filter(<<"$share", Rest/binary>>) -> is_whole_token(Rest);
 is_reserved_filter(<<"$queue", Rest/binary>>) -> is_whole_token(Rest);
@@ -106,7 +107,7 @@ is_whole_token(_) -> false.
 -spec invalid_subject() -> binary().
 invalid_subject() -> ?INVALID_PUBLISH_SUBJECT.
 
-%% What the client is told of a batch, in its order.
+%% The answers to a batch of publishes, in its order.
 -spec answers(
     [#pub{}], [verdict()] | pass, [{pos_integer(), nats_gateway_host:rejection()}], #answering{}
 ) -> iodata().
@@ -119,7 +120,7 @@ answers(Pubs, pass, Rejections, Answering) ->
 answers(Pubs, Verdicts, Rejections, Answering) ->
     answers(Pubs, Verdicts, Rejections, 1, Answering).
 
-%% Index counts what was passed to the host.
+%% `Index' counts the publishes that were passed to the host.
 answers([], [], [], _, _) ->
     [];
 answers([Pub | Pubs], [pass | Verdicts], [{Index, Rejection} | Rejections], Index, Answering) ->
@@ -135,7 +136,7 @@ answers([Pub | Pubs], [Verdict | Verdicts], Rejections, Index, Answering) ->
 answer(Pub, Verdict, Answering) ->
     [pedantic_answer(Pub, Answering) | verdict_answer(Pub, Verdict, Answering)].
 
-%% The message is processed all the same.
+%% The message is processed even if its subject is invalid.
 pedantic_answer(#pub{subject = Subject}, Answering = #answering{options = Options}) when
     Options#options.pedantic
 ->
@@ -163,15 +164,16 @@ ok(#answering{options = #options{verbose = Verbose}, traffic = Traffic}) ->
 
 err(Line, #answering{traffic = Traffic}) -> nats_gateway_traffic:err(Line, Traffic).
 
-%% The 503 of a request. Also where the reply subject is spelled otherwise than what its topic would
-%% become.
+%% The status 503 of a request. It is sent even if the reply subject is spelled differently from the
+%% subject that its topic would become.
 -spec no_responders(undefined | binary(), #answering{}) -> iodata().
 no_responders(undefined, _) ->
     [];
 no_responders(ReplyTo, Answering = #answering{mountpoint = Mountpoint}) ->
     no_responders(ReplyTo, nats_gateway_nif:topic(ReplyTo, Mountpoint), Answering).
 
-%% Only to a plain subscription of the requester; it does not count towards its max.
+%% Only a plain subscription of the requester gets the 503, and the 503 does not count towards its
+%% max.
 no_responders(ReplyTo, ReplyTopic, Answering = #answering{options = Options}) when
     Options#options.no_responders,
     is_binary(ReplyTo)
@@ -187,7 +189,7 @@ no_responders(ReplyTo, ReplyTopic, Answering = #answering{options = Options}) wh
 no_responders(_, _, _) ->
     [].
 
-%% A reply subject that is no topic of its own is nothing that anybody subscribes to.
+%% A reply subject that is not a plain topic cannot be subscribed to.
 -spec plain_sid(
     undefined | nats_gateway_nif:topic(), nats_gateway_subscriptions:subscriptions()
 ) -> undefined | nats_gateway_subscriptions:sid().

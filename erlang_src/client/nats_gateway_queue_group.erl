@@ -1,19 +1,19 @@
-%% One queue group of one client: which member gets a message.
+%% One queue group of one client. It decides which member gets a message.
 %%
-%% The broker knows one shared subscription for each filter of the group, NATS knows one member for
-%% each sid. The members of a filter stand in a line. The first one takes the message, and goes to
-%% the end. A new member has waited for no message yet: it stands at the front.
+%% The broker has one shared subscription for each filter of the group. NATS has one member for each
+%% sid. The members of a filter are in a line. The first member takes the message, and goes to the
+%% end of the line. A new member enters at the front, because it has had no message yet.
 %%
-%% For NATS all filters of a queue name are one group: a message that reaches this connection once
-%% for each filter goes to one member only. The copy of the first matching filter counts, in the same
-%% order on every connection. So of the copies that the broker spreads over the connections the one
-%% of the smallest filter is always taken, and none is lost. Where several filters match, the filter
-%% that was served least gives the member.
+%% For NATS all filters of a queue name are one group. A message that reaches this connection once
+%% for each filter goes to one member only. Only the copy of the first matching filter counts, and
+%% the order of filters is the same on every connection. So if the broker spreads the copies over
+%% several connections, the copy of the smallest filter is always taken, and no message is lost. If
+%% several filters match, the member is one of the filter that was served least.
 %%
-%% A filter is joining until the broker says that it knows it, and leaving from the UNSUB of its last
-%% member until the broker confirms that. Meanwhile nobody knows for which filters a message comes.
-%% Then the first copy counts, where the broker tells which messages are copies. Other brokers send
-%% what a filter matches only after they have confirmed it, and until they confirm its end.
+%% A filter is joining until the broker confirms it, and leaving from the UNSUB of its last member
+%% until the broker confirms that. Meanwhile nobody knows for which filters a message comes. If the
+%% broker tells which messages are copies, the first copy counts then. Other brokers send messages
+%% for a filter only between confirming it and confirming its end.
 -module(nats_gateway_queue_group).
 
 -export([new/0]).
@@ -35,20 +35,20 @@
 -type sid() :: binary().
 -type filter() :: binary().
 
-%% The same for all copies of a message; not every broker tells.
+%% All copies of a message have the same id. Not every broker has one.
 -type message_id() :: undefined | binary().
 
 %% The members of one filter.
 -record(line, {
-    %% empty only until the broker has unsubscribed the filter; with the place that each took
+    %% the members with their places; empty only until the broker has unsubscribed the filter
     sids = #{} :: #{sid() => Place :: non_neg_integer()},
-    %% A member that has left stays in the queue until it is its turn, or until there are more of
-    %% such members than of others.
+    %% A member that has left stays in the queue until its turn, or until more members have left
+    %% than are there.
     queue = queue:new() :: queue:queue({sid(), Place :: non_neg_integer()}),
     places = 0 :: non_neg_integer(),
     left = 0 :: non_neg_integer(),
-    %% The client has unsubscribed them, and the broker has not yet: it has assigned to them alone
-    %% what it has sent already.
+    %% The client has unsubscribed these, and the broker has not confirmed it yet. They get the
+    %% messages that it has already sent.
     leaving = [] :: [sid()],
     beyond :: nats_gateway_filters:beyond(),
     delivered = 0 :: non_neg_integer()
@@ -59,27 +59,27 @@
     wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
     joining = #{} :: #{filter() => []},
     leaving = #{} :: #{filter() => []},
-    %% messages that were taken of late: the latest, and those before
+    %% the messages that were taken lately, in two generations
     young = #{} :: #{message_id() => []},
     old = #{} :: #{message_id() => []}
 }).
 
 -opaque group() :: #group{}.
 
-%% Of each of the two generations. The copies of a message come one soon after the other.
+%% The size of a generation. The copies of a message come soon after each other.
 -define(MAX_TAKEN, 128).
 
-%% So many of a line may have left it, whatever its length.
+%% This many members may always have left a line before it is compacted.
 -define(MAX_LEFT, 16).
 
 -spec new() -> group().
 new() -> #group{}.
 
-%% Whether it has no filter any more.
+%% Whether the group has no filter any more.
 -spec is_empty(group()) -> boolean().
 is_empty(#group{lines = Lines}) -> map_size(Lines) =:= 0.
 
-%% `new_key': the broker has to be asked for this filter.
+%% With `new_key' the broker has to be asked for this filter.
 -spec add(sid(), filter(), group()) -> {new_key | known_key, group()}.
 add(Sid, Filter, Group = #group{lines = Lines}) ->
     case Lines of
@@ -89,18 +89,18 @@ add(Sid, Filter, Group = #group{lines = Lines}) ->
                     0 -> new_key;
                     _ -> known_key
                 end,
-            {Known, Group#group{lines = Lines#{Filter := enter(Sid, Line)}}};
+            {Known, Group#group{lines = Lines#{Filter := enter_line(Sid, Line)}}};
         #{} ->
             Line = #line{beyond = nats_gateway_filters:beyond(Filter)},
-            {new_key, join(Filter, Group#group{lines = Lines#{Filter => enter(Sid, Line)}})}
+            {new_key, join(Filter, Group#group{lines = Lines#{Filter => enter_line(Sid, Line)}})}
     end.
 
-enter(Sid, Line = #line{sids = Sids, queue = Queue, places = Place}) ->
+enter_line(Sid, Line = #line{sids = Sids, queue = Queue, places = Place}) ->
     Line#line{
         sids = Sids#{Sid => Place}, queue = queue:in_r({Sid, Place}, Queue), places = Place + 1
     }.
 
-%% Beside a group's first filter there is none that its copies could come for.
+%% A group's first filter need not join, because there is no other filter that could get copies.
 join(Filter, Group = #group{lines = Lines, wildcards = Wildcards, joining = Joining}) ->
     Group#group{
         wildcards =
@@ -115,8 +115,8 @@ join(Filter, Group = #group{lines = Lines, wildcards = Wildcards, joining = Join
             end
     }.
 
-%% An UNSUB. `last': the broker is to be told. `StillTakes': if it was the last of its filter, it gets
-%% what comes before the broker has confirmed.
+%% An UNSUB. With `last' the broker is to be told. If the sid was the last of its filter and
+%% `StillTakes' is true, it gets the messages that come before the broker confirms.
 -spec leave(sid(), filter(), StillTakes :: boolean(), group()) -> {others | last, group()}.
 leave(Sid, Filter, StillTakes, Group = #group{lines = Lines, leaving = LeavingFilters}) ->
     Line = #line{sids = Sids, leaving = Leaving} = step_out(Sid, maps:get(Filter, Lines)),
@@ -130,11 +130,11 @@ leave(Sid, Filter, StillTakes, Group = #group{lines = Lines, leaving = LeavingFi
             {others, Group#group{lines = Lines#{Filter := Line}}}
     end.
 
-%% The same, where the broker has not been asked for the filter, or has refused it.
+%% Removes a sid without the broker, which has not been asked for the filter, or has refused it.
 -spec remove(sid(), filter(), group()) -> group().
 remove(Sid, Filter, Group = #group{lines = Lines}) ->
     case step_out(Sid, maps:get(Filter, Lines)) of
-        #line{sids = Sids, leaving = []} when map_size(Sids) =:= 0 -> drop(Filter, Group);
+        #line{sids = Sids, leaving = []} when map_size(Sids) =:= 0 -> drop_filter(Filter, Group);
         Line -> Group#group{lines = Lines#{Filter := Line}}
     end.
 
@@ -149,7 +149,7 @@ compact(Line = #line{left = Left}) ->
 
 has_place({Sid, Place}, Sids) -> maps:get(Sid, Sids, none) =:= Place.
 
-%% The broker knows the filter: what matches it comes for it, too.
+%% The broker knows the filter. From now on it sends a copy of each matching message for it.
 -spec joined(filter(), group()) -> group().
 joined(Filter, Group = #group{joining = Joining}) ->
     Group#group{joining = maps:remove(Filter, Joining)}.
@@ -159,7 +159,7 @@ joined(Filter, Group = #group{joining = Joining}) ->
 unsubscribed(Filter, Group = #group{lines = Lines, leaving = Leaving}) ->
     case Lines of
         #{Filter := #line{sids = Sids}} when map_size(Sids) =:= 0 ->
-            drop(Filter, Group);
+            drop_filter(Filter, Group);
         #{Filter := Line} ->
             Group#group{
                 lines = Lines#{Filter := Line#line{leaving = []}},
@@ -169,7 +169,7 @@ unsubscribed(Filter, Group = #group{lines = Lines, leaving = Leaving}) ->
             Group
     end.
 
-drop(Filter, Group) ->
+drop_filter(Filter, Group) ->
     #group{lines = Lines, wildcards = Wildcards, joining = Joining, leaving = Leaving} = Group,
     Group#group{
         lines = maps:remove(Filter, Lines),
@@ -182,7 +182,7 @@ drop(Filter, Group) ->
         leaving = maps:remove(Filter, Leaving)
     }.
 
-%% `leaving': the broker has still to confirm an unsubscription of the filter.
+%% With `leaving' the broker has still to confirm an unsubscription of the filter.
 -spec filter_state(filter(), group()) -> known | leaving | unknown.
 filter_state(Filter, #group{lines = Lines}) ->
     case Lines of
@@ -203,17 +203,18 @@ has_several(Filter, #group{lines = Lines}) ->
     #{Filter := #line{sids = Sids}} = Lines,
     map_size(Sids) > 1.
 
-%% Also those without members, which the broker has still to forget.
+%% All filters, also those without members, which the broker has still to unsubscribe.
 -spec all_filters(group()) -> [filter()].
 all_filters(#group{lines = Lines}) -> maps:keys(Lines).
 
-%% Who gets this copy of a message from the broker. `left': a sid that the client has unsubscribed.
+%% Decides which sid gets this copy of a message from the broker. With `left' it is a sid that the
+%% client has unsubscribed.
 -spec next(filter(), Topic :: binary(), message_id(), group()) ->
     {member | left, sid(), group()} | {nobody, group()}.
 next(Filter, Topic, Id, Group = #group{lines = Lines}) when is_map_key(Filter, Lines) ->
     case was_taken(Id, Group) of
         true -> {nobody, Group};
-        false when map_size(Lines) =:= 1 -> turn([Filter], Topic, Group);
+        false when map_size(Lines) =:= 1 -> take_turn([Filter], Topic, Group);
         false -> next_of_all(Filter, Topic, Id, Group)
     end;
 next(_, _, _, Group) ->
@@ -221,27 +222,28 @@ next(_, _, _, Group) ->
 
 next_of_all(Filter, Topic, Id, Group) ->
     Matching = matching(Filter, Topic, Group),
-    case counts(Filter, Matching, Id, Group) of
-        true -> turn(Matching, Topic, take(Id, Group));
+    case is_counting_copy(Filter, Matching, Id, Group) of
+        true -> take_turn(Matching, Topic, mark_taken(Id, Group));
         false -> {nobody, Group}
     end.
 
-%% The filters that the topic is for, in order. The broker may know this one under another name, so
-%% that it matches in any case. The broker does not know yet of those that join.
+%% The filters that match the topic, in order. The filter of the copy always matches, because the
+%% broker may know it under another name. Filters that join are left out, because the broker does
+%% not know them yet.
 matching(Filter, Topic, #group{lines = Lines, wildcards = Wildcards, joining = Joining}) ->
     Others =
         [Topic || is_map_key(Topic, Lines)] ++ nats_gateway_filters:matching(Topic, Wildcards),
     lists:usort([Filter | [Other || Other <- Others, not is_map_key(Other, Joining)]]).
 
-%% Whether this copy is the one that counts; see the head of this module.
-counts(Filter, Matching, _, #group{joining = Joining, leaving = Leaving}) when
+%% Whether this copy is the one that counts, by the rules in the head of this module.
+is_counting_copy(Filter, Matching, _, #group{joining = Joining, leaving = Leaving}) when
     map_size(Joining) =:= 0, map_size(Leaving) =:= 0
 ->
     hd(Matching) =:= Filter;
-counts(Filter, Matching, undefined, #group{joining = Joining}) ->
+is_counting_copy(Filter, Matching, undefined, #group{joining = Joining}) ->
     Matching =:= [Filter] orelse
         (not is_map_key(Filter, Joining) andalso hd(Matching) =:= Filter);
-counts(_, _, _, _) ->
+is_counting_copy(_, _, _, _) ->
     true.
 
 %% Whether a member of the group has got a copy of the message.
@@ -249,15 +251,15 @@ counts(_, _, _, _) ->
 was_taken(undefined, _) -> false;
 was_taken(Id, #group{young = Young, old = Old}) -> is_map_key(Id, Young) orelse is_map_key(Id, Old).
 
-take(undefined, Group) ->
+mark_taken(undefined, Group) ->
     Group;
-take(Id, Group = #group{young = Young}) when map_size(Young) < ?MAX_TAKEN ->
+mark_taken(Id, Group = #group{young = Young}) when map_size(Young) < ?MAX_TAKEN ->
     Group#group{young = Young#{Id => []}};
-take(Id, Group = #group{young = Young}) ->
+mark_taken(Id, Group = #group{young = Young}) ->
     Group#group{young = #{Id => []}, old = Young}.
 
 %% One of the members takes its turn, and goes to the end of the line.
-turn(Filters, Topic, Group = #group{lines = Lines}) ->
+take_turn(Filters, Topic, Group = #group{lines = Lines}) ->
     case [Filter || Filter <- Filters, can_take(Topic, maps:get(Filter, Lines))] of
         [] ->
             {nobody, Group};
@@ -283,7 +285,7 @@ first_in(Line = #line{sids = Sids, queue = Queue, left = Left}) ->
         false -> first_in(Line#line{queue = Behind, left = Left - 1})
     end.
 
-%% A filter whose sids are leaving is asked only where no other matches.
+%% A filter whose sids are leaving is taken only if no other matches.
 least_served([Filter], _) ->
     Filter;
 least_served(Filters, Lines) ->

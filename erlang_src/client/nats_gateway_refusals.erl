@@ -1,5 +1,6 @@
-%% Lines in the log about connections that end before their login. Anybody can cause as many as he
-%% likes, so there are only some of them for each listener; another line says how many were left out.
+%% Limits the log lines about connections that end before their login. Anybody can cause any number
+%% of them, so each listener may log only some. Another line has the number of lines that were left
+%% out.
 -module(nats_gateway_refusals).
 
 -behaviour(gen_server).
@@ -10,16 +11,16 @@
 
 -include_lib("kernel/include/logger.hrl").
 
-%% So many at once, and then one each second.
+%% This many lines at once, and then one line each second.
 -define(AT_ONCE, 20).
 -define(TICK_MS, 1000).
-%% How long lines that were left out are counted.
+%% A summary of the lines that were left out is logged after this number of ticks.
 -define(TICKS_OF_SUMMARY, 10).
 
 -spec start_link() -> gen_server:start_ret().
 start_link() -> gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
-%% One more line. If not, it is counted.
+%% Whether one more line may be logged. If not, it is counted.
 -spec may_log(Listener :: atom() | binary()) -> boolean().
 may_log(Listener) ->
     try ets:update_counter(?MODULE, Listener, {2, 1}, {Listener, 0, 0}) of
@@ -32,7 +33,7 @@ may_log(Listener) ->
             _ = ets:update_counter(?MODULE, Listener, [{2, -1}, {3, 1}]),
             false
     catch
-        %% The process has been restarted, or there is none.
+        %% The process is being restarted, or there is none.
         error:badarg -> true
     end.
 
@@ -47,7 +48,7 @@ handle_cast(_, State) -> {noreply, State}.
 
 handle_info({timeout, Timer, Ticks}, Timer) ->
     IsEnd = Ticks >= ?TICKS_OF_SUMMARY,
-    lists:foreach(fun(Row) -> pass(Row, IsEnd) end, ets:tab2list(?MODULE)),
+    lists:foreach(fun(Row) -> allow_another(Row, IsEnd) end, ets:tab2list(?MODULE)),
     case ets:info(?MODULE, size) of
         0 -> {noreply, idle};
         _ when IsEnd -> {noreply, tick(1)};
@@ -58,13 +59,13 @@ handle_info(_, State) ->
 
 tick(Ticks) -> erlang:start_timer(?TICK_MS, self(), Ticks).
 
-%% What is counted meanwhile stays.
-pass({Listener, 0, 0}, _) ->
+%% Lines that are counted in the meantime are kept.
+allow_another({Listener, 0, 0}, _) ->
     true = ets:match_delete(?MODULE, {Listener, 0, 0});
-pass({Listener, Lines, LeftOut}, IsEnd) ->
+allow_another({Listener, Lines, LeftOut}, IsEnd) ->
     Lines > 0 andalso ets:update_counter(?MODULE, Listener, {2, -1}),
-    LeftOut > 0 andalso IsEnd andalso summary(Listener, LeftOut).
+    LeftOut > 0 andalso IsEnd andalso log_summary(Listener, LeftOut).
 
-summary(Listener, LeftOut) ->
+log_summary(Listener, LeftOut) ->
     _ = ets:update_counter(?MODULE, Listener, {3, -LeftOut}),
     ?LOG_WARNING(#{msg => refusals_not_logged, listener => Listener, lines => LeftOut}).

@@ -1,5 +1,5 @@
-%% When the host of a connection is told its statistics: soon after something has happened, and every
-%% few seconds while there is traffic.
+%% Decides when the host of a connection gets its statistics: soon after something has happened, and
+%% every few seconds while there is traffic.
 -module(nats_gateway_report_times).
 
 -export([new/1]).
@@ -11,18 +11,18 @@
 -export_type([times/0]).
 
 -define(REPORT_MS, 5000).
-%% Who watches the gateway wants to see rates.
+%% The monitoring endpoints show rates, so they need reports more often.
 -define(REPORT_WATCHED_MS, 1000).
-%% What somebody does who has been quiet is looked for soon.
+%% After a quiet time the first report comes this soon.
 -define(REPORT_SOON_MS, 250).
 
 -record(times, {
-    %% whether the host wants to know them
+    %% whether anybody wants the reports
     is_on :: boolean(),
     longest = ?REPORT_MS :: pos_integer(),
-    %% milliseconds of monotonic time
+    %% the last report, in milliseconds of monotonic time
     last = never :: never | integer(),
-    %% between the last two
+    %% the milliseconds between the last two reports
     ms = ?REPORT_SOON_MS :: pos_integer()
 }).
 
@@ -37,7 +37,7 @@ watched(Times) -> Times#times{is_on = true, longest = ?REPORT_WATCHED_MS}.
 -spec is_on(times()) -> boolean().
 is_on(#times{is_on = IsOn}) -> IsOn.
 
-%% In how many milliseconds the next report is due.
+%% The milliseconds until the next report.
 -spec next(NowMs :: integer(), times()) -> {pos_integer(), times()}.
 next(Now, Times) ->
     Ms = ms(Now, Times),

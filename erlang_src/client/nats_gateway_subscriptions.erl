@@ -1,13 +1,14 @@
-%% The subscriptions of one client: which sids a delivery of the broker goes to, and what a change of
-%% them has to wait for.
+%% The subscriptions of one client. They decide which sids get a delivery of the broker, and which
+%% messages a change of the subscriptions has to wait for.
 %%
-%% The broker knows one subscription for each key (share name and topic filter), NATS knows one for
-%% each sid. A delivery of a key goes to every plain sid of that key, or to one member of the queue
+%% The broker has one subscription for each key (share name and topic filter). NATS has one for each
+%% sid. A delivery for a key goes to every plain sid of that key, or to one member of the queue
 %% group (`nats_gateway_queue_group').
 %%
-%% A message goes to those who had subscribed when it was published. The broker takes care of that
-%% for a key that it has to be asked for, or has to forget. Any other change waits until the messages
-%% that are on their way have arrived: this client's own, or, where a sid is not to lose any, all.
+%% A message goes to the sids that were subscribed when it was published. If a change makes the
+%% broker subscribe or unsubscribe a key, the broker takes care of that. Any other change waits
+%% until the messages on their way have arrived: this client's own messages, or all messages if
+%% otherwise a sid would lose some.
 -module(nats_gateway_subscriptions).
 
 -export([new/0]).
@@ -55,8 +56,9 @@
     subject :: binary(),
     queue_group :: undefined | binary(),
     key :: key(),
-    %% plain: the key's count when the sid was added, so that a delivery to a key with many
-    %% sids moves one counter; queue member: its own deliveries, negated
+    %% For a plain sid this is the key's count when the sid was added, so that a delivery to a key
+    %% with many sids changes one counter. For a queue member it is the number of its own
+    %% deliveries, negated.
     offset :: integer(),
     max = infinity :: infinity | pos_integer()
 }).
@@ -65,17 +67,18 @@
 -record(entry, {
     %% empty only until the broker has unsubscribed the key
     sids = #{} :: #{sid() => []},
-    %% the same as a list, once a message has come for them
+    %% the same as a list, once a message has come for the key
     list = undefined :: undefined | [sid()],
-    %% The client has unsubscribed them, and the broker has not yet: they get what it has sent already.
+    %% The client has unsubscribed these, and the broker has not confirmed it yet. They get the
+    %% messages that it has already sent.
     leaving = [] :: [sid()],
     beyond :: nats_gateway_filters:beyond(),
     delivered = 0 :: non_neg_integer(),
-    %% those with a max
+    %% the sids with a max
     limited = #{} :: #{sid() => []}
 }).
 
-%% Besides its subject and its filter.
+%% The bytes that a subscription takes besides its subject and its filter.
 -define(SUB_BYTES, 64).
 
 %% All clients read a sid as an integer, some as a signed one of 32 bits.
@@ -85,16 +88,18 @@
     subs = #{} :: #{sid() => #subscription{}},
     entries = #{} :: #{key() => #entry{}},
     groups = #{} :: #{ShareName :: binary() => nats_gateway_queue_group:group()},
-    %% filters of plain keys
+    %% the filters of plain keys that have a wildcard
     wildcards = nats_gateway_filters:new() :: nats_gateway_filters:filters(),
-    %% of all subjects and filters
+    %% the bytes of all subjects and filters
     bytes = 0 :: non_neg_integer(),
     %% sids that somebody else has subscribed
     of_others = [] :: [sid()],
-    %% Whether messages of this client may be on their way since the last barrier, whether nothing has
-    %% come since that could be, and the latest SUB, if nothing was published since.
+    %% whether messages of this client may be on their way, because it has published since the last
+    %% barrier
     published = false :: boolean(),
+    %% whether no operation has come since the last barrier
     fenced = false :: boolean(),
+    %% the sid of the latest SUB, if nothing was published since
     latest :: undefined | sid()
 }).
 
@@ -106,18 +111,18 @@ new() -> #subscriptions{}.
 -spec count(subscriptions()) -> non_neg_integer().
 count(#subscriptions{subs = Subs}) -> map_size(Subs).
 
-%% What the binaries of all sids take, about.
+%% About how many bytes the binaries of all subscriptions take.
 -spec bytes(subscriptions()) -> non_neg_integer().
 bytes(#subscriptions{subs = Subs, bytes = Bytes}) -> ?SUB_BYTES * map_size(Subs) + Bytes.
 
 -spec member(sid(), subscriptions()) -> boolean().
 member(Sid, #subscriptions{subs = Subs}) -> is_map_key(Sid, Subs).
 
-%% The sid must be free. `new_key': the broker has to be asked for this key.
+%% The sid must be free. With `new_key' the broker has to be asked for this key.
 -spec add(sid(), binary(), undefined | binary(), key(), subscriptions()) ->
     {new_key | known_key, subscriptions()}.
 add(Sid, Subject, QueueGroup, Key, S = #subscriptions{of_others = OfOthers}) ->
-    {Known, NS} = enter(Sid, Subject, QueueGroup, Key, S),
+    {Known, NS} = enter_sid(Sid, Subject, QueueGroup, Key, S),
     NOfOthers =
         case OfOthers of
             [] -> [];
@@ -125,11 +130,12 @@ add(Sid, Subject, QueueGroup, Key, S = #subscriptions{of_others = OfOthers}) ->
         end,
     {Known, NS#subscriptions{latest = Sid, of_others = NOfOthers}}.
 
-%% Somebody else has subscribed this client. The sid is one that no client library gives.
+%% Adds a subscription that somebody else has made for this client. Client libraries count their
+%% sids up from 1, so this one counts down from the largest.
 -spec add_for_other(binary(), undefined | binary(), key(), subscriptions()) -> subscriptions().
 add_for_other(Subject, QueueGroup, Key, S = #subscriptions{of_others = OfOthers}) ->
     Sid = unused_sid(?LAST_SID, S),
-    {_, NS} = enter(Sid, Subject, QueueGroup, Key, S),
+    {_, NS} = enter_sid(Sid, Subject, QueueGroup, Key, S),
     NS#subscriptions{of_others = [Sid | OfOthers]}.
 
 unused_sid(Number, S) ->
@@ -139,10 +145,10 @@ unused_sid(Number, S) ->
         false -> Sid
     end.
 
-enter(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, bytes = Bytes}) ->
+enter_sid(Sid, Subject, QueueGroup, Key, S = #subscriptions{subs = Subs, bytes = Bytes}) ->
     {Known, Offset, NS} = enter_key(Sid, Key, S),
     Sub = #subscription{subject = Subject, queue_group = QueueGroup, key = Key, offset = Offset},
-    {Known, NS#subscriptions{subs = Subs#{Sid => Sub}, bytes = Bytes + texts(Subject, Key)}}.
+    {Known, NS#subscriptions{subs = Subs#{Sid => Sub}, bytes = Bytes + text_bytes(Subject, Key)}}.
 
 enter_key(Sid, Key = {undefined, Filter}, S = #subscriptions{entries = Entries}) ->
     case Entries of
@@ -167,9 +173,9 @@ enter_key(Sid, {Share, Filter}, S = #subscriptions{groups = Groups}) ->
     {Known, NGroup} = nats_gateway_queue_group:add(Sid, Filter, Group),
     {Known, 0, S#subscriptions{groups = Groups#{Share => NGroup}}}.
 
-texts(Subject, {_, Filter}) -> byte_size(Subject) + byte_size(Filter).
+text_bytes(Subject, {_, Filter}) -> byte_size(Subject) + byte_size(Filter).
 
-%% Without waiting for the broker.
+%% Removes a sid without waiting for the broker.
 -spec remove(sid(), subscriptions()) -> subscriptions().
 remove(Sid, S = #subscriptions{subs = Subs}) ->
     case Subs of
@@ -178,15 +184,15 @@ remove(Sid, S = #subscriptions{subs = Subs}) ->
     end.
 
 remove_from(Key = {undefined, _}, Sid, S = #subscriptions{entries = Entries}) ->
-    case without(Sid, maps:get(Key, Entries)) of
-        #entry{sids = Sids, leaving = []} when map_size(Sids) =:= 0 -> drop(Key, S);
+    case remove_sid(Sid, maps:get(Key, Entries)) of
+        #entry{sids = Sids, leaving = []} when map_size(Sids) =:= 0 -> drop_key(Key, S);
         Entry -> S#subscriptions{entries = Entries#{Key := Entry}}
     end;
 remove_from({Share, Filter}, Sid, S = #subscriptions{groups = Groups}) ->
     #{Share := Group} = Groups,
     put_group(Share, nats_gateway_queue_group:remove(Sid, Filter, Group), S).
 
-%% The key still has it.
+%% Removes the sid, but not from its key.
 forget(Sid, S = #subscriptions{subs = Subs, bytes = Bytes, latest = Latest}) ->
     {#subscription{subject = Subject, key = Key}, NSubs} = maps:take(Sid, Subs),
     NLatest =
@@ -194,14 +200,14 @@ forget(Sid, S = #subscriptions{subs = Subs, bytes = Bytes, latest = Latest}) ->
             Sid -> undefined;
             _ -> Latest
         end,
-    S#subscriptions{subs = NSubs, bytes = Bytes - texts(Subject, Key), latest = NLatest}.
+    S#subscriptions{subs = NSubs, bytes = Bytes - text_bytes(Subject, Key), latest = NLatest}.
 
-without(Sid, Entry = #entry{sids = Sids, limited = Limited}) ->
+remove_sid(Sid, Entry = #entry{sids = Sids, limited = Limited}) ->
     Entry#entry{
         sids = maps:remove(Sid, Sids), list = undefined, limited = maps:remove(Sid, Limited)
     }.
 
-drop(Key = {undefined, Filter}, S = #subscriptions{entries = Entries}) ->
+drop_key(Key = {undefined, Filter}, S = #subscriptions{entries = Entries}) ->
     remove_wildcard(Filter, S#subscriptions{entries = maps:remove(Key, Entries)}).
 
 put_group(Share, Group, S = #subscriptions{groups = Groups}) ->
@@ -210,15 +216,16 @@ put_group(Share, Group, S = #subscriptions{groups = Groups}) ->
         false -> S#subscriptions{groups = Groups#{Share := Group}}
     end.
 
-%% The sid is free at once. As the last of its key it still gets what comes before the broker has
-%% confirmed; not so with a max, which is never exceeded. Its key is returned: the broker is to be told.
+%% The sid is free at once. If it was the last of its key, the key is returned, because the broker is
+%% to be told. Such a sid still gets the messages that come before the broker confirms, unless it has
+%% a max, which is never exceeded.
 leave(Sid, #subscription{key = Key = {undefined, _}, max = Max}, S) ->
     NS = #subscriptions{entries = Entries} = forget(Sid, S),
-    case without(Sid, maps:get(Key, Entries)) of
+    case remove_sid(Sid, maps:get(Key, Entries)) of
         Entry = #entry{sids = Sids} when map_size(Sids) > 0 ->
             {[], NS#subscriptions{entries = Entries#{Key := Entry}}};
         #entry{leaving = []} when Max =/= infinity ->
-            {[Key], drop(Key, NS)};
+            {[Key], drop_key(Key, NS)};
         Entry = #entry{leaving = Leaving} ->
             NEntry = Entry#entry{leaving = [Sid || Max =:= infinity] ++ Leaving},
             {[Key], NS#subscriptions{entries = Entries#{Key := NEntry}}}
@@ -234,7 +241,7 @@ leave(Sid, #subscription{key = Key = {Share, Filter}, max = Max}, S) ->
 unsubscribed(Key = {undefined, _}, S = #subscriptions{entries = Entries}) ->
     case Entries of
         #{Key := #entry{sids = Sids}} when map_size(Sids) =:= 0 ->
-            drop(Key, S);
+            drop_key(Key, S);
         #{Key := Entry} ->
             S#subscriptions{entries = Entries#{Key := Entry#entry{leaving = []}}};
         #{} ->
@@ -248,12 +255,12 @@ unsubscribed({Share, Filter}, S = #subscriptions{groups = Groups}) ->
             S
     end.
 
-%% The broker is another one: nothing comes of what was under way.
+%% The broker is another one, so that nothing that was under way will arrive.
 -spec begin_anew(subscriptions()) -> subscriptions().
 begin_anew(S) ->
     lists:foldl(fun(Key, Acc) -> joined(Key, unsubscribed(Key, Acc)) end, S, all_keys(S)).
 
-%% Also those without a sid, which the broker has still to forget.
+%% All keys, also those without a sid, which the broker has still to unsubscribe.
 all_keys(#subscriptions{entries = Entries, groups = Groups}) ->
     maps:keys(Entries) ++
         [
@@ -262,7 +269,7 @@ all_keys(#subscriptions{entries = Entries, groups = Groups}) ->
             Filter <- nats_gateway_queue_group:all_filters(Group)
         ].
 
-%% The broker knows the key: what matches it comes for it, too.
+%% The broker knows the key. From now on it sends a copy of each matching message for it.
 -spec joined(key(), subscriptions()) -> subscriptions().
 joined({undefined, _}, S) ->
     S;
@@ -275,7 +282,7 @@ joined({Share, Filter}, S = #subscriptions{groups = Groups}) ->
             S
     end.
 
-%% `leaving': the broker has still to confirm an unsubscription of the key.
+%% With `leaving' the broker has still to confirm an unsubscription of the key.
 -spec key_state(key(), subscriptions()) -> known | leaving | unknown.
 key_state(Key = {undefined, _}, #subscriptions{entries = Entries}) ->
     case Entries of
@@ -290,10 +297,10 @@ key_state({Share, Filter}, #subscriptions{groups = Groups}) ->
     end.
 
 %% -------------------------------------------------------------------------------------------
-%% What an operation has to wait for
+%% Waiting for messages on their way
 
-%% Which messages on their way have to arrive before the operation: none, this client's own, or all.
-%% For a verbose client the +OK is written behind the messages of its own that came before.
+%% Decides which messages on their way have to arrive before the operation: none, this client's own,
+%% or all. A verbose client gets its own earlier messages before the +OK.
 -spec must_wait(nats_gateway_nif:op(), Verbose :: boolean(), subscriptions()) -> no | own | all.
 must_wait(_, _, #subscriptions{fenced = true}) ->
     no;
@@ -305,7 +312,7 @@ must_wait(#sub{filter = Filter, share_name = Share, sid = Sid}, Verbose, S) ->
         leaving -> own;
         unknown when not Published -> no;
         unknown when Verbose -> own;
-        %% A message on its way may be the last of a subscription, whose sid is free after it.
+        %% A message on its way may be the last that a subscription takes, and then frees its sid.
         unknown -> own_if(member(Sid, S))
     end;
 must_wait(#unsub{sid = Sid, max = Max}, Verbose, S) ->
@@ -314,7 +321,7 @@ must_wait(#unsub{sid = Sid, max = Max}, Verbose, S) ->
         true -> all;
         false -> own_if((Max > 0 orelse Verbose) andalso Published andalso Sid =/= Latest)
     end;
-%% It may be refused, or begin another session with the broker.
+%% The CONNECT may be refused, or begin another session with the broker.
 must_wait({connect, _}, _, #subscriptions{published = Published}) ->
     own_if(Published);
 must_wait(_, _, _) ->
@@ -323,7 +330,8 @@ must_wait(_, _, _) ->
 own_if(true) -> own;
 own_if(false) -> no.
 
-%% Whether an UNSUB ends at once what the sid gets, while what was sent before may be on its way to it.
+%% Whether an UNSUB ends the deliveries to the sid at once, while the sid may still have to get
+%% messages on their way.
 takes_from_others(Sid, Max, S = #subscriptions{subs = Subs}) ->
     case Subs of
         #{Sid := Sub = #subscription{key = Key, max = OldMax}} ->
@@ -349,17 +357,19 @@ published(S) -> S#subscriptions{published = true, fenced = false, latest = undef
 next_segment(S = #subscriptions{fenced = false}) -> S;
 next_segment(S) -> S#subscriptions{fenced = false}.
 
-%% What the client has published has arrived.
+%% The messages that the client has published have arrived.
 -spec flushed(subscriptions()) -> subscriptions().
 flushed(S) -> S#subscriptions{published = false}.
 
-%% What `must_wait/3' asked for has arrived: what comes next in this segment has nothing to wait for.
+%% The messages that `must_wait/3' asked for have arrived. The next operations of this segment have
+%% nothing to wait for.
 -spec fenced(subscriptions()) -> subscriptions().
 fenced(S) -> S#subscriptions{published = false, fenced = true}.
 
 %% -------------------------------------------------------------------------------------------
 
-%% UNSUB with a max, counted from the SUB; 0, or reached already, removes at once.
+%% UNSUB with a max, which counts from the SUB. A max of 0, or one that is already reached, removes
+%% the subscription at once.
 -spec limit(sid(), non_neg_integer(), subscriptions()) -> {[key()], subscriptions()}.
 limit(Sid, Max, S = #subscriptions{subs = Subs}) ->
     case Subs of
@@ -371,16 +381,17 @@ limit(Sid, Max, S = #subscriptions{subs = Subs}) ->
                     leave(Sid, Sub#subscription{max = Max}, S);
                 false ->
                     NSubs = Subs#{Sid := Sub#subscription{max = Max}},
-                    {[], limited(Sid, Sub, S#subscriptions{subs = NSubs})}
+                    {[], set_limited(Sid, Sub, S#subscriptions{subs = NSubs})}
             end;
         #{} ->
             {[], S}
     end.
 
-limited(Sid, #subscription{key = Key = {undefined, _}}, S = #subscriptions{entries = Entries}) ->
+set_limited(Sid, #subscription{key = Key = {undefined, _}}, S) ->
+    #subscriptions{entries = Entries} = S,
     #{Key := Entry = #entry{limited = Limited}} = Entries,
     S#subscriptions{entries = Entries#{Key := Entry#entry{limited = Limited#{Sid => []}}}};
-limited(_, _, S) ->
+set_limited(_, _, S) ->
     S.
 
 delivered(#subscription{key = {undefined, _} = Key, offset = Offset}, S) ->
@@ -389,8 +400,8 @@ delivered(#subscription{key = {undefined, _} = Key, offset = Offset}, S) ->
 delivered(#subscription{offset = Offset}, _) ->
     -Offset.
 
-%% The broker refused the key: its sids are gone and free again. Those that the client has subscribed
-%% itself are returned.
+%% The broker has refused the key, so that its sids are free again. The subscriptions that the
+%% client has made itself are returned.
 -spec reject(key(), subscriptions()) -> {[subscription()], subscriptions()}.
 reject(Key, S = #subscriptions{of_others = OfOthers}) ->
     Rejected = unordered_sids(Key, S),
@@ -400,7 +411,7 @@ reject(Key, S = #subscriptions{of_others = OfOthers}) ->
         NS#subscriptions{of_others = OfOthers -- Rejected}
     }.
 
-%% The sids that get this copy of a message from the broker, and the keys that became unused by it.
+%% The sids that get this copy of a message from the broker, and the keys that it made unused.
 -spec deliver(key(), Topic :: binary(), nats_gateway_queue_group:message_id(), subscriptions()) ->
     {[sid()], [key()], subscriptions()}.
 deliver(Key = {undefined, _}, Topic, _, S = #subscriptions{entries = Entries}) ->
@@ -435,14 +446,14 @@ deliver_to_all(Key, Entry = #entry{delivered = N, limited = Limited}, S) ->
         0 ->
             {Sids, [], NS};
         _ ->
-            {Unused, NNS} = leave_all(full(maps:keys(Limited), NS), NS),
+            {Unused, NNS} = leave_all(sids_at_max(maps:keys(Limited), NS), NS),
             {Sids, Unused, NNS}
     end.
 
 sid_list(#entry{list = undefined, sids = Sids}) -> maps:keys(Sids);
 sid_list(#entry{list = Sids}) -> Sids.
 
-full(Sids, S = #subscriptions{subs = Subs}) ->
+sids_at_max(Sids, S = #subscriptions{subs = Subs}) ->
     [
         Sid
      || Sid <- Sids,
@@ -480,8 +491,8 @@ is_taken({Share, _}, Id, #subscriptions{groups = Groups}) ->
         #{} -> false
     end.
 
-%% The sid that gets the 503 of a request: a plain subscription that matches the reply subject, which
-%% this is the topic of.
+%% The sid that gets the 503 of a request. It has a plain subscription that matches the reply
+%% subject, whose topic this is.
 -spec plain_sid(Topic :: binary(), subscriptions()) -> undefined | sid().
 plain_sid(Topic, #subscriptions{wildcards = Wildcards, entries = Entries}) ->
     first_sid([Topic | nats_gateway_filters:matching(Topic, Wildcards)], Topic, Entries).
@@ -499,13 +510,13 @@ first_sid([Filter | Filters], Topic, Entries) ->
             first_sid(Filters, Topic, Entries)
     end.
 
-%% What the broker is subscribed to for this sid.
+%% The key of this sid.
 -spec key(sid(), subscriptions()) -> key().
 key(Sid, #subscriptions{subs = Subs}) ->
     #{Sid := #subscription{key = Key}} = Subs,
     Key.
 
-%% Of one key, in order.
+%% The sids of one key, in order.
 -spec sids(key(), subscriptions()) -> [sid()].
 sids(Key, S) ->
     [Sid || {_, Sid} <- lists:sort([{byte_size(Sid), Sid} || Sid <- unordered_sids(Key, S)])].

@@ -1,5 +1,5 @@
-%% What a client and the gateway have said to each other, counted: messages of each direction, and
-%% operations of each kind for a host that wants to know.
+%% Counts the messages of each direction between a client and the gateway, and the operations of
+%% each kind for a host that wants to know them.
 -module(nats_gateway_traffic).
 
 -export([new/1]).
@@ -23,11 +23,11 @@
 
 -record(traffic, {
     received = 0 :: non_neg_integer(),
-    %% each as often as it goes to a sid
+    %% a message counts once for each sid that it goes to
     sent = 0 :: non_neg_integer(),
-    %% deliveries of the host that were for somebody
+    %% deliveries of the host that went to at least one sid
     fanned_out = 0 :: non_neg_integer(),
-    %% to no topic, or in no control line
+    %% messages that have no topic, or are too long for a control line
     unroutable = 0 :: non_neg_integer(),
     %% operations of each kind since the last report, for a host that wants to know
     operations = none :: none | counters:counters_ref()
@@ -39,7 +39,7 @@
     {received, connect | ping | pong | pub | hpub | sub | unsub}
     | {sent, info | ok | err | ping | pong | msg | hmsg}.
 
-%% Their places in the counters.
+%% The kinds in the order of their places in the counters.
 -define(KINDS, [
     {received, connect},
     {received, ping},
@@ -90,13 +90,13 @@ ok(true, Traffic) ->
     count({sent, ok}, 1, Traffic),
     ?OK.
 
-%% So many of them.
+%% The +OKs for this many operations.
 -spec oks(non_neg_integer(), traffic()) -> iodata().
 oks(Number, Traffic) ->
     count({sent, ok}, Number, Traffic),
     lists:duplicate(Number, ?OK).
 
-%% A line of -ERR, if there is one.
+%% A line of -ERR, or nothing.
 -spec err(iodata(), traffic()) -> iodata().
 err([], _) ->
     [];
@@ -104,12 +104,12 @@ err(Line, Traffic) ->
     count({sent, err}, 1, Traffic),
     Line.
 
-%% What the client has sent.
+%% Counts the operations that the client has sent.
 -spec count_operations([nats_gateway_channel:input()], traffic()) -> ok.
 count_operations(_, #traffic{operations = none}) -> ok;
 count_operations(Ops, Traffic) -> count_operations(Ops, 0, 0, Traffic).
 
-%% Most are messages, in long runs.
+%% Most operations are messages in long runs, so each run is counted once.
 count_operations([#pub{headers = undefined} | Ops], Pubs, HPubs, Traffic) ->
     count_operations(Ops, Pubs + 1, HPubs, Traffic);
 count_operations([#pub{} | Ops], Pubs, HPubs, Traffic) ->
@@ -132,7 +132,7 @@ kind(#sub{}) -> {received, sub};
 kind(#unsub{}) -> {received, unsub};
 kind(_) -> none.
 
-%% Those since it was called last.
+%% The operations since the last call.
 -spec take_operations(traffic()) -> [{kind(), pos_integer()}].
 take_operations(#traffic{operations = none}) ->
     [];
@@ -150,7 +150,7 @@ take_operations(#traffic{operations = Counters}) ->
 received(Number, Traffic = #traffic{received = Received}) ->
     Traffic#traffic{received = Received + Number}.
 
-%% Messages for so many sids in all.
+%% Counts messages that go to this many sids in all.
 -spec delivered([#message{}], Sids :: non_neg_integer(), traffic()) -> traffic().
 delivered(Messages, Count, Traffic = #traffic{sent = Sent, fanned_out = FannedOut}) ->
     ok = count_messages(Messages, Count, Traffic),
@@ -166,12 +166,12 @@ count_messages(Messages, Count, Traffic) ->
     count({sent, hmsg}, WithHeaders, Traffic),
     count({sent, msg}, Count - WithHeaders, Traffic).
 
-%% Properties that there are none of make no header block.
+%% An empty list of properties makes no header block.
 has_headers(undefined) -> false;
 has_headers({_, [], undefined}) -> false;
 has_headers(_) -> true.
 
-%% They were counted as delivered, and fit into no control line.
+%% These messages were counted as delivered, but they are too long for a control line.
 -spec too_long(Messages :: non_neg_integer(), traffic()) -> traffic().
 too_long(0, Traffic) ->
     Traffic;
