@@ -205,7 +205,7 @@ reachable(#{host := Host, port := Port, tls := Tls, connect_timeout := Timeout})
                     "no MQTT broker at ",
                     nats_gateway_address:format({Host, Port}),
                     " (",
-                    explain_connect_error(Reason),
+                    nats_gateway_upstream:explain(Reason),
                     "): start one there, or name another with --upstream or upstream.url"
                 ]}
             )
@@ -233,13 +233,6 @@ option(Option) when is_tuple(Option), is_atom(element(1, Option)) ->
     [atom_to_list(element(1, Option)), ": cannot be used"];
 option(_) ->
     "cannot be used".
-
-%% Only the end of OTP's text about an alert is useful here.
-explain_connect_error({tls_alert, {_, Text}}) ->
-    ["TLS: ", lists:join(" ", string:lexemes(lists:last(string:split(Text, "Fatal - ")), " \n"))];
-explain_connect_error(closed) -> "closed by the broker: does it speak TLS?";
-explain_connect_error(Reason) when is_atom(Reason) -> inet:format_error(Reason);
-explain_connect_error(Reason) -> io_lib:format("~0p", [Reason]).
 
 with_connection(Listener = #{name := Name, authentication_timeout := Timeout}, Config) ->
     Listener#{
@@ -278,7 +271,7 @@ open_monitor(Bind, Arguments) ->
         ok ->
             io:format("nats_gateway: monitoring on http://~ts~n", [Address]);
         {error, Reason} ->
-            Why = explain_connect_error(Reason),
+            Why = nats_gateway_upstream:explain(Reason),
             Text = [source(Arguments), "cannot listen on ", Address, " (", Why, "): choose another monitor.bind"],
             throw({stop, ?EX_UNAVAILABLE, Text})
     end.

@@ -12,9 +12,8 @@
     is_lame_duck := boolean()
 }.
 
-%% The broker is tried by a connection without a word, which it may log: no more often than this.
+%% A broker that works is asked no more often than this, for a health check.
 -define(TRY_MS, 10000).
--define(CONNECT_MS, 1000).
 
 -spec open(nats_gateway_monitor:bind()) -> ok | {error, inet:posix() | term()}.
 open(Bind) -> nats_gateway_monitor:open(Bind, fun gateway/0).
@@ -26,9 +25,7 @@ change(Old, New) -> nats_gateway_monitor:change(Old, New, fun gateway/0).
 
 %% What is told from now on; before `open/1' and `change/2'.
 -spec update(facts()) -> ok.
-update(Facts) ->
-    %% Time and result of the last connection to the broker, which may be another one now.
-    persistent_term:put(?MODULE, Facts#{tried => atomics:new(2, [{signed, true}])}).
+update(Facts) -> persistent_term:put(?MODULE, Facts).
 
 gateway() ->
     #{config := Config, listeners := Listeners} = Facts = persistent_term:get(?MODULE),
@@ -44,28 +41,12 @@ started() ->
 
 health(#{is_lame_duck := true}) ->
     {error, <<"lame duck mode: clients are told to go to another server">>};
-health(#{config := #{upstream := #{host := Host, port := Port}}, tried := Tried}) ->
-    Now = erlang:monotonic_time(millisecond),
-    Reachable = 1,
-    case {atomics:get(Tried, 1), atomics:get(Tried, 2)} of
-        {At, Reachable} when Now - At < ?TRY_MS ->
+health(#{config := #{upstream := Upstream = #{host := Host, port := Port}}}) ->
+    case nats_gateway_upstream:check(Upstream, ?TRY_MS) of
+        ok ->
             ok;
-        _ ->
-            case nats_gateway_transport:connect({Host, Port}, none, ?CONNECT_MS) of
-                {ok, Socket} ->
-                    ok = nats_gateway_transport:close(Socket),
-                    atomics:put(Tried, 1, Now),
-                    atomics:put(Tried, 2, Reachable);
-                {error, Reason} ->
-                    atomics:put(Tried, 2, 0),
-                    {error, [
-                        "the broker at ",
-                        nats_gateway_address:format({Host, Port}),
-                        " cannot be reached: ",
-                        why(Reason)
-                    ]}
-            end
+        {error, Reason} ->
+            Address = nats_gateway_address:format({Host, Port}),
+            Why = nats_gateway_upstream:explain(Reason),
+            {error, ["the broker at ", Address, " cannot be reached: ", Why]}
     end.
-
-why(Reason) when is_atom(Reason) -> inet:format_error(Reason);
-why(Reason) -> io_lib:format("~0p", [Reason]).

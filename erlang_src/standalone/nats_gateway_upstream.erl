@@ -13,6 +13,8 @@
 -export([child_spec/0]).
 -export([start_link/0]).
 -export([available/1]).
+-export([check/2]).
+-export([explain/1]).
 -export([open/2]).
 -export([accepted/2]).
 -export([refused/3]).
@@ -46,12 +48,15 @@
 -type facts() :: #{maximum_packet_size => pos_integer()}.
 -export_type([facts/0]).
 
+%% Why there was no connection at all.
+-type unreachable() :: timeout | crashed | inet:posix() | {tls_alert, term()} | term().
+
 -type address() :: {string() | inet:ip_address(), inet:port_number()}.
 
 -record(broker, {
     %% when the last check found it reachable or not: milliseconds of monotonic time
     checked = never :: never | integer(),
-    reachable = true :: boolean(),
+    reachable = true :: true | {false, unreachable()},
     facts = #{} :: facts(),
     %% the probe that is under way, and the callers that wait for it
     probe :: undefined | reference(),
@@ -72,6 +77,9 @@
 -define(REACHABLE_MS, 1000).
 -define(UNREACHABLE_MS, 100).
 
+%% How long `check/2' waits.
+-define(CHECK_MS, 1000).
+
 %% The time between two log lines about the same refusal, however often logins succeed in between.
 -define(TELL_AGAIN_MS, 10000).
 
@@ -89,7 +97,36 @@ start_link() -> nats_gateway_guard:start_link({local, ?MODULE}, ?MODULE, []).
 %% Whether the broker can be reached, and what the last login learned about it. Takes up to the
 %% connect timeout.
 -spec available(upstream()) -> {true, facts()} | false.
-available(Upstream) -> gen_server:call(?MODULE, {available, Upstream}, infinity).
+available(Upstream) ->
+    case gen_server:call(?MODULE, {available, Upstream, ?REACHABLE_MS}, infinity) of
+        {true, Facts} -> {true, Facts};
+        {false, _} -> false
+    end.
+
+%% The same for those who watch the gateway: they do not wait longer than a second, and do not have a
+%% connection made if the broker was there in the last `MaxAgeMs'. Some brokers log each connection
+%% that ends without a word.
+-spec check(upstream(), MaxAgeMs :: pos_integer()) -> ok | {error, unreachable()}.
+check(Upstream, MaxAge) ->
+    try gen_server:call(?MODULE, {available, Upstream, MaxAge}, ?CHECK_MS) of
+        {true, _} -> ok;
+        {false, Reason} -> {error, Reason}
+    catch
+        exit:{timeout, _} -> {error, timeout}
+    end.
+
+%% The reason in words. Only the end of OTP's text about an alert is useful here.
+-spec explain(unreachable()) -> iodata().
+explain({tls_alert, {_, Text}}) ->
+    ["TLS: ", lists:join(" ", string:lexemes(lists:last(string:split(Text, "Fatal - ")), " \n"))];
+explain(timeout) ->
+    "no answer";
+explain(closed) ->
+    "closed by the broker: does it speak TLS?";
+explain(Reason) when is_atom(Reason) ->
+    inet:format_error(Reason);
+explain(Reason) ->
+    io_lib:format("~0p", [Reason]).
 
 %% Opens a connection to the broker for the calling process.
 -spec open(upstream(), timeout()) ->
@@ -163,10 +200,10 @@ address(#{host := Host, port := Port}) -> {Host, Port}.
 
 init([]) -> {ok, #{}}.
 
-handle_call({available, Upstream}, From, Brokers) ->
+handle_call({available, Upstream, MaxAge}, From, Brokers) ->
     Address = address(Upstream),
     Broker = broker(Address, Brokers),
-    case is_known(Broker, now_ms()) of
+    case is_known(Broker, MaxAge, now_ms()) of
         true ->
             {reply, answer(Broker), Brokers};
         false ->
@@ -213,13 +250,13 @@ terminate(_, _) -> ok.
 format_status(Status) -> Status.
 
 answer(#broker{reachable = true, facts = Facts}) -> {true, Facts};
-answer(#broker{reachable = false}) -> false.
+answer(#broker{reachable = {false, Reason}}) -> {false, Reason}.
 
 broker(Address, Brokers) -> maps:get(Address, Brokers, #broker{}).
 
-is_known(#broker{checked = never}, _) -> false;
-is_known(#broker{checked = At, reachable = true}, Now) -> Now - At < ?REACHABLE_MS;
-is_known(#broker{checked = At, reachable = false}, Now) -> Now - At < ?UNREACHABLE_MS.
+is_known(#broker{checked = never}, _, _) -> false;
+is_known(#broker{checked = At, reachable = true}, MaxAge, Now) -> Now - At < MaxAge;
+is_known(#broker{checked = At, reachable = {false, _}}, _, Now) -> Now - At < ?UNREACHABLE_MS.
 
 probe(Upstream = #{connect_timeout := Timeout}, Broker = #broker{probe = undefined}) ->
     {_, Probe} = spawn_monitor(fun() -> exit({probed, look_for(Upstream, Timeout)}) end),
@@ -249,7 +286,7 @@ handle_report(reached, Address, Broker) ->
 handle_report({unreachable, Reason}, Address, Broker) ->
     %% When the broker comes back, it may be another one.
     NBroker = Broker#broker{
-        checked = now_ms(), reachable = false, quirks = unknown, attempts = 0, facts = #{}
+        checked = now_ms(), reachable = {false, Reason}, quirks = unknown, attempts = 0, facts = #{}
     },
     begin_trouble(unreachable, upstream_connect_failed, #{reason => Reason}, Address, NBroker);
 handle_report({accepted, Facts}, Address, Broker = #broker{troubles = Troubles}) ->

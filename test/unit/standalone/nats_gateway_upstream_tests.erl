@@ -27,7 +27,9 @@ upstream_test_() ->
             fun lost_connections_make_it_look_again/1,
             fun one_line_for_an_outage/1,
             fun one_line_for_refused_logins/1,
-            fun a_silent_handshake_is_no_broker/1
+            fun a_silent_handshake_is_no_broker/1,
+            fun why_it_is_not_there/1,
+            fun who_watches_causes_few_connections/1
         ]
     ]}.
 
@@ -115,6 +117,32 @@ a_silent_handshake_is_no_broker(_) ->
     {Listen, Upstream} = broker(),
     Tls = Upstream#{tls := [{verify, verify_none}, {log_level, none}], connect_timeout := 200},
     ?assertEqual(false, ?UPSTREAM:available(Tls)),
+    ?assertEqual(1, connections(Listen)).
+
+why_it_is_not_there(_) ->
+    {Listen, Upstream} = broker(),
+    Silent = Upstream#{tls := [{verify, verify_none}, {log_level, none}], connect_timeout := 200},
+    ?assertEqual({error, timeout}, ?UPSTREAM:check(Silent, 1000)),
+    ok = gen_tcp:close(Listen),
+    ok = ?UPSTREAM:lost(Upstream),
+    ?assertEqual({error, econnrefused}, ?UPSTREAM:check(Upstream, 1000)),
+    ?assertEqual("connection refused", ?UPSTREAM:explain(econnrefused)),
+    ?assertEqual("no answer", ?UPSTREAM:explain(timeout)),
+    Alert = {tls_alert, {unknown_ca, "TLS client: In state x at y.erl:1 generated CLIENT ALERT: Fatal - Unknown CA\n"}},
+    ?assertEqual("TLS: Unknown CA", lists:flatten(?UPSTREAM:explain(Alert))).
+
+%% However old the answer is, up to what they take. A client is not let in on one that is older than a
+%% second, and the end of a connection makes both look again.
+who_watches_causes_few_connections(_) ->
+    {Listen, Upstream} = broker(),
+    ?assertEqual(ok, ?UPSTREAM:check(Upstream, 60000)),
+    timer:sleep(1100),
+    ?assertEqual(ok, ?UPSTREAM:check(Upstream, 60000)),
+    ?assertEqual(1, connections(Listen)),
+    ?assertEqual({true, #{}}, ?UPSTREAM:available(Upstream)),
+    ?assertEqual(1, connections(Listen)),
+    ok = ?UPSTREAM:lost(Upstream),
+    ?assertEqual(ok, ?UPSTREAM:check(Upstream, 60000)),
     ?assertEqual(1, connections(Listen)).
 
 %% -------------------------------------------------------------------------------------------
