@@ -7,5 +7,6 @@
     %% milliseconds of the system's time: when it came, and when a message or subscription changed
     start :: integer(),
     active :: integer(),
+    account = <<"$G">> :: binary(),
     figures = #{} :: nats_gateway_census:figures()
 }).

@@ -18,7 +18,8 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def answers(port: int) -> bool:
-    """OTP's httpd may answer a request with 500 that comes before it has read all of its settings."""
+    """OTP's httpd may answer with 500 before it has read all of its settings: until then the gateway does not say that
+    the port is open."""
     try:
         return get(port, "/subsz")[0] == 200
     except OSError:
@@ -35,9 +36,9 @@ def connections(port: int, query: str = "") -> list[dict]:
     return get_json(port, f"/connz{query}")["connections"]
 
 
-def metrics(port: int) -> dict[str, int]:
+def metrics(port: int) -> dict[str, float]:
     """The value of each sample, by its name with its labels."""
     status, body = get(port, "/metrics")
     assert status == 200
     samples = (line.rpartition(" ") for line in body.splitlines() if line and not line.startswith("#"))
-    return {name: int(value) for name, _, value in samples}
+    return {name: float(value) for name, _, value in samples}

@@ -11,6 +11,9 @@
 -export([deadline/1]).
 -export([has_room/3]).
 -export([user/2]).
+-export([account/1]).
+-export([accounts/1]).
+-export([jwt_facts/1]).
 
 -include("nats_gateway.hrl").
 -include("nats_gateway_channel.hrl").
@@ -135,6 +138,7 @@ has_room(Count, Max, _) ->
     Count =< Max.
 
 log_refusal(Method, Reason, More, #{listener := Listener, peername := Peername}) ->
+    ok = nats_gateway_census:login_refused(Method, Reason),
     nats_gateway_refusals:may_log(Listener) andalso
         ?LOG_WARNING(More#{
             msg => login_refused,
@@ -161,7 +165,7 @@ user(Client = #{sockname := {Host, _}, connect := Fields}, Grant = #grant{rules 
     #{
         host => nats_gateway_system:address(Host),
         user => user_name(Login, Fields),
-        account => maps:get(account, Login, <<"$G">>),
+        account => account(Client),
         rules => Rules,
         expires =>
             case deadline(Grant) of
@@ -169,6 +173,24 @@ user(Client = #{sockname := {Host, _}, connect := Fields}, Grant = #grant{rules 
                 At -> max(0, At - erlang:monotonic_time(millisecond))
             end
     }.
+
+%% The account of a client. As in nats-server, it is `$G' for clients that are in no other.
+-spec account(nats_gateway_host:client()) -> binary().
+account(#{login := #{account := Account}}) -> Account;
+account(_) -> <<"$G">>.
+
+%% Facts of the JWT that a client logged in with, for monitoring.
+-spec jwt_facts(nats_gateway_host:client()) ->
+    #{jwt | issuer_key | name_tag => binary(), tags => [binary()]}.
+jwt_facts(#{login := Login = #{method := jwt, name := Name}}) ->
+    (maps:with([jwt, issuer_key, tags], Login))#{name_tag => Name};
+jwt_facts(_) ->
+    #{}.
+
+%% The accounts that these settings know, without `$G'.
+-spec accounts(nats_gateway_config:config()) ->
+    #{Key :: binary() => nats_gateway_jwt:account_facts()}.
+accounts(#{login := Login}) -> nats_gateway_login:accounts(Login).
 
 %% A token is a secret, so it is not shown as the name.
 user_name(#{nkey := NKey}, _) -> NKey;

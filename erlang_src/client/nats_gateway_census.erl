@@ -10,22 +10,31 @@
 -export([start_link/0]).
 -export([is_on/0]).
 -export([enter/3]).
--export([report/1]).
+-export([report/2]).
 -export([leave/2]).
 -export([open/0]).
 -export([closed/0]).
 -export([totals/0]).
+-export([login_refused/2]).
+-export([refused/0]).
+-export([accounts/0]).
 -export([forget/0]).
 -export([init/1, handle_call/3, handle_cast/2]).
 
 -include("nats_gateway_census.hrl").
 
--export_type([figures/0]).
+-export_type([figures/0, account_totals/0]).
 
-%% Of one connection since it began, but for `subscriptions' and `pending', which are those of now.
+%% Of one connection since it began, but for `subscriptions' and `pending', which are those of now, and
+%% `rtt', which was measured last: nanoseconds.
 -type figures() :: #{
     messages_received | messages_sent | messages_unroutable | octets_received | octets_sent
-    | subscriptions | pending => non_neg_integer()
+    | subscriptions | pending | rtt => non_neg_integer()
+}.
+
+%% What the clients of an account have done, those that are gone as well.
+-type account_totals() :: #{
+    messages_received | messages_sent | octets_received | octets_sent | slow_consumers := non_neg_integer()
 }.
 
 %% The number of ended connections that are kept.
@@ -60,18 +69,19 @@ enter(Cid, Listener, Before) ->
         ok
     end).
 
-%% What this connection has done since the last time is added to what all have done.
--spec report(figures()) -> ok.
-report(Figures) ->
+%% What this connection has done since the last time is added to what all have done, and to what those
+%% of its account have.
+-spec report(Account :: binary(), figures()) -> ok.
+report(Account, Figures) ->
     when_on(fun() ->
         case ets:lookup(?OPEN, self()) of
             [Row = #census{figures = Old, active = Active}] ->
-                lists:foreach(
-                    fun(Kind) ->
-                        count(Kind, max(0, maps:get(Kind, Figures, 0) - maps:get(Kind, Old, 0)))
-                    end,
-                    ?COUNTED
-                ),
+                New = [
+                    {Kind, max(0, maps:get(Kind, Figures, 0) - maps:get(Kind, Old, 0))}
+                 || Kind <- ?COUNTED
+                ],
+                lists:foreach(fun({Kind, Number}) -> count(Kind, Number) end, New),
+                ok = count_for_account(Account, New),
                 NActive =
                     case maps:with([messages_received, messages_sent, subscriptions], Figures) =:=
                         maps:with([messages_received, messages_sent, subscriptions], Old)
@@ -79,23 +89,39 @@ report(Figures) ->
                         true -> Active;
                         false -> erlang:system_time(millisecond)
                     end,
-                true = ets:insert(?OPEN, Row#census{figures = maps:merge(Old, Figures), active = NActive}),
+                true = ets:insert(?OPEN, Row#census{
+                    figures = maps:merge(Old, Figures), active = NActive, account = Account
+                }),
                 ok;
             [] ->
                 ok
         end
     end).
 
+count_for_account(Account, New) ->
+    Key = {account, Account},
+    Increments = [{Place, N} || {Kind, N} <- New, Place <- place_for_account(Kind)],
+    _ = ets:update_counter(?CLOSED, Key, Increments, {Key, 0, 0, 0, 0, 0}),
+    ok.
+
+place_for_account(messages_received) -> [2];
+place_for_account(messages_sent) -> [3];
+place_for_account(octets_received) -> [4];
+place_for_account(octets_sent) -> [5];
+place_for_account(slow_consumers) -> [6];
+place_for_account(_) -> [].
+
 %% The calling connection has ended. `Describe' is called only if there is a census.
 -spec leave(Reason :: term(), fun(() -> {figures(), nats_gateway_channel:description()})) -> ok.
 leave(Reason, Describe) ->
     when_on(fun() ->
-        {Figures, Description} = Describe(),
-        ok = report(Figures),
+        {Figures, Description = #{account := Account}} = Describe(),
+        ok = report(Account, Figures),
         case ets:take(?OPEN, self()) of
             [Row] ->
                 Word = reason(Reason),
-                ended(Word),
+                ok = count_up({ended, Word}),
+                Word =:= slow_consumer andalso count_for_account(Account, [{slow_consumers, 1}]),
                 Number = ets:update_counter(?CLOSED, ?NUMBER, 1),
                 _ = ets:delete(?CLOSED, Number - ?MAX_CLOSED),
                 true = ets:insert(?CLOSED, {
@@ -107,10 +133,35 @@ leave(Reason, Describe) ->
         end
     end).
 
-ended(Word) ->
-    Key = {ended, Word},
+count_up(Key) ->
     _ = ets:update_counter(?CLOSED, Key, 1, {Key, 0}),
     ok.
+
+%% The method and the reason are those of the log. A reason that is not an atom may hold any term.
+-spec login_refused(Method :: atom(), Reason :: term()) -> ok.
+login_refused(Method, Reason) when is_atom(Reason) ->
+    when_on(fun() -> count_up({refused, Method, Reason}) end);
+login_refused(Method, _) ->
+    login_refused(Method, other).
+
+-spec refused() -> [{Method :: atom(), Reason :: atom(), pos_integer()}].
+refused() -> selected([{{{refused, '$1', '$2'}, '$3'}, [], [{{'$1', '$2', '$3'}}]}]).
+
+%% The totals of each account that has ever had a client here.
+-spec accounts() -> #{Account :: binary() => account_totals()}.
+accounts() ->
+    maps:from_list([
+        {Account, #{
+            messages_received => Received,
+            messages_sent => Sent,
+            octets_received => OctetsReceived,
+            octets_sent => OctetsSent,
+            slow_consumers => Slow
+        }}
+     || {{account, Account}, Received, Sent, OctetsReceived, OctetsSent, Slow} <- selected([
+            {{{account, '_'}, '_', '_', '_', '_', '_'}, [], ['$_']}
+        ])
+    ]).
 
 %% Each reason gets a counter of its own, so only atoms become one: an unexpected reason may hold
 %% any term.
@@ -141,10 +192,10 @@ is_there(Pid) ->
 -spec closed() ->
     [{#census{}, nats_gateway_channel:description(), Reason :: atom(), StopMs :: integer()}].
 closed() ->
-    Rows = try_list(?CLOSED),
+    Rows = selected([{{'_', '_', '_', '_', '_'}, [], ['$_']}]),
     [
         {Row, Description, Reason, Stop}
-     || {Number, Row, Description, Reason, Stop} <- lists:reverse(lists:keysort(1, Rows)), is_integer(Number)
+     || {_, Row, Description, Reason, Stop} <- lists:reverse(lists:keysort(1, Rows))
     ].
 
 %% The totals since the start. `ended' has the number of ended connections for each reason. The
@@ -156,20 +207,21 @@ totals() ->
         {Kind, value(Place, Counters)}
      || {Place, Kind} <- lists:enumerate(?COUNTERS)
     ]),
-    Counted#{ended => maps:from_list([{Reason, N} || {{ended, Reason}, N} <- try_list(?CLOSED)])}.
+    Ended = selected([{{{ended, '$1'}, '$2'}, [], [{{'$1', '$2'}}]}]),
+    Counted#{ended => maps:from_list(Ended)}.
 
 %% Erases the counters, which outlive the process.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),
-    ok.
+    nats_gateway_durations:forget().
 
 value(_, none) -> 0;
 value(Place, Counters) -> counters:get(Counters, Place).
 
-try_list(Table) ->
+selected(MatchSpec) ->
     try
-        ets:tab2list(Table)
+        ets:select(?CLOSED, MatchSpec)
     catch
         error:badarg -> []
     end.
@@ -197,6 +249,7 @@ init([]) ->
         none -> persistent_term:put(?MODULE, counters:new(length(?COUNTERS), [write_concurrency]));
         _ -> ok
     end,
+    ok = nats_gateway_durations:start(),
     ?CLOSED = ets:new(?CLOSED, [named_table, public, {write_concurrency, true}]),
     true = ets:insert(?CLOSED, {?NUMBER, 0}),
     ?OPEN = ets:new(?OPEN, [named_table, public, {keypos, #census.pid}, {write_concurrency, true}]),

@@ -1,9 +1,9 @@
 %% The NATS protocol state machine of one client: operations and broker events in, bytes out.
 %%
-%% It has no process and no socket; it asks for the time only where a login has limits of time. What
-%% it does to the world are calls to the host module it was given. Where the host answers `wait',
-%% the operations that follow stay in `todo' until the host's completion arrives: replies keep their
-%% order without a queue of open promises.
+%% It has no process and no socket. It asks for the time only where a login has limits of time, and at
+%% CONNECT, PING and PONG. What it does to the world are calls to the host module it was given. Where
+%% the host answers `wait', the operations that follow stay in `todo' until the host's completion
+%% arrives: replies keep their order without a queue of open promises.
 -module(nats_gateway_channel).
 
 -export([prepare/2]).
@@ -33,6 +33,9 @@
 -export([client_id/1]).
 -export([description/1]).
 -export([stats/1]).
+-export([rtt/1]).
+-export([account/1]).
+-export([sample/1]).
 -export([sent/1]).
 -export([fanned_out/1]).
 -export([held/1]).
@@ -86,8 +89,13 @@
     transport := tcp | ssl | ws | wss,
     user := binary(),
     account := binary(),
+    %% facts of its JWT
+    jwt | issuer_key | name_tag => binary(),
+    tags => [binary()],
     %% fields of CONNECT
-    name | lang | version => binary()
+    name | lang | version => binary(),
+    %% facts of its socket
+    tls => nats_gateway_transport:tls()
 }.
 
 -type login_kind() :: explicit | implicit | again.
@@ -140,7 +148,10 @@
     gone = false :: boolean(),
     todo = [] :: [input()],
     output = nats_gateway_output:new() :: nats_gateway_output:output(),
-    traffic :: nats_gateway_traffic:traffic()
+    traffic :: nats_gateway_traffic:traffic(),
+    rtt :: nats_gateway_rtt:rtt(),
+    %% whether the next call of the encoder is timed
+    sample = false :: boolean()
 }).
 
 -opaque channel() :: #channel{}.
@@ -174,7 +185,8 @@ init(Host, Client = #{config := Config}) ->
         decoder = #decoder{
             max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
         },
-        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
+        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host)),
+        rtt = nats_gateway_rtt:new(erlang:monotonic_time())
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
     {server_info(Extra, Channel), set_decoder_limit(Channel)}.
@@ -276,7 +288,8 @@ client_id(#channel{client = #{client_id := ClientId}}) -> ClientId.
 description(#channel{client = Client = #{connect := Fields}, grant = Grant}) ->
     #{peername := Peername, transport := Transport} = Client,
     #{user := User, account := Account} = nats_gateway_admission:user(Client, Grant),
-    (maps:with([name, lang, version], Fields))#{
+    OfLogin = nats_gateway_admission:jwt_facts(Client),
+    (maps:merge(OfLogin, maps:with([name, lang, version], Fields)))#{
         peername => Peername, transport => Transport, user => User, account => Account
     }.
 
@@ -284,6 +297,16 @@ description(#channel{client = Client = #{connect := Fields}, grant = Grant}) ->
 stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
     Stats = nats_gateway_traffic:stats(Traffic),
     Stats#{subscriptions => nats_gateway_subscriptions:count(Subs)}.
+
+%% The round trip time that was measured last, in nanoseconds.
+-spec rtt(channel()) -> unknown | pos_integer().
+rtt(#channel{rtt = Rtt}) -> nats_gateway_rtt:nanoseconds(Rtt).
+
+-spec account(channel()) -> binary().
+account(#channel{client = Client}) -> nats_gateway_admission:account(Client).
+
+-spec sample(channel()) -> channel().
+sample(Channel) -> Channel#channel{sample = true}.
 
 %% The number of messages sent. A message counts once for each sid that it goes to.
 -spec sent(channel()) -> non_neg_integer().
@@ -423,8 +446,8 @@ run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState})
         {wait, NHostState} ->
             wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
     end;
-run([pong | Rest], Out, Channel) ->
-    run(Rest, Out, Channel);
+run([pong | Rest], Out, Channel = #channel{rtt = Rtt}) ->
+    run(Rest, Out, Channel#channel{rtt = nats_gateway_rtt:ponged(erlang:monotonic_time(), Rtt)});
 run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:ready(HostState) of
         ok -> take(Ops, Out, Channel);
@@ -518,10 +541,12 @@ stop_at_once(Reason, Out, Channel = #channel{output = Output}) ->
 %% -------------------------------------------------------------------------------------------
 %% CONNECT
 
-connect(Fields, Rest, Out, Channel = #channel{client = Client}) ->
+connect(Fields, Rest, Out, Channel = #channel{client = Client, rtt = Rtt}) ->
     case nats_gateway_connect:merge(Fields, Client) of
         {ok, NClient} ->
-            NChannel = Channel#channel{client = NClient},
+            NChannel = Channel#channel{
+                client = NClient, rtt = nats_gateway_rtt:connected(erlang:monotonic_time(), Rtt)
+            },
             case Channel of
                 #channel{session = undefined} ->
                     login(explicit, Rest, Out, NChannel);
@@ -1158,8 +1183,14 @@ header_values(#channel{client = #{connect := #{lang := <<"java">>}}}) -> ascii;
 header_values(_) -> text.
 
 %% Encodes a slice of messages. The other messages come first in the steps that follow.
-send_frames(Frames, Bytes, Then, Out, Channel = #channel{traffic = Traffic}) ->
-    {Encoded, TooLong, Rest} = nats_gateway_delivering:encode(Frames, mountpoint(Channel)),
+send_frames(Frames, Bytes, Then, Out, Channel = #channel{sample = false}) ->
+    Encoded = nats_gateway_delivering:encode(Frames, mountpoint(Channel)),
+    encoded(Encoded, Bytes, Then, Out, Channel);
+send_frames(Frames, Bytes, Then, Out, Channel = #channel{sample = true}) ->
+    Encoded = nats_gateway_delivering:encode_timed(Frames, mountpoint(Channel)),
+    encoded(Encoded, Bytes, Then, Out, Channel#channel{sample = false}).
+
+encoded({Encoded, TooLong, Rest}, Bytes, Then, Out, Channel = #channel{traffic = Traffic}) ->
     NChannel = Channel#channel{traffic = nats_gateway_traffic:too_long(TooLong, Traffic)},
     case Rest of
         [] -> {sent, Bytes, Then, [Out | Encoded], NChannel};
@@ -1178,9 +1209,9 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
 handle_timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
     stop_at_once(Reason, [], Channel);
-handle_timeout(heartbeat, Channel) ->
+handle_timeout(heartbeat, Channel = #channel{rtt = Rtt}) ->
     count({sent, ping}, Channel),
-    {ok, ?PING, Channel};
+    {ok, ?PING, Channel#channel{rtt = nats_gateway_rtt:pinged(erlang:monotonic_time(), Rtt)}};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
     {ok, [], Channel};

@@ -63,6 +63,8 @@
     %% the end of the login for which the timer `login' was started, in milliseconds of monotonic
     %% time
     deadline = infinity :: infinity | integer(),
+    %% whether the next call of the decoder is timed
+    sample = false :: boolean(),
     timers = #{} :: #{timer() => reference()}
 }).
 
@@ -151,7 +153,6 @@ drain(Pid) -> drain(Pid, 0).
 -spec drain(pid(), Milliseconds :: non_neg_integer()) -> ok.
 drain(Pid, Milliseconds) -> gen_server:cast(Pid, {drain, Milliseconds}).
 
-%% The options under the key have changed.
 %% Describes many connections as they are at this moment, in the order of the list. A connection is
 %% `gone' if it has ended, or has not answered when the time for all of them is over.
 -spec describe([pid()], figures | subscriptions, TimeoutMs :: non_neg_integer()) ->
@@ -171,6 +172,7 @@ described(Request, Until) ->
         _ -> gone
     end.
 
+%% The options under the key have changed.
 -spec configure(pid()) -> ok.
 configure(Pid) -> gen_server:cast(Pid, configure).
 
@@ -218,8 +220,7 @@ handle_call({describe, What}, _, State = #state{channel = Channel}) ->
             figures -> [];
             subscriptions -> nats_gateway_channel:subscriptions(Channel)
         end,
-    Description = nats_gateway_channel:description(Channel),
-    {reply, {ok, figures(octets(State), State), Description, Subscriptions}, State};
+    {reply, {ok, figures(octets(State), State), description(State), Subscriptions}, State};
 handle_call(Request, From, State = #state{channel = Channel}) ->
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
     case result(Result, State) of
@@ -571,8 +572,16 @@ fetch(State = #state{websocket = Websocket, input = Input}) ->
             reactivate(State#state{websocket = NWebsocket, input = NInput})
     end.
 
-decode(Bytes, Out, State = #state{channel = Channel, input = Input}) ->
-    case nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)) of
+decode(Bytes, Out, State = #state{channel = Channel, sample = false}) ->
+    decoded(nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)), Out, State);
+decode(Bytes, Out, State = #state{channel = Channel, sample = true}) ->
+    Begin = erlang:monotonic_time(),
+    Decoded = nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)),
+    ok = nats_gateway_durations:add(decode, erlang:monotonic_time() - Begin),
+    decoded(Decoded, Out, State#state{sample = false}).
+
+decoded(Decoded, Out, State = #state{channel = Channel, input = Input}) ->
+    case Decoded of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
                 {ok, More, NChannel} ->
@@ -883,7 +892,7 @@ timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     ok = report_to_census(fun() -> Octets end, State),
     NChannel = nats_gateway_channel:report(Octets, Channel),
     NTimes = nats_gateway_report_times:reported(now_ms(), Times),
-    {noreply, State#state{channel = NChannel, report_times = NTimes}, hibernate};
+    {noreply, sample(State#state{channel = NChannel, report_times = NTimes}), hibernate};
 timeout(streams, State = #state{websocket = Websocket}) ->
     {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
 timeout(busy, State = #state{heap = Heap}) ->
@@ -1153,19 +1162,37 @@ report_to_census(Octets, State = #state{channel = Channel}) ->
         true ->
             Figures = figures(Octets(), State),
             ok = enter_census(Channel, Figures, State),
-            nats_gateway_census:report(Figures);
+            nats_gateway_census:report(nats_gateway_channel:account(Channel), Figures);
         false ->
             ok
+    end.
+
+%% After each report, the next call of the library in each direction is timed: what is seldom measured
+%% costs nothing.
+sample(State = #state{channel = Channel}) ->
+    case nats_gateway_census:is_on() of
+        true -> State#state{sample = true, channel = nats_gateway_channel:sample(Channel)};
+        false -> State
     end.
 
 enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->
     nats_gateway_census:enter(nats_gateway_channel:client_id(Channel), Listener, Before).
 
 figures(Octets, State = #state{channel = Channel}) ->
-    maps:merge(
-        maps:with([octets_received, octets_sent], Octets),
-        (nats_gateway_channel:stats(Channel))#{pending => pending(State)}
-    ).
+    Stats = (nats_gateway_channel:stats(Channel))#{pending => pending(State)},
+    Known = maps:merge(Stats, maps:with([octets_received, octets_sent], Octets)),
+    case nats_gateway_channel:rtt(Channel) of
+        unknown -> Known;
+        Rtt -> Known#{rtt => Rtt}
+    end.
+
+%% TLS is asked for here: nobody else needs to know, and it need not be kept.
+description(#state{channel = Channel, socket = Socket}) ->
+    Description = nats_gateway_channel:description(Channel),
+    case Socket =/= undefined andalso nats_gateway_transport:tls(Socket) of
+        {ok, Tls} -> Description#{tls => Tls};
+        _ -> Description
+    end.
 
 pending(#state{socket = undefined}) ->
     0;

@@ -6,6 +6,7 @@
 -export([fan_out/3]).
 -export([requested/3]).
 -export([encode/2]).
+-export([encode_timed/2]).
 -export([bytes/1]).
 
 -include("nats_gateway.hrl").
@@ -119,8 +120,20 @@ requested(Messages, Permissions, Mountpoint) ->
     {iodata(), TooLong :: non_neg_integer(), [#message{}]}.
 encode(Messages, Mountpoint) -> encode(Messages, Mountpoint, ?SLICE).
 
+%% The first call of the library is timed.
+-spec encode_timed([#message{}], Mountpoint :: binary()) ->
+    {iodata(), TooLong :: non_neg_integer(), [#message{}]}.
+encode_timed(Messages, Mountpoint) ->
+    Begin = erlang:monotonic_time(),
+    Encoded = nats_gateway_nif:encode(Messages, Mountpoint),
+    ok = nats_gateway_durations:add(encode, erlang:monotonic_time() - Begin),
+    encoded(Encoded, Mountpoint, ?SLICE).
+
 encode(Frames, Mountpoint, Room) ->
-    case nats_gateway_nif:encode(Frames, Mountpoint) of
+    encoded(nats_gateway_nif:encode(Frames, Mountpoint), Mountpoint, Room).
+
+encoded(Encoded, Mountpoint, Room) ->
+    case Encoded of
         Done = {_, _, []} ->
             Done;
         {Data, TooLong, Rest} ->

@@ -42,6 +42,7 @@ gateway() ->
         config => Config,
         listeners => [listener(Listener) || Listener <- nats_gateway_emqx_config:listeners(Gateway)],
         started => Started,
+        broker => local,
         health => fun() -> nats_gateway_emqx_health:health_check(#{}) end
     }.
 

@@ -81,7 +81,9 @@
     %% the numbers in the last report
     received = 0 :: non_neg_integer(),
     sent = 0 :: non_neg_integer(),
-    operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()}
+    operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()},
+    %% whether the next publishes are timed
+    sample = false :: boolean()
 }).
 
 -type host() :: #host{}.
@@ -128,6 +130,7 @@ connect(Client = #{config := #{emqx := Context}}) ->
             Host = connected(Admitted, ConnInfo, Client),
             {ok, identity(Host), Host};
         {error, Reason} ->
+            ok = nats_gateway_census:login_refused(broker, Reason),
             nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
                 ?LOG_WARNING(#{
                     msg => "client_login_failed",
@@ -193,7 +196,13 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
     {ok, [{pos_integer(), nats_gateway_host:rejection()}], host()}
     | {wait, host()}
     | {stop, nats_gateway_host:close_reason(), host()}.
-publish(Pubs, Options, Host) -> publish(Pubs, 1, [], batch(1, Options), Host).
+publish(Pubs, Options, Host = #host{sample = false}) ->
+    publish(Pubs, 1, [], batch(1, Options), Host);
+publish(Pubs, Options, Host = #host{sample = true}) ->
+    Begin = erlang:monotonic_time(),
+    Published = publish(Pubs, 1, [], batch(1, Options), Host#host{sample = false}),
+    ok = nats_gateway_durations:add(publish, erlang:monotonic_time() - Begin),
+    Published.
 
 batch(First, Options = #{confirm := Confirm, no_responders := NoResponders}) ->
     #batch{
@@ -746,7 +755,12 @@ report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut
         maps:merge(#{octets_received => OldReceived, octets_sent => OldSent}, Statistics),
     count('bytes.received', Received - OldReceived, Host),
     count('bytes.sent', Sent - OldSent, Host),
-    Host#host{received = Received, sent = Sent, operations = {In, Out}}.
+    Host#host{
+        received = Received,
+        sent = Sent,
+        operations = {In, Out},
+        sample = nats_gateway_census:is_on()
+    }.
 
 stats(Statistics, #host{subs = Subs}) ->
     nats_gateway_emqx_metrics:statistics(Statistics, map_size(Subs)).

@@ -9,15 +9,19 @@
 -export([trust/2]).
 -export([login/3]).
 -export([takes_bearer_tokens/1]).
+-export([accounts/1]).
 -export([response_permission/2]).
 
--export_type([trust/0, limits/0, reason/0]).
+-export_type([trust/0, limits/0, reason/0, account_facts/0]).
 
 -type trust() :: #{AccountKey :: binary() => account()}.
 
 -type account() :: #{
     name := binary(),
     tags := [binary()],
+    %% the operator's key that has signed it
+    issuer := binary(),
+    jwt := binary(),
     not_before := integer(),
     expires := integer(),
     %% the account's own key and those with which it signs users; a scoped key has the limits of its
@@ -37,6 +41,11 @@
     name := binary(),
     account := binary(),
     account_name := binary(),
+    %% the key that has signed the user's JWT
+    issuer_key := binary(),
+    tags := [binary()],
+    %% one that is worth nothing without the user's key
+    jwt => binary(),
     rules := nats_gateway_permissions:rules(),
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
@@ -46,6 +55,17 @@
     zero_claims := [binary()],
     %% milliseconds from now, and the error that the client gets then
     expires := infinity | {non_neg_integer(), expiry()}
+}.
+
+%% Of an account, for those who watch the gateway.
+-type account_facts() :: #{
+    name := binary(),
+    tags := [binary()],
+    issuer := binary(),
+    jwt := binary(),
+    %% whether its time is over, and how many revocations of users it has
+    expired := boolean(),
+    revocations := #{Key :: binary() => UnixTime :: integer()}
 }.
 
 %% If the JWT itself is wrong, the text says what is wrong with it.
@@ -111,7 +131,7 @@ account(N, {Stated, Jwt}, Trusted) ->
         {ok, Token = #{kind := account, subject := Key, issuer := Issuer}} ->
             case lists:member(Issuer, Trusted) of
                 true ->
-                    {Key, account(Token)};
+                    {Key, (account(Token))#{jwt => Jwt}};
                 false ->
                     throw({invalid, {account, N}, <<"must be signed by a trusted operator">>})
             end;
@@ -125,10 +145,12 @@ wanted(undefined) -> any;
 wanted(Stated) -> key(account, Stated).
 
 account(#{subject := Key, name := Name, expires := Expires, not_before := NotBefore} = Token) ->
+    #{issuer := Issuer} = Token,
     #{claims := Claims = #{signing_keys := SigningKeys, revocations := Revocations}} = Token,
     Kept = [tags, default_permissions, subs, payload, connections, disallow_bearer],
     (maps:with(Kept, Claims))#{
         name => Name,
+        issuer => Issuer,
         not_before => NotBefore,
         expires => Expires,
         issuers => maps:from_list([{Key, undefined} | SigningKeys]),
@@ -138,6 +160,18 @@ account(#{subject := Key, name := Name, expires := Expires, not_before := NotBef
 -spec takes_bearer_tokens(trust()) -> boolean().
 takes_bearer_tokens(Trust) ->
     lists:any(fun(#{disallow_bearer := Disallowed}) -> not Disallowed end, maps:values(Trust)).
+
+-spec accounts(trust()) -> #{AccountKey :: binary() => account_facts()}.
+accounts(Trust) ->
+    Now = erlang:system_time(second),
+    maps:map(
+        fun(_, Account = #{expires := Expires}) ->
+            (maps:with([name, tags, issuer, jwt, revocations], Account))#{
+                expired => Expires =/= 0 andalso Now > Expires
+            }
+        end,
+        Trust
+    ).
 
 %% -------------------------------------------------------------------------------------------
 %% Login
@@ -149,7 +183,8 @@ takes_bearer_tokens(Trust) ->
     {ok, limits()} | {error, reason()}.
 login(Jwt, Signature, {Trust, Facts}) ->
     try
-        {ok, check(token(Jwt), Signature, Trust, Facts)}
+        {IsBearer, Limits} = check(token(Jwt), Signature, Trust, Facts),
+        {ok, maps:merge(Limits, maps:from_list([{jwt, Jwt} || not IsBearer]))}
     catch
         throw:{refused, Reason} -> {error, Reason}
     end.
@@ -168,7 +203,7 @@ token(Jwt) ->
     end.
 
 check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
-    #{subject := User, name := Name, issued_at := IssuedAt} = Token,
+    #{subject := User, name := Name, issued_at := IssuedAt, issuer := Issuer} = Token,
     ok = in_time(Token, Now, jwt_expired, jwt_not_yet_valid),
     AccountKey = account_key(Token),
     Account = account_of(AccountKey, Trust),
@@ -187,12 +222,15 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
     #{subs := Subs, payload := Payload} = Limits,
     #{subs := AccountSubs, payload := AccountPayload, name := AccountName} = Account,
     #{connections := Connections} = Account,
-    #{
+    #{claims := #{tags := Tags}} = Token,
+    {Bearer, #{
         username => User,
         nkey => User,
         name => Name,
         account => AccountKey,
         account_name => AccountName,
+        issuer_key => Issuer,
+        tags => Tags,
         rules => rules(maps:get(permissions, Limits), outer_permissions(Token), Account),
         max_payload => min(limit(Payload), limit(AccountPayload)),
         max_subscriptions => min(limit(Subs), limit(AccountSubs)),
@@ -206,7 +244,7 @@ check(Token, Signature, Trust, Facts = #{now := Now, peerhost := PeerHost}) ->
             ]
         ],
         expires => expires(Token, Hours, Account, Now)
-    }.
+    }}.
 
 in_time(#{expires := Expires, not_before := NotBefore}, Now, Expired, NotYet) ->
     Seconds = Now div 1000,

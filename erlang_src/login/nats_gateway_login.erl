@@ -14,6 +14,7 @@
 -export([fall_through/2]).
 -export([auth_required/2]).
 -export([takes_bearer_tokens/1]).
+-export([accounts/1]).
 -export([nonce/1]).
 -export([authenticate/3]).
 -export([secret/1]).
@@ -82,6 +83,9 @@
     name => binary(),
     account => binary(),
     account_name => binary(),
+    issuer_key => binary(),
+    tags => [binary()],
+    jwt => binary(),
     rules := nats_gateway_permissions:rules(),
     max_payload := non_neg_integer() | infinity,
     max_subscriptions := non_neg_integer() | infinity,
@@ -174,6 +178,13 @@ takes_bearer_tokens(none) ->
     false;
 takes_bearer_tokens(#login{methods = Methods}) ->
     lists:any(fun nats_gateway_jwt:takes_bearer_tokens/1, [Trust || {jwt, Trust} <- Methods]).
+
+%% Those of the JWTs; empty where nobody logs in with one.
+-spec accounts(login()) -> #{Key :: binary() => nats_gateway_jwt:account_facts()}.
+accounts(none) ->
+    #{};
+accounts(#login{methods = Methods}) ->
+    lists:foldl(fun maps:merge/2, #{}, [nats_gateway_jwt:accounts(Trust) || {jwt, Trust} <- Methods]).
 
 %% A nonce for the INFO of one connection, if a method needs a signature of it.
 -spec nonce(login()) -> undefined | binary().

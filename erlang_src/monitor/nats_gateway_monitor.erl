@@ -139,10 +139,12 @@ serve({Address, Port}, Options) ->
         {max_body_size, 1},
         {keep_alive_timeout, 30}
     ],
+    Requests = counters:new(length(paths()), []),
+    ok = persistent_term:put(?MODULE, Options#{requests => Requests}),
+    %% httpd takes connections before it has read all of its settings: to whoever asks before this call
+    %% has returned, it may answer 500. What the gateway says of an open port is said after that.
     case inets:start(httpd, Settings, stand_alone) of
         {ok, Pid} ->
-            Requests = counters:new(length(paths()), []),
-            ok = persistent_term:put(?MODULE, Options#{requests => Requests}),
             {ok, Pid};
         {error, Reason} ->
             {stop, {shutdown, {listen, Reason}}}
@@ -166,7 +168,7 @@ terminate(_, Pid) ->
 -spec do(#mod{}) -> {proceed, list()}.
 do(#mod{method = Method, request_uri = Target}) when Method =:= "GET"; Method =:= "HEAD" ->
     case persistent_term:get(?MODULE, none) of
-        none -> respond(503, "text/plain", <<"not yet\n">>, Method);
+        none -> respond(503, "text/plain", <<"closed\n">>, Method);
         Options -> look_up(Method, Target, Options)
     end;
 do(#mod{method = Method}) ->
@@ -209,7 +211,7 @@ respond(Code, Type, Body, Method) ->
         _ -> {proceed, [{response, {response, Head, [Body]}}]}
     end.
 
-paths() -> ["/", "/varz", "/connz", "/subsz", "/healthz", "/metrics"].
+paths() -> ["/", "/varz", "/connz", "/subsz", "/accountz", "/accstatz", "/healthz", "/metrics"].
 
 count(Path, Requests) ->
     case [Place || {Place, Known} <- lists:enumerate(paths()), Known =:= Path] of
@@ -252,12 +254,27 @@ answer({<<"/subsz">>, Query}, {_, _, Gateway}) ->
     Options = maps:merge(page(Query), #{subs => switch(<<"subs">>, Query)}),
     Test = maps:from_list([{test, Subject} || #{<<"test">> := Subject} <- [Query]]),
     json(200, nats_gateway_monitor_facts:subsz(maps:merge(Options, Test), Gateway));
+answer({<<"/accountz">>, Query}, {_, _, Gateway}) ->
+    Which =
+        case Query of
+            #{<<"acc">> := Account} when Account =/= <<>> -> {one, Account};
+            #{} -> all
+        end,
+    case nats_gateway_monitor_accounts:accountz(Which, Gateway) of
+        {ok, Accounts} ->
+            json(200, Accounts);
+        {error, no_such_account} ->
+            bad_request(<<"Account ", (maps:get(<<"acc">>, Query))/binary, " does not exist">>)
+    end;
+answer({<<"/accstatz">>, Query}, {_, _, Gateway}) ->
+    json(200, nats_gateway_monitor_accounts:accstatz(switch(<<"unused">>, Query), Gateway));
 %% There is no JetStream whose health could be asked for, or left out.
 answer({<<"/healthz">>, _}, {_, _, Gateway}) ->
     {Status, Health} = nats_gateway_monitor_facts:healthz(Gateway),
     json(Status, Health);
 answer({<<"/metrics">>, _}, {_, _, Gateway}) ->
-    {200, "text/plain; version=0.0.4; charset=utf-8", nats_gateway_monitor_metrics:text(Gateway)};
+    Families = nats_gateway_monitor_metrics:families(Gateway),
+    {200, "text/plain; version=0.0.4; charset=utf-8", nats_gateway_monitor_prometheus:text(Families)};
 answer({_, _}, _) ->
     {404, "text/plain", <<"nothing is here: / lists what there is\n">>}.
 
@@ -288,7 +305,9 @@ connz_options(Query) ->
     }).
 
 sorts() ->
-    [cid, start, subs, pending, msgs_to, msgs_from, bytes_to, bytes_from, last, idle, uptime, stop, reason].
+    [
+        cid, start, subs, pending, msgs_to, msgs_from, bytes_to, bytes_from, last, idle, uptime, rtt, stop, reason
+    ].
 
 state(all) -> any;
 state(State) -> State.

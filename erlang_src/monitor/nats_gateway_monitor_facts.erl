@@ -10,6 +10,11 @@
 -export([subsz/2]).
 -export([healthz/1]).
 -export([uptime/1]).
+-export([now/0]).
+-export([time/1]).
+-export([duration/1]).
+
+-compile({no_auto_import, [now/0]}).
 
 -include("nats_gateway_census.hrl").
 
@@ -27,12 +32,14 @@
     ],
     %% milliseconds of the system's time
     started := integer(),
-    health := fun(() -> ok | {error, Text :: iodata()})
+    health := fun(() -> ok | {error, Text :: iodata()}),
+    %% whether the broker is this node; if it is not said, it is not
+    broker => remote | local
 }.
 
 -type sort() ::
     cid | start | subs | pending | msgs_to | msgs_from | bytes_to | bytes_from | last | idle | uptime
-    | stop | reason.
+    | rtt | stop | reason.
 
 -type connz_options() :: #{
     sort := sort(),
@@ -212,6 +219,7 @@ sort_key(msgs_to, Each, _) -> downwards(messages_sent, Each);
 sort_key(msgs_from, Each, _) -> downwards(messages_received, Each);
 sort_key(bytes_to, Each, _) -> downwards(octets_sent, Each);
 sort_key(bytes_from, Each, _) -> downwards(octets_received, Each);
+sort_key(rtt, Each, _) -> downwards(rtt, Each);
 sort_key(last, {#census{active = Active, cid = Cid}, _, _}, _) -> {-Active, Cid};
 sort_key(idle, {#census{active = Active, cid = Cid}, _, _}, _) -> {Active, Cid};
 sort_key(uptime, {#census{start = Start, cid = Cid}, _, open}, Now) -> {Start - Now, Cid};
@@ -293,7 +301,11 @@ connection({Row, Description, End}, Now, Options) ->
         out_bytes => figure(octets_sent, Row),
         subscriptions => figure(subscriptions, Row)
     },
-    maps:merge(maps:merge(Known, times(End, Start, Active, Now)), details(Description, Options)).
+    All = [Known, rtt(Row), times(End, Start, Active, Now), details(Description, Options)],
+    lists:foldl(fun maps:merge/2, #{}, All).
+
+rtt(#census{figures = #{rtt := Rtt}}) -> #{rtt => duration(Rtt)};
+rtt(_) -> #{}.
 
 times(open, Start, Active, Now) ->
     #{uptime => uptime(Now - Start), idle => uptime(Now - Active)};
@@ -330,7 +342,12 @@ details(Description = #{peername := {Host, Port}, transport := Transport}, Optio
         case Options of
             #{auth := true} ->
                 #{user := User, account := Account} = Description,
-                maps:filter(fun(_, Name) -> Name =/= <<>> end, #{authorized_user => User, account => Account});
+                maps:filter(
+                    fun(_, Value) -> Value =/= <<>> andalso Value =/= [] end,
+                    (maps:with([jwt, issuer_key, name_tag, tags], Description))#{
+                        authorized_user => User, account => Account
+                    }
+                );
             #{} ->
                 #{}
         end,
@@ -344,8 +361,9 @@ details(Description = #{peername := {Host, Port}, transport := Transport}, Optio
             #{} ->
                 #{}
         end,
+    Known = maps:merge(maps:with([name, lang, version], Description), tls(Description)),
     maps:merge(
-        maps:merge(maps:with([name, lang, version], Description), Users),
+        maps:merge(Known, Users),
         Listed#{
             ip => nats_gateway_system:address(Host),
             port => Port,
@@ -356,6 +374,11 @@ details(Description = #{peername := {Host, Port}, transport := Transport}, Optio
                 end
         }
     ).
+
+tls(#{tls := #{version := Version, cipher_suite := CipherSuite}}) ->
+    #{tls_version => Version, tls_cipher_suite => CipherSuite};
+tls(_) ->
+    #{}.
 
 subscription(#{sid := Sid, subject := Subject, queue_group := QueueGroup} = Subscription, #{account := Account}) ->
     #{delivered := Delivered, max := Max} = Subscription,
@@ -440,6 +463,10 @@ healthz(#{health := Health}) ->
 
 now_ms() -> erlang:system_time(millisecond).
 
+-spec now() -> binary().
+now() -> time(now_ms()).
+
+-spec time(Ms :: integer()) -> binary().
 time(Ms) ->
     list_to_binary(calendar:system_time_to_rfc3339(Ms, [{unit, millisecond}, {offset, "Z"}])).
 
@@ -456,3 +483,28 @@ uptime(Ms) ->
     ],
     Shown = lists:dropwhile(fun({N, Unit}) -> N =:= 0 andalso Unit =/= "s" end, Parts),
     iolist_to_binary([[integer_to_list(N), Unit] || {N, Unit} <- Shown]).
+
+%% As Go writes it, with the digits that nats-server leaves: 312µs, 52.378929ms, 1m2.5s.
+-spec duration(Ns :: non_neg_integer()) -> binary().
+duration(Ns) when Ns < 1000 -> <<(integer_to_binary(Ns))/binary, "ns">>;
+duration(Ns) when Ns < ?NS_PER_MS -> <<(integer_to_binary(Ns div 1000))/binary, "µs"/utf8>>;
+duration(Ns) when Ns < 1000 * ?NS_PER_MS -> <<(decimal(Ns, ?NS_PER_MS))/binary, "ms">>;
+duration(Ns) ->
+    Minutes = Ns div (60_000 * ?NS_PER_MS),
+    Seconds = decimal(Ns rem (60_000 * ?NS_PER_MS), 1000 * ?NS_PER_MS),
+    case Minutes of
+        0 -> <<Seconds/binary, "s">>;
+        _ when Minutes < 60 -> iolist_to_binary(io_lib:format("~bm~ss", [Minutes, Seconds]));
+        _ -> iolist_to_binary(io_lib:format("~bh~bm~ss", [Minutes div 60, Minutes rem 60, Seconds]))
+    end.
+
+%% Without zeros at the end.
+decimal(N, Unit) ->
+    case N rem Unit of
+        0 ->
+            integer_to_binary(N div Unit);
+        Rest ->
+            <<"1", Digits/binary>> = integer_to_binary(Unit + Rest),
+            Fraction = string:trim(Digits, trailing, "0"),
+            <<(integer_to_binary(N div Unit))/binary, ".", Fraction/binary>>
+    end.

@@ -514,6 +514,7 @@ event({connected, Properties}, Out, Host) ->
     logged_in(Out, connected(Properties, Host));
 event({refused, Reason, Properties}, Out, Host) ->
     Refusal = nats_gateway_mqtt_reason:connack(Reason),
+    ok = nats_gateway_census:login_refused(broker, nats_gateway_mqtt_reason:name(Reason)),
     ok = note_refusal(Refusal, Reason, details(Reason, Properties), Host),
     {[{refused, Refusal} | Out], lost(Host)};
 event({packet, Packet}, Out, Host = #host{phase = probe}) ->

@@ -117,6 +117,8 @@
     pings_answered = 0 :: non_neg_integer(),
     %% the time of the last PINGREQ, in milliseconds
     pinged_at = 0 :: integer(),
+    %% the PINGREQ whose answer is timed, and when it was sent: native units of monotonic time
+    timed = none :: none | {Ping :: pos_integer(), At :: integer()},
     %% for a broker that cannot take much of what comes back to its client
     echoes = none :: none | nats_gateway_echoes:echoes(),
     suspects :: nats_gateway_suspects:suspects()
@@ -279,19 +281,31 @@ fence(Again, Client) ->
 ping(Client) -> write(nats_gateway_mqtt_nif:encode([pingreq]), pinged(Client)).
 
 pinged(Client = #client{pings_sent = Pings, echoes = none}) ->
-    Client#client{pings_sent = Pings + 1};
+    time_answer(Client#client{pings_sent = Pings + 1});
 pinged(Client = #client{pings_sent = Pings, echoes = Echoes}) ->
-    Client#client{
+    time_answer(Client#client{
         pings_sent = Pings + 1,
         pinged_at = erlang:monotonic_time(millisecond),
         echoes = nats_gateway_echoes:pinged(Pings + 1, Echoes)
-    }.
+    }).
+
+%% One at a time, for those who watch the gateway.
+time_answer(Client = #client{timed = none, pings_sent = Ping}) ->
+    Client#client{timed = {Ping, erlang:monotonic_time()}};
+time_answer(Client) ->
+    Client.
+
+answer_timed(Client = #client{timed = {Ping, At}, pings_answered = Ping}) ->
+    ok = nats_gateway_durations:add(broker_round_trip, erlang:monotonic_time() - At),
+    Client#client{timed = none};
+answer_timed(Client) ->
+    Client.
 
 ping_answered(Client = #client{pings_answered = Answered, suspects = Suspects, echoes = Echoes}) ->
-    NClient = Client#client{
+    NClient = answer_timed(Client#client{
         pings_answered = Answered + 1,
         suspects = nats_gateway_suspects:answered(Answered + 1, Suspects)
-    },
+    }),
     case Echoes =/= none andalso nats_gateway_echoes:answered(Answered + 1, Echoes) of
         false -> NClient;
         {ok, NEchoes} -> NClient#client{echoes = NEchoes};

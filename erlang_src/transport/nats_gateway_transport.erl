@@ -13,6 +13,7 @@
 -export([secure/3]).
 -export([is_secured/1]).
 -export([peercert/1]).
+-export([tls/1]).
 -export([recv/2]).
 -export([activate/1]).
 -export([activate/2]).
@@ -35,7 +36,7 @@
 -export([close/1]).
 -export([abort/1]).
 
--export_type([listen_socket/0, socket/0]).
+-export_type([listen_socket/0, socket/0, tls/0]).
 
 -opaque listen_socket() :: {tcp, gen_tcp:socket()}.
 -opaque socket() ::
@@ -45,6 +46,9 @@
     | {proxied, gen_tcp:socket(), nats_gateway_proxy:client()}
     %% TLS over a socket of another kind
     | {ssl, ssl:sslsocket(), Under :: socket()}.
+
+%% What was agreed: "1.3" for example, and the cipher suite by the name that IANA has for it.
+-type tls() :: #{version := binary(), cipher_suite := binary()}.
 
 %% With the default of 1460 bytes, every chunk would be one segment, and nothing could be batched.
 -define(READ_BUFFER, 65536).
@@ -268,6 +272,18 @@ peercert({proxied, _, #{peercert := Peercert}}) ->
     Peercert;
 peercert({tcp, _}) ->
     nossl.
+
+-spec tls(socket()) -> {ok, tls()} | none.
+tls({ssl, Ssl, _}) ->
+    case ssl:connection_information(Ssl, [protocol, selected_cipher_suite]) of
+        {ok, [{protocol, Protocol}, {selected_cipher_suite, Suite}]} ->
+            <<"tlsv", Version/binary>> = atom_to_binary(Protocol),
+            {ok, #{version => Version, cipher_suite => list_to_binary(ssl:suite_to_str(Suite))}};
+        _ ->
+            none
+    end;
+tls(_) ->
+    none.
 
 %% The next chunks come as messages; `passive' tells when to activate again.
 -spec activate(socket()) -> ok | {error, term()}.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from cli.running import GATEWAY, Running
 from monitoring import answers, connections, get, get_json, metrics
 from ports import HOST, free_port
-from wire.servers import REPOSITORY, accepts
+from wire.servers import REPOSITORY, accepts, mosquitto_path
 
 
 @pytest.fixture
@@ -27,7 +29,8 @@ def port() -> int:
 def watched(gateway: Running, port: int) -> Running:
     gateway.write(monitor={"bind": f"{HOST}:{port}"})
     gateway.start()
-    gateway.until(lambda: answers(port), "it is monitored")
+    gateway.until(lambda: f"monitoring on http://{HOST}:{port}" in gateway.log, "it says so")
+    assert get(port, "/subsz")[0] == 200
     return gateway
 
 
@@ -69,9 +72,58 @@ def test_who_is_not_let_in_is_counted(gateway: Running, port: int):
             pass
     sample = 'nats_gateway_connections_ended_total{reason="authorization_violation"}'
     gateway.until(lambda: metrics(port).get(sample) == 1, "it is counted")
+    assert metrics(port)['nats_gateway_logins_refused_total{method="token",reason="wrong_token"}'] == 1
     [refused] = connections(port, "?state=closed&auth=1")
     assert refused["reason"] == "Authentication Failure"
     assert "wrong" not in json.dumps(refused) and "right" not in get(port, "/varz")[1]
+
+
+def test_whom_the_broker_does_not_let_in_is_counted(gateway: Running, port: int, tmp_path: Path):
+    broker = free_port()
+    config = tmp_path / "strict.conf"
+    config.write_text(f"listener {broker} {HOST}\nallow_anonymous false\n")
+    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while not accepts((HOST, broker)):
+            assert process.poll() is None and time.monotonic() < deadline, "Mosquitto did not start"
+            time.sleep(0.02)
+        gateway.file.write_text(
+            f'[monitor]\nbind = "{HOST}:{port}"\n[upstream]\nurl = "mqtt://{HOST}:{broker}"\n'
+            f'[listeners.tcp.default]\nbind = "{HOST}:{gateway.port}"\n'
+        )
+        gateway.start()
+        gateway.until(lambda: answers(port), "it is monitored")
+        with socket.create_connection((HOST, gateway.port)) as client:
+            client.sendall(b'CONNECT {"user":"u","pass":"p"}\r\n')
+            while client.recv(4096):
+                pass
+        sample = 'nats_gateway_logins_refused_total{method="broker",reason="not_authorized"}'
+        gateway.until(lambda: metrics(port).get(sample) == 1, "it is counted")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_durations(watched: Running, port: int):
+    """A round trip to the broker is timed at once, a call of the library after a report of the client."""
+    trips = "nats_gateway_broker_round_trip_seconds"
+    with watched.client() as client:
+        client.subscribe("a").ping()
+        seen = metrics(port)
+        assert seen[f"{trips}_count"] >= 1 and 0 < seen[f"{trips}_sum"] < 5
+        assert seen[f'{trips}_bucket{{le="+Inf"}}'] == seen[f"{trips}_count"]
+
+        def timed() -> bool:
+            client.publish("a", b"hi")
+            client.message()
+            return all(
+                metrics(port)[f'nats_gateway_library_call_seconds_count{{function="{function}"}}'] >= 1
+                for function in ("decode", "encode")
+            )
+
+        watched.until(timed, "both are timed")
+    assert metrics(port)["nats_gateway_mailbox_messages_max"] == 0
 
 
 def test_health(gateway: Running, port: int, mosquitto: int):
@@ -163,6 +215,9 @@ def test_the_page(watched: Running, port: int, tmp_path: Path):
         client.subscribe("a").ping()
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     assert ">ready<" in shown and "&lt;b&gt;orders&lt;/b&gt;" in shown and "python 1.2.3" in shown
+    assert re.search("<dt>logins refused</dt><dd>0</dd>", shown)
+    assert re.search(r"<dt>broker's round trip</dt><dd>[0-9.]+ (µs|ms)</dd>", shown), shown
+    assert re.search(r'<td class="n">[0-9.]+(µs|ms)</td>', shown)
 
 
 # --- Tools for nats-server -------------------------------------------------------------------------------------------
@@ -182,6 +237,13 @@ def test_nats_top(watched: Running, port: int):
         shown = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert shown.returncode == 0, shown.stderr
     assert "Connections Polled: 1" in shown.stdout and "orders" in shown.stdout and "1.2.3" in shown.stdout
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(watched: Running, port: int):
+    with watched.client():
+        text = get(port, "/metrics")[1]
+    found = subprocess.run([tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def test_prometheus_nats_exporter(watched: Running, port: int):

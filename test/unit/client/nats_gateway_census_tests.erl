@@ -3,7 +3,7 @@
 -include("nats_gateway_census.hrl").
 -include_lib("eunit/include/eunit.hrl").
 
--import(nats_gateway_census, [enter/3, report/1, leave/2, open/0, closed/0, totals/0]).
+-import(nats_gateway_census, [enter/3, report/2, leave/2, open/0, closed/0, totals/0]).
 
 with_census_test_() ->
     {foreach,
@@ -22,6 +22,8 @@ with_census_test_() ->
             fun who_was_killed_is_not_there/0,
             fun the_last_that_ended_are_kept/0,
             fun reasons_are_few/0,
+            fun accounts_are_apart/0,
+            fun refused_logins/0,
             fun a_process_of_it_ends/0
         ]}.
 
@@ -54,9 +56,9 @@ a_client_comes_and_goes() ->
 only_what_is_new_is_added() ->
     as_client(fun() ->
         ok = enter(1, l, #{}),
-        ok = report(#{messages_received => 5, octets_received => 100}),
-        ok = report(#{messages_received => 5, octets_received => 100}),
-        ok = report(#{messages_received => 7, octets_received => 150}),
+        ok = report(<<"$G">>, #{messages_received => 5, octets_received => 100}),
+        ok = report(<<"$G">>, #{messages_received => 5, octets_received => 100}),
+        ok = report(<<"$G">>, #{messages_received => 7, octets_received => 150}),
         ok = left({shutdown, kicked}, #{messages_received => 8, octets_received => 150})
     end),
     ?assertMatch(#{messages_received := 8, octets_received := 150, octets_sent := 0}, totals()).
@@ -64,7 +66,7 @@ only_what_is_new_is_added() ->
 what_was_before_is_not_added() ->
     as_client(fun() ->
         ok = enter(1, l, #{messages_sent => 1000}),
-        ok = report(#{messages_sent => 1001})
+        ok = report(<<"$G">>, #{messages_sent => 1001})
     end),
     ?assertMatch(#{messages_sent := 1}, totals()).
 
@@ -72,12 +74,12 @@ what_was_before_is_not_added() ->
 activity() ->
     as_client(fun() ->
         ok = enter(1, l, #{}),
-        ok = report(#{messages_sent => 1, octets_sent => 10}),
+        ok = report(<<"$G">>, #{messages_sent => 1, octets_sent => 10}),
         [#census{active = Before}] = open(),
         timer:sleep(5),
-        ok = report(#{messages_sent => 1, octets_sent => 16}),
+        ok = report(<<"$G">>, #{messages_sent => 1, octets_sent => 16}),
         ?assertMatch([#census{active = Before, figures = #{octets_sent := 16}}], open()),
-        ok = report(#{messages_sent => 2, octets_sent => 26}),
+        ok = report(<<"$G">>, #{messages_sent => 2, octets_sent => 26}),
         [#census{active = After}] = open(),
         ?assert(After > Before)
     end).
@@ -108,14 +110,49 @@ reasons_are_few() ->
         #{ended := #{permission_denied := 2, takenover := 1, internal_error := 2, normal := 1}}, totals()
     ).
 
+%% A client that logs in again may come to another one.
+accounts_are_apart() ->
+    Slow = fun() ->
+        ok = enter(1, l, #{}),
+        ok = report(<<"A">>, #{messages_sent => 1, octets_sent => 10}),
+        ?assertMatch([#census{account = <<"A">>}], open()),
+        ok = leave({shutdown, slow_consumer}, fun() ->
+            {#{messages_sent => 3, octets_sent => 30, messages_received => 1}, (description())#{account := <<"B">>}}
+        end)
+    end,
+    as_client(Slow),
+    as_client(Slow),
+    ?assertEqual(
+        #{
+            <<"A">> => #{
+                messages_sent => 2, octets_sent => 20, messages_received => 0, octets_received => 0, slow_consumers => 0
+            },
+            <<"B">> => #{
+                messages_sent => 4, octets_sent => 40, messages_received => 2, octets_received => 0, slow_consumers => 2
+            }
+        },
+        nats_gateway_census:accounts()
+    ),
+    %% They are no connections, and no reasons.
+    ?assertMatch([_, _], closed()),
+    ?assertEqual(#{slow_consumer => 2}, maps:get(ended, totals())).
+
+refused_logins() ->
+    [ok = nats_gateway_census:login_refused(jwt, jwt_expired) || _ <- [1, 2]],
+    [ok = nats_gateway_census:login_refused(broker, Reason) || Reason <- [banned, {any, "text"}, 200]],
+    ?assertEqual(
+        [{broker, banned, 1}, {broker, other, 2}, {jwt, jwt_expired, 2}], lists:sort(nats_gateway_census:refused())
+    ),
+    ?assertEqual(#{}, maps:get(ended, totals())).
+
 %% Connections go on, and totals are not lost.
 a_process_of_it_ends() ->
     as_client(fun() ->
         ok = enter(1, l, #{}),
-        ok = report(#{messages_sent => 1}),
+        ok = report(<<"$G">>, #{messages_sent => 1}),
         gen_server:stop(nats_gateway_census),
         ?assertNot(nats_gateway_census:is_on()),
-        ok = report(#{messages_sent => 2}),
+        ok = report(<<"$G">>, #{messages_sent => 2}),
         ok = enter(1, l, #{}),
         {ok, Pid} = nats_gateway_census:start_link(),
         true = unlink(Pid),
@@ -128,7 +165,10 @@ a_process_of_it_ends() ->
 without_it_test() ->
     ?assertNot(nats_gateway_census:is_on()),
     ok = enter(1, l, #{}),
-    ok = report(#{messages_sent => 1}),
+    ok = report(<<"$G">>, #{messages_sent => 1}),
     ok = leave(normal, fun() -> error(asked) end),
+    ok = nats_gateway_census:login_refused(jwt, jwt_expired),
+    ?assertEqual([], nats_gateway_census:refused()),
+    ?assertEqual(#{}, nats_gateway_census:accounts()),
     ?assertEqual([], open()),
     ?assertEqual([], closed()).

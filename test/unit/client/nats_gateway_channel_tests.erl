@@ -826,6 +826,21 @@ timeouts_test() ->
     ?assertMatch({ok, [], _}, handle_timeout(authentication, Connected)),
     ?assertMatch({ok, [], _}, handle_timeout(idle, Connected)).
 
+%% From INFO to CONNECT, and from PING to PONG.
+round_trips_test() ->
+    {_, New} = channel(),
+    ?assertEqual(unknown, nats_gateway_channel:rtt(New)),
+    timer:sleep(20),
+    {<<>>, Connected} = input(?CONNECT, New),
+    OfConnect = nats_gateway_channel:rtt(Connected),
+    ?assert(OfConnect >= 20_000_000),
+    {<<>>, Unasked} = input("PONG\r\n", Connected),
+    ?assertEqual(OfConnect, nats_gateway_channel:rtt(Unasked)),
+    {ok, _, Pinged} = handle_timeout(heartbeat, Unasked),
+    ?assertEqual(OfConnect, nats_gateway_channel:rtt(Pinged)),
+    {<<>>, Ponged} = input("PONG\r\n", Pinged),
+    ?assert(nats_gateway_channel:rtt(Ponged) < OfConnect).
+
 only_protocol_1_hears_of_the_lame_duck_test() ->
     ?assertEqual([], nats_gateway_channel:lame_duck(open(?CONNECT))),
     Info = nats_gateway_channel:lame_duck(open("CONNECT {\"verbose\":false,\"protocol\":1}\r\n")),

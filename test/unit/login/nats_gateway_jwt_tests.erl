@@ -45,9 +45,13 @@ top(Claims, Nats) -> Claims#{nats => nats_gateway_credentials:nats(Nats)}.
 
 an_identity_test() ->
     World = #{user := User, account := Account} = world(#{name => <<"x">>}),
-    {ok, Identity} = login(top(#{name => <<"ann">>}, #{}), World),
+    {ok, Identity = #{jwt := Jwt}} = login(top(#{name => <<"ann">>}, #{tags => [<<"t:1">>]}), World),
+    ?assertMatch({ok, #{kind := user, name := <<"ann">>}}, nats_gateway_nif:jwt_decode(Jwt)),
     ?assertEqual(
         #{
+            jwt => Jwt,
+            issuer_key => key(Account),
+            tags => [<<"t:1">>],
             username => key(User),
             nkey => key(User),
             name => <<"ann">>,
@@ -281,7 +285,9 @@ signatures_test() ->
 bearers_need_no_signature_test() ->
     #{account := Account, user := User, trust := Trust} = World = world(),
     Jwt = user(User, #{bearer_token => true}, Account),
-    ?assertMatch({ok, _}, nats_gateway_jwt:login(Jwt, undefined, {Trust, facts()})),
+    {ok, Identity} = nats_gateway_jwt:login(Jwt, undefined, {Trust, facts()}),
+    %% Whoever sees it can use it.
+    ?assertNot(is_map_key(jwt, Identity)),
     #{trust := Strict} = trusting(World, #{limits => #{disallow_bearer => true}}),
     ?assertEqual(
         {error, bearer_not_allowed}, nats_gateway_jwt:login(Jwt, undefined, {Strict, facts()})

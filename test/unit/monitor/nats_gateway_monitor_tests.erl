@@ -54,8 +54,8 @@ with_clients_test_() ->
             {ok, Census} = nats_gateway_census:start_link(),
             true = unlink(Census),
             Clients = [
-                client(1, #{messages_sent => 5, subscriptions => 1, octets_sent => 1}, <<"b">>),
-                client(2, #{messages_sent => 9, subscriptions => 3, pending => 7}, <<"a">>),
+                client(1, #{messages_sent => 5, subscriptions => 1, octets_sent => 1, rtt => 312_999}, <<"b">>),
+                client(2, #{messages_sent => 9, subscriptions => 3, pending => 7, rtt => 52_000_100}, <<"a">>),
                 client(3, #{messages_received => 4, octets_received => 8}, <<"b">>)
             ],
             {Census, Clients}
@@ -70,6 +70,10 @@ with_clients_test_() ->
             fun filtered/0,
             fun with_subscriptions/0,
             fun names_only_where_asked_for/0,
+            fun round_trips/0,
+            fun over_tls/0,
+            fun accounts/0,
+            fun accounts_with_statistics/0,
             fun all_that_is_subscribed/0,
             fun sums/0,
             fun metrics/0
@@ -80,7 +84,7 @@ client(Cid, Figures, User) ->
     Self = self(),
     Pid = spawn(fun() ->
         ok = nats_gateway_census:enter(Cid, <<"tcp:default">>, #{}),
-        ok = nats_gateway_census:report(Figures),
+        ok = nats_gateway_census:report(<<"$G">>, Figures),
         Self ! {self(), there},
         answering(Cid, Figures, User)
     end),
@@ -96,7 +100,7 @@ answering(Cid, Figures, User) ->
                     figures -> [];
                     subscriptions -> subscriptions(Cid)
                 end,
-            Description = #{
+            Description = (of_jwt_and_tls(Cid))#{
                 peername => {{127, 0, 0, 1}, 4000 + Cid},
                 transport => tcp,
                 name => <<"c", (integer_to_binary(Cid))/binary>>,
@@ -106,6 +110,18 @@ answering(Cid, Figures, User) ->
             gen_server:reply(From, {ok, Figures, Description, Subscriptions}),
             answering(Cid, Figures, User)
     end.
+
+%% The second came with both.
+of_jwt_and_tls(2) ->
+    #{
+        jwt => <<"ey">>,
+        issuer_key => <<"AISSUER">>,
+        name_tag => <<"ann">>,
+        tags => [<<"t:1">>],
+        tls => #{version => <<"1.3">>, cipher_suite => <<"TLS_AES_128_GCM_SHA256">>}
+    };
+of_jwt_and_tls(_) ->
+    #{}.
 
 subscriptions(Cid) ->
     [
@@ -127,7 +143,8 @@ sorted() ->
             {msgs_to, [2, 1, 3]},
             {msgs_from, [3, 1, 2]},
             {bytes_to, [1, 2, 3]},
-            {bytes_from, [3, 1, 2]}
+            {bytes_from, [3, 1, 2]},
+            {rtt, [2, 1, 3]}
         ]
     ].
 
@@ -179,6 +196,95 @@ names_only_where_asked_for() ->
     #{connections := [Named | _]} = connz(#{auth => true}),
     ?assertMatch(#{authorized_user := <<"b">>, account := <<"$G">>, name := <<"c1">>, port := 4001}, Named).
 
+round_trips() ->
+    #{connections := [First, Second, Third]} = connz(#{}),
+    ?assertMatch(#{rtt := <<"312µs"/utf8>>}, First),
+    ?assertMatch(#{rtt := <<"52.0001ms">>}, Second),
+    ?assertNot(is_map_key(rtt, Third)).
+
+over_tls() ->
+    #{connections := [First, Second, _]} = connz(#{}),
+    ?assertMatch(#{tls_version := <<"1.3">>, tls_cipher_suite := <<"TLS_AES_128_GCM_SHA256">>}, Second),
+    ?assertNot(is_map_key(tls_version, First)),
+    %% What tells who it is, is not for everybody.
+    ?assertNot(is_map_key(jwt, Second) orelse is_map_key(issuer_key, Second) orelse is_map_key(tags, Second)),
+    #{connections := [Quiet, Named, _]} = connz(#{auth => true}),
+    ?assertMatch(
+        #{jwt := <<"ey">>, issuer_key := <<"AISSUER">>, name_tag := <<"ann">>, tags := [<<"t:1">>]}, Named
+    ),
+    ?assertNot(is_map_key(jwt, Quiet) orelse is_map_key(tags, Quiet)).
+
+json(Path, Query) ->
+    {200, Body} = answer(Path, Query),
+    %% Enough of JSON for these answers.
+    Body.
+
+accounts() ->
+    ?assertMatch({_, _}, binary:match(json(<<"/accountz">>, #{}), <<"\"accounts\":[\"$G\"]">>)),
+    Detail = json(<<"/accountz">>, #{<<"acc">> => <<"$G">>}),
+    [
+        ?assertMatch({_, _}, binary:match(Detail, Field))
+     || Field <- [
+            <<"\"account_name\":\"$G\"">>,
+            <<"\"client_connections\":3">>,
+            <<"\"subscriptions\":4">>,
+            <<"\"expired\":false">>
+        ]
+    ],
+    ?assertEqual(<<"Account x does not exist\n">>, refused(<<"/accountz">>, #{<<"acc">> => <<"x">>})).
+
+accounts_with_statistics() ->
+    #{account_statz := [Statistics]} = nats_gateway_monitor_accounts:accstatz(false, gateway()),
+    ?assertEqual(
+        #{
+            acc => <<"$G">>,
+            name => <<>>,
+            conns => 3,
+            leafnodes => 0,
+            total_conns => 3,
+            num_subscriptions => 4,
+            sent => #{msgs => 14, bytes => 1},
+            received => #{msgs => 4, bytes => 8},
+            slow_consumers => 0
+        },
+        Statistics
+    ).
+
+%% Nobody has come from them yet.
+accounts_of_an_operator_test() ->
+    Operator = {OperatorKey, _} = nats_gateway_credentials:pair(operator),
+    Account = {Key, _} = nats_gateway_credentials:pair(account),
+    Claims = #{name => <<"Acme">>, nats => #{tags => [<<"x:1">>], revocations => #{<<"*">> => 1}}},
+    Jwt = nats_gateway_credentials:account(Account, Claims, Operator),
+    {ok, Trust} = nats_gateway_jwt:trust([OperatorKey], [{undefined, Jwt}]),
+    {ok, Login} = nats_gateway_login:new(#{methods => [{jwt, Trust}]}),
+    #{config := Config} = Gateway = gateway(),
+    Operated = Gateway#{config := Config#{login := Login}},
+    ?assertMatch({ok, #{accounts := [<<"$G">>, Key]}}, nats_gateway_monitor_accounts:accountz(all, Operated)),
+    {ok, #{account_detail := Detail}} = nats_gateway_monitor_accounts:accountz({one, Key}, Operated),
+    ?assertEqual(
+        #{
+            account_name => Key,
+            expired => false,
+            complete => true,
+            jetstream_enabled => false,
+            leafnode_connections => 0,
+            client_connections => 0,
+            subscriptions => 0,
+            jwt => Jwt,
+            issuer_key => OperatorKey,
+            name_tag => <<"Acme">>,
+            tags => [<<"x:1">>],
+            revoked_user => #{<<"*">> => <<"1970-01-01T00:00:01.000Z">>}
+        },
+        Detail
+    ),
+    ?assertMatch(#{account_statz := []}, nats_gateway_monitor_accounts:accstatz(false, Operated)),
+    ?assertMatch(
+        #{account_statz := [#{acc := <<"$G">>}, #{acc := Key, name := <<"Acme">>, conns := 0}]},
+        nats_gateway_monitor_accounts:accstatz(true, Operated)
+    ).
+
 subsz(Options) ->
     Defaults = #{subs => true, offset => 0, limit => 1024},
     nats_gateway_monitor_facts:subsz(maps:merge(Defaults, Options), gateway()).
@@ -224,6 +330,8 @@ sums() ->
     ?assertNot(is_map_key(max_connections, Varz)).
 
 metrics() ->
+    [ok = nats_gateway_census:login_refused(jwt, jwt_expired) || _ <- [1, 2]],
+    ok = nats_gateway_durations:add(decode, erlang:convert_time_unit(2, millisecond, native)),
     {200, Text} = answer(<<"/metrics">>),
     Lines = binary:split(Text, <<"\n">>, [global]),
     [
@@ -235,11 +343,21 @@ metrics() ->
             <<"nats_gateway_messages_total{direction=\"in\"} 4">>,
             <<"nats_gateway_messages_total{direction=\"out\"} 14">>,
             <<"nats_gateway_pending_bytes 7">>,
+            <<"nats_gateway_connections_ended_total{reason=\"slow_consumer\"} 0">>,
+            <<"nats_gateway_logins_refused_total{method=\"jwt\",reason=\"jwt_expired\"} 2">>,
+            <<"nats_gateway_client_rtt_seconds_max 0.0520001">>,
+            <<"nats_gateway_mailbox_messages 0">>,
+            <<"nats_gateway_library_call_seconds_bucket{function=\"decode\",le=\"5.0e-6\"} 0">>,
+            <<"nats_gateway_library_call_seconds_bucket{function=\"decode\",le=\"+Inf\"} 1">>,
+            <<"nats_gateway_library_call_seconds_sum{function=\"decode\"} 0.002">>,
+            <<"nats_gateway_library_call_seconds_count{function=\"decode\"} 1">>,
+            <<"nats_gateway_broker_round_trip_seconds_count 0">>,
+            <<"# TYPE nats_gateway_broker_round_trip_seconds histogram">>,
             <<"# TYPE nats_gateway_messages_total counter">>
         ]
     ],
     %% Each line is of the format, and each metric is described once.
-    Format = "^(# (HELP|TYPE) nats_gateway_[a-z_]+ .+|nats_gateway_[a-z_]+(\\{[a-z]+=\".*\"\\})? -?\\d+|)$",
+    Format = "^(# (HELP|TYPE) nats_gateway_[a-z_]+ .+|nats_gateway_[a-z_]+(\\{[a-z]+=\".*\"\\})? -?[0-9.e-]+|)$",
     ?assertEqual([], [Line || Line <- Lines, re:run(Line, Format) =:= nomatch]),
     Types = [Line || Line = <<"# TYPE", _/binary>> <- Lines],
     ?assertEqual(length(Types), length(lists:usort(Types))).
@@ -282,6 +400,23 @@ health_test() ->
         <<"{\"error\":\"no \\\"broker\\\"\",\"status\":\"unavailable\",\"status_code\":503}\n">>,
         iolist_to_binary(Body)
     ).
+
+duration_test_() ->
+    [
+        ?_assertEqual(Text, nats_gateway_monitor_facts:duration(Ns))
+     || {Ns, Text} <- [
+            {0, <<"0ns">>},
+            {999, <<"999ns">>},
+            {1000, <<"1µs"/utf8>>},
+            {999_999, <<"999µs"/utf8>>},
+            {1_000_000, <<"1ms">>},
+            {52_378_929, <<"52.378929ms">>},
+            {1_000_000_000, <<"1s">>},
+            {1_500_000_000, <<"1.5s">>},
+            {62_500_000_000, <<"1m2.5s">>},
+            {3_600_000_000_001, <<"1h0m0.000000001s">>}
+        ]
+    ].
 
 uptime_test_() ->
     [
