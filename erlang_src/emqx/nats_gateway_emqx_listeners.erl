@@ -22,6 +22,10 @@
     Name :: atom(), Bind :: inet:port_number() | {inet:ip_address(), inet:port_number()}
 }.
 
+%% What connections may take to end, after their time is over. Together with the longest drain time
+%% it has to be less than the 10 s that EMQX gives a plugin to stop.
+-define(END_MS, 500).
+
 -record(listener, {
     module :: nats_gateway_emqx_esockd | nats_gateway_emqx_ranch,
     id :: id(),
@@ -260,12 +264,12 @@ drain(Listeners, Ms) ->
     ),
     Monitors = [
         begin
-            ok = nats_gateway_connection:drain(Pid, max(1, Ms div 2)),
+            ok = nats_gateway_connection:drain(Pid, Ms),
             monitor(process, Pid)
         end
      || Pid <- Pids
     ],
-    nats_gateway_emqx_down:await(Monitors, Ms).
+    nats_gateway_emqx_down:await(Monitors, Ms + ?END_MS).
 
 %% -------------------------------------------------------------------------------------------
 %% What connections look up

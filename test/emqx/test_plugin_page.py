@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -157,9 +159,9 @@ def test_max_pending_counts_what_waits_in_the_mailbox(
         quick.ping()
 
 
-def test_drain_time(gateway: Gateway, page: Page, name: str):
-    """From the notice to the end, when a listener goes."""
-    page.change(drain_time="2s")
+def test_a_removed_listener_tells_its_clients(gateway: Gateway, page: Page, name: str):
+    """Nobody waits for them: drain_time is for a plugin that stops."""
+    page.change(drain_time="8s")
     address = gateway.listen(name)
     with gateway.nats(address, protocol=1) as client:
         began = time.monotonic()
@@ -168,6 +170,25 @@ def test_drain_time(gateway: Gateway, page: Page, name: str):
         assert json.loads(line[5:])["ldm"] is True
         client.closed(deadline=8)
         assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("seconds", [0, 8])
+def test_drain_time(ready: Gateway, node: Node, package: Path, page: Page, seconds: int):
+    """From the notice to the end, when the plugin stops. EMQX gives a plugin 10 s to stop."""
+    page.change(drain_time=f"{seconds}s")
+    with ready.nats(protocol=1) as client:
+        stopping = threading.Thread(target=node.stop_plugin, args=(package,))
+        stopping.start()
+        began = time.monotonic()
+        assert json.loads(client.line()[5:])["ldm"] is True
+        if seconds:
+            client.ping()
+        client.closed(deadline=12)
+        assert seconds - 0.5 < time.monotonic() - began < seconds + 4
+        stopping.join()
+    wait_until(lambda: ready.served(by_us=False), "the built-in serves")
+    assert node.plugin("nats_gateway")["here"]["status"] == "stopped"
+    node.start_plugin(package)
 
 
 def test_a_client_that_is_there_stays_when_the_page_changes(gateway: Gateway, page: Page, name: str):
