@@ -25,6 +25,7 @@
 -export([handle_call/2]).
 -export([reports/1]).
 -export([report/2]).
+-export([resume/1]).
 -export([configure/2]).
 -export([handle_timeout/2]).
 -export([lame_duck/1]).
@@ -181,7 +182,7 @@ init(Host, Client = #{config := Config}) ->
     Nonce = nats_gateway_login:nonce(Login),
     Channel = #channel{
         host = Host,
-        client = Client#{connect => #{}, nonce => Nonce},
+        client = Client#{nonce => Nonce},
         decoder = #decoder{
             max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
         },
@@ -1000,8 +1001,15 @@ report(Octets, Channel = #channel{host = Host}) ->
 
 report_to_host(Octets, Channel = #channel{host = Host, host_state = HostState, traffic = Traffic}) ->
     Counters = maps:merge(Octets, stats(Channel)),
-    Operations = nats_gateway_traffic:take_operations(Traffic),
-    Channel#channel{host_state = Host:report(Counters#{operations => Operations}, HostState)}.
+    {Operations, NTraffic} = nats_gateway_traffic:take_operations(Traffic),
+    Channel#channel{
+        host_state = Host:report(Counters#{operations => Operations}, HostState), traffic = NTraffic
+    }.
+
+%% Something happens again after a report.
+-spec resume(channel()) -> channel().
+resume(Channel = #channel{traffic = Traffic}) ->
+    Channel#channel{traffic = nats_gateway_traffic:resume(Traffic)}.
 
 %% -------------------------------------------------------------------------------------------
 %% What is done for an event

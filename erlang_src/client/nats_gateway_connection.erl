@@ -7,6 +7,7 @@
 
 -behaviour(gen_server).
 
+-export([publish/2]).
 -export([start_link/2]).
 -export([start_link/3]).
 -export([start_link/4]).
@@ -117,8 +118,20 @@
 %% this interval.
 -define(LEFT_MS, 200).
 
-%% The options are in a persistent term under the key. So they take no memory for each connection,
-%% and no report shows them.
+%% Stores the options for the connections that start with this key. They take no memory for each
+%% connection then, and no report shows them. Options that are the same are not stored again: a change
+%% makes the runtime scan all processes.
+-spec publish(Key :: term(), options()) -> changed | unchanged.
+publish(Key, Options) ->
+    Keyed = Options#{key => Key},
+    case persistent_term:get(Key, undefined) of
+        Keyed ->
+            unchanged;
+        _ ->
+            ok = persistent_term:put(Key, Keyed),
+            changed
+    end.
+
 -spec start_link(nats_gateway_transport:socket(), Key :: term()) -> {ok, pid()}.
 start_link(Socket, Key) ->
     nats_gateway_guard:start_link(?MODULE, {Socket, Key}).
@@ -200,8 +213,7 @@ init({Socket, Key}) ->
 new_state(Key) ->
     %% The supervisor's shutdown must reach terminate/2, which says goodbye to the host.
     _ = process_flag(trap_exit, true),
-    Options = persistent_term:get(Key),
-    #state{options = Options#{key => Key}}.
+    #state{options = persistent_term:get(Key)}.
 
 handle_continue({esockd, Port}, State) ->
     {ok, Socket} = nats_gateway_transport:from_esockd(Port),
@@ -221,7 +233,8 @@ handle_call({describe, What}, _, State = #state{channel = Channel}) ->
             subscriptions -> nats_gateway_channel:subscriptions(Channel)
         end,
     {reply, {ok, figures(octets(State), State), description(State), Subscriptions}, State};
-handle_call(Request, From, State = #state{channel = Channel}) ->
+handle_call(Request, From, Idle) ->
+    State = #state{channel = Channel} = report_later(Idle),
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
     case result(Result, State) of
         {noreply, NState} ->
@@ -239,15 +252,17 @@ handle_cast({socket_lost, _}, State) ->
     stop_lost(State);
 handle_cast({drain, _}, State = #state{phase = establishing}) ->
     {stop, {shutdown, drained}, State};
-handle_cast({drain, Ms}, State) ->
+handle_cast({drain, Ms}, Idle) ->
+    State = report_later(Idle),
     _ = send_lame_duck(State),
     case Ms of
         0 -> close(drained, State);
         _ -> {noreply, start_timer(drained, Ms, State)}
     end;
-handle_cast(configure, State = #state{channel = Channel, options = #{key := Key}}) ->
+handle_cast(configure, Idle = #state{options = #{key := Key}}) ->
+    State = #state{channel = Channel} = report_later(Idle),
     Options = #{config := Config} = persistent_term:get(Key, State#state.options),
-    NState = State#state{options = Options#{key => Key}, report_times = report_times(Options)},
+    NState = State#state{options = Options, report_times = report_times(Options)},
     case Channel of
         undefined ->
             {noreply, NState};
@@ -408,8 +423,17 @@ identify(Socket, Options, Channel) ->
 
 handle_info({timeout, Timer, Name}, State = #state{timers = Timers}) when is_atom(Name) ->
     case Timers of
-        #{Name := Timer} -> timeout(Name, State#state{timers = maps:remove(Name, Timers)});
-        #{} -> {noreply, State}
+        #{Name := Timer} ->
+            NState = State#state{timers = maps:remove(Name, Timers)},
+            case Name of
+                %% Nothing is sent.
+                _ when Name =:= report; Name =:= busy; Name =:= streams; Name =:= mute ->
+                    timeout(Name, NState);
+                _ ->
+                    timeout(Name, report_later(NState))
+            end;
+        #{} ->
+            {noreply, State}
     end;
 handle_info(Message = {Worker, Result}, State = #state{phase = establishing}) when is_pid(Worker) ->
     case nats_gateway_establishing:worker(State#state.establishing) of
@@ -1028,10 +1052,13 @@ report_later(State = #state{report_times = Times}) ->
     case nats_gateway_report_times:is_on(Times) of
         true ->
             {Ms, NTimes} = nats_gateway_report_times:next(now_ms(), Times),
-            start_timer(report, Ms, State#state{report_times = NTimes});
+            start_timer(report, Ms, resume(State#state{report_times = NTimes}));
         false ->
             State
     end.
+
+resume(State = #state{channel = undefined}) -> State;
+resume(State = #state{channel = Channel}) -> State#state{channel = nats_gateway_channel:resume(Channel)}.
 
 start_timer(_, infinity, State) ->
     State;

@@ -107,6 +107,7 @@ client(Socket, Options, #establishing{peername = Peername, cookies = Cookies}) -
                 peername => Peername,
                 sockname => Sockname,
                 peercert => nossl,
+                nonce => undefined,
                 cookies => Cookies,
                 server_info => server_info(Socket, Options),
                 config => Config

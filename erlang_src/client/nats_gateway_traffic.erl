@@ -3,6 +3,7 @@
 -module(nats_gateway_traffic).
 
 -export([new/1]).
+-export([resume/1]).
 -export([count/3]).
 -export([count_operations/2]).
 -export([take_operations/1]).
@@ -29,8 +30,9 @@
     fanned_out = 0 :: non_neg_integer(),
     %% messages that have no topic, or are too long for a control line
     unroutable = 0 :: non_neg_integer(),
-    %% operations of each kind since the last report, for a host that wants to know
-    operations = none :: none | counters:counters_ref()
+    %% operations of each kind since the last report, for a host that wants to know. A client that
+    %% does nothing after a report has no counters: they are a fifth of a kilobyte.
+    operations = none :: none | idle | counters:counters_ref()
 }).
 
 -opaque traffic() :: #traffic{}.
@@ -60,8 +62,15 @@
 -define(OK, <<"+OK\r\n">>).
 
 -spec new(CountsOperations :: boolean()) -> traffic().
-new(true) -> #traffic{operations = counters:new(length(?KINDS), [])};
+new(true) -> resume(#traffic{operations = idle});
 new(false) -> #traffic{}.
+
+%% To be called before the first operation after `take_operations/1', or that one is not counted.
+-spec resume(traffic()) -> traffic().
+resume(Traffic = #traffic{operations = idle}) ->
+    Traffic#traffic{operations = counters:new(length(?KINDS), [])};
+resume(Traffic) ->
+    Traffic.
 
 place({received, connect}) -> 1;
 place({received, ping}) -> 2;
@@ -79,7 +88,7 @@ place({sent, msg}) -> 13;
 place({sent, hmsg}) -> 14.
 
 -spec count(kind(), non_neg_integer(), traffic()) -> ok.
-count(_, _, #traffic{operations = none}) -> ok;
+count(_, _, #traffic{operations = Nothing}) when is_atom(Nothing) -> ok;
 count(Kind, Number, #traffic{operations = Counters}) -> counters:add(Counters, place(Kind), Number).
 
 %% The +OK of a verbose client.
@@ -106,7 +115,7 @@ err(Line, Traffic) ->
 
 %% Counts the operations that the client has sent.
 -spec count_operations([nats_gateway_channel:input()], traffic()) -> ok.
-count_operations(_, #traffic{operations = none}) -> ok;
+count_operations(_, #traffic{operations = Nothing}) when is_atom(Nothing) -> ok;
 count_operations(Ops, Traffic) -> count_operations(Ops, 0, 0, Traffic).
 
 %% Most operations are messages in long runs, so each run is counted once.
@@ -133,18 +142,15 @@ kind(#unsub{}) -> {received, unsub};
 kind(_) -> none.
 
 %% The operations since the last call.
--spec take_operations(traffic()) -> [{kind(), pos_integer()}].
-take_operations(#traffic{operations = none}) ->
-    [];
-take_operations(#traffic{operations = Counters}) ->
+-spec take_operations(traffic()) -> {[{kind(), pos_integer()}], traffic()}.
+take_operations(Traffic = #traffic{operations = Nothing}) when is_atom(Nothing) ->
+    {[], Traffic};
+take_operations(Traffic = #traffic{operations = Counters}) ->
     Taken = [
         {Kind, counters:get(Counters, Place)}
      || {Place, Kind} <- lists:enumerate(?KINDS), counters:get(Counters, Place) > 0
     ],
-    lists:foreach(
-        fun(Place) -> counters:put(Counters, Place, 0) end, lists:seq(1, length(?KINDS))
-    ),
-    Taken.
+    {Taken, Traffic#traffic{operations = idle}}.
 
 -spec received(Messages :: non_neg_integer(), traffic()) -> traffic().
 received(Number, Traffic = #traffic{received = Received}) ->
@@ -156,7 +162,7 @@ delivered(Messages, Count, Traffic = #traffic{sent = Sent, fanned_out = FannedOu
     ok = count_messages(Messages, Count, Traffic),
     Traffic#traffic{sent = Sent + Count, fanned_out = FannedOut + length(Messages)}.
 
-count_messages(_, _, #traffic{operations = none}) ->
+count_messages(_, _, #traffic{operations = Nothing}) when is_atom(Nothing) ->
     ok;
 count_messages(Messages, Count, Traffic) ->
     WithHeaders = lists:sum([

@@ -274,16 +274,8 @@ drain(Listeners, Ms) ->
 %% -------------------------------------------------------------------------------------------
 %% What connections look up
 
-%% A value that is the same is not stored again: a change makes the runtime scan all processes.
 publish_connection(#listener{id = Id, connection = Connection}) ->
-    Key = key(Id),
-    case persistent_term:get(Key, undefined) of
-        Connection ->
-            unchanged;
-        _ ->
-            ok = persistent_term:put(Key, Connection),
-            changed
-    end.
+    nats_gateway_connection:publish(key(Id), Connection).
 
 publish_certificates(#listener{tls = none}) ->
     ok;

@@ -30,8 +30,17 @@
     nats_gateway_emqx_client:clientinfo(), nats_gateway_emqx_client:conninfo()
 ) -> map().
 constant_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
-    Constant = maps:with([protocol, username, peerhost, peername, client_attrs], ClientInfo),
-    Constant#{proto_ver => ProtoVer, properties => #{}}.
+    #{protocol := Protocol, username := Username, peerhost := PeerHost, peername := Peername} =
+        ClientInfo,
+    Constant = #{
+        protocol => Protocol,
+        username => Username,
+        peerhost => PeerHost,
+        peername => Peername,
+        proto_ver => ProtoVer,
+        properties => #{}
+    },
+    maps:merge(Constant, maps:with([client_attrs], ClientInfo)).
 
 %% The caller has checked that the topic of `Pub' is valid.
 -spec make(#pub{}, QoS :: 0 | 1, {ClientId :: binary(), Constant :: map()}) -> tuple().

@@ -144,7 +144,8 @@ connect(Client = #{config := #{emqx := Context}}) ->
     end.
 
 identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
-    Session = (maps:with([clientid, username], ClientInfo))#{mountpoint => Mountpoint},
+    #{clientid := ClientId, username := Username} = ClientInfo,
+    Session = #{clientid => ClientId, username => Username, mountpoint => Mountpoint},
     case emqx_gateway_ctx:connection_expire_interval(Ctx, ClientInfo) of
         undefined -> Session;
         Ms -> Session#{expires => Ms}
@@ -361,18 +362,17 @@ sub_props(#{}) -> #{}.
 
 subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
     #host{clientinfo = ClientInfo, conninfo = ConnInfo, context = Context} = Host,
-    Options = maps:merge(
-        #{
-            qos => QoS,
-            rh => retain_handling(Host),
-            rap => 0,
-            %% MQTT has no `no local' for shared subscriptions.
-            nl => no_local(NoLocal, Share),
-            is_new => true,
-            sub_props => #{}
-        },
-        More
-    ),
+    Defaults = #{
+        qos => QoS,
+        rh => retain_handling(Host),
+        rap => 0,
+        %% MQTT has no `no local' for shared subscriptions.
+        nl => no_local(NoLocal, Share),
+        is_new => true,
+        sub_props => #{}
+    },
+    %% Unlike a merged map, this one shares its keys with those of the other subscriptions.
+    Options = maps:fold(fun(Name, Value, Map) -> Map#{Name => Value} end, Defaults, More),
     Wanted = [{nats_gateway_emqx_topics:record(Share, unmount(Filter, Host)), Options}],
     case fold_hook('client.subscribe', ConnInfo, [ClientInfo, #{}], Wanted, Context) of
         [{Topic, NOptions} | _] ->

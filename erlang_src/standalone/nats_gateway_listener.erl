@@ -86,8 +86,10 @@ connections() -> lists:append([connections(Pid) || {_, Pid} <- all()]).
 publish(Listener = #{name := Name}) ->
     Options = connection_options(Listener),
     ok = persistent_term:put(key(Name, listener), Listener),
-    ok = persistent_term:put(key(Name, connections), Options),
-    persistent_term:put(key(Name, refused), Options#{refuse => maximum_connections_exceeded}).
+    Refused = Options#{refuse => maximum_connections_exceeded},
+    _ = nats_gateway_connection:publish(key(Name, connections), Options),
+    _ = nats_gateway_connection:publish(key(Name, refused), Refused),
+    ok.
 
 key(Name, What) -> {?MODULE, Name, What}.
 

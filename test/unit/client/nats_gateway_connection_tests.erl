@@ -49,7 +49,7 @@ connected(Options, Settings) ->
     {ok, Socket = {tcp, Port}} = nats_gateway_transport:accept(Listen),
     ok = gen_tcp:close(ListenSocket),
     Config = maps:merge(nats_gateway_file:defaults(), Settings#{test => self()}),
-    ok = persistent_term:put(
+    _ = nats_gateway_connection:publish(
         ?MODULE, maps:merge(#{host => ?MODULE, config => Config, listener => test}, Options)
     ),
     {ok, Pid} = nats_gateway_connection:start_link(Socket, ?MODULE),
