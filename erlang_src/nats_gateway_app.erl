@@ -40,7 +40,9 @@ start_in_emqx({error, Reason}) ->
 
 start_sup_in_emqx() ->
     ok = nats_gateway_emqx_compat:init(),
-    {ok, Pid} = nats_gateway_sup:start_link([nats_gateway_emqx_takeover:child_spec()]),
+    {ok, Pid} = nats_gateway_sup:start_link([
+        nats_gateway_emqx_takeover:child_spec(), nats_gateway_emqx_old_code:child_spec()
+    ]),
     {ok, Pid, emqx}.
 
 %% The modules of a refused plugin stay loaded. Its next start loads them again.

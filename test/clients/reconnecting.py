@@ -148,7 +148,10 @@ class NatsPy(threading.Thread):
         await client.subscribe(f"{self.name}.mqtt", cb=take)
 
     async def _publish(self, client: nats.NATS, seen: Seen) -> None:
-        """A number is acknowledged when the PONG for it came on the same connection."""
+        """A number is acknowledged when the PONG for it came on the same connection.
+
+        nats-py writes the PING of a flush at once, before what its own flusher has not written yet.
+        """
         acknowledged = self.flushed.setdefault(seen.name, [])
         number = 0
         while not self._halt.is_set():
@@ -156,6 +159,8 @@ class NatsPy(threading.Thread):
                 before = len(seen.closed), client.stats["reconnects"]
                 with suppress(Exception):
                     await client.publish(f"{self.name}.{seen.name}", b"%d" % number)
+                    while client.pending_data_size and client.is_connected:
+                        await asyncio.sleep(0)
                     await client.flush(2)
                     if before == (len(seen.closed), client.stats["reconnects"]):
                         acknowledged.append(number)
@@ -222,9 +227,9 @@ class Mqtt(threading.Thread):
     def numbers(self, topic: str) -> list[int]:
         return [number for number, _ in self.received.get(topic, [])]
 
-    def longest_wait(self, begin: float) -> float:
+    def longest_wait(self, begin: float, end: float = float("inf")) -> float:
         """Between two messages of MQTT's publisher at MQTT's subscriber."""
-        times = [at for _, at in self.received["mqtt"] if at >= begin]
+        times = [at for _, at in self.received["mqtt"] if begin <= at <= end]
         return max(later - earlier for earlier, later in zip(times, times[1:]))
 
 
