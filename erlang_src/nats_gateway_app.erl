@@ -28,6 +28,7 @@ start_in_emqx(ok) ->
     %% gateway must not serve in our place.
     case nats_gateway_nif_loader:acquire() of
         ok ->
+            ok = nats_gateway_emqx_stored:complete(),
             start_sup_in_emqx();
         {error, Text} ->
             case nats_gateway_emqx_built_in:may_serve() of
@@ -76,8 +77,9 @@ stop(_) ->
 %% application is not started.
 -spec on_config_changed(Old :: map(), New :: map()) -> ok | {error, Text :: binary()}.
 on_config_changed(Old, New) ->
-    case nats_gateway_nif_loader:with(fun() -> nats_gateway_emqx_page:check(New) end) of
+    case nats_gateway_emqx_stored:check_change(Old, New) of
         {ok, Settings} -> apply_settings(Settings, Old, whereis(nats_gateway_emqx_takeover));
+        completed -> ok;
         {error, Text} -> {error, Text}
     end.
 

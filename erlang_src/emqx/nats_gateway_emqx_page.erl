@@ -2,10 +2,12 @@
 %% field. (priv/config_schema.avsc describes the form.)
 -module(nats_gateway_emqx_page).
 
+-export([keys/0]).
 -export([parse/1]).
 -export([check/1]).
 -export([check_stored/1]).
 -export([stored/0]).
+-export([name_vsn/0]).
 -export([get/0]).
 -export([put/1]).
 -export([in_force/1]).
@@ -83,6 +85,9 @@ schema() ->
         built_in_may_serve => {boolean, false}
     }.
 
+-spec keys() -> [Key :: binary()].
+keys() -> [atom_to_binary(Key) || Key <- lists:sort(maps:keys(schema()))].
+
 monitor_bind(<<>>, _) -> undefined;
 monitor_bind(Value, Path) -> nats_gateway_schema:value(address, Value, Path).
 
@@ -143,6 +148,8 @@ stored() ->
 
 unreadable() -> {error, <<"config.hocon of this plugin cannot be read, EMQX's log says why">>}.
 
+%% The name under which EMQX knows this version of the plugin.
+-spec name_vsn() -> binary().
 name_vsn() ->
     case application:get_key(nats_gateway, vsn) of
         {ok, Vsn} -> iolist_to_binary([<<"nats_gateway-">>, Vsn]);

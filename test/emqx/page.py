@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from emqx.node import Node
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emqx.node import Node, name_vsn
 from emqx.rest import Answer
 
 DEFAULTS = {
@@ -55,3 +59,38 @@ class Page:
         shown = self._node.rest.get(self._plugin)["running_status"][0].get("health_status")
         assert shown is not None, "EMQX does not tell the health"
         return "" if shown["status"] == "ok" else shown["message"]
+
+
+def stored_file(node: Node) -> Path:
+    """EMQX keeps one for all versions of a plugin."""
+    return node.data / "plugins" / "nats_gateway" / "config.hocon"
+
+
+@contextmanager
+def installed_with(node: Node, package: Path, change: Callable[[str], str | None]) -> Iterator[bool]:
+    """The plugin is installed again where this is stored, as another version may have left it; then with what was.
+
+    Whether EMQX has installed it: EMQX 6.3 refuses a plugin whose stored settings do not fit its schema.
+    """
+    file = stored_file(node)
+    before = file.read_text()
+
+    def install(text: str | None) -> Answer:
+        if node.plugin("nats_gateway") is not None:
+            node.stop_plugin(package)
+            node.uninstall(package)
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        node.ctl("plugins", "allow", name_vsn(package))
+        answer = node.upload(package)
+        if answer.status == 204:
+            node.start_plugin(package)
+        return answer
+
+    try:
+        answer = install(change(before))
+        assert answer.status in (204, 400), answer
+        yield answer.status == 204
+    finally:
+        assert install(before).status == 204

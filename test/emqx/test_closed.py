@@ -13,8 +13,7 @@ from emqx.gateway import BUILT_IN_DATABASE, Gateway, rest_change
 from emqx.nats import Address, Nats, NatsFailure
 from emqx.node import Node, name_vsn, wait_until
 from emqx.package import release, with_version
-from emqx.page import Page
-from emqx.rest import Answer
+from emqx.page import Page, installed_with
 
 pytestmark = [pytest.mark.plugin, pytest.mark.kills, pytest.mark.timeout(240, func_only=True)]
 
@@ -308,39 +307,9 @@ BROKEN: dict[str, Callable[[str], str | None]] = {
 }
 
 
-@contextmanager
-def stored(node: Node, package: Path, change: Callable[[str], str | None]) -> Iterator[bool]:
-    """The file as the plugin finds it when it is installed; the node need not be restarted.
-
-    Whether EMQX has installed it: EMQX 6.3 refuses a plugin whose stored settings do not fit its schema.
-    """
-    file = node.data / "plugins" / "nats_gateway" / "config.hocon"
-    before = file.read_text()
-
-    def install(text: str | None) -> Answer:
-        if node.plugin("nats_gateway") is not None:
-            node.stop_plugin(package)
-            node.uninstall(package)
-        file.unlink(missing_ok=True)
-        if text is not None:
-            file.write_text(text)
-        node.ctl("plugins", "allow", name_vsn(package))
-        answer = node.upload(package)
-        if answer.status == 204:
-            node.start_plugin(package)
-        return answer
-
-    try:
-        answer = install(change(before))
-        assert answer.status in (204, 400), answer
-        yield answer.status == 204
-    finally:
-        assert install(before).status == 204
-
-
 @pytest.mark.parametrize("kind", BROKEN)
 def test_settings_that_cannot_be_read(demanding: Gateway, node: Node, package: Path, page: Page, kind: str):
-    with watched(demanding), stored(node, package, BROKEN[kind]) as installed:
+    with watched(demanding), installed_with(node, package, BROKEN[kind]) as installed:
         if installed:
             wait_until(demanding.served, "the plugin serves")
             assert "nobody is let in" in page.health()
@@ -354,7 +323,7 @@ def test_settings_that_cannot_be_read(demanding: Gateway, node: Node, package: P
 
 def test_settings_that_were_lost(demanding: Gateway, node: Node, package: Path, page: Page):
     """EMQX takes the defaults of the package then; so does a node that joins a cluster, if the others are slow."""
-    with watched(demanding), stored(node, package, lambda _: None):
+    with watched(demanding), installed_with(node, package, lambda _: None):
         wait_until(demanding.served, "the plugin serves")
         assert page.read()["internal_authn"] == []
         assert is_shut(demanding) and barred(demanding)
@@ -365,7 +334,7 @@ def test_settings_that_were_lost(demanding: Gateway, node: Node, package: Path, 
 
 @pytest.mark.parametrize("key", ["internal_authn", "peer_cert_as_username", "websocket_same_origin"])
 def test_settings_that_were_cut(demanding: Gateway, node: Node, package: Path, page: Page, key: str):
-    with watched(demanding), stored(node, package, lambda text: cut(text, key)):
+    with watched(demanding), installed_with(node, package, lambda text: cut(text, key)):
         wait_until(demanding.listening, "the plugin serves")
         assert is_shut(demanding) and not lets_in(demanding.address, auth_token=TOKEN)
         assert f"nobody is let in: {key}: must be there" in page.health()

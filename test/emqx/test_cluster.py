@@ -205,6 +205,11 @@ def test_the_page_of_the_plugin_reaches_both_nodes(cluster: tuple[Gateway, Gatew
                 client.subscribe("a")
                 client.send("SUB b 2\r\n")
                 client.error("maximum subscriptions exceeded")
+        lacking = {key: value for key, value in before.items() if key != "nkeys"}
+        answer = first.rest.call("PUT", path, lacking | {"max_subscriptions": 2})
+        assert answer.status == 400 and "nkeys: must be there" in str(answer), answer
+        for gateway in cluster:
+            assert gateway.rest.get(path) == before | {"max_subscriptions": 1}
     finally:
         first.rest.put(path, before)
 

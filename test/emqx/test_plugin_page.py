@@ -12,7 +12,7 @@ import pytest
 from emqx.gateway import BUILT_IN_DATABASE, Gateway
 from emqx.nats import NatsFailure
 from emqx.node import Node, wait_until
-from emqx.page import DEFAULTS, Page
+from emqx.page import DEFAULTS, Page, installed_with, stored_file
 
 pytestmark = pytest.mark.plugin
 # Of `w0rd`, cost 4.
@@ -245,25 +245,81 @@ def test_an_unknown_field_is_refused(page: Page):
     assert page.try_change(max_controlline="4KB").status == 400
 
 
-# What decides who is let in.
-DECIDING = {"internal_authn": [], "peer_cert_as_username": "disabled", "websocket_same_origin": False}
+# --- Settings that lack a key -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", DECIDING)
-def test_a_missing_field_that_decides_who_is_let_in_is_refused(page: Page, field: str):
-    answer = page.replace({key: value for key, value in DECIDING.items() if key != field})
-    assert answer.status == 400 and f"{field}: must be there" in str(answer), answer
+def test_settings_that_lack_a_key_are_not_stored(page: Page):
+    """A PUT replaces all settings, so a key that was forgotten would get its default, and the logins with it."""
+    page.change(max_subscriptions=7)
+    before = page.read()
+    for key in DEFAULTS:
+        answer = page.replace({other: value for other, value in DEFAULTS.items() if other != key})
+        assert answer.status == 400 and f"{key}: must be there" in str(answer), answer
+    answer = page.replace({"max_subscriptions": 1})
+    missing = ", ".join(sorted(DEFAULTS.keys() - {"max_subscriptions"}))
+    assert answer.status == 400 and f"{missing}: must be there" in str(answer), answer
+    assert page.read() == before
 
 
-def test_missing_fields_have_their_defaults(gateway: Gateway, page: Page):
-    answer = page.replace({**DECIDING, "max_subscriptions": 1})
-    assert answer.status == 204, answer
-    with gateway.nats() as client:
-        client.subscribe("a", sid="1")
-        client.send("SUB b 2\r\n")
-        client.error("maximum subscriptions exceeded")
-        client.send(f"SUB {'a' * 5000} 3\r\n")
-        client.rejected("maximum control line exceeded")
+# Settings that an older version did not have.
+NEW = {"max_sub_tokens", "monitor_bind", "nkeys"}
+
+
+def of_an_older_version(text: str) -> str:
+    kept = [line for line in text.splitlines() if line.partition("=")[0].strip() not in NEW]
+    assert len(text.splitlines()) - len(kept) == len(NEW)
+    return "\n".join(kept) + "\n"
+
+
+def has_a_login(gateway: Gateway) -> bool:
+    with pytest.raises(NatsFailure), gateway.nats():
+        pass
+    with gateway.raw() as client:
+        client.login(auth_token="w0rd")
+        client.ping()
+    return True
+
+
+def without_logins(page: Page) -> None:
+    page.change()
+    # the authenticator that stands for the logins is taken away
+    wait_until(lambda: page.health() == "", "well")
+
+
+@pytest.mark.kills
+@pytest.mark.timeout(180, func_only=True)
+def test_an_upgrade_gives_the_stored_settings_the_new_keys(node: Node, gateway: Gateway, page: Page, package: Path):
+    page.change(internal_authn=["token"], token=HASH, max_subscriptions=7)
+    wait_until(lambda: page.health() == "", "the logins are in force")
+    before = page.read()
+    with installed_with(node, package, of_an_older_version):
+        wait_until(gateway.served, "the plugin serves")
+        assert page.read() == before
+        assert all(key in stored_file(node).read_text() for key in DEFAULTS)
+        assert page.health() == "" and has_a_login(gateway)
+        page.replace(before | {"max_subscriptions": 8})
+        assert page.read() == before | {"max_subscriptions": 8}
+        # for who goes back to the older version
+        backups = [file.read_text() for file in stored_file(node).parent.glob("config.hocon.*.bak")]
+        assert any(HASH in text and not any(f"{key} " in text for key in NEW) for text in backups)
+    wait_until(gateway.served, "the plugin serves")
+    without_logins(page)
+
+
+@pytest.mark.kills
+@pytest.mark.timeout(180, func_only=True)
+def test_a_boot_gives_the_stored_settings_the_new_keys(node: Node, gateway: Gateway, page: Page):
+    page.change(internal_authn=["token"], token=HASH)
+    wait_until(lambda: page.health() == "", "the logins are in force")
+    before = page.read()
+    file = stored_file(node)
+    file.write_text(of_an_older_version(file.read_text()))
+    node.restart()
+    wait_until(gateway.served, "the plugin serves", deadline=30)
+    assert page.read() == before
+    assert all(key in file.read_text() for key in DEFAULTS)
+    assert page.health() == "" and has_a_login(gateway)
+    without_logins(page)
 
 
 # --- Health ----------------------------------------------------------------------------------------------------------

@@ -403,7 +403,7 @@ a_stopped_plugin_puts_nothing_in_force() ->
 %% EMQX knows no settings before those that it finds when it loads the plugin.
 what_was_saved_while_stopped_was_not_just_found() ->
     Remembered = fun(Old) ->
-        ok = nats_gateway_app:on_config_changed(Old, ?DECIDING),
+        ok = nats_gateway_app:on_config_changed(Old, nats_gateway_fake_emqx:page_defaults()),
         persistent_term:get(nats_gateway_emqx_takeover, found)
     end,
     ?assertEqual(found, Remembered(#{})),
@@ -417,12 +417,13 @@ a_started_plugin_keeps_its_library() ->
 
 a_started_plugin_puts_them_in_force() ->
     true = register(nats_gateway_emqx_takeover, self()),
+    Defaults = nats_gateway_fake_emqx:page_defaults(),
     try
-        ?assertEqual(ok, change(?DECIDING#{<<"max_subscriptions">> => 7})),
+        ?assertEqual(ok, change(Defaults#{<<"max_subscriptions">> := 7})),
         ?assertMatch(#{max_subscriptions := 7}, nats_gateway_emqx_page:get()),
         ?assertEqual(
             {error, <<"max_subscriptions: must be an integer from 0 (no limit) to 1073741824">>},
-            change(?DECIDING#{<<"max_subscriptions">> => -1})
+            change(Defaults#{<<"max_subscriptions">> := -1})
         ),
         ?assertMatch(#{max_subscriptions := 7}, nats_gateway_emqx_page:get())
     after

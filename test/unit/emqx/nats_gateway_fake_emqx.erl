@@ -4,6 +4,7 @@
 -export([load/0, unload/0]).
 -export([load/2, unload/1]).
 -export([message/2, deliver/2]).
+-export([page_defaults/0]).
 
 %% Each function of a module, as Erlang source.
 -define(MODULES, #{
@@ -102,3 +103,22 @@ deliver({undefined, Filter}, Payload) ->
 deliver({Group, Filter}, Payload) ->
     Message = message(Filter, Payload),
     self() ! {deliver, Filter, Message#{headers := #{redispatch_to => {Group, Filter}}}}.
+
+%% The stored settings of a fresh plugin: each line is a key and its value in JSON.
+-spec page_defaults() -> #{Key :: binary() => term()}.
+page_defaults() ->
+    Ebin = filename:dirname(code:which(nats_gateway_emqx_page)),
+    {ok, Hocon} = file:read_file(filename:join([filename:dirname(Ebin), "priv", "config.hocon"])),
+    maps:from_list([
+        begin
+            [Key, Json] = binary:split(Line, <<" = ">>),
+            {Key, json(Json)}
+        end
+     || Line <- binary:split(Hocon, <<"\n">>, [global, trim])
+    ]).
+
+json(<<"[]">>) -> [];
+json(<<"true">>) -> true;
+json(<<"false">>) -> false;
+json(<<"\"", Text/binary>>) -> binary:part(Text, 0, byte_size(Text) - 1);
+json(Number) -> binary_to_integer(Number).
