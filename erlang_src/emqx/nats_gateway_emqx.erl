@@ -182,9 +182,8 @@ connection(Listener, State) ->
     #state{gateway = Gateway, plugin = Plugin, login = Login, defaults = Defaults, ctx = Ctx} =
         State,
     NDefaults = Defaults#{auth_required := nats_gateway_emqx_compat:needs_authenticator()},
-    #{config := Config} =
-        Options = nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults),
-    Options#{config := Config#{emqx => nats_gateway_emqx_metrics:context(Ctx)}}.
+    Context = nats_gateway_emqx_metrics:context(Ctx),
+    nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults, Context).
 
 %% With what is told there from now on.
 watch(Bind, State = #state{monitor = Old, gateway = Gateway, started = Started}) ->

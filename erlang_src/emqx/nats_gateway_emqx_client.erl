@@ -28,8 +28,8 @@
 -spec clientinfo(nats_gateway_host:client(), Generated :: binary()) -> clientinfo().
 clientinfo(Client = #{connect := Fields, config := Config}, Generated) ->
     #{listener := Listener, peername := Peername = {PeerHost, _}, sockname := {_, Port}} = Client,
-    #{enable_authn := EnableAuthn, mountpoint := Mountpoint, clientinfo_override := Override} =
-        Config,
+    #{mountpoint := Mountpoint, clientinfo_override := Override, host := Settings} = Config,
+    #{enable_authn := EnableAuthn} = Settings,
     Named = certificate_names(maps:get(peercert, Client, nossl)),
     Known = Named#{
         zone => default,

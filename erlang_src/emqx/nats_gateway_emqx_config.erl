@@ -9,14 +9,21 @@
 -export([bar_name/0]).
 -export([is_bar/1]).
 -export([listener_id/1]).
--export([options/5]).
+-export([options/6]).
 -export([esockd_options/1]).
 -export([ranch_options/2]).
 -export([websocket/2]).
 -export([tls/4]).
 -export([changes/2]).
 
--export_type([listener/0, id/0]).
+-export_type([listener/0, id/0, host_settings/0]).
+
+%% The part of a connection's settings that only the host and its modules in this room read.
+-type host_settings() :: #{
+    context := nats_gateway_emqx_metrics:context(),
+    enable_authn := boolean(),
+    auto_subscribe := boolean()
+}.
 
 -type id() :: {Type :: atom(), Name :: atom() | binary()}.
 
@@ -174,10 +181,15 @@ any_enabled(Authenticators) -> lists:any(fun(A) -> maps:get(enable, A, true) end
 
 %% The options with which a connection of the listener starts. `Defaults' are those of the
 %% standalone gateway. Its `auth_required' says whether EMQX lets nobody in while there is no
-%% authenticator. Only the host reads `emqx'.
--spec options(Gateway :: map(), listener(), Plugin :: map(), Login, Defaults :: map()) -> map() when
-    Login :: nats_gateway_login:login().
-options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, Defaults) ->
+%% authenticator. `Context' is for the host.
+-spec options(Gateway, listener(), Plugin, Login, Defaults, Context) -> map() when
+    Gateway :: map(),
+    Plugin :: map(),
+    Login :: nats_gateway_login:login(),
+    Defaults :: map(),
+    Context :: nats_gateway_emqx_metrics:context().
+options(Gateway, Listener, Plugin, GatewayLogin, Defaults, Context) ->
+    #{id := Id = {Type, _}, conf := Conf} = Listener,
     EnableAuthn = maps:get(enable_authn, Conf, true),
     HasAuthenticators = has_authenticators(Gateway, Conf),
     %% A client that brings nothing for the gateway's own methods is left to the authenticators, if
@@ -188,7 +200,8 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
             false -> nats_gateway_login:none()
         end,
     Own = maps:without([upstream, listeners, log_level], Defaults#{clientinfo_override => #{}}),
-    Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, Plugin),
+    {AutoSubscribe, OfPage} = maps:take(auto_subscribe, Plugin),
+    Page = maps:without(?CONNECTION_PAGE ++ ?TLS_PAGE, OfPage),
     Tcp = maps:get(tcp_options, Conf, #{}),
     Protocol = maps:get(protocol, Gateway, #{}),
     Config = maps:merge(
@@ -218,7 +231,7 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         listener => listener_id(Id),
         transport => Type,
         peer_cert_as_username => maps:get(peer_cert_as_username, Plugin, disabled),
-        config => Config#{enable_authn => EnableAuthn}
+        config => Config#{host => host_settings(Context, EnableAuthn, AutoSubscribe)}
     },
     Proxied =
         case Conf of
@@ -231,6 +244,10 @@ options(Gateway, #{id := Id = {Type, _}, conf := Conf}, Plugin, GatewayLogin, De
         true -> Proxied#{websocket => websocket(Conf, Plugin)};
         false -> Proxied
     end.
+
+-spec host_settings(nats_gateway_emqx_metrics:context(), boolean(), boolean()) -> host_settings().
+host_settings(Context, EnableAuthn, AutoSubscribe) ->
+    #{context => Context, enable_authn => EnableAuthn, auto_subscribe => AutoSubscribe}.
 
 %% Combines what EMQX's page and our page have of WebSocket.
 -spec websocket(Conf :: map(), Plugin :: map()) -> nats_gateway_websocket:settings().

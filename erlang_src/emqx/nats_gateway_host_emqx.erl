@@ -117,7 +117,7 @@
 
 -spec connect(nats_gateway_host:client()) ->
     {ok, nats_gateway_host:session(), host()} | {error, nats_gateway_host:close_reason()}.
-connect(Client = #{config := #{emqx := Context}}) ->
+connect(Client = #{config := #{host := #{context := Context}}}) ->
     Generated = nats_gateway_emqx_client:generated(),
     ClientInfo = nats_gateway_emqx_client:clientinfo(Client, Generated),
     #{clientid := ClientId, peername := Peername} = ClientInfo,
@@ -164,9 +164,8 @@ register(ClientInfo, ConnInfo, _, false) ->
 session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
-    #{
-        emqx := Context, retained_on_subscribe := Retained, auto_subscribe := AutoSubscribe
-    } = Config,
+    #{retained_on_subscribe := Retained, host := Settings} = Config,
+    #{context := Context, auto_subscribe := AutoSubscribe} = Settings,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Mountpoint = nats_gateway_emqx_client:text(maps:get(mountpoint, ClientInfo)),

@@ -64,10 +64,8 @@
     listeners => [listener()],
     %% where the standalone gateway tells what nats-server's monitoring endpoints tell
     monitor => undefined | {inet:ip_address(), inet:port_number()},
-    %% only connections in EMQX have these keys
-    emqx => map(),
-    enable_authn => boolean(),
-    auto_subscribe => boolean()
+    %% the settings of the host itself, which nobody else reads
+    host => map()
 }.
 
 -type listener() :: #{

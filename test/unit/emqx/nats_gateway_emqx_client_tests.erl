@@ -39,7 +39,7 @@ client(Fields, Override) ->
         peername => {{127, 0, 0, 1}, 40000},
         sockname => {{127, 0, 0, 1}, 4222},
         config => #{
-            enable_authn => true,
+            host => #{enable_authn => true},
             mountpoint => <<"m/${username}/">>,
             clientinfo_override => Override
         }

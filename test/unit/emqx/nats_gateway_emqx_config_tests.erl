@@ -3,7 +3,7 @@
 -include_lib("eunit/include/eunit.hrl").
 
 -import(nats_gateway_emqx_config, [
-    listeners/1, problem/3, login/2, options/5, esockd_options/1, ranch_options/2, changes/2
+    listeners/1, problem/3, login/2, options/6, esockd_options/1, ranch_options/2, changes/2
 ]).
 
 -define(BIND, {{127, 0, 0, 1}, 4222}).
@@ -33,13 +33,16 @@ plugin() ->
         max_control_line => 5000,
         send_timeout => 7000,
         max_pending => 1 bsl 40,
+        auto_subscribe => false,
         login => nats_gateway_login:none()
     }.
+
+context() -> #{ctx => #{}, metrics => no_such_table}.
 
 config(Gateway, Conf) ->
     {ok, Login} = login(Gateway, plugin()),
     #{config := Config} =
-        options(Gateway, listener(Conf), plugin(), Login, defaults()),
+        options(Gateway, listener(Conf), plugin(), Login, defaults(), context()),
     Config.
 
 listeners_test() ->
@@ -65,8 +68,10 @@ options_test() ->
                 idle_timeout := 30000,
                 max_payload_size := 1000,
                 enable_stats := true,
-                enable_authn := true,
                 auth_required := false,
+                host := #{
+                    context := #{ctx := #{}}, enable_authn := true, auto_subscribe := false
+                },
                 clientinfo_override := Empty,
                 %% of the plugin's page
                 max_control_line := 5000,
@@ -78,7 +83,8 @@ options_test() ->
         } when map_size(Empty) =:= 0,
         options(
             gateway(), listener(conf()), plugin(), nats_gateway_login:none(),
-            defaults()
+            defaults(),
+            context()
         )
     ),
     ?assertMatch(#{server_id := <<"mine">>}, config((gateway())#{server_id := <<"mine">>}, conf())).
@@ -130,7 +136,7 @@ auth_required_test_() ->
 auth_required_without_authenticators_test() ->
     Required = fun(Conf, Required) ->
         Defaults = (defaults())#{auth_required := Required},
-        Options = options(gateway(), listener(Conf), plugin(), nats_gateway_login:none(), Defaults),
+        Options = options(gateway(), listener(Conf), plugin(), nats_gateway_login:none(), Defaults, context()),
         #{config := #{auth_required := Result}} = Options,
         Result
     end,
@@ -245,7 +251,7 @@ option(Name, Tcp) ->
     {ok, Port} = inet:port(Listening),
     {ok, Client} = gen_tcp:connect({127, 0, 0, 1}, Port, []),
     {ok, Socket} = gen_tcp:accept(Listening),
-    Options = options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults()),
+    Options = options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults(), context()),
     case Options of
         #{keepalive := KeepAlive} -> ok = nats_gateway_transport:keep_alive({tcp, Socket}, KeepAlive);
         #{} -> ok
@@ -277,7 +283,7 @@ chunks_at_once_test_() ->
 
 tcp_connection(Tcp) ->
     Listener = listener((conf())#{tcp_options => Tcp}),
-    options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults()).
+    options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults(), context()).
 
 %% Of the listener, unless it is what EMQX fills in; else that of the page.
 send_timeout_test_() ->
@@ -331,7 +337,7 @@ ws_options(Changes, Plugin) -> ws_options(ws, ws_conf(Changes), Plugin).
 
 ws_options(Type, Conf, Plugin) ->
     Listener = #{id => {Type, default}, bind => ?BIND, conf => Conf},
-    options(gateway(), Listener, Plugin, nats_gateway_login:none(), defaults()).
+    options(gateway(), Listener, Plugin, nats_gateway_login:none(), defaults(), context()).
 
 websocket(Changes) ->
     #{websocket := Settings} = ws_options(Changes, plugin()),
@@ -358,7 +364,7 @@ websocket_options_test() ->
         },
         websocket(#{})
     ),
-    Tcp = options(gateway(), listener(conf()), plugin(), nats_gateway_login:none(), defaults()),
+    Tcp = options(gateway(), listener(conf()), plugin(), nats_gateway_login:none(), defaults(), context()),
     ?assertNot(is_map_key(websocket, Tcp)).
 
 defaults() -> maps:merge(nats_gateway_config:defaults(), nats_gateway_config:identity()).
@@ -429,7 +435,7 @@ behind_a_proxy_test() ->
     ?assertMatch(#{proxy_protocol := 1500}, ws_options(wss, Conf, plugin())),
     Tcp = fun(Changes) ->
         Listener = listener(maps:merge(conf(), Changes)),
-        options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults())
+        options(gateway(), Listener, plugin(), nats_gateway_login:none(), defaults(), context())
     end,
     ?assertMatch(#{proxy_protocol := 3000}, Tcp(#{proxy_protocol => true})),
     ?assertNot(is_map_key(proxy_protocol, Tcp(#{proxy_protocol => false}))).

@@ -48,9 +48,11 @@ connected(Settings) -> connected(tcp, Settings).
 
 connected(Transport, Settings) ->
     Config = (maps:merge(nats_gateway_file:defaults(), Settings))#{
-        auto_subscribe => maps:get(auto_subscribe, Settings, false),
-        emqx => nats_gateway_emqx_metrics:context(#{}),
-        enable_authn => true,
+        host => #{
+            context => nats_gateway_emqx_metrics:context(#{}),
+            enable_authn => true,
+            auto_subscribe => maps:get(auto_subscribe, Settings, false)
+        },
         login => nats_gateway_login:none(),
         clientinfo_override => #{}
     },
