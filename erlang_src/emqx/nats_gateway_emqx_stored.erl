@@ -11,8 +11,8 @@
 
 -include_lib("kernel/include/logger.hrl").
 
-%% A PUT is one call on each node: EMQX asks the plugin (`on_config_changed/2'), and then writes the
-%% file and its copy in memory. That takes milliseconds.
+%% For a PUT, EMQX asks the plugin on each node (`on_config_changed/2'), and then writes the file and
+%% its copy in memory. It is given this time to write.
 -define(WRITE_MS, 1000).
 
 %% Checks a change before EMQX stores it. No change is accepted while another process runs

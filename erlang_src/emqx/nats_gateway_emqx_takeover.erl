@@ -21,7 +21,10 @@
     %% monitor of EMQX's registry: when the registry ends, our registration is lost
     registry :: undefined | reference(),
     %% timer that runs until the settings of the gateway have not changed for a while
-    changed :: undefined | reference()
+    changed :: undefined | reference(),
+    %% the process that changes EMQX's settings, and the settings of the page for the next one
+    changer :: undefined | pid(),
+    next :: undefined | saved | found
 }).
 
 %% EMQX does not ask a stopped plugin for its health, so an alarm reports it.
@@ -33,6 +36,10 @@
 -define(BAR_RETRY_MS, 10000).
 %% An operator who replaces the gateway's authenticator removes one and then adds the other.
 -define(REST_MS, 60000).
+%% EMQX changes its settings in the process emqx_cluster_rpc, which also stops a plugin, and gives the
+%% stop 10 s. The drain time of the plugin's page takes up to 8 s of these. A process of ours that
+%% waits for a change during a stop would wait for the end of the stop, so it gets only this time.
+-define(CHANGER_MS, 500).
 %% Unloading drains the clients.
 -define(SHUTDOWN_MS, 30000).
 
@@ -76,16 +83,23 @@ handle_cast(gateway_changed, State = #state{changed = Timer}) ->
 
 handle_info(take, State = #state{registry = undefined}) ->
     try_to_take(State);
-handle_info({'DOWN', Monitor, process, _, _}, #state{registry = Monitor}) ->
-    try_to_take(#state{});
-handle_info({adapt_bar, Settings}, State = #state{registry = Registry}) ->
-    %% If EMQX's gateway application does not run, it has no settings to change.
-    _ = Registry =/= undefined andalso adapt_bar(Settings),
+handle_info({'DOWN', Monitor, process, _, _}, State = #state{registry = Monitor}) ->
+    try_to_take(State#state{registry = undefined, changed = undefined});
+handle_info({adapt_bar, _}, State = #state{registry = undefined}) ->
+    %% EMQX's gateway application does not run, so it has no settings to change.
     {noreply, State};
+handle_info({adapt_bar, Settings}, State = #state{changer = undefined}) ->
+    {noreply, State#state{changer = spawn_link(fun() -> adapt_bar(Settings) end)}};
+handle_info({adapt_bar, Settings}, State = #state{next = Next}) ->
+    {noreply, State#state{next = newer(Settings, Next)}};
+handle_info({'EXIT', Changer, _}, State = #state{changer = Changer, next = Next}) ->
+    _ = Next =/= undefined andalso (self() ! {adapt_bar, Next}),
+    {noreply, State#state{changer = undefined, next = undefined}};
 handle_info(_, State) ->
     {noreply, State}.
 
-terminate(_, _) ->
+terminate(_, #state{changer = Changer}) ->
+    ok = await_changer(Changer),
     ok = nats_gateway_emqx_quirks:set_callback_module(nats_gateway_emqx_compat:built_in()),
     %% Usually our application is being stopped now, so the application controller cannot be asked.
     case whereis(emqx_gateway_registry) of
@@ -93,7 +107,20 @@ terminate(_, _) ->
         _ -> give_back(nats_gateway_emqx_quirks:is_node_stopping())
     end.
 
+await_changer(undefined) ->
+    ok;
+await_changer(Changer) ->
+    receive
+        {'EXIT', Changer, _} -> ok
+    after ?CHANGER_MS ->
+        true = exit(Changer, kill),
+        ok
+    end.
+
 %% -------------------------------------------------------------------------------------------
+
+newer(found, saved) -> saved;
+newer(Settings, _) -> Settings.
 
 try_to_take(State) ->
     case nats_gateway_emqx_quirks:is_running(emqx_gateway) of
@@ -169,5 +196,5 @@ adapt_bar(Settings) ->
 
 bar_failed(Reason, Settings) ->
     ?LOG_WARNING(#{msg => "authenticator_of_nats_not_changed", reason => Reason}),
-    _ = erlang:send_after(?BAR_RETRY_MS, self(), {adapt_bar, Settings}),
+    _ = erlang:send_after(?BAR_RETRY_MS, ?MODULE, {adapt_bar, Settings}),
     ok.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -363,6 +364,24 @@ def test_a_boot_with_settings_that_cannot_be_read(demanding: Gateway, node: Node
         node.restart()
     wait_until(demanding.served, "the plugin serves", deadline=30)
     assert is_demanded(demanding) and page.health() == ""
+
+
+def test_a_stop_just_after_the_logins_have_changed(ready: Gateway, node: Node, package: Path, page: Page):
+    """The plugin is changing EMQX's settings then, which EMQX does in the process that stops the plugin."""
+    for _ in range(3):
+        page.change(**LOGINS)
+        began = time.monotonic()
+        node.stop_plugin(package)
+        assert time.monotonic() - began < 9
+        node.start_plugin(package)
+        wait_until(lambda: ready.served() and barred(ready), "the plugin serves, and the bar is there")
+        assert is_demanded(ready)
+        page.change()
+        began = time.monotonic()
+        node.stop_plugin(package)
+        assert time.monotonic() - began < 9
+        node.start_plugin(package)
+        wait_until(lambda: ready.served() and authenticator(ready) is None, "the plugin serves, and the bar is gone")
 
 
 # --- The page of a stopped plugin ------------------------------------------------------------------------------------
