@@ -9,6 +9,7 @@
 -export([open/2]).
 -export([change/3]).
 -export([forget/0]).
+-export([stop_child/1]).
 -export([start_link/1]).
 -export([answer/2]).
 -export([do/1]).
@@ -100,12 +101,21 @@ forget() ->
     _ = persistent_term:erase(?MODULE),
     nats_gateway_census:forget().
 
-close(undefined) ->
-    ok;
-close(_) ->
-    _ = supervisor:terminate_child(?SUPERVISOR, ?MODULE),
-    _ = supervisor:delete_child(?SUPERVISOR, ?MODULE),
-    ok.
+close(undefined) -> ok;
+close(_) -> stop_child(?MODULE).
+
+%% When the application ends, its supervisor has ended what was started last before it waits for the
+%% process that may call this: then it must not be asked.
+-spec stop_child(module()) -> ok.
+stop_child(Module) ->
+    case whereis(Module) of
+        undefined ->
+            ok;
+        _ ->
+            _ = supervisor:terminate_child(?SUPERVISOR, Module),
+            _ = supervisor:delete_child(?SUPERVISOR, Module),
+            ok
+    end.
 
 family({_, _, _, _}) -> inet;
 family(_) -> inet6.
