@@ -68,6 +68,7 @@ prep_stop(State) ->
 stop(emqx) ->
     ok = nats_gateway_emqx_page:forget(),
     ok = nats_gateway_emqx_compat:forget(),
+    ok = nats_gateway_emqx_prometheus:forget(),
     ok = nats_gateway_emqx_monitor:forget(),
     nats_gateway_nif_loader:release();
 stop(_) ->

@@ -37,8 +37,12 @@ def connections(port: int, query: str = "") -> list[dict]:
 
 
 def metrics(port: int) -> dict[str, float]:
-    """The value of each sample, by its name with its labels."""
     status, body = get(port, "/metrics")
     assert status == 200
-    samples = (line.rpartition(" ") for line in body.splitlines() if line and not line.startswith("#"))
-    return {name: float(value) for name, _, value in samples}
+    return samples(body)
+
+
+def samples(text: str) -> dict[str, float]:
+    """The value of each sample in the text for Prometheus, by its name with its labels."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}

@@ -128,7 +128,7 @@ handle_info(_, State) ->
     {noreply, State}.
 
 terminate(_, State = #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
-    #state{} = watch(undefined, State),
+    #state{} = watch(#{monitor_bind => undefined, emqx_prometheus => false}, State),
     ok = nats_gateway_emqx_listeners:drain(Listeners, DrainTime),
     ok = nats_gateway_emqx_listeners:close(Listeners),
     nats_gateway_emqx_quirks:forget_dead_clients().
@@ -146,8 +146,7 @@ apply_config(Gateway, State = #state{plugin = Plugin, listeners = Old}) ->
             New = State#state{gateway = Gateway, login = Login},
             case replace_listeners(Old, New) of
                 {ok, Listeners} ->
-                    #{monitor_bind := Monitor} = Plugin,
-                    {ok, log_not_honoured(watch(Monitor, New#state{listeners = Listeners}))};
+                    {ok, log_not_honoured(watch(Plugin, New#state{listeners = Listeners}))};
                 {error, Problem} -> {error, Problem}
             end;
         {error, Text} ->
@@ -186,14 +185,17 @@ connection(Listener, State) ->
     nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults, Context).
 
 %% With what is told there from now on.
-watch(Bind, State = #state{monitor = Old, gateway = Gateway, started = Started}) ->
+watch(#{monitor_bind := Bind, emqx_prometheus := InEndpoint}, State) ->
+    #state{monitor = Old, gateway = Gateway, started = Started} = State,
     Config =
         case nats_gateway_emqx_config:listeners(Gateway) of
             [Listener | _] -> maps:get(config, connection(Listener, State));
             [] -> State#state.defaults
         end,
     Facts = #{config => Config, gateway => Gateway, started => Started},
-    State#state{monitor = nats_gateway_emqx_monitor:change(Old, Bind, Facts)}.
+    NState = State#state{monitor = nats_gateway_emqx_monitor:change(Old, Bind, Facts)},
+    ok = nats_gateway_emqx_prometheus:change(InEndpoint),
+    NState.
 
 %% A setting is logged once, and again only after it has changed.
 log_not_honoured(State = #state{gateway = Gateway, not_honoured = Logged}) ->

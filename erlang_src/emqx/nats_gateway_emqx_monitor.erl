@@ -2,6 +2,7 @@
 -module(nats_gateway_emqx_monitor).
 
 -export([change/3]).
+-export([gateway/0]).
 -export([forget/0]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -36,6 +37,8 @@ forget() ->
 
 address(Bind) -> list_to_binary(nats_gateway_address:format(Bind)).
 
+%% What is told of it at this moment.
+-spec gateway() -> nats_gateway_monitor_facts:gateway().
 gateway() ->
     #{config := Config, gateway := Gateway, started := Started} = persistent_term:get(?MODULE),
     #{

@@ -42,6 +42,8 @@
     websocket_jwt_cookie := undefined | binary(),
     %% where the gateway can be watched
     monitor_bind := nats_gateway_monitor:bind(),
+    %% whether EMQX's own endpoint for Prometheus has the gateway's metrics
+    emqx_prometheus := boolean(),
     %% whether the built-in may serve where this plugin does not run, although clients have to log
     %% in
     built_in_may_serve := boolean()
@@ -82,6 +84,7 @@ schema() ->
         auto_subscribe => {boolean, false},
         drain_time => {{duration, 0, ?MAX_DRAIN_TIME_MS}, 1000},
         monitor_bind => {fun monitor_bind/2, undefined},
+        emqx_prometheus => {boolean, false},
         built_in_may_serve => {boolean, false}
     }.
 

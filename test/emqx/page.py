@@ -31,6 +31,7 @@ DEFAULTS = {
     "websocket_same_origin": False,
     "websocket_jwt_cookie": "",
     "monitor_bind": "",
+    "emqx_prometheus": False,
     "built_in_may_serve": False,
 }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
 from emqx.gateway import Gateway
 from emqx.node import wait_until
 from emqx.page import Page
-from monitoring import answers, connections, get, get_json, metrics
+from monitoring import answers, connections, get, get_json, metrics, samples
 from ports import HOST, free_port
 from wire.servers import accepts
 
@@ -88,3 +90,63 @@ def test_a_port_in_use_hurts_nobody(gateway: Gateway, page: Page):
 def test_what_is_no_address_is_refused(page: Page, value: str):
     answer = page.try_change(monitor_bind=value)
     assert answer.status == 400 and "monitor_bind" in str(answer.body)
+
+
+# --- EMQX's own endpoint for Prometheus ------------------------------------------------------------------------------
+
+
+def of_emqx(gateway: Gateway) -> dict[str, float]:
+    return samples(gateway.node.rest.get("/prometheus/stats"))
+
+
+def ours(gateway: Gateway) -> set[str]:
+    return {name for name in of_emqx(gateway) if name.startswith("nats_gateway_")}
+
+
+def test_emqx_tells_prometheus_of_the_gateway(gateway: Gateway, page: Page, name: str):
+    assert ours(gateway) == set()
+    port = watched(page, emqx_prometheus=True)
+    with gateway.nats(name="orders") as client:
+        client.subscribe(name)
+
+        def published() -> bool:
+            client.publish(name, b"hi")
+            client.message()
+            return of_emqx(gateway)["nats_gateway_publish_seconds_count"] >= 1
+
+        wait_until(published, "a publish is timed")
+        told, own = of_emqx(gateway), metrics(port)
+        # Each formats numbers in its own way.
+        assert {n for n in told if n.startswith("nats_gateway_") and "le=" not in n} == {n for n in own if "le=" not in n}
+        assert told["nats_gateway_up"] == 1 and told['nats_gateway_connections{listener="nats:tcp:default"}'] >= 1
+        buckets = [n for n in told if n.startswith("nats_gateway_publish_seconds_bucket")]
+        assert told['nats_gateway_publish_seconds_bucket{le="+Inf"}'] >= 1 and len(buckets) == 16
+        assert told["emqx_connections_count"] >= 0
+        # Any change of EMQX's settings for Prometheus takes away what these do not name.
+        settings = gateway.node.rest.get("/prometheus")
+        gateway.node.rest.put("/prometheus", settings)
+        wait_until(lambda: ours(gateway) != set(), "it is there again")
+    page.change()
+    assert ours(gateway) == set()
+
+
+def test_it_needs_no_monitoring_address(gateway: Gateway, page: Page, name: str):
+    page.change(emqx_prometheus=True)
+    with gateway.nats() as client:
+        client.ping()
+        wait_until(lambda: of_emqx(gateway).get("nats_gateway_connections_total", 0) >= 1, "the client is counted")
+
+
+def test_nothing_is_left_in_emqx_where_the_plugin_does_not_run(gateway: Gateway, page: Page, package: Path):
+    port = watched(page, emqx_prometheus=True)
+    begin = time.monotonic()
+    gateway.node.stop_plugin(package)
+    took = time.monotonic() - begin
+    try:
+        assert not accepts((HOST, port)) and ours(gateway) == set()
+        # drain_time is 1 s, and nobody waits for anybody
+        assert took < 8
+    finally:
+        gateway.node.start_plugin(package)
+        wait_until(gateway.served, "the plugin serves")
+    wait_until(lambda: ours(gateway) != set(), "and is told of again")

@@ -35,6 +35,7 @@ defaults_test() ->
             websocket_same_origin => false,
             websocket_jwt_cookie => undefined,
             monitor_bind => undefined,
+            emqx_prometheus => false,
             built_in_may_serve => false
         }},
         parse(#{})
@@ -266,6 +267,7 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     websocket_same_origin,
     websocket_jwt_cookie,
     monitor_bind,
+    emqx_prometheus,
     built_in_may_serve
 ]).
 
