@@ -217,7 +217,7 @@ def test_the_page(watched: Running, port: int, tmp_path: Path):
     assert ">ready<" in shown and "&lt;b&gt;orders&lt;/b&gt;" in shown and "python 1.2.3" in shown
     assert re.search("<dt>logins refused</dt><dd>0</dd>", shown)
     assert re.search(r"<dt>broker's round trip</dt><dd>[0-9.]+ (µs|ms)</dd>", shown), shown
-    assert re.search(r'<td class="n">[0-9.]+(µs|ms)</td>', shown)
+    assert re.search(r'<td class="n">[0-9.]+ (µs|ms)</td>', shown)
 
 
 # --- Tools for nats-server -------------------------------------------------------------------------------------------

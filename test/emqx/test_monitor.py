@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from emqx.gateway import Gateway
+from emqx.gateway import BUILT_IN_DATABASE, Gateway
 from emqx.node import wait_until
 from emqx.page import Page
 from monitoring import answers, connections, get, get_json, metrics, samples
+from nats_keys import Key, account_jwt, user_jwt
 from ports import HOST, free_port
 from wire.servers import accepts
 
@@ -47,6 +49,7 @@ def test_what_clients_do_is_seen(gateway: Gateway, page: Page, name: str):
             seen = one(port, "orders")
             assert (seen["in_msgs"], seen["out_msgs"], seen["subscriptions_list"]) == (1, 1, [name])
             assert (seen["ip"], seen["lang"]) == (HOST, "python")
+            assert re.fullmatch("[0-9.]+(µs|ms)", seen["rtt"])
             wait_until(lambda: get_json(port, "/varz")["in_msgs"] > before["in_msgs"], "it is in the totals")
             # Who was there before is seen as soon as it does something.
             early.publish(name, b"x")
@@ -56,6 +59,50 @@ def test_what_clients_do_is_seen(gateway: Gateway, page: Page, name: str):
             assert 'nats_gateway_connections{listener="nats:tcp:default"}' in listeners
         wait_until(lambda: one(port, "orders") is None, "it has gone")
         assert "orders" in [c.get("name") for c in connections(port, "?state=closed&sort=stop&limit=5")]
+
+
+def test_accounts_of_the_page(gateway: Gateway, page: Page):
+    operator, account, user = Key("operator"), Key("account"), Key("user")
+    token = user_jwt(account, user, name="ann", tags=["t:1"])
+    port = watched(
+        page,
+        internal_authn=["jwt"],
+        trusted_operators=[operator.public],
+        resolver_preload=[account_jwt(operator, account, name="Acme")],
+    )
+    assert set(get_json(port, "/accountz")["accounts"]) == {"$G", account.public}
+    with gateway.raw() as client:
+        client.login(jwt=token, sig=user.signature(client.info), name="by jwt")
+        client.ping()
+        seen = one(port, "by jwt")
+        assert (seen["account"], seen["issuer_key"], seen["jwt"]) == (account.public, account.public, token)
+        assert (seen["name_tag"], seen["tags"]) == ("ann", ["t:1"])
+
+        def counted() -> bool:
+            detail = get_json(port, f"/accountz?acc={account.public}")["account_detail"]
+            return (detail["name_tag"], detail["client_connections"]) == ("Acme", 1)
+
+        wait_until(counted, "the account has a client")
+        listed = get_json(port, "/accstatz")["account_statz"]
+        assert [a["conns"] for a in listed if a["acc"] == account.public] == [1]
+    with gateway.raw() as client:
+        client.login(jwt=token, sig=Key("user").signature(client.info))
+        client.rejected("Authorization Violation")
+    sample = 'nats_gateway_logins_refused_total{method="jwt",reason="bad_signature"}'
+    wait_until(lambda: metrics(port).get(sample, 0) >= 1, "it is counted")
+
+
+def test_whom_emqx_does_not_let_in_is_counted(gateway: Gateway, page: Page):
+    port = watched(page)
+    gateway.authenticate(BUILT_IN_DATABASE)
+    with gateway.raw() as client:
+        client.login(user="nobody", **{"pass": "x"})
+        client.rejected("Authorization Violation")
+
+    def counted() -> float:
+        return sum(n for name, n in metrics(port).items() if name.startswith("nats_gateway_logins_refused_total{method=\"broker\""))
+
+    wait_until(lambda: counted() >= 1, "it is counted")
 
 
 def test_health(gateway: Gateway, page: Page):
