@@ -268,16 +268,21 @@ leave(Channel) ->
 deadline(#channel{grant = Grant}) -> nats_gateway_admission:deadline(Grant).
 
 -spec info(channel()) -> map().
-info(Channel = #channel{client = Client = #{connect := Fields}, session = Session}) ->
+info(Channel = #channel{client = Client, session = Session}) ->
     (stats(Channel))#{
-        client => maps:without(
-            [config, cookies, nonce],
-            Client#{connect := nats_gateway_connect:without_secrets(Fields)}
-        ),
+        client => without_secrets(Client),
         session => Session,
         connected => is_connected(Channel),
         verbose => is_verbose(Channel)
     }.
+
+without_secrets(Client = #{connect := Fields}) ->
+    Shown = maps:without([config, cookies, nonce], Client),
+    Known = Shown#{connect := nats_gateway_connect:without_secrets(Fields)},
+    case Known of
+        #{login := Login} -> Known#{login := maps:remove(jwt, Login)};
+        #{} -> Known
+    end.
 
 is_verbose(#channel{options = #options{verbose = Verbose}}) -> Verbose.
 

@@ -907,6 +907,27 @@ nothing_of_a_login_is_shown_test() ->
     ?assertEqual(nomatch, string:find(Shown, "s3cr3t")),
     ?assertEqual(nomatch, string:find(Shown, "pass")).
 
+%% Whoever watches the gateway may see it if he asks for it. It is in no report of a crash.
+a_jwt_is_described_and_not_shown_test() ->
+    [Operator, Account, User] = [nats_gateway_credentials:pair(Role) || Role <- [operator, account, user]],
+    {ok, Trust} = nats_gateway_jwt:trust(
+        [nats_gateway_credentials:key(Operator)],
+        [{undefined, nats_gateway_credentials:account(Account, #{nats => #{}}, Operator)}]
+    ),
+    Claims = #{name => <<"ann">>, nats => nats_gateway_credentials:nats(#{})},
+    Jwt = nats_gateway_credentials:user(User, Claims, Account),
+    {Info, Channel} = channel(#{login => login([{jwt, Trust}]), auth_required => true}),
+    Sig = nats_gateway_credentials:sign(nonce_of(Info), User),
+    {<<>>, Logged} = input(["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\",\"sig\":\"", Sig, "\"}\r\n"], Channel),
+    Key = nats_gateway_credentials:key(Account),
+    ?assertMatch(
+        #{jwt := Jwt, issuer_key := Key, name_tag := <<"ann">>, tags := [], account := Key},
+        nats_gateway_channel:description(Logged)
+    ),
+    #{client := #{login := Login}} = nats_gateway_channel:info(Logged),
+    ?assertMatch(#{account := Key}, Login),
+    ?assertNot(is_map_key(jwt, Login)).
+
 nonce_of(Info) ->
     {match, [Nonce]} = re:run(Info, "\"nonce\":\"([^\"]+)\"", [{capture, all_but_first, binary}]),
     Nonce.
