@@ -16,6 +16,7 @@
 -export([encode/2]).
 -export([info/1]).
 -export([json/1]).
+-export([json_decode/1]).
 -export([topic/2]).
 -export([filter/2]).
 -export([subject/2]).
@@ -43,6 +44,7 @@
     encode/2,
     info/1,
     json/1,
+    json_decode/1,
     topic/2,
     filter/2,
     subject/2,
@@ -289,6 +291,10 @@ info(_Fields) -> erlang:nif_error(not_loaded).
 %% keys. Other terms, and more than 32 levels, are an error `badarg'.
 -spec json(term()) -> binary().
 json(_Term) -> erlang:nif_error(not_loaded).
+
+%% The reverse, with binaries as keys. The caller bounds the size.
+-spec json_decode(binary()) -> {ok, term()} | error.
+json_decode(_Text) -> erlang:nif_error(not_loaded).
 
 -spec topic(Subject :: binary(), Mountpoint :: binary()) -> topic().
 topic(_Subject, _Mountpoint) -> erlang:nif_error(not_loaded).

@@ -1,9 +1,9 @@
-//! Writes Erlang terms as JSON text.
+//! Writes Erlang terms as JSON text, and reads them.
 
-use rustler::{Atom, Error, MapIterator, NifResult, Term, TermType};
+use rustler::{Atom, Encoder, Env, Error, MapIterator, NifResult, Term, TermType};
 use serde_json::{Map, Number, Value};
 
-use crate::terms;
+use crate::terms::{self, atoms, binary};
 
 /// Terms may nest only this deep, because the conversion is recursive and a scheduler's stack is
 /// small.
@@ -64,4 +64,42 @@ fn constant(term: Term<'_>) -> NifResult<Value> {
             name => Value::from(name),
         },
     )
+}
+
+/// What the text holds: the reverse of `value`, with binaries as the keys of maps, and floats. `None`
+/// if it is no JSON, or nests too deep.
+pub fn term<'a>(env: Env<'a>, text: &[u8]) -> Option<Term<'a>> {
+    read(env, &serde_json::from_slice(text).ok()?, MAX_DEPTH)
+}
+
+fn read<'a>(env: Env<'a>, value: &Value, depth: u32) -> Option<Term<'a>> {
+    let depth = depth.checked_sub(1)?;
+    match value {
+        Value::Null => Some(atoms::null().to_term(env)),
+        Value::Bool(flag) => Some(flag.encode(env)),
+        Value::String(text) => Some(binary(env, text.as_bytes())),
+        Value::Number(number) => read_number(env, number),
+        Value::Array(elements) => {
+            let elements: Option<Vec<_>> = elements.iter().map(|e| read(env, e, depth)).collect();
+            Some(elements?.encode(env))
+        }
+        Value::Object(members) => {
+            let keys: Vec<_> = members
+                .keys()
+                .map(|key| binary(env, key.as_bytes()))
+                .collect();
+            let values: Option<Vec<_>> = members.values().map(|v| read(env, v, depth)).collect();
+            Term::map_from_term_arrays(env, &keys, &values?).ok()
+        }
+    }
+}
+
+fn read_number<'a>(env: Env<'a>, number: &Number) -> Option<Term<'a>> {
+    if let Some(integer) = number.as_i64() {
+        Some(integer.encode(env))
+    } else if let Some(integer) = number.as_u64() {
+        Some(integer.encode(env))
+    } else {
+        number.as_f64().map(|float| float.encode(env))
+    }
 }

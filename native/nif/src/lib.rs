@@ -168,6 +168,15 @@ fn json<'a>(env: Env<'a>, term: Term<'a>) -> NifResult<Term<'a>> {
     Ok(binary(env, text.as_bytes()))
 }
 
+#[rustler::nif]
+fn json_decode<'a>(env: Env<'a>, text: Binary<'a>) -> Term<'a> {
+    consume(env, text.len());
+    match json::term(env, text.as_slice()) {
+        Some(term) => (atoms::ok(), term).encode(env),
+        None => atoms::error().to_term(env),
+    }
+}
+
 /// A number in the range of `T`. rustler's own decoder cuts off bits that a small type cannot hold.
 fn number<T: TryFrom<u64>>(term: Term<'_>) -> NifResult<T> {
     T::try_from(term.decode()?).map_err(|_| Error::BadArg)

@@ -19,7 +19,7 @@ pub mod atoms {
         binary, plain, deflated, none, more, close,
         operator, other, infinity, closed, kind, issuer, issued_at, expires, not_before, claims,
         signing_keys, strict_signing_key_usage, revocations, default_permissions, tags, subs,
-        payload, disallow_bearer, issuer_account, limits, has_limits, permissions, outer_permissions, src, times,
+        payload, null, disallow_bearer, issuer_account, limits, has_limits, permissions, outer_permissions, src, times,
         times_location, bearer_token, allowed_connection_types, allow, deny, subscribe, responses,
         publish_claims = "publish", too_long, connections,
     }

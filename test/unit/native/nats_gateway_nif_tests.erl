@@ -728,6 +728,25 @@ json_badarg_test_() ->
      || Term <- [1.5, {a}, self(), <<255>>, [a | b], #{1 => a}, #{<<255>> => a}, nested(32), 1 bsl 64]
     ].
 
+json_decode_test_() ->
+    Brackets = fun(N) -> <<(binary:copy(<<"[">>, N))/binary, "0", (binary:copy(<<"]">>, N))/binary>> end,
+    [
+        ?_assertEqual({ok, Term}, ?NIF:json_decode(Text))
+     || {Text, Term} <- [
+            {<<" {} ">>, #{}},
+            {<<"[1, -1, 18446744073709551615, 1.5]">>, [1, -1, 16#FFFFFFFFFFFFFFFF, 1.5]},
+            {<<"[true,false,null]">>, [true, false, null]},
+            {<<"{\"b\":2,\"a\":{\"c\":[\"d\"]},\"b\":3}">>, #{
+                <<"a">> => #{<<"c">> => [<<"d">>]}, <<"b">> => 3
+            }},
+            {Brackets(31), nested(31)}
+        ]
+    ] ++
+        [
+            ?_assertEqual(error, ?NIF:json_decode(Text))
+         || Text <- [<<>>, <<"{">>, <<"{}x">>, <<"\"", 255, "\"">>, Brackets(32), Brackets(1000)]
+        ].
+
 nested(Levels) -> lists:foldl(fun(_, Term) -> [Term] end, 0, lists:seq(1, Levels)).
 
 info_badarg_test_() ->
