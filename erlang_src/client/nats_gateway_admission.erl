@@ -14,6 +14,7 @@
 -export([account/1]).
 -export([accounts/1]).
 -export([jwt_facts/1]).
+-export([has_system_access/2]).
 
 -include("nats_gateway.hrl").
 -include("nats_gateway_channel.hrl").
@@ -191,6 +192,17 @@ jwt_facts(_) ->
 -spec accounts(nats_gateway_config:config()) ->
     #{Key :: binary() => nats_gateway_jwt:account_facts()}.
 accounts(#{login := Login}) -> nats_gateway_login:accounts(Login).
+
+%% Whether the client may ask for what a system account may. Only what is proven of it counts.
+-spec has_system_access(nats_gateway_host:client(), nats_gateway_host:session()) -> boolean().
+has_system_access(Client = #{config := #{system := Access}}, Session) ->
+    Proof =
+        case {Client, Session} of
+            {#{login := Identity}, _} -> Identity;
+            {_, #{proven_user := User}} -> {broker, User};
+            _ -> none
+        end,
+    nats_gateway_system_access:has(Proof, Access).
 
 %% A token is a secret, so it is not shown as the name.
 user_name(#{nkey := NKey}, _) -> NKey;

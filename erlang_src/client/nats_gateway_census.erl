@@ -13,6 +13,7 @@
 -export([report/2]).
 -export([leave/2]).
 -export([open/0]).
+-export([find/1]).
 -export([closed/0]).
 -export([totals/0]).
 -export([login_refused/2]).
@@ -178,6 +179,16 @@ open() ->
         Rows -> [Row || Row = #census{pid = Pid} <- Rows, is_there(Pid)]
     catch
         error:badarg -> []
+    end.
+
+%% The process of one connection.
+-spec find(Cid :: pos_integer()) -> {ok, pid()} | error.
+find(Cid) ->
+    try ets:match(?OPEN, #census{pid = '$1', cid = Cid, _ = '_'}) of
+        [[Pid] | _] -> {ok, Pid};
+        [] -> error
+    catch
+        error:badarg -> error
     end.
 
 %% A connection that was killed has left its row behind.

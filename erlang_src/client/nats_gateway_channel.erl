@@ -23,6 +23,8 @@
 -export([collects/1]).
 -export([handle_messages/2]).
 -export([handle_call/2]).
+-export([answer/3]).
+-export([kick/1]).
 -export([reports/1]).
 -export([report/2]).
 -export([resume/1]).
@@ -164,7 +166,8 @@
 %% An answer that has fewer bytes than this need not be counted.
 -define(SMALL, 4096).
 
--define(USER_INFO, <<"$SYS.REQ.USER.INFO">>).
+%% What follows it may be a request that the gateway itself answers.
+-define(SYSTEM_REQUEST(Name), <<"$SYS.REQ.", Name/binary>>).
 
 -spec prepare(module(), nats_gateway_host:client()) ->
     {ok, nats_gateway_host:client()} | {error, stop_reason()}.
@@ -437,10 +440,10 @@ run([Connect = {connect, Fields} | Rest] = Ops, Out, Channel) ->
 run(Ops, Out, Channel = #channel{session = undefined}) ->
     %% A client that sends no CONNECT has the default options, and the host knows it like any other.
     login(implicit, Ops, Out, Channel);
-run([#pub{subject = ?USER_INFO, reply_to = ReplyTo} = Pub | Rest], Out, Channel) when
+run([#pub{subject = ?SYSTEM_REQUEST(Name), reply_to = ReplyTo} = Pub | Rest], Out, Channel) when
     is_binary(ReplyTo)
 ->
-    user_info(Pub, Rest, Out, Channel);
+    system_request(Name, Pub, Rest, Out, Channel);
 run([Op | Rest], Out, Channel = #channel{gone = true}) when
     not is_record(Op, pub)
 ->
@@ -735,7 +738,7 @@ subscribe_keys(Keys, Rest, Out, Channel) ->
 %% -------------------------------------------------------------------------------------------
 %% PUB and HPUB
 
-take_publishes([#pub{subject = ?USER_INFO, reply_to = ReplyTo} | _] = Ops, Acc) when
+take_publishes([#pub{subject = ?SYSTEM_REQUEST(_), reply_to = ReplyTo} | _] = Ops, Acc) when
     is_binary(ReplyTo)
 ->
     {lists:reverse(Acc), Ops};
@@ -796,27 +799,91 @@ answering(Channel = #channel{options = Options}) ->
         traffic = Channel#channel.traffic
     }.
 
-%% The answer goes to the requester alone, and never to the broker, whose names it would need.
-user_info(Pub, Rest, Out, Old = #channel{traffic = Traffic}) ->
-    #pub{reply_topic = ReplyTopic} = Pub,
-    {Verdict, Permissions} = nats_gateway_publishing:judge_user_info(Pub, permissions(Old)),
-    Channel = set_permissions(
-        Permissions, Old#channel{traffic = nats_gateway_traffic:received(1, Traffic)}
-    ),
+%% -------------------------------------------------------------------------------------------
+%% Requests that the gateway itself answers
+
+%% The answers go to the requester alone, and never to the broker, whose names they would need.
+%% Requests that nobody answers have no responders, as all that begins with `$SYS.'.
+system_request(<<"USER.INFO">>, Pub, Rest, Out, Channel) ->
+    user_info(Pub, Rest, Out, Channel);
+system_request(<<"SERVER.", Name/binary>>, Pub, Rest, Out, Channel) ->
+    #channel{client = Client, session = Session} = Channel,
+    case nats_gateway_admission:has_system_access(Client, Session) of
+        true -> ask_server(Name, Pub, Rest, Out, Channel);
+        false -> publish([Pub], Rest, Out, Channel)
+    end;
+system_request(_, Pub, Rest, Out, Channel) ->
+    publish([Pub], Rest, Out, Channel).
+
+user_info(Pub = #pub{reply_topic = ReplyTopic}, Rest, Out, Old) ->
+    {Verdict, Channel} = judge_request(Pub, Old),
     NOut = [Out | answers([Pub], [Verdict], [], Channel)],
-    #channel{subscriptions = Subs, client = Client = #{config := Config}, grant = Grant} = Channel,
-    case Verdict =:= pass andalso nats_gateway_publishing:plain_sid(ReplyTopic, Subs) of
-        Sid when is_binary(Sid) ->
-            Key = nats_gateway_subscriptions:key(Sid, Subs),
+    #channel{client = Client = #{config := Config}, grant = Grant} = Channel,
+    case Verdict =:= pass andalso replies(ReplyTopic, Channel) of
+        {ok, Delivery} ->
             Info = nats_gateway_system:user_info(nats_gateway_admission:user(Client, Grant), Config),
-            Answer = #delivery{key = Key, topic = ReplyTopic, payload = Info},
             %% Many sids may get the answer, and one segment may hold many such requests, so only
             %% one answer is written at once.
-            Steps = [{deliver, [Answer]}, resume],
+            Steps = [{deliver, [Delivery#delivery{payload = Info}]}, resume],
             steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
         _ ->
             run(Rest, NOut, Channel)
     end.
+
+ask_server(Name, Pub, Rest, Out, Old) ->
+    {Verdict, Channel} = judge_request(Pub, Old),
+    Judged =
+        case Verdict of
+            pass -> asked_server(Name, Pub, Channel);
+            Denied -> Denied
+        end,
+    run(Rest, [Out | answers([Pub], [Judged], [], Channel)], Channel).
+
+%% Answers come through `answer/3'. A reply subject that is no topic of its own is nothing that anybody
+%% is subscribed to.
+asked_server(Name, #pub{payload = Body, reply_topic = ReplyTopic}, Channel) when is_binary(ReplyTopic) ->
+    #channel{host = Host, client = Client, grant = Grant} = Channel,
+    #{user := User} = nats_gateway_admission:user(Client, Grant),
+    Request = #{
+        name => Name,
+        body => Body,
+        requester => self(),
+        reply_topic => ReplyTopic,
+        max => max_payload(Channel),
+        by => User
+    },
+    case erlang:function_exported(Host, ask_server, 1) andalso Host:ask_server(Request) of
+        ok -> pass;
+        _ -> no_responders
+    end;
+asked_server(_, _, _) ->
+    no_responders.
+
+judge_request(Pub, Channel = #channel{traffic = Traffic}) ->
+    {Verdict, Permissions} = nats_gateway_publishing:judge_request(Pub, permissions(Channel)),
+    Counted = Channel#channel{traffic = nats_gateway_traffic:received(1, Traffic)},
+    {Verdict, set_permissions(Permissions, Counted)}.
+
+%% Only a plain subscription of the requester gets an answer.
+replies(ReplyTopic, #channel{subscriptions = Subs}) ->
+    case nats_gateway_publishing:plain_sid(ReplyTopic, Subs) of
+        undefined ->
+            none;
+        Sid ->
+            {ok, #delivery{key = nats_gateway_subscriptions:key(Sid, Subs), topic = ReplyTopic, payload = <<>>}}
+    end.
+
+%% To a request that was given to the host's `ask_server/1'.
+-spec answer(ReplyTopic :: binary(), Payload :: binary(), channel()) -> result().
+answer(ReplyTopic, Payload, Channel) ->
+    case replies(ReplyTopic, Channel) of
+        {ok, Delivery} -> events([{deliver, [Delivery#delivery{payload = Payload}]}], [], Channel);
+        none -> {ok, [], Channel}
+    end.
+
+%% By somebody who manages the clients of the gateway.
+-spec kick(channel()) -> result().
+kick(Channel) -> events([{close, kicked}], [], Channel).
 
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB

@@ -15,6 +15,9 @@
 -export([drain/1]).
 -export([drain/2]).
 -export([configure/1]).
+-export([kick/1]).
+-export([tell_lame_duck/2]).
+-export([answer/3]).
 -export([describe/3]).
 -export([info/1]).
 -export([call/2]).
@@ -189,6 +192,18 @@ described(Request, Until) ->
 -spec configure(pid()) -> ok.
 configure(Pid) -> gen_server:cast(Pid, configure).
 
+%% The client has to go, at once. In EMQX its own kick comes through `call/3' and ends in the same way.
+-spec kick(pid()) -> ok.
+kick(Pid) -> gen_server:cast(Pid, kick).
+
+%% Tell the client to go elsewhere, and serve it on. `false': it does not take an INFO now.
+-spec tell_lame_duck(pid(), TimeoutMs :: non_neg_integer()) -> boolean().
+tell_lame_duck(Pid, Timeout) -> gen_server:call(Pid, tell_lame_duck, Timeout).
+
+%% To what this client has asked with `nats_gateway_host:server_request()'.
+-spec answer(pid(), ReplyTopic :: binary(), Payload :: binary()) -> ok.
+answer(Pid, ReplyTopic, Payload) -> gen_server:cast(Pid, {answer, ReplyTopic, Payload}).
+
 -spec info(pid()) -> map().
 info(Pid) -> gen_server:call(Pid, info).
 
@@ -233,6 +248,19 @@ handle_call({describe, What}, _, State = #state{channel = Channel}) ->
             subscriptions -> nats_gateway_channel:subscriptions(Channel)
         end,
     {reply, {ok, figures(octets(State), State), description(State), Subscriptions}, State};
+handle_call(tell_lame_duck, _, State = #state{channel = undefined}) ->
+    {reply, false, State};
+handle_call(tell_lame_duck, _, Idle) ->
+    State = #state{channel = Channel} = report_later(Idle),
+    case nats_gateway_channel:lame_duck(Channel) of
+        [] ->
+            {reply, false, State};
+        Info ->
+            case result({ok, Info, Channel}, State) of
+                {noreply, NState} -> {reply, true, NState};
+                {stop, Reason, NState} -> {stop, Reason, true, NState}
+            end
+    end;
 handle_call(Request, From, Idle) ->
     State = #state{channel = Channel} = report_later(Idle),
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
@@ -272,6 +300,12 @@ handle_cast(configure, Idle = #state{options = #{key := Key}}) ->
     end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
+handle_cast(kick, State = #state{channel = Channel}) when Channel =/= undefined ->
+    result(nats_gateway_channel:kick(Channel), State);
+handle_cast({answer, ReplyTopic, Payload}, State = #state{channel = Channel}) when
+    Channel =/= undefined
+->
+    handled(nats_gateway_channel:answer(ReplyTopic, Payload, Channel), report_later(State));
 handle_cast(_, State) ->
     {noreply, State}.
 

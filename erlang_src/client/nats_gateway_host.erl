@@ -20,7 +20,7 @@
 -include("nats_gateway.hrl").
 
 -export_type([client/0, identity/0, key/0, rejection/0, refusal/0]).
--export_type([event/0, close_reason/0, channel/0, statistics/0]).
+-export_type([event/0, close_reason/0, channel/0, statistics/0, server_request/0]).
 
 -type client() :: #{
     %% the fields of all CONNECTs, merged; empty before the first CONNECT
@@ -105,6 +105,17 @@
     sids := fun((key()) -> [nats_gateway_subscriptions:sid()])
 }.
 
+%% A request to servers. `name' is what follows `$SYS.REQ.SERVER.', `max' is the largest number of
+%% bytes of an answer, and `by' names the client in the log.
+-type server_request() :: #{
+    name := binary(),
+    body := binary(),
+    requester := pid(),
+    reply_topic := binary(),
+    max := non_neg_integer(),
+    by := binary()
+}.
+
 %% The counters of the whole connection. Those of the socket are missing if the socket is gone.
 %% `operations' has the operations since the last report.
 -type statistics() :: #{
@@ -127,7 +138,9 @@
     %% the bytes of header and payload that the broker surely takes
     max_payload => non_neg_integer(),
     %% milliseconds after which the login of the broker has expired
-    expires => non_neg_integer()
+    expires => non_neg_integer(),
+    %% the user of CONNECT, where the broker has checked the password that the client sent with it
+    proven_user => binary()
 }.
 -export_type([session/0]).
 
@@ -212,7 +225,13 @@ when
 %% traffic.
 -callback report(statistics(), State) -> State when State :: term().
 
--optional_callbacks([prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2]).
+%% A request of a client that may ask for what a system account may. Whoever answers, here or on
+%% another node, calls `nats_gateway_connection:answer/3' with each answer.
+-callback ask_server(server_request()) -> ok | no_responders.
+
+-optional_callbacks([
+    prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2, ask_server/1
+]).
 
 %% Whether a topic or filter has more levels than a broker takes.
 -spec is_too_deep(binary(), Max :: pos_integer() | infinity) -> boolean().

@@ -2,7 +2,7 @@
 -module(nats_gateway_publishing).
 
 -export([judge/2]).
--export([judge_user_info/2]).
+-export([judge_request/2]).
 -export([answers/4]).
 -export([no_responders/2]).
 -export([plain_sid/2]).
@@ -33,9 +33,9 @@ judge(Pubs, none) ->
 judge(Pubs, Permissions) ->
     lists:mapfoldl(fun(Pub, Acc) -> permit(Pub, fun verdict/1, Acc) end, Permissions, Pubs).
 
-%% A request for what the gateway knows of the user, which goes to no host.
--spec judge_user_info(#pub{}, permissions()) -> {verdict(), permissions()}.
-judge_user_info(Pub, Permissions) -> permit(Pub, fun reply_verdict/1, Permissions).
+%% A request that the gateway itself answers: it goes to no topic.
+-spec judge_request(#pub{}, permissions()) -> {verdict(), permissions()}.
+judge_request(Pub, Permissions) -> permit(Pub, fun reply_verdict/1, Permissions).
 
 permit(Pub, Verdict, none) ->
     {Verdict(Pub), none};

@@ -6,6 +6,7 @@
 -export([address/1]).
 -export([peername/1]).
 -export([user_info/2]).
+-export([server_info/2]).
 
 -export_type([user/0]).
 
@@ -59,20 +60,22 @@ peername({Address, Port}) -> <<(address(Address))/binary, $:, (integer_to_binary
 %% The answer to `$SYS.REQ.USER.INFO', with the fields of nats-server's `UserInfo'. `nats account
 %% info' and `context()' of nats.js read it. The server's part has the fields of its `ServerInfo'.
 -spec user_info(user(), nats_gateway_config:config()) -> binary().
-user_info(User = #{host := Host}, #{server_id := ServerId, server_name := ServerName}) ->
-    nats_gateway_nif:json(#{
-        server => #{
-            name => ServerName,
-            host => Host,
-            id => ServerId,
-            ver => version(),
-            jetstream => false,
-            flags => 0,
-            seq => erlang:unique_integer([positive, monotonic]),
-            time => now_rfc3339()
-        },
-        data => data(User)
-    }).
+user_info(User = #{host := Host}, Config) ->
+    nats_gateway_nif:json(#{server => server_info(Host, Config), data => data(User)}).
+
+%% Who answers: the fields of nats-server's `ServerInfo'.
+-spec server_info(Host :: binary(), nats_gateway_config:config()) -> map().
+server_info(Host, #{server_id := ServerId, server_name := ServerName}) ->
+    #{
+        name => ServerName,
+        host => Host,
+        id => ServerId,
+        ver => version(),
+        jetstream => false,
+        flags => 0,
+        seq => erlang:unique_integer([positive, monotonic]),
+        time => now_rfc3339()
+    }.
 
 now_rfc3339() ->
     Now = erlang:system_time(microsecond),

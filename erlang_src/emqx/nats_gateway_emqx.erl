@@ -127,8 +127,9 @@ handle_cast(settings_changed, State = #state{gateway = Gateway}) ->
 handle_info(_, State) ->
     {noreply, State}.
 
-terminate(_, State = #state{listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
-    #state{} = watch(#{monitor_bind => undefined, emqx_prometheus => false}, State),
+terminate(_, #state{monitor = Monitor, listeners = Listeners, plugin = #{drain_time := DrainTime}}) ->
+    ok = nats_gateway_emqx_prometheus:change(false),
+    ok = nats_gateway_emqx_monitor:close(Monitor),
     ok = nats_gateway_emqx_listeners:drain(Listeners, DrainTime),
     ok = nats_gateway_emqx_listeners:close(Listeners),
     nats_gateway_emqx_quirks:forget_dead_clients().

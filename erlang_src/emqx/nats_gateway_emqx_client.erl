@@ -163,9 +163,9 @@ seconds(Ms) -> Ms div 1000.
 %% -------------------------------------------------------------------------------------------
 %% Whether it is let in
 
-%% Checks the client in the same order as EMQX's own channels.
+%% Checks the client in the same order as EMQX's own channels. With what the session says of its user.
 -spec admit(nats_gateway_host:client(), clientinfo(), conninfo(), Context) ->
-    {ok, clientinfo()} | {error, Reason :: term()}
+    {ok, clientinfo(), #{proven_user => binary()}} | {error, Reason :: term()}
 when
     Context :: nats_gateway_emqx_metrics:context().
 admit(Client, ClientInfo, ConnInfo, Context) ->
@@ -184,18 +184,43 @@ admit(Client, ClientInfo, ConnInfo, Context) ->
 %% As in EMQX, a login of the gateway's own skips the authenticators and their hooks.
 authenticate(#{login := _}, ClientInfo, _) ->
     #{mountpoint := Mountpoint} = ClientInfo,
-    {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}};
-authenticate(_, ClientInfo, #{ctx := Ctx}) ->
-    emqx_gateway_ctx:authenticate(Ctx, ClientInfo).
+    {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}, #{}};
+authenticate(Client, ClientInfo, #{ctx := Ctx}) ->
+    Before = proven_user(Client, ClientInfo),
+    case emqx_gateway_ctx:authenticate(Ctx, ClientInfo) of
+        {ok, Admitted} ->
+            %% Authenticators may come and go meanwhile.
+            case proven_user(Client, ClientInfo) of
+                Before -> {ok, Admitted, Before};
+                _ -> {ok, Admitted, #{}}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
 
-admitted({ok, ClientInfo = #{mountpoint := Mountpoint}}) when is_binary(Mountpoint) ->
+%% The name was proven if EMQX has checked just what the client has sent: `clientinfo_override' may have
+%% put other names and passwords in its place. It matters only for few.
+proven_user(
+    #{connect := #{user := User, pass := Password}, config := #{system := #{users := Users}}},
+    ClientInfo = #{username := User, password := Password}
+) when
+    User =/= <<>>, Password =/= <<>>
+->
+    case lists:member(User, Users) andalso nats_gateway_emqx_authn:is_asked_for_credentials(ClientInfo) of
+        true -> #{proven_user => User};
+        false -> #{}
+    end;
+proven_user(_, _) ->
+    #{}.
+
+admitted({ok, ClientInfo = #{mountpoint := Mountpoint}, Proven}) when is_binary(Mountpoint) ->
     %% A name that contains a wildcard must not open the mountpoints of others.
     case nats_gateway_filters:has_wildcard(Mountpoint) of
-        false -> {ok, with_shared_keys(maps:remove(password, ClientInfo))};
+        false -> {ok, with_shared_keys(maps:remove(password, ClientInfo)), Proven};
         true -> {error, wildcard_in_mountpoint}
     end;
-admitted({ok, ClientInfo}) ->
-    {ok, with_shared_keys(maps:remove(password, ClientInfo))};
+admitted({ok, ClientInfo, Proven}) ->
+    {ok, with_shared_keys(maps:remove(password, ClientInfo)), Proven};
 admitted({error, Reason}) ->
     {error, Reason}.
 

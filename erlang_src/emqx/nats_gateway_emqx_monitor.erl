@@ -1,7 +1,9 @@
-%% The monitoring port of the plugin: what it tells of this node's gateway, and when it is opened.
+%% The monitoring port of the plugin, and the requests below `$SYS.REQ.SERVER': what is told of this
+%% node's gateway, and to whom.
 -module(nats_gateway_emqx_monitor).
 
 -export([change/3]).
+-export([close/1]).
 -export([gateway/0]).
 -export([forget/0]).
 
@@ -18,8 +20,12 @@
 %% The port that is open now. Nobody's messages wait for it: one that cannot be opened is in the log.
 -spec change(Old :: nats_gateway_monitor:bind(), New :: nats_gateway_monitor:bind(), facts()) ->
     nats_gateway_monitor:bind().
-change(Old, New, Facts) ->
+change(Old, New, Facts = #{config := Config}) ->
     ok = persistent_term:put(?MODULE, Facts),
+    Access = maps:get(system, Config, nats_gateway_system_access:nobody()),
+    ok = nats_gateway_monitor_system:change(
+        nats_gateway_system_access:is_for_anybody(Access), fun gateway/0
+    ),
     case nats_gateway_monitor:change(Old, New, fun gateway/0) of
         ok ->
             New;
@@ -29,10 +35,17 @@ change(Old, New, Facts) ->
             Old
     end.
 
+%% The gateway is unloaded.
+-spec close(nats_gateway_monitor:bind()) -> ok.
+close(Bind) ->
+    ok = nats_gateway_monitor_system:change(false, fun gateway/0),
+    nats_gateway_monitor:change(Bind, undefined, fun gateway/0).
+
 %% Called when the application ends.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),
+    ok = nats_gateway_monitor_system:forget(),
     nats_gateway_monitor:forget().
 
 address(Bind) -> list_to_binary(nats_gateway_address:format(Bind)).

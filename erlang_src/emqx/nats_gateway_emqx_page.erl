@@ -37,6 +37,8 @@
     peer_cert_as_username := nats_gateway_certificate:name(),
     %% used where the gateway's own settings have no `internal_authn'
     login := nats_gateway_login:login(),
+    %% who may ask below `$SYS.REQ.SERVER'
+    system := nats_gateway_system_access:access(),
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
@@ -76,7 +78,8 @@ schema() ->
         %% The built-in starts with the TLS handshake, so clients of today do, too.
         nats_gateway_listener_config:tls_page_schema(auto),
         nats_gateway_listener_config:websocket_page_schema(),
-        nats_gateway_login_config:page_schema()
+        nats_gateway_login_config:page_schema(),
+        nats_gateway_login_config:system_page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: with less, nobody could log in
@@ -101,8 +104,11 @@ parse(Stored) ->
             Login = nats_gateway_login_config:of_page(Settings),
             case {nats_gateway_listener_config:check_tls_page(Settings), Login} of
                 {ok, {ok, Known}} ->
-                    Others = maps:without(nats_gateway_login_config:page_keys(), Settings),
-                    {ok, Others#{login => Known}};
+                    System = nats_gateway_login_config:system_of_page(Settings),
+                    NotKept =
+                        nats_gateway_login_config:page_keys() ++
+                            maps:keys(nats_gateway_login_config:system_page_schema()),
+                    {ok, (maps:without(NotKept, Settings))#{login => Known, system => System}};
                 {{error, Text}, _} ->
                     {error, Text};
                 {_, {error, Text}} ->

@@ -26,6 +26,7 @@
 -export([report/2]).
 -export([undelivered/2]).
 -export([disconnect/2]).
+-export([ask_server/1]).
 
 %% For tests
 -export([is_unclaimed/1]).
@@ -125,10 +126,10 @@ connect(Client = #{config := #{host := #{context := Context}}}) ->
     ok = emqx_logger:set_metadata_clientid(ClientId),
     ok = emqx_logger:set_metadata_peername(nats_gateway_address:format(Peername)),
     case nats_gateway_emqx_client:admit(Client, ClientInfo, ConnInfo, Context) of
-        {ok, Admitted} ->
+        {ok, Admitted, Proven} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
-            {ok, identity(Host), Host};
+            {ok, maps:merge(identity(Host), Proven), Host};
         {error, Reason} ->
             ok = nats_gateway_census:login_refused(broker, Reason),
             nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
@@ -763,6 +764,9 @@ report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut
 
 stats(Statistics, #host{subs = Subs}) ->
     nats_gateway_emqx_metrics:statistics(Statistics, map_size(Subs)).
+
+-spec ask_server(nats_gateway_host:server_request()) -> ok | no_responders.
+ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 
 %% -------------------------------------------------------------------------------------------
 %% The end

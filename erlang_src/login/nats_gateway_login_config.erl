@@ -1,5 +1,5 @@
 %% Reads the settings of `nats_gateway_login' from the standalone gateway's file, from EMQX's
-%% settings of the gateway, and from the plugin's page.
+%% settings of the gateway, and from the plugin's page; and those of `nats_gateway_system_access'.
 -module(nats_gateway_login_config).
 
 -export([file_schema/0]).
@@ -9,6 +9,10 @@
 -export([page_schema/0]).
 -export([page_keys/0]).
 -export([of_page/1]).
+-export([system_schema/0]).
+-export([check_system/3]).
+-export([system_page_schema/0]).
+-export([system_of_page/1]).
 
 -import(nats_gateway_schema, [invalid/2, numbered/1]).
 
@@ -190,6 +194,51 @@ page_method(jwt, #{trusted_operators := Operators, resolver_preload := Jwts}) ->
     end).
 
 %% -------------------------------------------------------------------------------------------
+%% Who may ask for what a system account may
+
+-spec system_schema() -> nats_gateway_schema:schema().
+system_schema() ->
+    #{
+        users => {{list, fun system_user/2}, []},
+        nkeys => {{list, fun user_key/2}, []},
+        accounts => {{list, fun account_key/2}, []}
+    }.
+
+system_user(Value, _) when is_binary(Value), Value =/= <<>> -> Value;
+system_user(_, Path) -> invalid(Path, <<"must be the name of a user">>).
+
+%% A name that nobody can prove is a mistake, of which the operator would learn in an emergency. To be
+%% called inside of `nats_gateway_schema:valid/1'.
+-spec check_system(nats_gateway_system_access:access(), Users, BrokerAuthenticates) -> ok when
+    Users :: [map()], BrokerAuthenticates :: boolean().
+check_system(_, _, true) ->
+    ok;
+check_system(#{users := Named}, Users, false) ->
+    Known = [Name || #{user := Name} <- Users],
+    lists:foreach(
+        fun({N, Name}) ->
+            lists:member(Name, Known) orelse
+                invalid([N, <<"users">>, <<"system">>], [
+                    <<"must be one of users, or upstream.authentication must be true: ">>,
+                    <<"nobody checks the password of this name">>
+                ])
+        end,
+        numbered(Named)
+    ).
+
+-spec system_page_schema() -> nats_gateway_schema:schema().
+system_page_schema() ->
+    #{
+        system_users => {entries(fun system_user/2), []},
+        system_nkeys => {entries(fun user_key/2), []},
+        system_accounts => {entries(fun account_key/2), []}
+    }.
+
+-spec system_of_page(Settings :: map()) -> nats_gateway_system_access:access().
+system_of_page(#{system_users := Users, system_nkeys := NKeys, system_accounts := Accounts}) ->
+    #{users => Users, nkeys => NKeys, accounts => Accounts}.
+
+%% -------------------------------------------------------------------------------------------
 
 jwt(Operators, Accounts, PathOf) ->
     case nats_gateway_jwt:trust(Operators, Accounts) of
@@ -243,10 +292,14 @@ secret_problem({file, empty}) -> <<"is empty in its file">>;
 secret_problem({file, Reason}) -> [<<"cannot be read from its file: ">>, file:format_error(Reason)].
 
 %% The public NKey of a user.
-user_key(Value, Path) ->
-    case is_binary(Value) andalso nats_gateway_jwt:key(user, Value) of
+user_key(Value, Path) -> public_key(user, Value, Path, <<"must be the public NKey of a user (U...)">>).
+
+account_key(Value, Path) -> public_key(account, Value, Path, <<"must be the public key of an account (A...)">>).
+
+public_key(Role, Value, Path, Problem) ->
+    case is_binary(Value) andalso nats_gateway_jwt:key(Role, Value) of
         {ok, Key} -> Key;
-        _ -> invalid(Path, <<"must be the public NKey of a user (U...)">>)
+        _ -> invalid(Path, Problem)
     end.
 
 %% A subject, a list of subjects, or a table of `allow' and `deny'.

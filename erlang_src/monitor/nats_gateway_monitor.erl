@@ -10,8 +10,11 @@
 -export([change/3]).
 -export([forget/0]).
 -export([stop_child/1]).
+-export([served/0]).
 -export([start_link/1]).
 -export([answer/2]).
+-export([connz_options/1]).
+-export([subsz_options/1]).
 -export([do/1]).
 -export([init/1, handle_call/3, handle_cast/2, terminate/2]).
 
@@ -101,8 +104,19 @@ forget() ->
     _ = persistent_term:erase(?MODULE),
     nats_gateway_census:forget().
 
-close(undefined) -> ok;
-close(_) -> stop_child(?MODULE).
+%% How often which path was asked for, and where it is open.
+-spec served() -> {Requests :: #{binary() => non_neg_integer()}, bind()}.
+served() ->
+    case persistent_term:get(?MODULE, none) of
+        none -> {#{}, undefined};
+        #{bind := Bind, requests := Requests} -> {requests(Requests), Bind}
+    end.
+
+close(undefined) ->
+    ok;
+close(_) ->
+    _ = persistent_term:erase(?MODULE),
+    stop_child(?MODULE).
 
 %% When the application ends, its supervisor has ended what was started last before it waits for the
 %% process that may call this: then it must not be asked.
@@ -201,8 +215,9 @@ look_up(Method, Target, #{bind := Bind, gateway := Gateway, requests := Requests
                 ?LOG_ERROR(#{
                     msg => monitor_failed,
                     path => list_to_binary(Path),
-                    reason => {Class, Reason},
-                    stacktrace => [{M, F, A} || {M, F, A, _} <- Stack]
+                    %% What it was called with has the settings, and so the logins.
+                    reason => {Class, nats_gateway_guard:shape(Reason)},
+                    stacktrace => nats_gateway_guard:frames(Stack)
                 }),
                 {500, "text/plain", <<"the gateway could not tell: its log says why\n">>}
         end,
@@ -261,9 +276,7 @@ answer({<<"/varz">>, _}, {Requests, Bind, Gateway}) ->
 answer({<<"/connz">>, Query}, {_, _, Gateway}) ->
     json(200, nats_gateway_monitor_facts:connz(connz_options(Query), Gateway));
 answer({<<"/subsz">>, Query}, {_, _, Gateway}) ->
-    Options = maps:merge(page(Query), #{subs => switch(<<"subs">>, Query)}),
-    Test = maps:from_list([{test, Subject} || #{<<"test">> := Subject} <- [Query]]),
-    json(200, nats_gateway_monitor_facts:subsz(maps:merge(Options, Test), Gateway));
+    json(200, nats_gateway_monitor_facts:subsz(subsz_options(Query), Gateway));
 answer({<<"/accountz">>, Query}, {_, _, Gateway}) ->
     Which =
         case Query of
@@ -300,6 +313,16 @@ page(Query) ->
             end
     }.
 
+%% What the parameters mean; throws `{bad_request, Text}'.
+-spec subsz_options(#{binary() => binary()}) -> map().
+subsz_options(Query) ->
+    Filters = [
+        {Key, Value}
+     || {Key, Name} <- [{test, <<"test">>}, {acc, <<"account">>}], #{Name := Value} <- [Query]
+    ],
+    maps:merge(maps:merge(page(Query), maps:from_list(Filters)), #{subs => switch(<<"subs">>, Query)}).
+
+-spec connz_options(#{binary() => binary()}) -> nats_gateway_monitor_facts:connz_options().
 connz_options(Query) ->
     Filters = [
         {Key, Value}

@@ -9,6 +9,8 @@
 -export([connz/2]).
 -export([subsz/2]).
 -export([healthz/1]).
+-export([statsz/1]).
+-export([server_info/1]).
 -export([uptime/1]).
 -export([now/0]).
 -export([time/1]).
@@ -66,9 +68,9 @@
 
 -define(NS_PER_MS, 1_000_000).
 
-%% Bind: where this is served.
+%% Bind: the monitoring port, if there is one.
 -spec varz(HttpRequests :: #{binary() => non_neg_integer()}, Bind, gateway()) -> map() when
-    Bind :: {inet:ip_address(), inet:port_number()}.
+    Bind :: undefined | {inet:ip_address(), inet:port_number()}.
 varz(Requests, Bind, #{config := Config, listeners := Listeners, started := Started}) ->
     #{
         server_id := ServerId,
@@ -84,7 +86,7 @@ varz(Requests, Bind, #{config := Config, listeners := Listeners, started := Star
     Rows = nats_gateway_census:open(),
     #{connections := TotalConnections, ended := Ended} = Totals = nats_gateway_census:totals(),
     Now = now_ms(),
-    {MonitorHost, MonitorPort} = Bind,
+    {MonitorHost, MonitorPort} = monitor_address(Bind),
     {Host, Port} = address(Listeners),
     SlowConsumers = maps:get(slow_consumer, Ended, 0),
     (limits(Listeners))#{
@@ -99,7 +101,7 @@ varz(Requests, Bind, #{config := Config, listeners := Listeners, started := Star
         tls_required => Listeners =/= [] andalso lists:all(fun uses_tls/1, Listeners),
         ping_interval => nanoseconds(PingInterval),
         ping_max => 1,
-        http_host => nats_gateway_system:address(MonitorHost),
+        http_host => MonitorHost,
         http_port => MonitorPort,
         http_base_path => <<>>,
         https_port => 0,
@@ -138,6 +140,9 @@ varz(Requests, Bind, #{config := Config, listeners := Listeners, started := Star
         jetstream => #{}
     }.
 
+monitor_address(undefined) -> {<<>>, 0};
+monitor_address({Address, Port}) -> {nats_gateway_system:address(Address), Port}.
+
 limits(Listeners) ->
     case [Max || #{max_connections := Max} <- Listeners, Max =:= infinity] of
         [] -> #{max_connections => lists:sum([Max || #{max_connections := Max} <- Listeners])};
@@ -156,6 +161,36 @@ nanoseconds(Ms) -> Ms * ?NS_PER_MS.
 cpu(Uptime) ->
     {Runtime, _} = erlang:statistics(runtime),
     Runtime * 100 div max(1, Uptime).
+
+%% What nats-server tells on `$SYS' of how it does.
+-spec statsz(gateway()) -> map().
+statsz(#{started := Started}) ->
+    Rows = nats_gateway_census:open(),
+    #{connections := TotalConnections, ended := Ended} = Totals = nats_gateway_census:totals(),
+    #{
+        start => time(Started),
+        mem => erlang:memory(total),
+        cores => erlang:system_info(logical_processors_available),
+        cpu => cpu(now_ms() - Started),
+        connections => length(Rows),
+        total_connections => TotalConnections,
+        %% All clients are in one broker.
+        active_accounts => 1,
+        subscriptions => lists:sum([figure(subscriptions, Row) || Row <- Rows]),
+        sent => #{
+            msgs => maps:get(messages_sent, Totals), bytes => maps:get(octets_sent, Totals)
+        },
+        received => #{
+            msgs => maps:get(messages_received, Totals), bytes => maps:get(octets_received, Totals)
+        },
+        slow_consumers => maps:get(slow_consumer, Ended, 0)
+    }.
+
+%% Who answers on `$SYS'.
+-spec server_info(gateway()) -> map().
+server_info(#{config := Config, listeners := Listeners}) ->
+    {Host, _} = address(Listeners),
+    nats_gateway_system:server_info(Host, Config).
 
 -spec connz(connz_options(), gateway()) -> map().
 connz(Options, #{config := #{server_id := ServerId}}) ->
@@ -390,8 +425,15 @@ subscription(#{sid := Sid, subject := Subject, queue_group := QueueGroup} = Subs
     ).
 
 %% Subscriptions as the gateway has them: it has no cache, so nothing is said of one.
--spec subsz(#{subs := boolean(), offset := non_neg_integer(), limit := pos_integer(), test => binary()}, gateway()) ->
-    map().
+-spec subsz(Options, gateway()) -> map() when
+    Options :: #{
+        subs := boolean(),
+        offset := non_neg_integer(),
+        limit := pos_integer(),
+        test => binary(),
+        %% only subscriptions of its users are listed
+        acc => binary()
+    }.
 subsz(Options = #{offset := Offset, limit := Limit}, #{config := #{server_id := ServerId}}) ->
     Rows = nats_gateway_census:open(),
     Sum = #{
@@ -429,6 +471,8 @@ listed(Rows, Options, Until, Acc) ->
     listed(Rest, Options, Until, NAcc).
 
 list({_, unknown, _}, _, Acc) ->
+    Acc;
+list({_, #{account := Account}, _}, #{acc := Wanted}, Acc) when Account =/= Wanted ->
     Acc;
 list({#census{cid = Cid}, Description = #{subscriptions_list := Subscriptions}, _}, Options, Acc) ->
     #{offset := Offset, limit := Limit} = Options,

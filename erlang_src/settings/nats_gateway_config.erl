@@ -32,6 +32,8 @@
     auth_required := boolean(),
     %% the gateway's own login, which comes before the broker's
     login := nats_gateway_login:login(),
+    %% who may ask below `$SYS.REQ.SERVER'
+    system := nats_gateway_system_access:access(),
     max_payload_size := non_neg_integer(),
     max_control_line := pos_integer(),
     max_subscriptions := pos_integer() | infinity,

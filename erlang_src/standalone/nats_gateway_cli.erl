@@ -148,7 +148,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
     ok = await(Loading),
     Ready = [with_connection(Listener, Config) || Listener <- Listeners],
     #{monitor := Monitor} = Config,
-    Monitor =:= undefined orelse nats_gateway_monitor:count_clients(),
+    ok = nats_gateway_standalone_monitor:count_clients(Config),
     %% What the first client does is in the log, too.
     _ = log_to_stderr(Level),
     lists:foreach(fun(Listener) -> listen(Listener, Arguments) end, Ready),
@@ -156,6 +156,7 @@ run(Arguments, Config = #{log_level := Level, upstream := Upstream, listeners :=
         settings => #{config => Config, listeners => Ready},
         read => fun() -> read_again(Arguments) end
     }),
+    ok = nats_gateway_standalone_monitor:answer_requests(Config),
     ok = open_monitor(Monitor, Arguments),
     nats_gateway_service_manager:ready(),
     await(load_modules([kernel, stdlib])).

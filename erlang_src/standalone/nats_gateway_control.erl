@@ -168,10 +168,11 @@ reload(#{config := New, listeners := NewListeners}, State) ->
     lists:foreach(fun nats_gateway_listener:stop/1, Gone),
     #{monitor := OldMonitor} = Old,
     #{monitor := NewMonitor} = New,
-    NewMonitor =:= undefined orelse nats_gateway_monitor:count_clients(),
+    ok = nats_gateway_standalone_monitor:count_clients(New),
     Kept = [Listener || Listener <- Listeners, change(Listener, Before)],
     ?LOG_NOTICE(#{msg => settings_reloaded, listeners => [Name || #{name := Name} <- Kept]}),
     NState = publish_facts(State#control{settings = #{config => Config, listeners => Kept}}),
+    ok = nats_gateway_standalone_monitor:answer_requests(New),
     case nats_gateway_standalone_monitor:change(OldMonitor, NewMonitor) of
         ok ->
             NState;

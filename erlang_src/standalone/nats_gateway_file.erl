@@ -38,6 +38,7 @@ schema() ->
         lame_duck_grace_period => {{duration, 0, ?MAX_LAME_DUCK_MS}, 10000},
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
+        system => {{table, nats_gateway_login_config:system_schema()}, #{}},
         log_level =>
             {
                 {one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
@@ -126,7 +127,10 @@ websocket_listener_schema(Port) ->
 
 finish(Settings = #{upstream := Upstream, listeners := Listeners, monitor := #{bind := Monitor}}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
-    Login = nats_gateway_login_config:of_file(Settings, maps:get(authentication, Upstream)),
+    BrokerAuthenticates = maps:get(authentication, Upstream),
+    Login = nats_gateway_login_config:of_file(Settings, BrokerAuthenticates),
+    #{system := System, users := Users} = Settings,
+    ok = nats_gateway_login_config:check_system(System, Users, BrokerAuthenticates),
     ok = check_cookies(Listeners, Login),
     NotKept = [max_connections | nats_gateway_login_config:file_keys()],
     #{authentication_timeout := Default} = nats_gateway_config:defaults(),

@@ -24,6 +24,7 @@
 -export([barrier/2]).
 -export([handle_info/2]).
 -export([disconnect/2]).
+-export([ask_server/1]).
 
 -include("nats_gateway.hrl").
 -include("nats_gateway_mqtt.hrl").
@@ -737,6 +738,9 @@ complete(Host = #host{waiting = Again = #again{asked = 0}}) ->
     complete(again(Again, Host));
 complete(Host) ->
     {[], Host}.
+
+-spec ask_server(nats_gateway_host:server_request()) -> ok | no_responders.
+ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 
 %% -------------------------------------------------------------------------------------------
 %% The end

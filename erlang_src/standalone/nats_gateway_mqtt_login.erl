@@ -57,13 +57,28 @@ credentials(Client = #{connect := Fields, config := Config}) ->
             nats_gateway_mqtt_nif:is_string(Mountpoint) andalso
             %% a name that contains a wildcard must not open the mountpoints of others
             not nats_gateway_filters:has_wildcard(Mountpoint),
-    Session = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
+    Named = #{mountpoint => Mountpoint, clientid => ClientId, username => unless_empty(Username)},
+    Session = maps:merge(Named, proven_user(Username, Password, Client)),
     case Valid of
         false -> error;
         true when Password =:= <<>> -> {ok, Session, unless_empty(Username), undefined};
         %% MQTT 3.1.1 and the codec require a username with every password.
         true -> {ok, Session, Username, Password}
     end.
+
+%% Whom the broker lets in has shown that the name is its own, if the operator says that the broker
+%% authenticates, and if name and password are those that the client has sent.
+proven_user(_, _, #{login := _}) ->
+    #{};
+proven_user(User, Password, #{connect := #{user := User, pass := Password}, config := Config}) when
+    User =/= <<>>, Password =/= <<>>
+->
+    case Config of
+        #{upstream := #{authentication := true}} -> #{proven_user => User};
+        #{} -> #{}
+    end;
+proven_user(_, _, _) ->
+    #{}.
 
 %% nats-server takes any user name. Characters that no MQTT string can hold become U+FFFD: the
 %% broker and the mountpoint know the client by that name.

@@ -1,9 +1,11 @@
-%% The monitoring port of the standalone gateway: what it tells of the listeners, the broker and the
-%% lame duck mode, and how it is opened, moved and closed.
+%% The monitoring port of the standalone gateway, and the requests below `$SYS.REQ.SERVER': what is told
+%% of the listeners, the broker and the lame duck mode, and how they are opened, moved and closed.
 -module(nats_gateway_standalone_monitor).
 
+-export([count_clients/1]).
 -export([open/1]).
 -export([change/2]).
+-export([answer_requests/1]).
 -export([update/1]).
 
 -type facts() :: #{
@@ -15,6 +17,14 @@
 %% A broker that works is asked no more often than this, for a health check.
 -define(TRY_MS, 10000).
 
+%% Before the first client comes.
+-spec count_clients(nats_gateway_config:config()) -> ok.
+count_clients(#{monitor := Monitor, system := Access}) ->
+    case Monitor =/= undefined orelse nats_gateway_system_access:is_for_anybody(Access) of
+        true -> nats_gateway_monitor:count_clients();
+        false -> ok
+    end.
+
 -spec open(nats_gateway_monitor:bind()) -> ok | {error, inet:posix() | term()}.
 open(Bind) -> nats_gateway_monitor:open(Bind, fun gateway/0).
 
@@ -23,7 +33,12 @@ open(Bind) -> nats_gateway_monitor:open(Bind, fun gateway/0).
     Old :: nats_gateway_monitor:bind(), New :: nats_gateway_monitor:bind().
 change(Old, New) -> nats_gateway_monitor:change(Old, New, fun gateway/0).
 
-%% What is told from now on; before `open/1' and `change/2'.
+%% Whether requests below `$SYS.REQ.SERVER' are answered, at the start and at a reload.
+-spec answer_requests(nats_gateway_config:config()) -> ok.
+answer_requests(#{system := Access}) ->
+    nats_gateway_monitor_system:change(nats_gateway_system_access:is_for_anybody(Access), fun gateway/0).
+
+%% What is told from now on; before the functions that open and change.
 -spec update(facts()) -> ok.
 update(Facts) -> persistent_term:put(?MODULE, Facts).
 

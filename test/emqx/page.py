@@ -32,6 +32,9 @@ DEFAULTS = {
     "websocket_jwt_cookie": "",
     "monitor_bind": "",
     "emqx_prometheus": False,
+    "system_users": [],
+    "system_nkeys": [],
+    "system_accounts": [],
     "built_in_may_serve": False,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from emqx.conftest import BUILT_IN
-from emqx.gateway import NAMED, Gateway
+from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway
 from emqx.nats import Nats
 from emqx.node import Node, name_vsn, wait_until
 from emqx.page import Page
 from emqx.test_closed import LOGINS, barred, is_demanded, is_shut, lets_in, load_the_built_in
 from nats_keys import Key, account_jwt, user_jwt
 from ports import HOST, free_port
+from system_requests import nats, request
 
 NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
 pytestmark = pytest.mark.timeout(60, func_only=True)
@@ -105,6 +107,45 @@ def test_nats_and_mqtt(cluster: tuple[Gateway, Gateway], name: str):
         assert mqtt.message().payload == b"to MQTT"
         mqtt.publish(f"{name}/in", b"to NATS")
         assert nats.message().payload == b"to NATS"
+
+
+@pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
+def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], package: Path, name: str):
+    """Whoever may ask them asks all nodes, and kicks a client of the other one."""
+    first, second = cluster
+    page = Page(first.node, name_vsn(package))
+    try:
+        page.change(system_users=["admin"])
+        first.authenticate(BUILT_IN_DATABASE)
+        first.add_user("admin", "pw")
+        for gateway in cluster:
+            wait_until(lambda gateway=gateway: asks_for_a_login(gateway), "both nodes ask for a login", deadline=20)
+        login = {"user": "admin", "pass": "pw"}
+        with first.nats(**login) as client, second.nats(**login, name=name) as other:
+            client.subscribe("answers", sid="9")
+            ids = {client.info["server_id"], other.info["server_id"]}
+            assert len(ids) == 2
+            client.publish("$SYS.REQ.SERVER.PING", b"", reply="answers")
+            pongs = [json.loads(client.message().payload) for _ in range(2)]
+            assert {pong["server"]["id"] for pong in pongs} == ids
+            assert [pong["statsz"]["active_servers"] for pong in pongs] == [2, 2]
+            there = other.info["server_id"]
+            [seen] = request(client, f"{there}.CONNZ", cid=other.info["client_id"])["data"]["connections"]
+            assert seen["name"] == name
+            servers = json.loads(nats(first.address[1], "server", "list", "--json"))
+            assert {server["server"]["id"] for server in servers} == ids
+            assert name in nats(first.address[1], "server", "report", "connections")
+            assert "error" not in request(client, f"{there}.KICK", cid=other.info["client_id"])
+            other.closed()
+            client.ping()
+    finally:
+        first.restore()
+        page.change()
+
+
+def asks_for_a_login(gateway: Gateway) -> bool:
+    with Nats(gateway.address) as client:
+        return client.info.get("auth_required", False)
 
 
 def test_headers_cross_byte_for_byte(cluster: tuple[Gateway, Gateway], name: str):

@@ -16,6 +16,7 @@ with_census_test_() ->
         fun(_) -> gen_server:stop(nats_gateway_census) end,
         [
             fun a_client_comes_and_goes/0,
+            fun a_client_is_found/0,
             fun only_what_is_new_is_added/0,
             fun what_was_before_is_not_added/0,
             fun activity/0,
@@ -172,3 +173,11 @@ without_it_test() ->
     ?assertEqual(#{}, nats_gateway_census:accounts()),
     ?assertEqual([], open()),
     ?assertEqual([], closed()).
+
+a_client_is_found() ->
+    Self = as_client(fun() ->
+        ok = enter(7, <<"tcp:default">>, #{}),
+        {{ok, Found}, error} = {nats_gateway_census:find(7), nats_gateway_census:find(8)},
+        Found =:= self()
+    end),
+    ?assert(Self).

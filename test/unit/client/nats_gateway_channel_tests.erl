@@ -512,6 +512,138 @@ user_info_denied_test() ->
         <<"-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n">>, OfAll
     ).
 
+%% -------------------------------------------------------------------------------------------
+%% What a system account may ask
+
+-define(SYSTEM, #{system => #{users => [<<"anne">>], nkeys => [], accounts => []}}).
+
+ask(Name) -> ["PUB $SYS.REQ.SERVER.", Name, " i 2\r\n{}\r\n"].
+
+-define(NOBODY_ANSWERS, <<"HMSG i 5 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>).
+
+-define(NO_RESPONDERS, ",\"headers\":true,\"no_responders\":true").
+
+%% The answers come later, and go to the subscription that is there then.
+a_server_is_asked_test() ->
+    Users = [user(<<"anne">>, #{}), user(<<"bob">>, #{})],
+    {_, Channel} = channel(maps:merge(users(Users), ?SYSTEM)),
+    {<<>>, C1} = input([connect("anne", ?NO_RESPONDERS), "SUB i 5\r\n", ask("PING"), ask("X.VARZ")], Channel),
+    Self = self(),
+    ?assertMatch(
+        [
+            {connect, _},
+            {subscribe, _, _},
+            {ask_server, #{
+                name := <<"PING">>, body := <<"{}">>, requester := Self, reply_topic := <<"i">>,
+                max := 1048576, by := <<"anne">>
+            }},
+            {ask_server, #{name := <<"X.VARZ">>}}
+        ],
+        calls()
+    ),
+    {ok, Out, C2} = nats_gateway_channel:answer(<<"i">>, <<"yes">>, C1),
+    ?assertEqual(<<"MSG i 5 3\r\nyes\r\n">>, iolist_to_binary(Out)),
+    {<<>>, C3} = input("UNSUB 5\r\n", C2),
+    ?assertMatch({ok, [], _}, nats_gateway_channel:answer(<<"i">>, <<"late">>, C3)),
+    {Nobody, _} = input(ask("NOBODY"), C1),
+    ?assertEqual(?NOBODY_ANSWERS, Nobody).
+
+%% Not without a reply subject, not where the login may not publish it, and not with a reply subject that
+%% nobody may have.
+a_server_is_not_asked_test() ->
+    Rules = #{publish => #{allow => all, deny => [<<"$SYS.REQ.SERVER.*.KICK">>]}},
+    {_, Channel} = channel(maps:merge(users([user(<<"anne">>, Rules)]), ?SYSTEM)),
+    {<<>>, C} = input([connect("anne", ?NO_RESPONDERS), "SUB i 5\r\n"], Channel),
+    _ = calls(),
+    [
+        ?assertEqual({Text, Out}, {Text, element(1, input(Text, C))})
+     || {Text, Out} <- [
+            {<<"PUB $SYS.REQ.SERVER.PING 0\r\n\r\n">>,
+                <<"-ERR 'Permissions Violation for Publish to \"$SYS.REQ.SERVER.PING\"'\r\n">>},
+            {<<"PUB $SYS.REQ.SERVER.X.KICK i 0\r\n\r\n">>,
+                <<"-ERR 'Permissions Violation for Publish to \"$SYS.REQ.SERVER.X.KICK\"'\r\n">>},
+            {<<"PUB $SYS.REQ.SERVER.PING _R_.x 0\r\n\r\n">>,
+                <<"-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n">>},
+            {<<"PUB $SYS.REQ.SERVER i 0\r\n\r\n">>, ?NOBODY_ANSWERS},
+            {<<"PUB $SYS.REQ.ACCOUNT.PING.CONNZ i 0\r\n\r\n">>, ?NOBODY_ANSWERS},
+            {<<"PUB $SYS.DEBUG.SUBSCRIBERS i 0\r\n\r\n">>, ?NOBODY_ANSWERS}
+        ]
+    ],
+    ?assertEqual([], calls()).
+
+%% What everybody else gets is what they get where nobody may ask.
+nobody_else_asks_a_server_test_() ->
+    Users = [user(<<"anne">>, #{}), user(<<"bob">>, #{})],
+    {ok, Login} = nats_gateway_login:new(#{methods => [{users, Users}], no_auth_user => <<"anne">>}),
+    Connect = fun(Fields) -> ["CONNECT {\"verbose\":false", Fields, ?NO_RESPONDERS, "}\r\n"] end,
+    [
+        {Name, fun() ->
+            Text = [Connect(Fields), "SUB i 5\r\n", ask("PING"), ask("X.KICK"), ask("PING.VARZ")],
+            {_, Before} = channel(Settings),
+            {Expected, _} = input(Text, Before),
+            ?assertEqual(binary:copy(?NOBODY_ANSWERS, 3), Expected),
+            {_, Channel} = channel(maps:merge(Settings, ?SYSTEM)),
+            {Out, _} = input(Text, Channel),
+            ?assertEqual(Expected, Out),
+            ?assertEqual([], [Asked || Asked = {ask_server, _} <- calls()])
+        end}
+     || {Name, Fields, Settings} <- [
+            {"another user", ",\"user\":\"bob\",\"pass\":\"p\"", users(Users)},
+            {"no login", "", #{}},
+            {"the name alone", ",\"user\":\"anne\"", #{}},
+            {"a name that nobody has checked", ",\"user\":\"anne\",\"pass\":\"p\"", #{}},
+            {"no_auth_user", "", #{login => Login}},
+            {"a name that the broker has not checked", ",\"user\":\"anne\",\"pass\":\"p\"", #{
+                fake => #{session => #{username => <<"anne">>}}
+            }},
+            {"another name that the broker has checked", ",\"user\":\"anne\",\"pass\":\"p\"", #{
+                fake => #{session => #{proven_user => <<"bob">>}}
+            }}
+        ]
+    ].
+
+the_broker_has_checked_the_name_test() ->
+    Settings = ?SYSTEM#{fake => #{session => #{proven_user => <<"anne">>}}},
+    {<<>>, _} = input(["CONNECT {\"verbose\":false}\r\nSUB i 5\r\n", ask("PING")], element(2, channel(Settings))),
+    ?assertMatch([{ask_server, _}], [Asked || Asked = {ask_server, _} <- calls()]).
+
+%% A reload that takes the name off the list holds at once.
+system_access_ends_with_the_settings_test() ->
+    Settings = users([user(<<"anne">>, #{})]),
+    {_, Channel} = channel(maps:merge(Settings, ?SYSTEM)),
+    {<<>>, C1} = input([connect("anne", ?NO_RESPONDERS), "SUB i 5\r\n", ask("PING")], Channel),
+    _ = calls(),
+    Config = maps:merge(nats_gateway_file:defaults(), Settings),
+    {ok, [], C2} = nats_gateway_channel:configure(Config, C1),
+    {Out, _} = input(ask("PING"), C2),
+    ?assertEqual(?NOBODY_ANSWERS, Out),
+    ?assertEqual([], calls()).
+
+%% In their order among other publishes, each acknowledged.
+requests_to_servers_among_others_test() ->
+    {_, Channel} = channel(maps:merge(users([user(<<"anne">>, #{})]), ?SYSTEM)),
+    {_, C} = input(
+        ["CONNECT {\"user\":\"anne\",\"pass\":\"p\",\"pedantic\":false", ?NO_RESPONDERS, "}\r\nSUB i 5\r\n"],
+        Channel
+    ),
+    _ = calls(),
+    Pub = "PUB a 0\r\n\r\n",
+    {Out, C1} = input([Pub, ask("PING"), ask("NOBODY"), Pub], C),
+    ?assertEqual(<<"+OK\r\n+OK\r\n+OK\r\n", ?NOBODY_ANSWERS/binary, "+OK\r\n">>, Out),
+    ?assertMatch([{publish, [_], _}, {ask_server, _}, {publish, [_], _}], calls()),
+    ?assertMatch(#{messages_received := 4}, nats_gateway_channel:stats(C1)).
+
+a_kicked_client_is_told_nothing_test() ->
+    ?assertMatch({stop, kicked, [], _}, stopped(nats_gateway_channel:kick(open(?CONNECT)))),
+    {_, Channel} = channel(),
+    ?assertMatch({stop, kicked, [], _}, stopped(nats_gateway_channel:kick(Channel))).
+
+stopped({stop, Reason, Out, Channel}) ->
+    case iolist_size(Out) of
+        0 -> {stop, Reason, [], Channel};
+        _ -> {stop, Reason, Out, Channel}
+    end.
+
 pedantic_speaks_up_in_addition_test() ->
     {_, Channel} = channel(),
     {Out, _} = input("CONNECT {}\r\nPUB a.* 0\r\n\r\nPUB a 0\r\n\r\n", Channel),

@@ -9,6 +9,7 @@
 -export([connect/1, ready/1, publish/3, subscribe/3, subscribe_again/3, unsubscribe/2, barrier/2]).
 -export([handle_info/2, handle_call/3]).
 -export([decline/2, undelivered/2, report/2, disconnect/2]).
+-export([ask_server/1]).
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
@@ -67,6 +68,13 @@ handle_call({Name, Key}, Told, Answers) ->
     #{Name := Ask} = Told,
     tell({Name, Key, Ask(Key)}),
     {ok, [], Answers}.
+
+%% Of all names but one.
+ask_server(#{name := <<"NOBODY">>}) ->
+    no_responders;
+ask_server(Request) ->
+    tell({ask_server, Request}),
+    ok.
 
 decline(Deliveries, Answers) ->
     tell({decline, Deliveries}),

@@ -32,6 +32,7 @@ defaults_test() ->
             handshake_first_wait => 50,
             peer_cert_as_username => disabled,
             login => nats_gateway_login:none(),
+            system => nats_gateway_system_access:nobody(),
             websocket_same_origin => false,
             websocket_jwt_cookie => undefined,
             monitor_bind => undefined,
@@ -64,8 +65,9 @@ the_files_of_the_page_test() ->
             ?assertEqual({Key, Json}, {Key, Stored}),
             ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        (maps:keys(Defaults) -- [login]) ++
-            [internal_authn, token, nkeys, trusted_operators, resolver_preload]
+        (maps:keys(Defaults) -- [login, system]) ++
+            [internal_authn, token, nkeys, trusted_operators, resolver_preload] ++
+            [system_users, system_nkeys, system_accounts]
     ).
 
 json(<<"[]">>) -> [];
@@ -156,6 +158,32 @@ a_client_without_tls_needs_info_in_clear_test() ->
 an_unknown_field_is_named_test() ->
     {error, Text} = parse(#{<<"max_controlline">> => <<"4KB">>}),
     ?assertMatch(<<"max_controlline: unknown key; known here: ", _/binary>>, Text).
+
+%% The form has an empty text where somebody cleared the field.
+system_access_of_the_page_test_() ->
+    User = nats_gateway_credentials:public(user),
+    Account = nats_gateway_credentials:public(account),
+    System = fun(Key, Value) ->
+        case parse(#{Key => Value}) of
+            {ok, #{system := Access}} -> Access;
+            {error, Text} -> Text
+        end
+    end,
+    Nobody = nats_gateway_system_access:nobody(),
+    [
+        ?_assertEqual(Nobody#{users := [<<"a">>, <<"b">>]}, System(<<"system_users">>, [<<"a">>, <<>>, <<"b">>])),
+        ?_assertEqual(Nobody, System(<<"system_users">>, [<<>>])),
+        ?_assertEqual(Nobody#{nkeys := [User]}, System(<<"system_nkeys">>, [string:lowercase(User)])),
+        ?_assertEqual(Nobody#{accounts := [Account]}, System(<<"system_accounts">>, [Account])),
+        ?_assertEqual(
+            <<"system_nkeys[1]: must be the public NKey of a user (U...)">>, System(<<"system_nkeys">>, [Account])
+        ),
+        ?_assertEqual(
+            <<"system_accounts[2]: must be the public key of an account (A...)">>,
+            System(<<"system_accounts">>, [Account, User])
+        ),
+        ?_assertEqual(<<"system_users[1]: must be the name of a user">>, System(<<"system_users">>, [1]))
+    ].
 
 %% `internal_authn' is the order; what a method needs stands beside it.
 logins_of_the_page_test_() ->
@@ -268,7 +296,10 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     websocket_jwt_cookie,
     monitor_bind,
     emqx_prometheus,
-    built_in_may_serve
+    built_in_may_serve,
+    system_users,
+    system_nkeys,
+    system_accounts
 ]).
 
 no_key_is_ever_removed_test_() ->

@@ -49,6 +49,39 @@ an_unknown_key_is_named_test_() ->
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
+%% Who may ask what a system account may. A name that nobody can prove is refused with its place.
+system_access_test_() ->
+    User = nats_gateway_credentials:public(user),
+    Account = nats_gateway_credentials:public(account),
+    System = fun(Access, More) ->
+        case parse(More#{<<"system">> => Access}) of
+            {ok, #{system := System}} -> System;
+            {error, Text} -> Text
+        end
+    end,
+    Nobody = nats_gateway_system_access:nobody(),
+    Users = #{<<"users">> => [#{<<"user">> => <<"admin">>, <<"password">> => <<"p">>}]},
+    Broker = #{<<"upstream">> => #{<<"authentication">> => true}},
+    [
+        ?_assertEqual(Nobody, System(#{}, #{})),
+        ?_assertEqual(Nobody#{users := [<<"admin">>]}, System(#{<<"users">> => [<<"admin">>]}, Users)),
+        ?_assertEqual(Nobody#{users := [<<"a">>]}, System(#{<<"users">> => [<<"a">>]}, Broker)),
+        ?_assertEqual(Nobody#{nkeys := [User]}, System(#{<<"nkeys">> => [string:lowercase(User)]}, #{})),
+        ?_assertEqual(Nobody#{accounts := [Account]}, System(#{<<"accounts">> => [Account]}, #{})),
+        [
+            ?_assertMatch({0, _}, binary:match(System(Access, More), Text))
+         || {Access, More, Text} <- [
+                {#{<<"users">> => [<<"admin">>]}, #{}, <<"system.users[1]: must be one of users, or upstream.auth">>},
+                {#{<<"users">> => [<<"admin">>, <<"x">>]}, Users, <<"system.users[2]: must be one of users">>},
+                {#{<<"users">> => [<<>>]}, Broker, <<"system.users[1]: must be the name of a user">>},
+                {#{<<"users">> => <<"admin">>}, Users, <<"system.users: must be a list">>},
+                {#{<<"nkeys">> => [Account]}, #{}, <<"system.nkeys[1]: must be the public NKey of a user">>},
+                {#{<<"accounts">> => [User]}, #{}, <<"system.accounts[1]: must be the public key of an account">>},
+                {#{<<"account">> => Account}, #{}, <<"system.account: unknown key; known here: accounts, nkeys">>}
+            ]
+        ]
+    ].
+
 a_value_of_the_wrong_kind_is_named_test_() ->
     [
         {lists:flatten(io_lib:format("~p ~p", [Path, Value])),

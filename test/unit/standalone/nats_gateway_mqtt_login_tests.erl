@@ -53,6 +53,32 @@ credentials_test_() ->
         ]
     ].
 
+%% Only where the broker authenticates, and has been given just what the client has sent.
+proven_user_test_() ->
+    Authenticates = #{upstream => #{authentication => true}},
+    Override = fun(Settings) -> Authenticates#{clientinfo_override => Settings} end,
+    Both = #{user => <<"u">>, pass => <<"p">>},
+    [
+        {Name, fun() ->
+            {ok, Session, _, _} = credentials(Connect, Config, More),
+            ?assertEqual(Proven, maps:get(proven_user, Session, none))
+        end}
+     || {Name, Proven, Connect, Config, More} <- [
+            {"user and password", <<"u">>, Both, Authenticates, #{}},
+            {"the same through templates", <<"u">>, Both,
+                Override(#{username => <<"${Packet.user}">>, password => <<"${Packet.pass}">>}), #{}},
+            {"a broker that may ask nobody", none, Both, #{upstream => #{authentication => false}}, #{}},
+            {"no password", none, #{user => <<"u">>}, Authenticates, #{}},
+            {"an empty password", none, #{user => <<"u">>, pass => <<>>}, Authenticates, #{}},
+            {"no user", none, #{pass => <<"p">>}, Authenticates, #{}},
+            {"a token", none, #{auth_token => <<"p">>, user => <<>>}, Authenticates, #{}},
+            {"another password", none, Both, Override(#{password => <<"secret">>}), #{}},
+            {"another user", none, Both, Override(#{username => <<"admin">>}), #{}},
+            {"not a string", none, Both#{user => <<"a", 0>>}, Authenticates, #{}},
+            {"accepted here", none, Both, Authenticates, #{login => #{method => token, username => <<"token">>}}}
+        ]
+    ].
+
 %% Brokers look for a JWT in the password, and a password wants a username.
 token_test() ->
     ?assertMatch({ok, _, <<>>, <<"t">>}, credentials(#{auth_token => <<"t">>}, #{})).
