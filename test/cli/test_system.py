@@ -121,6 +121,31 @@ def test_who_may_ask(gateway: Running):
         connection.rejected("Authorization Violation")
 
 
+def test_one_client_is_told_to_go_elsewhere(operated: Running):
+    """It is served on."""
+    with operator(operated) as client, operated.client(user="other", protocol=1, **PASSWORD) as other:
+        ldm = f"{client.info['server_id']}.LDM"
+        assert set(request(client, ldm, cid=other.info["client_id"])) == {"server"}
+        line = other.line()
+        assert line.startswith(b"INFO ") and json.loads(line[5:])["ldm"] is True
+        other.ping()
+        with operated.client(user="other", **PASSWORD) as old, Nats((HOST, operated.port)) as new:
+            for unable in (old, new):
+                error = request(client, ldm, cid=unable.info["client_id"])["error"]
+                assert error["code"] == 500 and "does not support Lame Duck Mode" in error["description"]
+        assert request(client, ldm, cid=999999)["error"]["description"] == "no such client id"
+
+
+def test_who_has_not_logged_in_is_kicked(operated: Running):
+    """It gets no text, as on a nats-server."""
+    with operator(operated) as client, Nats((HOST, operated.port)) as silent:
+        assert set(request(client, f"{client.info['server_id']}.KICK", cid=silent.info["client_id"])) == {"server"}
+        silent.closed()
+        # Nor does it get an answer to its own.
+        client.publish(f"$SYS.REQ.SERVER.{client.info['server_id']}.KICK", b'{"cid":%d}' % client.info["client_id"], reply="answers")
+        client.closed()
+
+
 def test_permissions_hold_for_operators(gateway: Running):
     denied = {"publish": {"deny": ["$SYS.REQ.SERVER.*.KICK"]}, "subscribe": {"deny": ["private.>"]}}
     gateway.write(users=[USERS[0] | {"permissions": denied}], system={"users": ["admin"]})
