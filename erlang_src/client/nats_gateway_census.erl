@@ -184,7 +184,10 @@ open() ->
 %% The process of one connection.
 -spec find(Cid :: pos_integer()) -> {ok, pid()} | error.
 find(Cid) ->
-    try ets:match(?OPEN, #census{pid = '$1', cid = Cid, _ = '_'}) of
+    Row = erlang:make_tuple(record_info(size, census), '_', [
+        {1, census}, {#census.pid, '$1'}, {#census.cid, Cid}
+    ]),
+    try ets:match(?OPEN, Row) of
         [[Pid] | _] -> {ok, Pid};
         [] -> error
     catch

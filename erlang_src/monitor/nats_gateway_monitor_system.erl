@@ -378,34 +378,52 @@ answer({Part, Facts}, Request = #{max := Max}, Gateway) ->
 envelope(Parts, Gateway) -> Parts#{server => nats_gateway_monitor_facts:server_info(Gateway)}.
 
 %% Fewer of a list, if all of them are more than one message may hold. `limit' then says how many they
-%% are, so that whoever reads on by offset and limit finds the others.
+%% are, so that whoever reads on by offset and limit finds the others. Each is encoded by itself: one
+%% call for thousands would keep others from a scheduler.
 -spec fit(map(), fun((map()) -> map()), Max :: non_neg_integer()) -> {ok, binary()} | too_large.
+fit(Facts = #{connections := Listed}, Envelope, Max) when is_list(Listed) ->
+    fit_list(connections, Listed, Facts, Envelope, Max);
+fit(Facts = #{subscriptions_list := Listed}, Envelope, Max) ->
+    fit_list(subscriptions_list, Listed, Facts, Envelope, Max);
 fit(Facts, Envelope, Max) ->
-    Json = nats_gateway_nif:json(Envelope(Facts)),
-    case byte_size(Json) of
-        Size when Size =< Max -> {ok, Json};
-        Size -> fit_fewer(Facts, Envelope, Max, Size)
+    case nats_gateway_nif:json(Envelope(Facts)) of
+        Json when byte_size(Json) =< Max -> {ok, Json};
+        _ -> too_large
     end.
 
-fit_fewer(Facts = #{connections := Listed = [_ | _]}, Envelope, Max, Size) ->
-    Fewer = fewer(Listed, Max, Size),
-    case length(Fewer) of
-        0 -> too_large;
-        N -> fit(Facts#{connections := Fewer, num_connections := N, limit := N}, Envelope, Max)
-    end;
-fit_fewer(Facts = #{subscriptions_list := Listed = [_ | _]}, Envelope, Max, Size) ->
-    Fewer = fewer(Listed, Max, Size),
-    case length(Fewer) of
-        0 -> too_large;
-        N -> fit(Facts#{subscriptions_list := Fewer, limit := N}, Envelope, Max)
-    end;
-fit_fewer(_, _, _, _) ->
-    too_large.
+fit_list(Key, Listed, Facts, Envelope, Max) ->
+    Empty = nats_gateway_nif:json(Envelope(Facts#{Key := []})),
+    case take(Listed, Max - byte_size(Empty), []) of
+        {Taken, all} when Taken =/= []; byte_size(Empty) =< Max ->
+            {ok, with_list(Key, Taken, Empty)};
+        {[_ | _] = Taken, more} ->
+            {ok, with_list(Key, Taken, nats_gateway_nif:json(Envelope(shortened(Key, length(Taken), Facts))))};
+        _ ->
+            too_large
+    end.
 
-%% At least one less.
-fewer(Listed, Max, Size) ->
-    Count = length(Listed),
-    lists:sublist(Listed, min(Count - 1, Count * Max div Size)).
+%% The numbers are no longer than those that they replace.
+shortened(connections, N, Facts) -> Facts#{connections := [], num_connections := N, limit := N};
+shortened(subscriptions_list, N, Facts) -> Facts#{subscriptions_list := [], limit := N}.
+
+take([], _, Taken) ->
+    {lists:reverse(Taken), all};
+take([Each | Listed], Room, Taken) ->
+    Json = nats_gateway_nif:json(Each),
+    case Room - byte_size(Json) - comma(Taken) of
+        Left when Left >= 0 -> take(Listed, Left, [Json | Taken]);
+        _ -> {lists:reverse(Taken), more}
+    end.
+
+%% Bytes of the one that comes before the next.
+comma([]) -> 0;
+comma(_) -> 1.
+
+%% A quote within a string has a backslash before it: only a key looks like this.
+with_list(Key, Taken, Empty) ->
+    Member = <<$", (atom_to_binary(Key))/binary, "\":[">>,
+    [Before, After] = binary:split(Empty, <<Member/binary, $]>>),
+    iolist_to_binary([Before, Member, lists:join($,, Taken), $] | After]).
 
 fail(Code, Text, Request) ->
     case gateway() of

@@ -31,7 +31,7 @@ has_test_() ->
             {false, identity(no_auth_user, #{username => <<"admin">>})},
             {false, identity(no_auth_user, #{username => <<"UADMIN">>, nkey => <<"UADMIN">>})},
             %% An account may name its users as it likes.
-            {false, identity(jwt, #{username => <<"admin">>, name => <<"admin">>, nkey => <<"U">>, account => <<"A">>})},
+            {false, identity(jwt, #{username => <<"admin">>, name => <<"admin">>, nkey => <<"U">>})},
             {false, identity(jwt, #{account_name => <<"ASYS">>, nkey => <<"U">>, account => <<"A">>})},
             {false, identity(nkey, #{username => <<"admin">>, nkey => <<"UOTHER">>})},
             {false, identity(token, #{username => <<"token">>})},

@@ -239,8 +239,9 @@ cids(Body, Max) ->
 options_of_connz() ->
     with_clients([1, 2, 3], fun() ->
         All = <<
-            "{\"sort\":\"\",\"auth\":true,\"subscriptions\":true,\"subscriptions_detail\":false,\"offset\":0,\"limit\":1024,"
-            "\"cid\":0,\"mqtt_client\":\"\",\"state\":0,\"user\":\"\",\"acc\":\"\",\"filter_subject\":\"\",\"exact_match\":true}"
+            "{\"sort\":\"\",\"auth\":true,\"subscriptions\":true,\"subscriptions_detail\":false,"
+            "\"offset\":0,\"limit\":1024,\"cid\":0,\"mqtt_client\":\"\",\"state\":0,\"user\":\"\","
+            "\"acc\":\"\",\"filter_subject\":\"\",\"exact_match\":true}"
         >>,
         #{<<"data">> := #{<<"connections">> := [First | _] = Connections}} = answer(<<"PING.CONNZ">>, All),
         ?assertEqual(3, length(Connections)),
@@ -284,10 +285,8 @@ as_many_as_a_message_holds() ->
             answer(<<"PING.SUBSZ">>, <<"{\"subscriptions\":true}">>, 2048),
         ?assertEqual(Most, length(Subscriptions)),
         ?assert(Most < 40),
-        ?assertMatch(
-            #{<<"error">> := #{<<"code">> := 500, <<"description">> := <<"the answer has more than max_payload, ", _/binary>>}},
-            answer(<<"NID.VARZ">>, <<>>, 100)
-        )
+        #{<<"error">> := #{<<"code">> := Code, <<"description">> := Text}} = answer(<<"NID.VARZ">>, <<>>, 100),
+        ?assertEqual({500, <<"the answer has more than max_payload, 100 bytes">>}, {Code, Text})
     end).
 
 read_on(Offset, Max) ->
@@ -309,16 +308,28 @@ fit_test_() ->
                 too_large
         end
     end,
-    Connz = #{connections => [#{cid => N} || N <- lists:seq(1, 9)], num_connections => 9, limit => 1024},
+    Connz = #{connections => [#{cid => N} || N <- lists:seq(1, 9)], num_connections => 9, limit => 9},
     Size = byte_size(nats_gateway_nif:json(#{data => Connz})),
-    One = byte_size(nats_gateway_nif:json(#{data => Connz#{connections := [#{cid => 1}], num_connections := 1, limit := 1}})),
+    One = byte_size(nats_gateway_nif:json(#{data => Connz#{connections := [#{cid => 1}]}})),
+    Subsz = #{subscriptions_list => [#{subject => S} || S <- [<<"\"subscriptions_list\":[]">>, <<"b">>]], limit => 2},
+    None = #{connections => [], num_connections => 0, limit => 9},
+    Nothing = byte_size(nats_gateway_nif:json(#{data => None})),
     [
-        ?_assertMatch(#{<<"num_connections">> := 9, <<"limit">> := 1024}, Fit(Connz, Size)),
-        ?_assertMatch(#{<<"num_connections">> := 8, <<"limit">> := 8, <<"connections">> := [_, _, _, _, _, _, _, _]}, Fit(Connz, Size - 1)),
-        ?_assertMatch(#{<<"num_connections">> := 1, <<"limit">> := 1}, Fit(Connz, One)),
+        ?_assertMatch(#{<<"num_connections">> := 9, <<"limit">> := 9}, Fit(Connz, Size)),
+        ?_assertMatch(
+            #{<<"num_connections">> := 8, <<"limit">> := 8, <<"connections">> := [#{<<"cid">> := 1} | _]},
+            Fit(Connz, Size - 1)
+        ),
+        ?_assertMatch(
+            #{<<"num_connections">> := 1, <<"limit">> := 1, <<"connections">> := [#{<<"cid">> := 1}]}, Fit(Connz, One)
+        ),
         ?_assertEqual(too_large, Fit(Connz, One - 1)),
         ?_assertEqual(too_large, Fit(Connz, 0)),
-        ?_assertEqual(too_large, Fit(#{connections => []}, 1)),
+        ?_assertMatch(#{<<"connections">> := []}, Fit(None, Nothing)),
+        ?_assertEqual(too_large, Fit(None, Nothing - 1)),
+        ?_assertMatch(#{<<"subscriptions_list">> := [_, #{<<"subject">> := <<"b">>}]}, Fit(Subsz, 1000)),
+        %% In VARZ it is a number.
+        ?_assertMatch(#{<<"connections">> := 3}, Fit(#{connections => 3}, 100)),
         ?_assertEqual(too_large, Fit(#{mem => 1}, 1))
     ].
 
