@@ -144,6 +144,32 @@ def test_authenticators_that_ask_nobody(operators: Gateway, name: str):
         assert is_answered_nothing(connection)
 
 
+def test_the_chain_of_a_listener_decides(gateway: Gateway, page: Page, name: str):
+    """Where it has authenticators and the gateway has none, and the other way round."""
+    page.change(system_users=["admin"])
+    address = gateway.listen(name)
+    gateway.authenticate(BUILT_IN_DATABASE, name)
+    gateway.add_user("admin", "pw", name)
+    with Nats(address) as client:
+        client.connect(user="admin", **PASSWORD).subscribe("answers", sid="9")
+        assert request(client, "PING")["statsz"]
+    with gateway.nats(user="admin", **PASSWORD) as client:
+        assert is_answered_nothing(client)
+    gateway.authenticate(BUILT_IN_DATABASE | {"enable": False}, name)
+    gateway.authenticate(BUILT_IN_DATABASE)
+    gateway.add_user("admin", "pw")
+    with operator(gateway) as client:
+        assert request(client, "PING")["statsz"]
+    connection = Nats(address)
+    with connection:
+        connection.login(user="admin", **PASSWORD)
+        try:
+            connection.ping()
+        except AssertionError:
+            return
+        assert is_answered_nothing(connection)
+
+
 def test_an_authenticator_of_another_kind(gateway: Gateway, page: Page):
     """A JWT in place of the password: EMQX has checked it."""
     page.change(system_users=["admin"])
