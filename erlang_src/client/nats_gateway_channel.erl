@@ -24,7 +24,6 @@
 -export([handle_messages/2]).
 -export([handle_call/2]).
 -export([answer/3]).
--export([kick/1]).
 -export([reports/1]).
 -export([report/2]).
 -export([resume/1]).
@@ -881,10 +880,6 @@ answer(ReplyTopic, Payload, Channel) ->
         none -> {ok, [], Channel}
     end.
 
-%% By somebody who manages the clients of the gateway.
--spec kick(channel()) -> result().
-kick(Channel) -> events([{close, kicked}], [], Channel).
-
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
 
@@ -1044,10 +1039,14 @@ handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) wh
                 Host:handle_call(Request, answers_for_host(Channel), HostState),
             {Reply, events(Events, [], Channel#channel{host_state = NHostState})};
         false ->
-            {ignored, {ok, [], Channel}}
+            handle_own_call(Request, Channel)
     end;
-handle_call(_, Channel) ->
-    {ignored, {ok, [], Channel}}.
+handle_call(Request, Channel) ->
+    handle_own_call(Request, Channel).
+
+%% Of a client without a host, or whose host knows no calls.
+handle_own_call(kick, Channel = #channel{}) -> {ok, stop_at_once(kicked, [], Channel)};
+handle_own_call(_, Channel) -> {ignored, {ok, [], Channel}}.
 
 %% The questions that the host may ask meanwhile.
 answers_for_host(Channel = #channel{subscriptions = Subs}) ->

@@ -15,10 +15,10 @@
 -export([drain/1]).
 -export([drain/2]).
 -export([configure/1]).
--export([kick/1]).
 -export([tell_lame_duck/2]).
 -export([answer/3]).
 -export([describe/3]).
+-export([kick/2]).
 -export([info/1]).
 -export([call/2]).
 -export([call/3]).
@@ -169,6 +169,14 @@ drain(Pid) -> drain(Pid, 0).
 -spec drain(pid(), Milliseconds :: non_neg_integer()) -> ok.
 drain(Pid, Milliseconds) -> gen_server:cast(Pid, {drain, Milliseconds}).
 
+%% Ends connections for somebody who manages the clients, within the time. In EMQX its own kick comes
+%% through `call/3' and ends in the same way. Returns how many have ended.
+-spec kick([pid()], TimeoutMs :: non_neg_integer()) -> non_neg_integer().
+kick(Pids, Timeout) ->
+    Until = now_ms() + Timeout,
+    Requests = [gen_server:send_request(Pid, kick) || Pid <- Pids],
+    length([kicked || Request <- Requests, response(Request, Until) =:= {reply, ok}]).
+
 %% Describes many connections as they are at this moment, in the order of the list. A connection is
 %% `gone' if it has ended, or has not answered when the time for all of them is over.
 -spec describe([pid()], figures | subscriptions, TimeoutMs :: non_neg_integer()) ->
@@ -183,18 +191,16 @@ describe(Pids, What, Timeout) ->
     [described(Request, Until) || Request <- Requests].
 
 described(Request, Until) ->
-    case gen_server:receive_response(Request, max(0, Until - now_ms())) of
+    case response(Request, Until) of
         {reply, Reply} -> Reply;
         _ -> gone
     end.
 
+response(Request, Until) -> gen_server:receive_response(Request, max(0, Until - now_ms())).
+
 %% The options under the key have changed.
 -spec configure(pid()) -> ok.
 configure(Pid) -> gen_server:cast(Pid, configure).
-
-%% The client has to go, at once. In EMQX its own kick comes through `call/3' and ends in the same way.
--spec kick(pid()) -> ok.
-kick(Pid) -> gen_server:cast(Pid, kick).
 
 %% Tell the client to go elsewhere, and serve it on. `false': it does not take an INFO now.
 -spec tell_lame_duck(pid(), TimeoutMs :: non_neg_integer()) -> boolean().
@@ -261,6 +267,8 @@ handle_call(tell_lame_duck, _, Idle) ->
                 {stop, Reason, NState} -> {stop, Reason, true, NState}
             end
     end;
+handle_call(kick, _, State = #state{phase = establishing}) ->
+    {stop, {shutdown, kicked}, ok, State};
 handle_call(Request, From, Idle) ->
     State = #state{channel = Channel} = report_later(Idle),
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
@@ -300,8 +308,6 @@ handle_cast(configure, Idle = #state{options = #{key := Key}}) ->
     end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
-handle_cast(kick, State = #state{channel = Channel}) when Channel =/= undefined ->
-    result(nats_gateway_channel:kick(Channel), State);
 handle_cast({answer, ReplyTopic, Payload}, State = #state{channel = Channel}) when
     Channel =/= undefined
 ->

@@ -37,6 +37,7 @@
 %% What making one may take. Those who ask wait for 2 to 5 s.
 -define(WORK_MS, 10000).
 -define(LAME_DUCK_MS, 2000).
+-define(KICK_MS, 2000).
 %% Bytes of a request.
 -define(MAX_BODY, 65536).
 
@@ -284,8 +285,10 @@ facts(kick, Options, #{by := By}, _) ->
     case client(Options) of
         {ok, Cid, Pid} ->
             ?LOG_NOTICE(#{msg => client_kicked, client_id => Cid, by => By}),
-            ok = nats_gateway_connection:kick(Pid),
-            done;
+            case nats_gateway_connection:kick([Pid], ?KICK_MS) of
+                1 -> done;
+                0 -> {error, <<"no such client or leafnode id">>}
+            end;
         error ->
             {error, <<"no such client or leafnode id">>}
     end;

@@ -634,9 +634,14 @@ requests_to_servers_among_others_test() ->
     ?assertMatch(#{messages_received := 4}, nats_gateway_channel:stats(C1)).
 
 a_kicked_client_is_told_nothing_test() ->
-    ?assertMatch({stop, kicked, [], _}, stopped(nats_gateway_channel:kick(open(?CONNECT)))),
-    {_, Channel} = channel(),
-    ?assertMatch({stop, kicked, [], _}, stopped(nats_gateway_channel:kick(Channel))).
+    {_, BeforeLogin} = channel(),
+    [
+        begin
+            {ok, Result} = nats_gateway_channel:handle_call(kick, Channel),
+            ?assertMatch({stop, kicked, [], _}, stopped(Result))
+        end
+     || Channel <- [open(?CONNECT), BeforeLogin]
+    ].
 
 stopped({stop, Reason, Out, Channel}) ->
     case iolist_size(Out) of

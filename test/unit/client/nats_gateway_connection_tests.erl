@@ -119,6 +119,27 @@ a_client_that_is_gone_ends_anyway_test_() ->
     end}.
 
 %% -------------------------------------------------------------------------------------------
+%% Those that are closed by somebody else
+
+%% Before a login, after it, without a socket, and gone: only those that were there count.
+a_kick_says_how_many_it_has_closed_test() ->
+    {New, _, NewClient} = connected(#{}),
+    {LoggedIn, _, Client} = connected(#{}),
+    {Gone, _, GoneClient} = connected(#{}),
+    [{ok, <<"INFO ", _/binary>>} = gen_tcp:recv(C, 0, ?WAIT) || C <- [NewClient, Client, GoneClient]],
+    ok = gen_tcp:send(Client, <<"CONNECT {\"verbose\":false}\r\nPING\r\n">>),
+    {ok, <<"PONG\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT),
+    Left = monitor(process, Gone),
+    ok = gen_tcp:close(GoneClient),
+    _ = ended(Left),
+    Monitors = [monitor(process, Pid) || Pid <- [New, LoggedIn]],
+    ?assertEqual(2, nats_gateway_connection:kick([New, LoggedIn, Gone], ?WAIT)),
+    ?assertEqual([{shutdown, kicked}, {shutdown, kicked}], [ended(Monitor) || Monitor <- Monitors]),
+    %% Without an error, as on a nats-server.
+    ?assertEqual([{error, closed}, {error, closed}], [gen_tcp:recv(C, 0, ?WAIT) || C <- [NewClient, Client]]),
+    ?assertEqual(0, nats_gateway_connection:kick([], ?WAIT)).
+
+%% -------------------------------------------------------------------------------------------
 %% Passwords that take long to compare
 
 who_leaves_waits_for_no_password_test_() ->

@@ -211,8 +211,9 @@ answering(Test, Cid, Description) ->
             gen_server:reply(From, {ok, #{subscriptions => 1}, Description, [Subscription]});
         {'$gen_call', From, tell_lame_duck} ->
             gen_server:reply(From, maps:get(takes_info, Description));
-        {'$gen_cast', kick} ->
-            Test ! {kicked, Cid}
+        {'$gen_call', From, kick} ->
+            Test ! {kicked, Cid},
+            gen_server:reply(From, ok)
     end,
     answering(Test, Cid, Description).
 
