@@ -65,6 +65,7 @@
     server_keep_alive => 0..65535,
     shared_subscription_available => boolean(),
     subscription_identifier_available => boolean(),
+    topic_alias_maximum => 0..65535,
     wildcard_subscription_available => boolean()
 }.
 

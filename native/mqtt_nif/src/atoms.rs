@@ -27,6 +27,7 @@ rustler::atoms! {
     server_keep_alive,
     shared_subscription_available,
     subscription_identifier_available,
+    topic_alias_maximum,
     wildcard_subscription_available,
 
     // decode

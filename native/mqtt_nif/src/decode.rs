@@ -221,6 +221,7 @@ fn properties<'a>(env: Env<'a>, properties: &[Property]) -> Result<Term<'a>, Fau
                 atoms::subscription_identifier_available(),
                 flag(env, p.val()),
             ),
+            Property::TopicAliasMaximum(p) => (atoms::topic_alias_maximum(), p.val().encode(env)),
             Property::WildcardSubscriptionAvailable(p) => {
                 (atoms::wildcard_subscription_available(), flag(env, p.val()))
             }

@@ -189,10 +189,11 @@ decode_test_() ->
         {<<16#20, 3, 0, 0, 0>>, #connack{session_present = false, reason = 0, properties = #{}}},
         {<<16#20, 3, 1, 16#87, 0>>, #connack{session_present = true, reason = 16#87, properties = #{}}},
         {
-            <<16#20, 34, 0, 0, 31, 33, 0, 20, 36, 0, 37, 0, 39, 0, 0, 255, 255, 18, 0, 2, "id", 40,
-                0, 41, 1, 42, 0, 19, 0, 30, 17, 0, 0, 0, 0>>,
+            <<16#20, 37, 0, 0, 34, 33, 0, 20, 34, 0, 7, 36, 0, 37, 0, 39, 0, 0, 255, 255, 18, 0, 2, "id",
+                40, 0, 41, 1, 42, 0, 19, 0, 30, 17, 0, 0, 0, 0>>,
             #connack{session_present = false, reason = 0, properties = #{
                 receive_maximum => 20,
+                topic_alias_maximum => 7,
                 maximum_qos => 0,
                 retain_available => false,
                 maximum_packet_size => 65535,
