@@ -7,6 +7,7 @@
 
 -export([varz/3]).
 -export([connz/2]).
+-export([pids/1]).
 -export([subsz/2]).
 -export([healthz/1]).
 -export([statsz/1]).
@@ -207,6 +208,11 @@ connz(Options, #{config := #{server_id := ServerId}}) ->
         limit => Limit,
         connections => [connection(Each, Now, Options) || Each <- described_within(Listed, Options)]
     }.
+
+%% The processes of the clients that are open and have this cid, or this user.
+-spec pids(#{cid => pos_integer(), user => binary()}) -> [pid()].
+pids(Wanted) ->
+    [Pid || {#census{pid = Pid}, _, open} <- rows(Wanted#{state => open, subs => none})].
 
 %% {Row, Description or what there is to ask, end}
 rows(Options = #{state := State}) ->

@@ -66,6 +66,10 @@
     listeners => [listener()],
     %% where the standalone gateway tells what nats-server's monitoring endpoints tell
     monitor => undefined | {inet:ip_address(), inet:port_number()},
+    %% the path of the socket of `nats_gateway ctl'
+    control => undefined | binary(),
+    log_format => text | json,
+    log_file => undefined | binary(),
     %% the settings of the host itself, which nobody else reads
     host => map()
 }.

@@ -13,6 +13,8 @@
 %% One day.
 -define(MAX_LAME_DUCK_MS, 86400000).
 
+-define(MAX_SOCKET_PATH, 107).
+
 %% Takes the tables of a file in the form of `nats_gateway_mqtt_nif:toml/1', with binary keys.
 -spec parse(map()) -> {ok, nats_gateway_config:config()} | {error, Text :: binary()}.
 parse(Tables) ->
@@ -39,6 +41,9 @@ schema() ->
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
         system => {{table, nats_gateway_login_config:system_schema()}, #{}},
+        control => {{table, #{socket => {fun socket_path/2, undefined}}}, #{}},
+        log_format => {{one_of, [text, json]}, text},
+        log_file => {fun file_path/2, undefined},
         log_level =>
             {
                 {one_of, [emergency, alert, critical, error, warning, notice, info, debug, none]},
@@ -92,6 +97,25 @@ schema() ->
             }
     }.
 
+%% The operating system has no room for a longer name of a socket.
+socket_path(<<"/", Rest/binary>> = Value, Path) when byte_size(Value) =< ?MAX_SOCKET_PATH ->
+    case Rest =/= <<>> andalso binary:match(Value, <<0>>) =:= nomatch of
+        true -> Value;
+        false -> no_socket_path(Path)
+    end;
+socket_path(_, Path) ->
+    no_socket_path(Path).
+
+-spec no_socket_path(nats_gateway_schema:path()) -> no_return().
+no_socket_path(Path) ->
+    invalid(Path, <<"must be an absolute path of at most 107 bytes, such as \"/run/nats-gateway/control.sock\"">>).
+
+file_path(Value, Path) ->
+    case is_binary(Value) andalso Value =/= <<>> andalso binary:match(Value, <<0>>) =:= nomatch of
+        true -> Value;
+        false -> invalid(Path, <<"must be a path of a file">>)
+    end.
+
 %% The TLS of connections to the broker.
 upstream_tls_schema() ->
     Versions = nats_gateway_listener_config:tls_versions(),
@@ -125,7 +149,8 @@ websocket_listener_schema(Port) ->
 %% -------------------------------------------------------------------------------------------
 %% What becomes of the settings
 
-finish(Settings = #{upstream := Upstream, listeners := Listeners, monitor := #{bind := Monitor}}) ->
+finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
+    #{monitor := #{bind := Monitor}, control := #{socket := Control}} = Settings,
     {Scheme, Host, Port} = maps:get(url, Upstream),
     BrokerAuthenticates = maps:get(authentication, Upstream),
     Login = nats_gateway_login_config:of_file(Settings, BrokerAuthenticates),
@@ -140,6 +165,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners, monitor := #{b
         auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         authentication_timeout := Timeout,
         monitor := Monitor,
+        control := Control,
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
         },

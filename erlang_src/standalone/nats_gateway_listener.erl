@@ -8,6 +8,7 @@
 -export([all/0]).
 -export([connections/0]).
 -export([publish/1]).
+-export([setting/1]).
 -export([start_link/1]).
 -export([start_acceptor/4]).
 -export([connections/1]).
@@ -90,6 +91,12 @@ publish(Listener = #{name := Name}) ->
     _ = nats_gateway_connection:publish(key(Name, connections), Options),
     _ = nats_gateway_connection:publish(key(Name, refused), Refused),
     ok.
+
+%% Where a listener is in the file.
+-spec setting(Name :: binary()) -> iodata().
+setting(Name) ->
+    [Type, Id] = binary:split(Name, <<":">>),
+    ["listeners.", Type, $., Id].
 
 key(Name, What) -> {?MODULE, Name, What}.
 

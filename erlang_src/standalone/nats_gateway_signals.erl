@@ -8,9 +8,6 @@
 %% Replaces the handler that is told to leave.
 init({_, _}) -> {ok, none}.
 
-%% nats-server opens its log file again after SIGUSR1. The gateway's log is standard error.
-handle_event(sigusr1, State) ->
-    {ok, State};
 handle_event(sigquit, _) ->
     erlang:halt(0);
 handle_event(Signal, State) ->

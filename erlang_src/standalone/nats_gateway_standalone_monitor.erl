@@ -7,6 +7,9 @@
 -export([change/2]).
 -export([answer_requests/1]).
 -export([update/1]).
+-export([gateway/0]).
+-export([broker/0]).
+-export([is_lame_duck/0]).
 
 -type facts() :: #{
     config := nats_gateway_config:config(),
@@ -19,8 +22,11 @@
 
 %% Before the first client comes.
 -spec count_clients(nats_gateway_config:config()) -> ok.
-count_clients(#{monitor := Monitor, system := Access}) ->
-    case Monitor =/= undefined orelse nats_gateway_system_access:is_for_anybody(Access) of
+count_clients(#{monitor := Monitor, control := Control, system := Access}) ->
+    IsWatched =
+        Monitor =/= undefined orelse Control =/= undefined orelse
+            nats_gateway_system_access:is_for_anybody(Access),
+    case IsWatched of
         true -> nats_gateway_monitor:count_clients();
         false -> ok
     end.
@@ -42,6 +48,8 @@ answer_requests(#{system := Access}) ->
 -spec update(facts()) -> ok.
 update(Facts) -> persistent_term:put(?MODULE, Facts).
 
+%% What is told now.
+-spec gateway() -> nats_gateway_monitor_facts:gateway().
 gateway() ->
     #{config := Config, listeners := Listeners} = Facts = persistent_term:get(?MODULE),
     #{
@@ -51,17 +59,30 @@ gateway() ->
         health => fun() -> health(Facts) end
     }.
 
+%% Where the broker is, and whether it takes a connection at this moment.
+-spec broker() -> {nats_gateway_upstream:upstream(), ok | {error, Why :: iodata()}}.
+broker() ->
+    #{config := #{upstream := Upstream}} = persistent_term:get(?MODULE),
+    {Upstream, check(Upstream, 1)}.
+
+-spec is_lame_duck() -> boolean().
+is_lame_duck() ->
+    #{is_lame_duck := IsLameDuck} = persistent_term:get(?MODULE),
+    IsLameDuck.
+
 started() ->
     erlang:convert_time_unit(erlang:system_info(start_time) + erlang:time_offset(), native, millisecond).
 
 health(#{is_lame_duck := true}) ->
     {error, <<"lame duck mode: clients are told to go to another server">>};
 health(#{config := #{upstream := Upstream = #{host := Host, port := Port}}}) ->
-    case nats_gateway_upstream:check(Upstream, ?TRY_MS) of
-        ok ->
-            ok;
-        {error, Reason} ->
-            Address = nats_gateway_address:format({Host, Port}),
-            Why = nats_gateway_upstream:explain(Reason),
-            {error, ["the broker at ", Address, " cannot be reached: ", Why]}
+    case check(Upstream, ?TRY_MS) of
+        ok -> ok;
+        {error, Why} -> {error, ["the broker at ", nats_gateway_address:format({Host, Port}), " cannot be reached: ", Why]}
+    end.
+
+check(Upstream, MaxAge) ->
+    case nats_gateway_upstream:check(Upstream, MaxAge) of
+        ok -> ok;
+        {error, Reason} -> {error, nats_gateway_upstream:explain(Reason)}
     end.

@@ -135,7 +135,7 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     Settings = maps:without(
         %% made at the start, or of other keys
-        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, system],
+        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system],
         nats_gateway_file:defaults()
     ),
     [

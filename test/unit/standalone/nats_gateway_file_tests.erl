@@ -799,3 +799,29 @@ mistakes_in_logins_are_named_test_() ->
                 #{<<"internal_authn">> => [#{<<"type">> => <<"token">>, <<"token">> => S, <<"nkeys">> => [S]}]}}
         ]
     ].
+
+%% The operating system has no room for more: sun_path of unix(7).
+the_control_socket_test_() ->
+    Socket = fun(Path) -> set([<<"control">>, <<"socket">>], Path) end,
+    Longest = <<"/", (binary:copy(<<"a">>, 106))/binary>>,
+    [
+        ?_assertMatch({ok, #{control := undefined}}, parse(#{})),
+        ?_assertMatch({ok, #{control := <<"/a">>}}, Socket(<<"/a">>)),
+        ?_assertMatch({ok, #{control := Longest}}, Socket(Longest))
+    ] ++
+        [
+            ?_assertMatch(
+                {error, <<"control.socket: must be an absolute path of at most 107 bytes", _/binary>>}, Socket(Path)
+            )
+         || Path <- [<<Longest/binary, "a">>, <<"/">>, <<>>, <<"a.sock">>, <<"/a", 0>>, 1, true]
+        ].
+
+the_log_test_() ->
+    [
+        ?_assertMatch({ok, #{log_format := text, log_file := undefined}}, parse(#{})),
+        ?_assertMatch({ok, #{log_format := json}}, set([<<"log_format">>], <<"json">>)),
+        ?_assertMatch({error, <<"log_format: must be one of text, json">>}, set([<<"log_format">>], <<"xml">>)),
+        ?_assertMatch({ok, #{log_file := <<"a.log">>}}, set([<<"log_file">>], <<"a.log">>)),
+        ?_assertMatch({error, <<"log_file: must be a path of a file">>}, set([<<"log_file">>], <<>>)),
+        ?_assertMatch({error, <<"log_file: must be a path of a file">>}, set([<<"log_file">>], 1))
+    ].
