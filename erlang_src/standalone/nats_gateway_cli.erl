@@ -9,13 +9,14 @@
 -define(USAGE, <<
     "usage: nats_gateway [-c FILE] [--upstream mqtt[s]://HOST:PORT] [--listen ADDRESS:PORT]\n"
     "                    [--check] [--version]\n"
+    "       nats_gateway check [OPTION]...    try the broker, and say what clients will have\n"
     "       nats_gateway ctl COMMAND          ask the gateway that runs: status, clients, kick, reload, drain\n"
     "  -c FILE     settings in TOML (docs/standalone.md has the table); without it the defaults\n"
     "  --upstream  the MQTT 5 broker, instead of upstream.url\n"
     "  --listen    one tcp listener, instead of those of the file\n"
     "  --check     read the settings, and end\n"
     "  --version   say the version, and end\n"
-    "`nats_gateway ctl --help` says more.\n"
+    "`nats_gateway check --help` and `nats_gateway ctl --help` say more.\n"
 >>).
 
 %% Settings of the gateway that no connection needs.
@@ -32,6 +33,7 @@ main() ->
     end.
 
 main(["ctl" | Arguments]) -> nats_gateway_ctl:main(Arguments);
+main(["check" | Arguments]) -> nats_gateway_broker_check:main(Arguments);
 main(Arguments) -> start(arguments(Arguments, #{})).
 
 start(#{help := true}) ->
@@ -135,6 +137,8 @@ load_modules(Applications) ->
 is_needed(nats_gateway_host_emqx) -> false;
 %% of other commands
 is_needed(nats_gateway_ctl) -> false;
+is_needed(nats_gateway_broker_check) -> false;
+is_needed(nats_gateway_broker_report) -> false;
 is_needed(Module) -> not lists:prefix("nats_gateway_emqx", atom_to_list(Module)).
 
 await({Pid, Monitor}) ->

@@ -25,6 +25,7 @@
 -export([handle_info/2]).
 -export([disconnect/2]).
 -export([ask_server/1]).
+-export([max_payload/2]).
 
 -include("nats_gateway.hrl").
 -include("nats_gateway_mqtt.hrl").
@@ -123,6 +124,8 @@ prepare(Client = #{config := #{upstream := Upstream, max_control_line := MaxCont
 
 %% A part of the broker's largest packet is kept for subject and reply subject, which together fit
 %% into a control line, and for what headers need besides their bytes.
+-spec max_payload(nats_gateway_upstream:facts(), MaxControlLine :: pos_integer()) ->
+    #{max_payload => pos_integer()}.
 max_payload(#{maximum_packet_size := Max}, MaxControlLine) ->
     #{max_payload => Max - min(MaxControlLine + 64, Max div 2)};
 max_payload(#{}, _) ->
