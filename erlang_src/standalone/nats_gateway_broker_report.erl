@@ -103,32 +103,38 @@ probe_sentences(#{probe := inconclusive}) ->
     ["The broker denied the probe its message below nats_gateway/probe/, so nothing is known."];
 probe_sentences(Findings = #{probe := Quirks}) ->
     Sentences = [quirk(Quirk) || Quirk <- Quirks] ++
-        ["no_local: a client gets its own messages, although it has subscribed with No Local." || #{no_local := false} <- [Findings]],
+        [
+            "no_local: a client gets its own messages, although it has subscribed with No Local."
+         || #{no_local := false} <- [Findings]
+        ],
     case Sentences of
         [] -> ["It does what MQTT 5 says."];
         _ -> Sentences
     end.
 
-quirk(puback_lies) -> "puback_lies: PUBACK says that there are no subscribers although there is one.";
-quirk(no_identifiers) -> "no_identifiers: messages have no Subscription Identifiers.";
-quirk(no_shared_identifiers) -> "no_shared_identifiers: messages for a shared subscription have no Subscription Identifier.";
-quirk(merges) -> "merges: one message comes for several subscriptions that match.";
-quirk(pong_overtakes) -> "pong_overtakes: PINGRESP comes before messages that were published before it.".
+quirk(Quirk) -> [atom_to_list(Quirk), ": ", explain(Quirk)].
+
+explain(puback_lies) -> "PUBACK says that there are no subscribers although there is one.";
+explain(no_identifiers) -> "messages have no Subscription Identifiers.";
+explain(no_shared_identifiers) -> "messages for a shared subscription have no Subscription Identifier.";
+explain(merges) -> "one message comes for several subscriptions that match.";
+explain(pong_overtakes) -> "PINGRESP comes before messages that were published before it.".
 
 %% What clients have.
 -spec sentences(findings(), nats_gateway_config:config()) -> [iodata()].
 sentences(Findings = #{granted := Granted}, Config) ->
-    [Sentence || Sentence <- [
+    All = [
         payload(Granted, Config),
         queue_groups(Granted),
         wildcards(Granted),
-        requests(no_responders(Findings), Findings),
+        requests(no_responders(Findings)),
         verbose(Granted),
         echo(Findings),
         retained(Granted, Config),
         depth(Config),
         under_way(Granted)
-    ], Sentence =/= none].
+    ],
+    [Sentence || Sentence <- All, Sentence =/= none].
 
 payload(Granted, Config = #{max_payload_size := OfSettings}) ->
     case max_payload(Granted, Config) of
@@ -167,11 +173,11 @@ no_responders(#{tells_no_subscribers := Tells}) ->
 no_responders(#{}) ->
     null.
 
-requests(true, _) ->
+requests(true) ->
     "A request that nobody listens to is answered with 503 at once.";
-requests(false, _) ->
+requests(false) ->
     "A request that nobody listens to is not answered with 503: it times out.";
-requests(null, _) ->
+requests(null) ->
     "Whether a request that nobody listens to is answered with 503 is not known.".
 
 verbose(#{maximum_qos := 0}) ->
@@ -194,13 +200,15 @@ depth(#{upstream := #{max_topic_levels := infinity}}) ->
     "Subjects may have any number of tokens, as upstream.max_topic_levels says.";
 depth(#{upstream := #{max_topic_levels := Max}}) ->
     io_lib:format(
-        "Subjects have at most ~b tokens, as upstream.max_topic_levels says; the broker does not say how many it takes.",
+        "Subjects have at most ~b tokens, as upstream.max_topic_levels says; "
+        "the broker does not say how many it takes.",
         [Max]
     ).
 
 under_way(Granted) ->
     Most = min(?MAX_REQUESTS, maps:get(receive_maximum, Granted, 65535)),
     io_lib:format(
-        "At most ~b messages of one client wait for the broker's PUBACK at a time; more of them wait in the gateway.",
+        "At most ~b messages of one client wait for the broker's PUBACK at a time; "
+        "more of them wait in the gateway.",
         [Most]
     ).

@@ -73,8 +73,19 @@ options([Word | _], _) ->
 form(#{json := true}) -> json;
 form(#{}) -> text.
 
--spec run([binary()]) -> {Status :: byte(), Text :: iodata()}.
+-spec run([binary()]) -> {Status :: byte(), Text :: binary()}.
 run(Words) ->
+    {Status, Text} = do(Words),
+    {Status, to_binary(Text)}.
+
+to_binary(Text) ->
+    case unicode:characters_to_binary(Text) of
+        Binary when is_binary(Binary) -> Binary;
+        %% A word of the command that is no text.
+        _ -> <<"the command is not UTF-8">>
+    end.
+
+do(Words) ->
     case parse(Words) of
         {ok, {status, Form}} -> {0, status(Form)};
         {ok, {clients, Form, Options}} -> {0, clients(Form, Options)};

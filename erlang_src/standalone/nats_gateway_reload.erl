@@ -39,7 +39,7 @@ names(login, _, _) ->
     [<<"logins">>];
 names(Key, Old, New) when Key =:= upstream; Key =:= clientinfo_override ->
     [
-        iolist_to_binary([atom_to_list(Key), $., inner(Key, Inner)])
+        unicode:characters_to_binary([atom_to_list(Key), $., inner(Key, Inner)])
      || Inner <- maps:keys(maps:merge(Old, New)),
         maps:find(Inner, Old) =/= maps:find(Inner, New)
     ];
@@ -58,7 +58,7 @@ certificates(Listeners) -> [Name || #{name := Name, tls := _} <- Listeners].
     {listener, nats_gateway_listener:listener()} | {monitor | control, term()} | log, Reason :: term()
 ) -> binary().
 problem({listener, #{name := Name}}, {tls, Problem}) ->
-    iolist_to_binary([
+    unicode:characters_to_binary([
         nats_gateway_listener:setting(Name), ".ssl_options.", nats_gateway_tls:format_problem(Problem)
     ]);
 problem({listener, #{name := Name, bind := Bind}}, Reason) ->
@@ -66,12 +66,12 @@ problem({listener, #{name := Name, bind := Bind}}, Reason) ->
 problem({monitor, Bind}, Reason) ->
     cannot("monitor.bind", Bind, Reason);
 problem({control, Path}, Reason) ->
-    iolist_to_binary(["control.socket: ", Path, ": ", nats_gateway_ctl_socket:explain(Reason)]);
+    unicode:characters_to_binary(["control.socket: ", Path, ": ", nats_gateway_ctl_socket:explain(Reason)]);
 problem(log, Text) ->
-    iolist_to_binary(Text).
+    unicode:characters_to_binary(Text).
 
 cannot(Setting, Bind, Reason) ->
-    iolist_to_binary([
+    unicode:characters_to_binary([
         Setting,
         ": cannot listen on ",
         nats_gateway_address:format(Bind),

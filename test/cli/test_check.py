@@ -136,6 +136,21 @@ def test_logins(tmp_path: Path):
         assert check("-c", settings).returncode == 0
 
 
+def test_tls(tmp_path: Path, authority: Authority):
+    server, other = authority.server(), Authority(tmp_path / "other", "other")
+    tls = f"user root\nallow_anonymous true\ncertfile {server.certfile}\nkeyfile {server.keyfile}\n"
+    with broker(tmp_path, tls) as url:
+        settings = tmp_path / "gateway.toml"
+        for cacertfile, status, said in (
+            (authority.certfile, 0, "it is there and has accepted the login"), (other.certfile, 69, "(TLS: "),
+        ):
+            settings.write_text(
+                f'[upstream]\nurl = "{url.replace("mqtt:", "mqtts:")}"\n[upstream.ssl_options]\ncacertfile = "{cacertfile}"\n'
+            )
+            done = check("-c", settings)
+            assert done.returncode == status and said in done.stdout + done.stderr, done
+
+
 @contextmanager
 def answering(answer: bytes | None):
     """What is no MQTT broker: it sends this to whoever sends something, and closes. None: it stays silent."""

@@ -148,6 +148,8 @@ def test_kick(started: Controlled):
     assert (again.returncode, again.stdout, again.stderr) == (1, "", f"no client has the cid {cid}\n")
     nobody = started("kick", "--user", "bob")
     assert (nobody.returncode, nobody.stderr) == (1, "no client is logged in as bob\n")
+    foreign = started("kick", "--user", "\u20ac\u00e9\x1b")
+    assert (foreign.returncode, foreign.stderr) == (1, "no client is logged in as \u20ac\u00e9?\n")
 
 
 def test_kick_of_a_client_that_has_not_logged_in(controlled: Controlled):
@@ -389,7 +391,7 @@ def test_what_is_no_socket_stays(controlled: Controlled, make: Callable[[Path], 
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"\0\0\0\0", b"\0\0\0\1\0", b"\xff\xff\xff\xff", b"\0\1\0\1" + b"a" * 65537, b"\0\0\0\7status\0", b"GET / HTTP/1.1\r\n\r\n"],
+    [b"\0\0\0\4\xff\xfe\xfd\xfc", b"", b"\0\0\0\0", b"\0\0\0\1\0", b"\xff\xff\xff\xff", b"\0\1\0\1" + b"a" * 65537, b"\0\0\0\7status\0", b"GET / HTTP/1.1\r\n\r\n"],
 )
 def test_nonsense_does_not_disturb_it(started: Controlled, sent: bytes):
     for _ in range(20):
@@ -401,6 +403,20 @@ def test_nonsense_does_not_disturb_it(started: Controlled, sent: bytes):
                 pass
     assert started("status").returncode == 0
     assert "crash" not in started.gateway.log and "control_failed" not in started.gateway.log
+
+
+@pytest.mark.parametrize(("size", "answered"), [(0, True), (65536, True), (65537, False)])
+def test_the_size_of_a_command(started: Controlled, size: int, answered: bool):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(started.path))
+        try:
+            client.sendall(size.to_bytes(4, "big") + b"a" * size)
+            answer = client.recv(5)
+        except OSError:
+            answer = b""
+    # Four bytes of length, then the exit status.
+    assert answer[4:] == (b"\x40" if answered else b"")
 
 
 def test_many_that_say_nothing(started: Controlled):

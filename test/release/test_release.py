@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,34 @@ def test_it_serves_clients_without_an_erlang(tree: Path, tmp_path: Path, bare: d
     assert not healthy(gateway.port)
 
 
+def test_its_other_commands_need_no_erlang_either(tree: Path, tmp_path: Path, bare: dict[str, str], mosquitto: int):
+    program = tree / "bin" / "nats_gateway"
+    path = tmp_path / "control.sock"
+    gateway = Running(tmp_path, mosquitto, program, bare)
+    gateway.write(control={"socket": str(path)}, log_format="text")
+
+    def said(*arguments: object) -> str:
+        done = subprocess.run([program, *arguments], env=bare, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert json.loads(said("check", "-c", gateway.file, "--json"))["ok"] is True
+    gateway.start()
+    try:
+        gateway.until(path.exists, "it has a control socket")
+        with gateway.client(user="a\u00e9"):
+            assert json.loads(said("ctl", "-c", gateway.file, "status", "--json"))["pid"] == gateway.process.pid
+            assert "a\u00e9" in said("ctl", "-c", gateway.file, "clients")
+            assert said("ctl", "-c", gateway.file, "kick", "--user", "a\u00e9") == "1 client was closed\n"
+        gateway.write(control={"socket": str(path)}, log_format="json")
+        assert said("ctl", "-c", gateway.file, "reload") == "changed: log_format\n"
+        said("ctl", "-c", gateway.file, "drain")
+        assert gateway.ended() == 0
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+
+
 def healthy(port: int) -> bool:
     """As the images ask: both have the same command."""
     commands = re.findall(r'HEALTHCHECK .*\\\n +CMD \["bash", "-c", "(.*)"\]\n', (PACKAGING / "Dockerfile").read_text())
@@ -131,6 +161,7 @@ def test_it_says_the_same_as_the_one_that_make_build_has_built(tree: Path, tmp_p
 def test_the_settings_file_shows_settings_that_there_are(tree: Path, tmp_path: Path):
     certificate = Authority(tmp_path).server()
     shown = (tree / "etc" / "nats_gateway.toml").read_text()
+    assert "control" not in tomllib.loads(shown), "nobody makes the directory of the socket there"
     assert "#certfile = " in shown and "#keyfile = " in shown
     all_on = re.sub(r"^#(?=[a-z\[])", "", shown, flags=re.MULTILINE)
     all_on = re.sub(r"^(certfile|keyfile) = .*", lambda match: f'{match[1]} = "{getattr(certificate, match[1])}"', all_on, flags=re.MULTILINE)
@@ -184,6 +215,12 @@ def test_the_unit_names_what_the_package_has(package: Path):
     assert command[1:] == ["-c", "/etc/nats-gateway/nats-gateway.toml"]
     assert (package / command[2].lstrip("/")).is_file()
     assert (package / settings["WorkingDirectory"][0].lstrip("/")).is_dir()
+    # The directory of the control socket, which the settings of the package name, and `ctl` without an option.
+    text = (package / "etc/nats-gateway/nats-gateway.toml").read_text()
+    socket = tomllib.loads(text)["control"]["socket"]
+    assert socket == f"/run/{settings['RuntimeDirectory'][0]}/control.sock"
+    told = subprocess.run([package / "usr/bin/nats-gateway", "ctl", "--help"], capture_output=True, text=True).stdout
+    assert f"without both, {socket}" in told
     assert settings["Documentation"] == ["file:///usr/share/doc/nats-gateway/README.md"]
     assert (package / "usr/share/doc/nats-gateway/README.md").is_file()
     assert f" {settings['User'][0]}\n" in (package / "DEBIAN" / "postinst").read_text()

@@ -40,7 +40,8 @@ max_payload_test_() ->
     Fits = 1048576 + 4096 + 64,
     [
         has(granted(#{maximum_packet_size => Fits}), "INFO has max_payload 1048576, as"),
-        has(granted(#{maximum_packet_size => Fits - 1}), "max_payload 1048575, not the 1048576 .* packets of 1052735 bytes"),
+        has(granted(#{maximum_packet_size => Fits - 1}), "max_payload 1048575, not the 1048576 of"),
+        has(granted(#{maximum_packet_size => Fits - 1}), "packets of 1052735 bytes"),
         has(granted(#{maximum_packet_size => 1000}), "max_payload 500, not")
     ].
 

@@ -22,13 +22,15 @@ words_test_() ->
 wrong_words_test_() ->
     [
         {Line, ?_assertMatch({error, _}, parse(Line))}
-     || Line <- ["", "stop", "status 1", "reload --user a", "clients 1", "kick", "kick 0", "kick -1", "kick x", "kick 1 2", "kick 1 --user a"]
+     || Line <-
+            ["", "stop", "status 1", "reload --user a", "clients 1", "clients --user"] ++
+                ["kick", "kick 0", "kick -1", "kick x", "kick 1 2", "kick 1 --user a"]
     ].
 
 %% No gateway is needed to find out that a command is wrong.
 a_wrong_command_is_answered_test() ->
     ?assertMatch({64, _}, nats_gateway_ctl_commands:run([<<"stop">>])),
     ?assertMatch({64, _}, nats_gateway_ctl_commands:run([<<>>])),
-    ?assertMatch({64, _}, nats_gateway_ctl_commands:run([<<255, 0>>])).
+    ?assertEqual({64, <<"the command is not UTF-8">>}, nats_gateway_ctl_commands:run([<<255, 0>>])).
 
 parse(Line) -> nats_gateway_ctl_commands:parse([list_to_binary(Word) || Word <- string:lexemes(Line, " ")]).

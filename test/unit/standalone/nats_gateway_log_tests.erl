@@ -54,7 +54,9 @@ the_journal_gets_the_level_test() ->
 
 numbers_beyond_64_bits_test_() ->
     [
-        ?_assertEqual(json(iolist_to_binary([<<"\"msg\":\"m\",\"n\":">>, Text])), line(json, {report, #{msg => m, n => N}}))
+        ?_assertEqual(
+            json(iolist_to_binary([<<"\"msg\":\"m\",\"n\":">>, Text])), line(json, {report, #{msg => m, n => N}})
+        )
      || {N, Text} <- [
             {0, "0"},
             {1 bsl 64 - 1, "18446744073709551615"},
@@ -71,10 +73,11 @@ numbers_beyond_64_bits_test_() ->
 
 %% What OTP says, which has no word.
 otp_test_() ->
+    Report = line(json, {report, #{label => {a, b}, report => [{c, "d\ne"}]}}),
     [
         ?_assertEqual(json(<<"\"msg\":\"a b\"">>), line(json, {"a ~s", ["b"]})),
         ?_assertEqual(json(<<"\"msg\":\"plain\"">>), line(json, {string, "plain"})),
         ?_assertMatch(<<_:32/binary, " warning a b\n">>, line(text, {"a ~s", ["b"]})),
-        ?_assertEqual(1, length(binary:matches(line(json, {report, #{label => {a, b}, report => [{c, "d\ne"}]}}), <<"\n">>))),
+        ?_assertEqual(1, length(binary:matches(Report, <<"\n">>))),
         ?_assertMatch({match, _}, re:run(line(json, {"~s", [wrong, arguments]}), "\"msg\":\"FORMAT ERROR"))
     ].

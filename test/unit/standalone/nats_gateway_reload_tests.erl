@@ -34,7 +34,8 @@ problems_test_() ->
                 <<"listeners.tcp.a.bind: cannot listen on 127.0.0.1:4222 (address already in use)">>},
             {{listener, Listener}, {tls, {keyfile, <<"k.pem">>, <<"is bad">>}},
                 <<"listeners.tcp.a.ssl_options.keyfile: k.pem: is bad">>},
-            {{monitor, {{127, 0, 0, 1}, 80}}, eacces, <<"monitor.bind: cannot listen on 127.0.0.1:80 (permission denied)">>},
+            {{monitor, {{127, 0, 0, 1}, 80}}, eacces,
+                <<"monitor.bind: cannot listen on 127.0.0.1:80 (permission denied)">>},
             {{control, <<"/a">>}, in_use, <<"control.socket: /a: another gateway answers there">>}
         ]
     ].
