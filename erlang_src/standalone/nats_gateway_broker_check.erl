@@ -43,7 +43,7 @@ main(Arguments) ->
 
 environment() ->
     maps:from_list([
-        {Key, unicode:characters_to_binary(Value)}
+        {Key, nats_gateway_settings:argument(Value)}
      || {Key, Name} <- [{user, "NATS_USER"}, {password, "NATS_PASSWORD"}],
         Value <- [os:getenv(Name)],
         Value =/= false
@@ -62,7 +62,7 @@ arguments([Option, Value | Rest], Options) when
     Option =:= "--upstream"; Option =:= "--user"; Option =:= "--password"
 ->
     "--" ++ Name = Option,
-    arguments(Rest, Options#{list_to_existing_atom(Name) => unicode:characters_to_binary(Value)});
+    arguments(Rest, Options#{list_to_existing_atom(Name) => nats_gateway_settings:argument(Value)});
 arguments([Option], _) when
     Option =:= "-c"; Option =:= "--upstream"; Option =:= "--user"; Option =:= "--password"
 ->

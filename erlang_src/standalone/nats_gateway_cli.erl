@@ -72,9 +72,9 @@ arguments(["--version" | _], _) ->
 arguments(["-c", File | Rest], Acc) ->
     arguments(Rest, Acc#{file => File});
 arguments(["--upstream", Url | Rest], Acc) ->
-    arguments(Rest, Acc#{upstream => unicode:characters_to_binary(Url)});
+    arguments(Rest, Acc#{upstream => nats_gateway_settings:argument(Url)});
 arguments(["--listen", Address | Rest], Acc) ->
-    arguments(Rest, Acc#{listen => unicode:characters_to_binary(Address)});
+    arguments(Rest, Acc#{listen => nats_gateway_settings:argument(Address)});
 arguments(["--check" | Rest], Acc) ->
     arguments(Rest, Acc#{check => true});
 arguments([Option], _) when Option =:= "-c"; Option =:= "--upstream"; Option =:= "--listen" ->

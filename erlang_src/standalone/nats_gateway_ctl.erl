@@ -36,7 +36,7 @@ arguments([Help | _], _) when Help =:= "-h"; Help =:= "--help" ->
 arguments(["-c", File | Rest], _) ->
     arguments(Rest, {file, File});
 arguments(["--socket", Path | Rest], _) ->
-    arguments(Rest, {socket, unicode:characters_to_binary(Path)});
+    arguments(Rest, {socket, nats_gateway_settings:argument(Path)});
 arguments([Option], _) when Option =:= "-c"; Option =:= "--socket" ->
     throw({stop, ?EX_USAGE, ["ctl: ", Option, " needs a value"]});
 arguments(Words, Where) ->
@@ -44,7 +44,7 @@ arguments(Words, Where) ->
      || Word <- Words, Word =:= "-c" orelse Word =:= "--socket"],
     case lists:member("--help", Words) orelse lists:member("-h", Words) of
         true -> arguments(["--help"], Where);
-        false -> {socket(Where), [unicode:characters_to_binary(Word) || Word <- Words]}
+        false -> {socket(Where), [nats_gateway_settings:argument(Word) || Word <- Words]}
     end.
 
 socket(default) ->

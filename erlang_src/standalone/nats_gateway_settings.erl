@@ -8,6 +8,7 @@
 -export([tables/1]).
 -export([source/1]).
 -export([wrong_file/3]).
+-export([argument/1]).
 
 -include("nats_gateway_exit.hrl").
 
@@ -82,6 +83,15 @@ put_in([Key | Keys], Value, Table) ->
         Inner when is_map(Inner) -> Table#{Key => put_in(Keys, Value, Inner)};
         %% left as it is, because the check of the settings names the problem
         _ -> Table
+    end.
+
+%% A word of the command line, or of the environment, in UTF-8: the runtime has decoded it as the
+%% locale says, and where there is none, each byte is a character.
+-spec argument(string()) -> binary().
+argument(Word) ->
+    case file:native_name_encoding() of
+        latin1 -> list_to_binary(Word);
+        utf8 -> unicode:characters_to_binary(Word)
     end.
 
 %% The beginning of a text about the file.
