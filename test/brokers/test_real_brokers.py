@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -120,15 +121,19 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def gateway(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("real")
-    broker = KINDS[kind].start(directory)
+def broker(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | _Emqx]:
+    broker = KINDS[kind].start(tmp_path_factory.mktemp("broker"))
     broker.start()
-    gateway = gateway_in_front_of(broker.address, directory)
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(broker: Server | _Emqx, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    gateway = gateway_in_front_of(broker.address, tmp_path_factory.mktemp("real"))
     gateway.start()
     yield gateway
     gateway.stop()
-    broker.stop()
 
 
 def gathered(client: Client, seconds: float = 0.5) -> bytes:
@@ -302,6 +307,22 @@ def test_row(kind: str, gateway: Server, row: str):
     expected = KINDS[kind].otherwise.get(row, "yes")
     seen = ROWS[row](gateway.address)
     assert seen == expected or (seen == "yes" and expected in (NOT_ALWAYS, LOSES))
+
+
+def test_the_check_says_what_clients_have(kind: str, broker: Server | _Emqx):
+    url = "mqtt://{}:{}".format(*broker.address)
+    done = subprocess.run(
+        [REPOSITORY / "bin" / "nats_gateway", "check", "--upstream", url, "--json"], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    otherwise = KINDS[kind].otherwise
+    assert found["clients"]["no_responders"] is ("503 when nobody listens" not in otherwise)
+    assert found["clients"]["echo_false"] is ("`echo:false`" not in otherwise)
+    assert found["probe"]["outcome"] == "conclusive"
+    assert found["granted"]["maximum_qos"] >= 1 and found["clients"]["queue_groups"] and found["clients"]["wildcards"]
+    # docs/brokers.md: who overtakes.
+    assert ("pong_overtakes" in found["probe"]["quirks"]) is (kind != "Mosquitto"), found["probe"]
 
 
 def test_the_table_is_in_the_documentation():
