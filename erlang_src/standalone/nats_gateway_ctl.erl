@@ -40,11 +40,13 @@ arguments(["--socket", Path | Rest], _) ->
 arguments([Option], _) when Option =:= "-c"; Option =:= "--socket" ->
     throw({stop, ?EX_USAGE, ["ctl: ", Option, " needs a value"]});
 arguments(Words, Where) ->
-    [throw({stop, ?EX_USAGE, ["ctl: ", Word, " comes before the command"]})
-     || Word <- Words, Word =:= "-c" orelse Word =:= "--socket"],
-    case lists:member("--help", Words) orelse lists:member("-h", Words) of
-        true -> arguments(["--help"], Where);
-        false -> {socket(Where), [nats_gateway_settings:argument(Word) || Word <- Words]}
+    case [Word || Word <- Words, lists:member(Word, ["-h", "--help", "-c", "--socket"])] of
+        [] ->
+            {socket(Where), [nats_gateway_settings:argument(Word) || Word <- Words]};
+        [Option | _] when Option =:= "-c"; Option =:= "--socket" ->
+            throw({stop, ?EX_USAGE, ["ctl: ", Option, " comes before the command"]});
+        [Help | _] ->
+            arguments([Help], Where)
     end.
 
 socket(default) ->

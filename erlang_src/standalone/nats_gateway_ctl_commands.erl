@@ -18,7 +18,6 @@
 -define(KICK_MS, 5000).
 -define(EVERYBODY, 1 bsl 30).
 
-%% A column of a table is no wider than this, unless a value is.
 -define(COLUMN_GAP, "  ").
 
 %% Also used before there is a connection to the gateway.
