@@ -16,9 +16,10 @@
         {labels(), nats_gateway_durations:histogram()}
     ]}.
 
-%% Most clients that are asked for their mailboxes: one takes about a microsecond, or until it has
-%% finished its turn.
+%% Most clients whose mailboxes are looked at, and for how long at most: a process that is busy is waited
+%% for until its turn is over.
 -define(MAX_MAILBOXES, 10_000).
+-define(MAILBOXES_MS, 500).
 
 -spec families(nats_gateway_monitor_facts:gateway()) -> [family()].
 families(Gateway = #{started := Started}) ->
@@ -143,16 +144,23 @@ counter(Name, Help, Samples) -> {<<"nats_gateway_", Name/binary>>, counter, Help
 sum(Kind, Rows) -> lists:sum([maps:get(Kind, Figures, 0) || #census{figures = Figures} <- Rows]).
 
 mailboxes(Rows) ->
-    lists:foldl(
-        fun(#census{pid = Pid}, {Sum, Longest}) ->
-            case process_info(Pid, message_queue_len) of
-                {message_queue_len, Length} -> {Sum + Length, max(Longest, Length)};
-                undefined -> {Sum, Longest}
-            end
+    Until = erlang:monotonic_time(millisecond) + ?MAILBOXES_MS,
+    mailboxes(lists:sublist(Rows, ?MAX_MAILBOXES), Until, 0, 0).
+
+mailboxes([], _, Sum, Longest) ->
+    {Sum, Longest};
+mailboxes([#census{pid = Pid} | Rows], Until, Sum, Longest) ->
+    Length =
+        case process_info(Pid, message_queue_len) of
+            {message_queue_len, N} -> N;
+            undefined -> 0
         end,
-        {0, 0},
-        lists:sublist(Rows, ?MAX_MAILBOXES)
-    ).
+    Left =
+        case erlang:monotonic_time(millisecond) < Until of
+            true -> Rows;
+            false -> []
+        end,
+    mailboxes(Left, Until, Sum + Length, max(Longest, Length)).
 
 %% A listener without a client is shown as well.
 by_listener(Rows, #{listeners := Listeners}) ->

@@ -76,7 +76,8 @@ with_clients_test_() ->
             fun accounts_with_statistics/0,
             fun all_that_is_subscribed/0,
             fun sums/0,
-            fun metrics/0
+            fun metrics/0,
+            fun mailboxes/0
         ]}.
 
 %% Answers as a connection does.
@@ -361,6 +362,17 @@ metrics() ->
     ?assertEqual([], [Line || Line <- Lines, re:run(Line, Format) =:= nomatch]),
     Types = [Line || Line = <<"# TYPE", _/binary>> <- Lines],
     ?assertEqual(length(Types), length(lists:usort(Types))).
+
+%% What waits is seen without the client's doing anything.
+mailboxes() ->
+    [#census{pid = Pid} | _] = lists:keysort(#census.cid, nats_gateway_census:open()),
+    true = erlang:suspend_process(Pid),
+    [Pid ! N || N <- lists:seq(1, 7)],
+    {200, Text} = answer(<<"/metrics">>),
+    true = erlang:resume_process(Pid),
+    Lines = binary:split(Text, <<"\n">>, [global]),
+    ?assert(lists:member(<<"nats_gateway_mailbox_messages 7">>, Lines)),
+    ?assert(lists:member(<<"nats_gateway_mailbox_messages_max 7">>, Lines)).
 
 refusals_test_() ->
     [
