@@ -10,7 +10,7 @@ run_test_() ->
         {module, Module} = code:load_binary(Module, Source, Beam),
         try
             Calls = Module:run(1),
-            ?assertEqual(7, length(Calls)),
+            ?assertEqual(8, length(Calls)),
             [?assertMatch({[_ | _], Microseconds} when Microseconds > 0.0, Call) || Call <- Calls]
         after
             code:delete(Module),
