@@ -26,14 +26,14 @@
 
 -export_type([figures/0, account_totals/0]).
 
-%% Of one connection since it began, but for `subscriptions' and `pending', which are those of now, and
-%% `rtt', which was measured last: nanoseconds.
+%% The counts of one connection since it began. `subscriptions' and `pending' are those of now, and
+%% `rtt' is the latest measurement, in nanoseconds.
 -type figures() :: #{
     messages_received | messages_sent | messages_unroutable | octets_received | octets_sent
     | subscriptions | pending | rtt => non_neg_integer()
 }.
 
-%% What the clients of an account have done, those that are gone as well.
+%% The totals of all clients of an account, also of those that are gone.
 -type account_totals() :: #{
     messages_received | messages_sent | octets_received | octets_sent | slow_consumers := non_neg_integer()
 }.
@@ -70,8 +70,8 @@ enter(Cid, Listener, Before) ->
         ok
     end).
 
-%% What this connection has done since the last time is added to what all have done, and to what those
-%% of its account have.
+%% Adds the counts of the calling connection since its last report to the totals, and to those of
+%% its account.
 -spec report(Account :: binary(), figures()) -> ok.
 report(Account, Figures) ->
     when_on(fun() ->

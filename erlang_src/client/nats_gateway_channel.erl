@@ -1,9 +1,9 @@
 %% The NATS protocol state machine of one client: operations and broker events in, bytes out.
 %%
-%% It has no process and no socket. It asks for the time only where a login has limits of time, and at
-%% CONNECT, PING and PONG. What it does to the world are calls to the host module it was given. Where
-%% the host answers `wait', the operations that follow stay in `todo' until the host's completion
-%% arrives: replies keep their order without a queue of open promises.
+%% The channel has no process and no socket. It asks for the time only if a login has limits of
+%% time, and at CONNECT, PING and PONG. All its effects are calls to the host module that it was
+%% given. If the host answers `wait', the operations that follow stay in `todo' until the host's
+%% completion arrives. So replies keep their order without a queue of open promises.
 -module(nats_gateway_channel).
 
 -export([prepare/2]).
@@ -75,7 +75,7 @@
 
 -type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
 
-%% What the channel can do next.
+%% The answer of the channel to the question what it can do next.
 -type next() ::
     %% it can take input of the client
     ready
@@ -1083,7 +1083,7 @@ resume(Channel = #channel{traffic = Traffic}) ->
     Channel#channel{traffic = nats_gateway_traffic:resume(Traffic)}.
 
 %% -------------------------------------------------------------------------------------------
-%% What is done for an event
+%% Handling events
 
 server_info(Extra, Channel = #channel{client = Client}) ->
     count({sent, info}, Channel),

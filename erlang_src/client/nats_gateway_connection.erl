@@ -122,8 +122,8 @@
 -define(LEFT_MS, 200).
 
 %% Stores the options for the connections that start with this key. They take no memory for each
-%% connection then, and no report shows them. Options that are the same are not stored again: a change
-%% makes the runtime scan all processes.
+%% connection then, and no report shows them. Options that are the same are not stored again: a
+%% change makes the runtime scan all processes.
 -spec publish(Key :: term(), options()) -> changed | unchanged.
 publish(Key, Options) ->
     Keyed = Options#{key => Key},
@@ -1234,7 +1234,7 @@ report_to_census(Octets, State = #state{channel = Channel}) ->
             ok
     end.
 
-%% After each report, the next call of the library in each direction is timed: what is seldom measured
+%% After each report, the next call of the library in each direction is timed. So rare a measurement
 %% costs nothing.
 sample(State = #state{channel = Channel}) ->
     case nats_gateway_census:is_on() of
@@ -1253,7 +1253,7 @@ figures(Octets, State = #state{channel = Channel}) ->
         Rtt -> Known#{rtt => Rtt}
     end.
 
-%% TLS is asked for here: nobody else needs to know, and it need not be kept.
+%% The facts about TLS are only needed here, so they are read from the socket and not kept.
 description(#state{channel = Channel, socket = Socket}) ->
     Description = nats_gateway_channel:description(Channel),
     case Socket =/= undefined andalso nats_gateway_transport:tls(Socket) of

@@ -1,6 +1,5 @@
-%% How long things take, as histograms: for those who watch the gateway (nats_gateway_census). Only some
-%% of what happens is measured, so that the rest costs nothing. As long as nobody watches, nothing is
-%% kept.
+%% Histograms of durations for the monitoring endpoints (nats_gateway_census). Only some calls are
+%% measured, so that the others cost nothing. Nothing is kept unless there is a census.
 -module(nats_gateway_durations).
 
 -export([start/0]).
@@ -10,11 +9,12 @@
 
 -export_type([kind/0, histogram/0]).
 
-%% `decode', `encode': one call of the library. `broker_round_trip': from a PINGREQ to the broker's
-%% PINGRESP. `publish': messages of a client that came together, given to EMQX.
+%% `decode' and `encode' are one call of the library, `broker_round_trip' is the time from a PINGREQ
+%% to the broker's PINGRESP, and `publish' is handing over to EMQX the messages of a client that
+%% came together.
 -type kind() :: decode | encode | broker_round_trip | publish.
 
-%% As Prometheus has it: how many took at most so many seconds.
+%% A histogram of Prometheus. Each bucket has the number of durations of at most this many seconds.
 -type histogram() :: #{
     buckets := [{UpTo :: float() | infinity, non_neg_integer()}],
     count := non_neg_integer(),
@@ -22,7 +22,7 @@
     sum := float()
 }.
 
-%% In microseconds.
+%% The bounds of the buckets, in microseconds.
 -define(OF_LIBRARY, [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000]).
 -define(OF_BROKER, [
     100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000
@@ -30,7 +30,7 @@
 
 -define(KINDS, [decode, encode, broker_round_trip, publish]).
 
-%% Those of a start before this one go on.
+%% The counters of an earlier start go on, because a total must not fall.
 -spec start() -> ok.
 start() ->
     case persistent_term:get(?MODULE, none) of
@@ -43,13 +43,13 @@ forget() ->
     _ = persistent_term:erase(?MODULE),
     ok.
 
-%% A counter for each bucket, for what is longer, and for the sum in nanoseconds.
+%% A counter for each bucket, one for longer durations, and one for the sum in nanoseconds.
 new(Kind) -> counters:new(length(bounds(Kind)) + 2, [write_concurrency]).
 
 bounds(Kind) when Kind =:= decode; Kind =:= encode -> ?OF_LIBRARY;
 bounds(_) -> ?OF_BROKER.
 
-%% A difference of monotonic times, in native units.
+%% Adds a duration, which is a difference of monotonic times in native units.
 -spec add(kind(), Native :: integer()) -> ok.
 add(Kind, Native) ->
     case persistent_term:get(?MODULE, none) of

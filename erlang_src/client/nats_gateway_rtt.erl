@@ -1,5 +1,5 @@
-%% How long the client takes to answer, as nats-server measures it: first the time from INFO to its
-%% CONNECT, then that from each PING of the gateway to the PONG.
+%% The round-trip time of a client, which nats-server measures in the same way: first from INFO to
+%% the client's CONNECT, then from each PING of the gateway to the PONG.
 -module(nats_gateway_rtt).
 
 -export([new/1]).
@@ -12,11 +12,11 @@
 
 %% Times are of monotonic time, in native units.
 -type rtt() ::
-    %% INFO, or a PING with what was measured before it
+    %% since INFO, or since a PING, with the latest measurement before it
     {since, Begin :: integer(), unknown | Native :: pos_integer()}
     | {measured, Native :: pos_integer()}.
 
-%% INFO goes out.
+%% INFO is sent now.
 -spec new(Now :: integer()) -> rtt().
 new(Now) -> {since, Now, unknown}.
 
