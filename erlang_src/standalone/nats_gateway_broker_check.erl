@@ -91,10 +91,19 @@ credentials(Options, Config = #{login := Login}) ->
         [{user, User} || #{user := User} <- [Options]] ++
             [{pass, Password} || #{password := Password} <- [Options]]
     ),
-    Client = #{connect => Fields, config => Config},
+    Client = #{
+        connect => Fields,
+        config => Config,
+        client_id => 1,
+        transport => tcp,
+        listener => <<"check">>,
+        peername => {{127, 0, 0, 1}, 0},
+        sockname => {{127, 0, 0, 1}, 0},
+        peercert => nossl
+    },
     LoggedIn =
         case {nats_gateway_login:auth_required(Login, false), Fields} of
-            {true, #{user := Name}} -> Client#{login => #{username => Name}};
+            {true, #{user := Name}} -> Client#{login => #{method => password, username => Name}};
             _ -> Client
         end,
     case nats_gateway_mqtt_login:credentials(LoggedIn) of

@@ -124,8 +124,8 @@ prepare(Client = #{config := #{upstream := Upstream, max_control_line := MaxCont
 
 %% A part of the broker's largest packet is kept for subject and reply subject, which together fit
 %% into a control line, and for what headers need besides their bytes.
--spec max_payload(nats_gateway_upstream:facts(), MaxControlLine :: pos_integer()) ->
-    #{max_payload => pos_integer()}.
+-spec max_payload(Granted, MaxControlLine :: pos_integer()) -> #{max_payload => pos_integer()} when
+    Granted :: #{maximum_packet_size => pos_integer(), atom() => term()}.
 max_payload(#{maximum_packet_size := Max}, MaxControlLine) ->
     #{max_payload => Max - min(MaxControlLine + 64, Max div 2)};
 max_payload(#{}, _) ->
