@@ -151,7 +151,6 @@
     todo = [] :: [input()],
     output = nats_gateway_output:new() :: nats_gateway_output:output(),
     traffic :: nats_gateway_traffic:traffic(),
-    rtt :: nats_gateway_rtt:rtt(),
     %% whether the next call of the encoder is timed
     sample = false :: boolean()
 }).
@@ -188,8 +187,7 @@ init(Host, Client = #{config := Config}) ->
         decoder = #decoder{
             max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
         },
-        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host)),
-        rtt = nats_gateway_rtt:new(erlang:monotonic_time())
+        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
     {server_info(Extra, Channel), set_decoder_limit(Channel)}.
@@ -308,7 +306,7 @@ stats(#channel{subscriptions = Subs, traffic = Traffic}) ->
 
 %% The round trip time that was measured last, in nanoseconds.
 -spec rtt(channel()) -> unknown | pos_integer().
-rtt(#channel{rtt = Rtt}) -> nats_gateway_rtt:nanoseconds(Rtt).
+rtt(#channel{traffic = Traffic}) -> nats_gateway_traffic:rtt(Traffic).
 
 -spec account(channel()) -> binary().
 account(#channel{client = Client}) -> nats_gateway_admission:account(Client).
@@ -454,8 +452,8 @@ run([ping | Rest], Out, Channel = #channel{host = Host, host_state = HostState})
         {wait, NHostState} ->
             wait(barrier, Rest, Out, Channel#channel{host_state = NHostState})
     end;
-run([pong | Rest], Out, Channel = #channel{rtt = Rtt}) ->
-    run(Rest, Out, Channel#channel{rtt = nats_gateway_rtt:ponged(erlang:monotonic_time(), Rtt)});
+run([pong | Rest], Out, Channel = #channel{traffic = Traffic}) ->
+    run(Rest, Out, Channel#channel{traffic = nats_gateway_traffic:ponged(Traffic)});
 run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:ready(HostState) of
         ok -> take(Ops, Out, Channel);
@@ -549,11 +547,11 @@ stop_at_once(Reason, Out, Channel = #channel{output = Output}) ->
 %% -------------------------------------------------------------------------------------------
 %% CONNECT
 
-connect(Fields, Rest, Out, Channel = #channel{client = Client, rtt = Rtt}) ->
+connect(Fields, Rest, Out, Channel = #channel{client = Client, traffic = Traffic}) ->
     case nats_gateway_connect:merge(Fields, Client) of
         {ok, NClient} ->
             NChannel = Channel#channel{
-                client = NClient, rtt = nats_gateway_rtt:connected(erlang:monotonic_time(), Rtt)
+                client = NClient, traffic = nats_gateway_traffic:connected(Traffic)
             },
             case Channel of
                 #channel{session = undefined} ->
@@ -1288,9 +1286,9 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
 handle_timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
     stop_at_once(Reason, [], Channel);
-handle_timeout(heartbeat, Channel = #channel{rtt = Rtt}) ->
+handle_timeout(heartbeat, Channel = #channel{traffic = Traffic}) ->
     count({sent, ping}, Channel),
-    {ok, ?PING, Channel#channel{rtt = nats_gateway_rtt:pinged(erlang:monotonic_time(), Rtt)}};
+    {ok, ?PING, Channel#channel{traffic = nats_gateway_traffic:pinged(Traffic)}};
 handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
 handle_timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
     {ok, [], Channel};

@@ -67,8 +67,6 @@
     %% the end of the login for which the timer `login' was started, in milliseconds of monotonic
     %% time
     deadline = infinity :: infinity | integer(),
-    %% whether the next call of the decoder is timed
-    sample = false :: boolean(),
     timers = #{} :: #{timer() => reference()}
 }).
 
@@ -636,13 +634,17 @@ fetch(State = #state{websocket = Websocket, input = Input}) ->
             reactivate(State#state{websocket = NWebsocket, input = NInput})
     end.
 
-decode(Bytes, Out, State = #state{channel = Channel, sample = false}) ->
-    decoded(nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)), Out, State);
-decode(Bytes, Out, State = #state{channel = Channel, sample = true}) ->
-    Begin = erlang:monotonic_time(),
-    Decoded = nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)),
-    ok = nats_gateway_durations:add(decode, erlang:monotonic_time() - Begin),
-    decoded(Decoded, Out, State#state{sample = false}).
+decode(Bytes, Out, State = #state{channel = Channel, input = Input}) ->
+    Decoder = nats_gateway_channel:decoder(Channel),
+    case nats_gateway_input:is_timed(Input) of
+        false ->
+            decoded(nats_gateway_nif:decode(Bytes, Decoder), Out, State);
+        true ->
+            Begin = erlang:monotonic_time(),
+            Decoded = nats_gateway_nif:decode(Bytes, Decoder),
+            ok = nats_gateway_durations:add(decode, erlang:monotonic_time() - Begin),
+            decoded(Decoded, Out, State#state{input = nats_gateway_input:time(false, Input)})
+    end.
 
 decoded(Decoded, Out, State = #state{channel = Channel, input = Input}) ->
     case Decoded of
@@ -1236,10 +1238,15 @@ report_to_census(Octets, State = #state{channel = Channel}) ->
 
 %% After each report, the next call of the library in each direction is timed. So rare a measurement
 %% costs nothing.
-sample(State = #state{channel = Channel}) ->
+sample(State = #state{channel = Channel, input = Input}) ->
     case nats_gateway_census:is_on() of
-        true -> State#state{sample = true, channel = nats_gateway_channel:sample(Channel)};
-        false -> State
+        true ->
+            State#state{
+                input = nats_gateway_input:time(true, Input),
+                channel = nats_gateway_channel:sample(Channel)
+            };
+        false ->
+            State
     end.
 
 enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->

@@ -19,6 +19,8 @@
 -export([is_paused/1]).
 -export([widen/1]).
 -export([is_wide/1]).
+-export([is_timed/1]).
+-export([time/2]).
 
 -export_type([input/0]).
 
@@ -35,7 +37,9 @@
     %% the socket has delivered all chunks that it may, until it is activated again
     paused = false :: boolean(),
     %% whether the kernel may keep much input that is not read yet
-    wide = false :: boolean()
+    wide = false :: boolean(),
+    %% whether the next call of the decoder is timed
+    is_timed = false :: boolean()
 }).
 
 -opaque input() :: #input{}.
@@ -99,3 +103,10 @@ widen(Input) -> Input#input{wide = true}.
 
 -spec is_wide(input()) -> boolean().
 is_wide(#input{wide = Wide}) -> Wide.
+
+-spec is_timed(input()) -> boolean().
+is_timed(#input{is_timed = IsTimed}) -> IsTimed.
+
+%% Whether the next call of the decoder is timed, from now on.
+-spec time(boolean(), input()) -> input().
+time(IsTimed, Input) -> Input#input{is_timed = IsTimed}.

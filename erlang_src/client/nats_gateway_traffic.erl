@@ -1,5 +1,6 @@
 %% Counts the messages of each direction between a client and the gateway, and the operations of
-%% each kind for a host that wants to know them.
+%% each kind for a host that wants to know them. It has the round trip time, too, which is that between
+%% some of these operations.
 -module(nats_gateway_traffic).
 
 -export([new/1]).
@@ -17,6 +18,10 @@
 -export([sent/1]).
 -export([fanned_out/1]).
 -export([stats/1]).
+-export([connected/1]).
+-export([pinged/1]).
+-export([ponged/1]).
+-export([rtt/1]).
 
 -include("nats_gateway.hrl").
 
@@ -32,7 +37,8 @@
     unroutable = 0 :: non_neg_integer(),
     %% operations of each kind since the last report, for a host that wants to know. A client that
     %% does nothing after a report has no counters: they are a fifth of a kilobyte.
-    operations = none :: none | idle | counters:counters_ref()
+    operations = none :: none | idle | counters:counters_ref(),
+    rtt = nats_gateway_rtt:new(erlang:monotonic_time()) :: nats_gateway_rtt:rtt()
 }).
 
 -opaque traffic() :: #traffic{}.
@@ -197,3 +203,19 @@ fanned_out(#traffic{fanned_out = FannedOut}) -> FannedOut.
 -spec stats(traffic()) -> #{atom() => non_neg_integer()}.
 stats(#traffic{received = Received, sent = Sent, unroutable = Unroutable}) ->
     #{messages_received => Received, messages_sent => Sent, messages_unroutable => Unroutable}.
+
+%% The times of these give the round trip time.
+-spec connected(traffic()) -> traffic().
+connected(Traffic = #traffic{rtt = Rtt}) ->
+    Traffic#traffic{rtt = nats_gateway_rtt:connected(erlang:monotonic_time(), Rtt)}.
+
+-spec pinged(traffic()) -> traffic().
+pinged(Traffic = #traffic{rtt = Rtt}) ->
+    Traffic#traffic{rtt = nats_gateway_rtt:pinged(erlang:monotonic_time(), Rtt)}.
+
+-spec ponged(traffic()) -> traffic().
+ponged(Traffic = #traffic{rtt = Rtt}) ->
+    Traffic#traffic{rtt = nats_gateway_rtt:ponged(erlang:monotonic_time(), Rtt)}.
+
+-spec rtt(traffic()) -> unknown | pos_integer().
+rtt(#traffic{rtt = Rtt}) -> nats_gateway_rtt:nanoseconds(Rtt).

@@ -122,7 +122,7 @@ log_in(#{clientid := Id}, Username, Password, Upstream) ->
     }),
     case Started of
         {ok, Client} -> await_login(Client, Upstream);
-        {error, Reason} -> refused(nats_gateway_reach:explain(Reason), Upstream)
+        {error, Reason} -> refused(nats_gateway_upstream:explain(Reason), Upstream)
     end.
 
 await_login(Client, Upstream) ->

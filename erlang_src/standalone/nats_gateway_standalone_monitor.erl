@@ -77,8 +77,11 @@ health(#{is_lame_duck := true}) ->
     {error, <<"lame duck mode: clients are told to go to another server">>};
 health(#{config := #{upstream := Upstream = #{host := Host, port := Port}}}) ->
     case check(Upstream, ?TRY_MS) of
-        ok -> ok;
-        {error, Why} -> {error, ["the broker at ", nats_gateway_address:format({Host, Port}), " cannot be reached: ", Why]}
+        ok ->
+            ok;
+        {error, Why} ->
+            Address = nats_gateway_address:format({Host, Port}),
+            {error, ["the broker at ", Address, " cannot be reached: ", Why]}
     end.
 
 check(Upstream, MaxAge) ->

@@ -64,6 +64,8 @@ handle_info({fake, events, Events}, Answers) -> {Events, Answers};
 handle_info({fake, set, Callback, Answer}, Answers) -> {[], Answers#{Callback => Answer}};
 handle_info(_, _) -> ignore.
 
+handle_call(kick, _, Answers) ->
+    {ok, [{close, kicked}], Answers};
 handle_call({Name, Key}, Told, Answers) ->
     #{Name := Ask} = Told,
     tell({Name, Key, Ask(Key)}),

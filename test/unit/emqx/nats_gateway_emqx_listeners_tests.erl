@@ -79,7 +79,11 @@ found() ->
     end.
 
 published(Name, Bind) ->
-    persistent_term:get({nats_gateway_connection, {Name, Bind}}, nothing).
+    Key = {nats_gateway_connection, {Name, Bind}},
+    case persistent_term:get(Key, nothing) of
+        nothing -> nothing;
+        Options = #{key := Key} -> maps:remove(key, Options)
+    end.
 
 each_kind_is_opened_by_its_own_server_test() ->
     with(fun() ->

@@ -193,7 +193,7 @@ client(Cid, Description) ->
     Test = self(),
     Pid = spawn(fun() ->
         ok = nats_gateway_census:enter(Cid, <<"tcp:a">>, #{}),
-        ok = nats_gateway_census:report(#{subscriptions => 1}),
+        ok = nats_gateway_census:report(<<"$G">>, #{subscriptions => 1}),
         Test ! {self(), there},
         answering(Test, Cid, Description)
     end),
