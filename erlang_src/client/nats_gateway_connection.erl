@@ -35,6 +35,8 @@
     host := module(),
     config := nats_gateway_config:config(),
     listener := atom() | binary(),
+    %% `tcp' without this key
+    transport => tcp | ssl | ws | wss,
     refuse => nats_gateway_channel:stop_reason(),
     tls => nats_gateway_tls:plan(),
     websocket => nats_gateway_websocket:settings(),
