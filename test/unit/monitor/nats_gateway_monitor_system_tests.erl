@@ -179,7 +179,7 @@ what_is_no_request() ->
         ],
         Body <- Bodies
     ],
-    {400, Sort} = refused(<<"PING.CONNZ">>, <<"{\"sort\":\"rtt\"}">>),
+    {400, Sort} = refused(<<"PING.CONNZ">>, <<"{\"sort\":\"x\"}">>),
     ?assertMatch(<<"sort: one of cid, ", _/binary>>, Sort).
 
 the_size_of_a_request() ->
