@@ -114,11 +114,12 @@ test-cli: build
 test-release: release package-here
 	.tools/venv/bin/pytest test/release
 
+# They wait most of the time, so several run side by side.
 test-wire: build
-	.tools/venv/bin/pytest test/wire
+	.tools/venv/bin/pytest -n 4 --dist worksteal test/wire
 
 test-clients: build
-	.tools/venv/bin/pytest test/clients
+	.tools/venv/bin/pytest -n 3 --dist loadfile test/clients
 
 test-brokers: build
 	.tools/venv/bin/pytest test/brokers

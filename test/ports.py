@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
 HOST = "127.0.0.1"
 
+# Where several workers run tests side by side, each has ports of its own: what one has just stopped must not meet another's.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 # Below what the kernel gives to clients: one of those could take a port before its server does.
-PORTS = range(10240, 32768)
+PORTS = range(10240 + _WORKER, 32768, _WORKERS)
 
 _given: set[int] = set()
 
