@@ -82,7 +82,8 @@ check: style
 
 test:
 	@bin/install-missing test
-	@$(MAKE) --no-print-directory lint test-rust test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx test-hostile
+	@MAKE='$(MAKE)' bin/stages lint test-rust test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx \
+	    test-hostile
 
 test-crates:
 	cargo test --locked $(TESTED_CRATES)
