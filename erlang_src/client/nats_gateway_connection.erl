@@ -960,7 +960,12 @@ timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     ok = report_to_census(fun() -> Octets end, State),
     NChannel = nats_gateway_channel:report(Octets, Channel),
     NTimes = nats_gateway_report_times:reported(now_ms(), Times),
-    {noreply, sample(State#state{channel = NChannel, report_times = NTimes}), hibernate};
+    NState = sample(State#state{channel = NChannel, report_times = NTimes}),
+    case nats_gateway_channel:is_connected(NChannel) of
+        %% Only a client that does not log in may be idle for too long.
+        true -> {noreply, cancel_timer(idle, NState), hibernate};
+        false -> {noreply, NState, hibernate}
+    end;
 timeout(streams, State = #state{websocket = Websocket}) ->
     {noreply, State#state{websocket = nats_gateway_websocket:at_rest(Websocket)}};
 timeout(busy, State = #state{heap = Heap}) ->

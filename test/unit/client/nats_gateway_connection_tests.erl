@@ -119,6 +119,43 @@ a_client_that_is_gone_ends_anyway_test_() ->
     end}.
 
 %% -------------------------------------------------------------------------------------------
+%% The timer of clients that do not log in
+
+a_client_that_has_logged_in_has_no_idle_timer_test_() ->
+    {timeout, 30, fun() ->
+        {ok, Census} = nats_gateway_census:start_link(),
+        try
+            {Pid, _, Client} = connected(#{}, #{idle_timeout => 60000}),
+            {ok, <<"INFO ", _/binary>>} = gen_tcp:recv(Client, 0, ?WAIT),
+            %% Something that is no login, and is reported.
+            ok = gen_tcp:send(Client, <<"PI">>),
+            timer:sleep(500),
+            ?assert(lists:member(idle, timers(Pid))),
+            ok = gen_tcp:send(Client, <<"NG\r\nPING\r\n">>),
+            ok = until(fun() -> not lists:member(idle, timers(Pid)) end),
+            ?assert(is_process_alive(Pid))
+        after
+            true = unlink(Census),
+            exit(Census, shutdown),
+            nats_gateway_census:forget()
+        end
+    end}.
+
+timers(Pid) ->
+    {status, _, _, [_, _, _, _, Misc]} = sys:get_status(Pid),
+    [#{timers := Timers}] = [State || {data, [{"State", State}]} <- Misc],
+    Timers.
+
+until(Condition) ->
+    case Condition() of
+        true ->
+            ok;
+        false ->
+            timer:sleep(20),
+            until(Condition)
+    end.
+
+%% -------------------------------------------------------------------------------------------
 %% Those that are closed by somebody else
 
 %% Before a login, after it, without a socket, and gone: only those that were there count.
