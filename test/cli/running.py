@@ -5,16 +5,35 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from emqx.nats import Nats
 from ports import HOST, free_port
-from wire.servers import REPOSITORY, toml
+from wire.servers import REPOSITORY, accepts, mosquitto_path, toml
 
 GATEWAY = REPOSITORY / "bin" / "nats_gateway"
 STARTED = 30.0
 STOPPED = 15.0
+
+
+@contextmanager
+def started_mosquitto(directory: Path, settings: str = "allow_anonymous true\n") -> Iterator[int]:
+    """The port of a broker that is there from the beginning."""
+    port = free_port()
+    config = directory / f"mosquitto-{port}.conf"
+    config.write_text(f"listener {port} {HOST}\npersistence false\n{settings}")
+    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 10
+        while not accepts((HOST, port)):
+            assert process.poll() is None and time.monotonic() < end, "Mosquitto did not start"
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 class Running:

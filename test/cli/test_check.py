@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
-from cli.running import GATEWAY
+from cli.running import GATEWAY, started_mosquitto
 from emqx.nats import Nats
 from ports import HOST, free_port
-from wire.servers import accepts, mosquitto_path
+from wire.servers import accepts
 
 
 def run(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -31,18 +31,9 @@ def check(*arguments: object, **more: dict[str, str]) -> subprocess.CompletedPro
 
 
 @contextmanager
-def broker(directory: Path, text: str):
-    port = free_port()
-    config = directory / "broker.conf"
-    config.write_text(f"listener {port} {HOST}\npersistence false\n{text}")
-    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        while not accepts((HOST, port)):
-            assert process.poll() is None
+def broker(directory: Path, settings: str):
+    with started_mosquitto(directory, settings) as port:
         yield f"mqtt://{HOST}:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_a_broker_that_has_everything(mosquitto: int):

@@ -8,16 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli.running import GATEWAY, Running
+from cli.running import GATEWAY, Running, started_mosquitto
 from monitoring import answers, connections, get, get_json, metrics
 from ports import HOST, free_port
-from wire.servers import REPOSITORY, accepts, mosquitto_path
+from wire.servers import REPOSITORY, accepts
 
 
 @pytest.fixture
@@ -62,14 +61,18 @@ def test_what_clients_do_is_seen(watched: Running, port: int):
     assert metrics(port)['nats_gateway_connections_ended_total{reason="client_closed"}'] == 1
 
 
+def refused_with(gateway: Running, line: bytes) -> None:
+    with socket.create_connection((HOST, gateway.port)) as client:
+        client.sendall(line)
+        while client.recv(4096):
+            pass
+
+
 def test_who_is_not_let_in_is_counted(gateway: Running, port: int):
     gateway.write(monitor={"bind": f"{HOST}:{port}"}, auth_token="right")
     gateway.start()
     gateway.until(lambda: answers(port), "it is monitored")
-    with socket.create_connection((HOST, gateway.port)) as client:
-        client.sendall(b'CONNECT {"auth_token":"wrong"}\r\n')
-        while client.recv(4096):
-            pass
+    refused_with(gateway, b'CONNECT {"auth_token":"wrong"}\r\n')
     sample = 'nats_gateway_connections_ended_total{reason="authorization_violation"}'
     gateway.until(lambda: metrics(port).get(sample) == 1, "it is counted")
     assert metrics(port)['nats_gateway_logins_refused_total{method="token",reason="wrong_token"}'] == 1
@@ -79,30 +82,16 @@ def test_who_is_not_let_in_is_counted(gateway: Running, port: int):
 
 
 def test_whom_the_broker_does_not_let_in_is_counted(gateway: Running, port: int, tmp_path: Path):
-    broker = free_port()
-    config = tmp_path / "strict.conf"
-    config.write_text(f"listener {broker} {HOST}\nallow_anonymous false\n")
-    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while not accepts((HOST, broker)):
-            assert process.poll() is None and time.monotonic() < deadline, "Mosquitto did not start"
-            time.sleep(0.02)
+    with started_mosquitto(tmp_path, "allow_anonymous false\n") as broker:
         gateway.file.write_text(
             f'[monitor]\nbind = "{HOST}:{port}"\n[upstream]\nurl = "mqtt://{HOST}:{broker}"\n'
             f'[listeners.tcp.default]\nbind = "{HOST}:{gateway.port}"\n'
         )
         gateway.start()
         gateway.until(lambda: answers(port), "it is monitored")
-        with socket.create_connection((HOST, gateway.port)) as client:
-            client.sendall(b'CONNECT {"user":"u","pass":"p"}\r\n')
-            while client.recv(4096):
-                pass
+        refused_with(gateway, b'CONNECT {"user":"u","pass":"p"}\r\n')
         sample = 'nats_gateway_logins_refused_total{method="broker",reason="not_authorized"}'
         gateway.until(lambda: metrics(port).get(sample) == 1, "it is counted")
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_durations(watched: Running, port: int):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.running import GATEWAY, Running
+from cli.running import GATEWAY, Running, started_mosquitto
 from emqx.nats import Nats
 from nats_keys import Key, account_jwt, user_jwt
-from ports import HOST, free_port
+from ports import HOST
 from system_requests import is_answered_nothing, nats, nats_cli, request
-from wire.servers import accepts, mosquitto_path
+from wire.servers import accepts
 
 PASSWORD = {"pass": "pw"}
 USERS = [{"user": name, "password": "pw"} for name in ("admin", "other")]
@@ -186,17 +186,13 @@ def test_it_answers_while_it_goes(gateway: Running):
 @pytest.fixture
 def asking_broker(tmp_path: Path) -> Iterator[int]:
     """A broker that has a file of passwords."""
-    port = free_port()
     passwords = tmp_path / "passwords"
     passwords.touch()
     for user in ("admin", "other"):
         subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, "pw"], check=True, timeout=10)
-    config = tmp_path / "asking.conf"
-    config.write_text(f"listener {port} {HOST}\nallow_anonymous true\npassword_file {passwords}\npersistence false\nuser root\n")
-    process = subprocess.Popen([mosquitto_path(), "-c", str(config)], stderr=subprocess.DEVNULL)
-    yield port
-    process.terminate()
-    process.wait(10)
+    settings = f"allow_anonymous true\npassword_file {passwords}\nuser root\n"
+    with started_mosquitto(tmp_path, settings) as port:
+        yield port
 
 
 def behind(gateway: Running, broker: int, more: str = "") -> None:
