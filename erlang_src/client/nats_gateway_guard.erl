@@ -10,7 +10,7 @@
 -export([start_link/2]).
 -export([start_link/3]).
 -export([shape/1]).
--export([frames/1]).
+-export([caught/3]).
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
 
@@ -107,8 +107,13 @@ shape(Reason) when is_tuple(Reason), tuple_size(Reason) > 0, is_atom(element(1, 
     {element(1, Reason), hidden};
 shape(_) -> hidden.
 
+%% What the log may say of an error that was caught: the arguments and values in it may hold secrets.
+-spec caught(error | exit | throw, Reason :: term(), erlang:stacktrace()) ->
+    #{reason | stacktrace => term()}.
+caught(Class, Reason, Stack) ->
+    #{reason => {Class, shape(Reason)}, stacktrace => frames(Stack)}.
+
 %% The stack without arguments.
--spec frames(erlang:stacktrace()) -> erlang:stacktrace().
 frames(Stack) -> lists:map(fun frame/1, Stack).
 
 frame({Module, Function, Arguments, Location}) when is_list(Arguments) ->

@@ -20,18 +20,11 @@
 -define(REGISTRY, default).
 -define(REGISTER_MS, 5000).
 
-%% The supervisor of the application.
--define(SUPERVISOR, nats_gateway_sup).
-
 %% Whether it is there from now on; after `nats_gateway_emqx_monitor:change/3', which has the facts.
 -spec change(boolean()) -> ok.
 change(true) ->
     ok = nats_gateway_monitor:count_clients(),
-    Child = #{id => ?MODULE, start => {?MODULE, start_link, []}},
-    case supervisor:start_child(?SUPERVISOR, Child) of
-        {ok, _} -> ok;
-        {error, {already_started, _}} -> ok
-    end;
+    nats_gateway_monitor:start_child(#{id => ?MODULE, start => {?MODULE, start_link, []}});
 change(false) ->
     nats_gateway_monitor:stop_child(?MODULE).
 
@@ -78,11 +71,8 @@ collect_mf(_, Callback) ->
             lists:foreach(fun(Family) -> Callback(metric_family(Family)) end, Families)
     catch
         Class:Reason:Stack ->
-            ?LOG_ERROR(#{
-                msg => "metrics_not_collected",
-                reason => {Class, nats_gateway_guard:shape(Reason)},
-                stacktrace => nats_gateway_guard:frames(Stack)
-            })
+            Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+            ?LOG_ERROR(Caught#{msg => "metrics_not_collected"})
     end.
 
 -spec deregister_cleanup(Registry :: atom()) -> ok.

@@ -132,11 +132,8 @@ try_to_take(State) ->
                     {noreply, State#state{registry = monitor(process, Registry)}}
             catch
                 Class:Reason:Stack ->
-                    ?LOG_ERROR(#{
-                        msg => "gateway_name_not_taken",
-                        reason => {Class, nats_gateway_guard:shape(Reason)},
-                        stacktrace => nats_gateway_guard:frames(Stack)
-                    }),
+                    Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+                    ?LOG_ERROR(Caught#{msg => "gateway_name_not_taken"}),
                     {noreply, try_again_later(State)}
             end;
         false ->
@@ -166,11 +163,8 @@ give_back(IsStopping) ->
         end
     catch
         Class:Reason:Stack ->
-            ?LOG_ERROR(#{
-                msg => "gateway_name_not_given_back",
-                reason => {Class, nats_gateway_guard:shape(Reason)},
-                stacktrace => nats_gateway_guard:frames(Stack)
-            })
+            Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+            ?LOG_ERROR(Caught#{msg => "gateway_name_not_given_back"})
     end.
 
 load_built_in(true) ->

@@ -9,6 +9,7 @@
 -export([open/2]).
 -export([change/3]).
 -export([forget/0]).
+-export([start_child/1]).
 -export([stop_child/1]).
 -export([served/0]).
 -export([start_link/1]).
@@ -48,12 +49,7 @@
 
 %% Before the first client comes, where it is known that somebody will watch.
 -spec count_clients() -> ok.
-count_clients() ->
-    case child(nats_gateway_census, []) of
-        ok -> ok;
-        {error, already_present} -> ok;
-        {error, {already_started, _}} -> ok
-    end.
+count_clients() -> start_child(child_spec(nats_gateway_census, [])).
 
 -spec open(bind(), fun(() -> nats_gateway_monitor_facts:gateway())) ->
     ok | {error, inet:posix() | term()}.
@@ -61,16 +57,23 @@ open(undefined, _) ->
     ok;
 open(Bind, Gateway) ->
     ok = count_clients(),
-    case child(?MODULE, [#{bind => Bind, gateway => Gateway}]) of
-        {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
-        Other -> Other
-    end.
-
-child(Module, Arguments) ->
-    Child = #{id => Module, start => {Module, start_link, Arguments}},
+    Child = child_spec(?MODULE, [#{bind => Bind, gateway => Gateway}]),
     case supervisor:start_child(?SUPERVISOR, Child) of
         {ok, _} -> ok;
+        {error, {{shutdown, {listen, Reason}}, _}} -> {error, Reason};
         {error, Reason} -> {error, Reason}
+    end.
+
+child_spec(Module, Arguments) -> #{id => Module, start => {Module, start_link, Arguments}}.
+
+%% Below the supervisor of the application, where it may run already.
+-spec start_child(supervisor:child_spec()) -> ok.
+start_child(Child) ->
+    case supervisor:start_child(?SUPERVISOR, Child) of
+        {ok, _} -> ok;
+        {error, {already_started, _}} -> ok;
+        %% It has failed too often, and so has the supervisor, soon.
+        {error, already_present} -> ok
     end.
 
 %% If the new port cannot be opened, the old one stays. A client that was there before the first one
@@ -212,13 +215,8 @@ look_up(Method, Target, #{bind := Bind, gateway := Gateway, requests := Requests
             throw:{bad_request, Text} ->
                 {400, "text/plain", Text};
             Class:Reason:Stack ->
-                ?LOG_ERROR(#{
-                    msg => monitor_failed,
-                    path => list_to_binary(Path),
-                    %% What it was called with has the settings, and so the logins.
-                    reason => {Class, nats_gateway_guard:shape(Reason)},
-                    stacktrace => nats_gateway_guard:frames(Stack)
-                }),
+                Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+                ?LOG_ERROR(Caught#{msg => monitor_failed, path => list_to_binary(Path)}),
                 {500, "text/plain", <<"the gateway could not tell: its log says why\n">>}
         end,
     respond(Code, Type, iolist_to_binary(Body), Method).

@@ -41,8 +41,7 @@
 %% Bytes of a request.
 -define(MAX_BODY, 65536).
 
-%% The supervisor of the application, and the scope of pg.
--define(SUPERVISOR, nats_gateway_sup).
+%% The scope of pg.
 -define(SCOPE, nats_gateway_servers).
 
 %% Whether anybody may ask, from now on. To be called again when the gateway has other settings. The
@@ -52,20 +51,12 @@
 change(true, Gateway) ->
     ok = nats_gateway_monitor:count_clients(),
     ok = persistent_term:put(?MODULE, Gateway),
-    ok = start_child(#{id => ?SCOPE, start => {pg, start_link, [?SCOPE]}}),
-    ok = start_child(#{id => ?MODULE, start => {?MODULE, start_link, []}}),
+    ok = nats_gateway_monitor:start_child(#{id => ?SCOPE, start => {pg, start_link, [?SCOPE]}}),
+    ok = nats_gateway_monitor:start_child(#{id => ?MODULE, start => {?MODULE, start_link, []}}),
     gen_server:cast(?MODULE, changed);
 change(false, _) ->
     ok = forget(),
     gen_server:cast(?MODULE, changed).
-
-start_child(Child) ->
-    case supervisor:start_child(?SUPERVISOR, Child) of
-        {ok, _} -> ok;
-        {error, {already_started, _}} -> ok;
-        %% It has failed too often, and so has the supervisor, soon.
-        {error, already_present} -> ok
-    end.
 
 %% Called when the application ends, too.
 -spec forget() -> ok.
@@ -222,12 +213,8 @@ work(Kind, Request = #{body := Body}, Gateway) ->
         throw:{bad_request, Text} ->
             fail(400, string:trim(iolist_to_binary(Text)), Request, Gateway);
         Class:Reason:Stack ->
-            ?LOG_ERROR(#{
-                msg => system_request_failed,
-                request => Kind,
-                reason => {Class, nats_gateway_guard:shape(Reason)},
-                stacktrace => nats_gateway_guard:frames(Stack)
-            }),
+            Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+            ?LOG_ERROR(Caught#{msg => system_request_failed, request => Kind}),
             fail(500, <<"the gateway could not tell: its log says why">>, Request, Gateway)
     end.
 

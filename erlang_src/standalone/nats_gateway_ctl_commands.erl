@@ -103,7 +103,7 @@ json(Term) -> [nats_gateway_nif:json(Term), $\n].
 status(Form) ->
     Gateway = #{listeners := Listeners, started := Started} = nats_gateway_standalone_monitor:gateway(),
     #{connections := Connections, subscriptions := Subscriptions} =
-        nats_gateway_monitor_facts:varz(#{}, {{0, 0, 0, 0}, 0}, Gateway),
+        nats_gateway_monitor_facts:statsz(Gateway),
     {Upstream, Reachable} = nats_gateway_standalone_monitor:broker(),
     Broker = nats_gateway_reach:url(Upstream),
     IsLameDuck = nats_gateway_standalone_monitor:is_lame_duck(),

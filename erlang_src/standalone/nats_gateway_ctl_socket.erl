@@ -50,8 +50,6 @@
 open(undefined, _) ->
     ok;
 open(Path, Run) ->
-    %% `clients' and `kick' look there.
-    ok = nats_gateway_monitor:count_clients(),
     Child = #{id => id(Path), start => {?MODULE, start_link, [Path, Run]}},
     case supervisor:start_child(?SUPERVISOR, Child) of
         {ok, _} -> ok;
@@ -207,11 +205,7 @@ run(Words, Run) ->
         Run(Words)
     catch
         Class:Reason:Stack ->
-            ?LOG_ERROR(#{
-                msg => control_failed,
-                command => hd(Words),
-                reason => {Class, nats_gateway_guard:shape(Reason)},
-                stacktrace => nats_gateway_guard:frames(Stack)
-            }),
+            Caught = nats_gateway_guard:caught(Class, Reason, Stack),
+            ?LOG_ERROR(Caught#{msg => control_failed, command => hd(Words)}),
             {1, <<"the gateway could not do it: its log says why">>}
     end.

@@ -9,6 +9,7 @@
 -export([connections/0]).
 -export([publish/1]).
 -export([setting/1]).
+-export([certificate_problem/2]).
 -export([start_link/1]).
 -export([start_acceptor/4]).
 -export([connections/1]).
@@ -97,6 +98,11 @@ publish(Listener = #{name := Name}) ->
 setting(Name) ->
     [Type, Id] = binary:split(Name, <<":">>),
     ["listeners.", Type, $., Id].
+
+%% What is wrong with a file of a listener's TLS, with the setting that names the file.
+-spec certificate_problem(Name :: binary(), nats_gateway_tls:problem()) -> iodata().
+certificate_problem(Name, Problem) ->
+    [setting(Name), ".ssl_options.", nats_gateway_tls:format_problem(Problem)].
 
 key(Name, What) -> {?MODULE, Name, What}.
 

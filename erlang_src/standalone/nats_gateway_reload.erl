@@ -58,9 +58,7 @@ certificates(Listeners) -> [Name || #{name := Name, tls := _} <- Listeners].
     {listener, nats_gateway_listener:listener()} | {monitor | control, term()} | log, Reason :: term()
 ) -> binary().
 problem({listener, #{name := Name}}, {tls, Problem}) ->
-    unicode:characters_to_binary([
-        nats_gateway_listener:setting(Name), ".ssl_options.", nats_gateway_tls:format_problem(Problem)
-    ]);
+    unicode:characters_to_binary(nats_gateway_listener:certificate_problem(Name, Problem));
 problem({listener, #{name := Name, bind := Bind}}, Reason) ->
     cannot([nats_gateway_listener:setting(Name), ".bind"], Bind, Reason);
 problem({monitor, Bind}, Reason) ->

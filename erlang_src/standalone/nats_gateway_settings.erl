@@ -41,11 +41,7 @@ check_files(Name, Tls, Options) ->
 %% A problem with a file of a listener's TLS.
 -spec wrong_file(Listener :: binary(), nats_gateway_tls:problem(), options()) -> iodata().
 wrong_file(Name, Problem, Options) ->
-    [
-        source(Options),
-        [nats_gateway_listener:setting(Name), ".ssl_options."],
-        nats_gateway_tls:format_problem(Problem)
-    ].
+    [source(Options), nats_gateway_listener:certificate_problem(Name, Problem)].
 
 %% What the file says, unchecked.
 -spec tables(options()) -> #{binary() => nats_gateway_mqtt_nif:toml()}.

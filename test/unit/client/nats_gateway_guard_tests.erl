@@ -167,3 +167,15 @@ otherwise_it_is_a_gen_server_test() ->
     ?assertEqual(now, gen_server:call(Pid, later)),
     ?assertEqual(nomatch, string:find(io_lib:format("~p", [sys:get_status(Pid)]), "two")),
     ?assertEqual(stopped, gen_server:call(Pid, stop)).
+
+the_log_shows_no_argument_of_a_caught_error_test() ->
+    Location = [{file, "m.erl"}, {line, 7}, {error_info, #{cause => <<"secret">>}}],
+    ?assertEqual(
+        #{
+            reason => {error, {badmatch, hidden}},
+            stacktrace => [{m, f, 1, [{file, "m.erl"}, {line, 7}]}, {m, g, 2, []}]
+        },
+        nats_gateway_guard:caught(error, {badmatch, <<"secret">>}, [
+            {m, f, [<<"secret">>], Location}, {m, g, 2, []}
+        ])
+    ).
