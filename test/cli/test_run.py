@@ -329,15 +329,20 @@ def limited_gateway(tmp_path: Path, broker: int):
             process.wait()
 
 
-def shortest(start: Callable[[], None], times: int = 7) -> float:
-    """Seconds. The shortest is the one that other work on this machine disturbed least."""
+def least_cost(*starts: Callable[[], None], times: int = 7) -> list[tuple[float, float]]:
+    """For each: seconds by the clock, and of processor time. The least of each is what other work on this machine
+    disturbed least. They take turns, so that such work meets all of them."""
 
-    def once() -> float:
+    def cost(start: Callable[[], None]) -> tuple[float, float]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.monotonic()
         start()
-        return time.monotonic() - began
+        took = time.monotonic() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    return min(once() for _ in range(times))
+    costs = [[cost(start) for start in starts] for _ in range(times)]
+    return [(min(took for took, _ in each), min(worked for _, worked in each)) for each in zip(*costs, strict=True)]
 
 
 def test_a_start_takes_about_twice_as_long_as_that_of_a_bare_erlang(mosquitto: int):
@@ -355,10 +360,11 @@ def test_a_start_takes_about_twice_as_long_as_that_of_a_bare_erlang(mosquitto: i
     def start_erlang() -> None:
         subprocess.run(["erl", "-noinput", "-boot", "start_clean", "-s", "erlang", "halt"], check=True)
 
-    bare = shortest(start_erlang)
-    started = shortest(start_gateway)
-    print(f"{started:.3f} s, a bare Erlang {bare:.3f} s")
-    assert started < 3 * bare
+    (bare, bare_work), (started, work) = least_cost(start_erlang, start_gateway)
+    print(f"{started:.3f} s, a bare Erlang {bare:.3f} s; processor time {work:.3f} s and {bare_work:.3f} s")
+    # What other work on the machine cannot change. The clock shows a start that waits for something, too.
+    assert work < 3 * bare_work
+    assert started < 5 * bare
 
 
 def ping(client: socket.socket) -> None:
