@@ -157,7 +157,6 @@
 
 -opaque channel() :: #channel{}.
 
--define(INVALID_SUBJECT, <<"-ERR 'Invalid Subject'\r\n">>).
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
 
@@ -708,10 +707,8 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
                 {deny, NAcc = #channel{subscriptions = AccSubs}} ->
                     %% The broker has not been asked for this key under the new login.
                     NSubs = nats_gateway_subscriptions:remove(Sid, AccSubs),
-                    {
-                        [Denied | err(subscribe_denied(Subject, QueueGroup), NAcc)],
-                        NAcc#channel{subscriptions = NSubs}
-                    }
+                    Refused = nats_gateway_subscribing:refused(denied, Subject, QueueGroup),
+                    {[Denied | err(Refused, NAcc)], NAcc#channel{subscriptions = NSubs}}
             end
         end,
         {[], Channel},
@@ -881,42 +878,33 @@ answer(ReplyTopic, Payload, Channel) ->
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
 
-%% The checks have nats-server's order: permission, limit, sid in use, subject.
-subscribe(Sub, Rest, Out, Old) ->
-    #sub{
-        subject = Subject,
-        filter = Filter,
-        queue_group = QueueGroup,
-        share_name = Share,
-        sid = Sid
-    } = Sub,
-    {Permission, Channel} = permit_subscribe(Subject, QueueGroup, Old),
-    #channel{subscriptions = Subs} = Channel,
-    IsFull = nats_gateway_subscriptions:count(Subs) >= max_subscriptions(Channel),
-    InUse = nats_gateway_subscriptions:member(Sid, Subs),
-    Denied = Permission =:= deny orelse nats_gateway_publishing:is_reserved_filter(Subject),
-    HasTooManyTokens = has_too_many_tokens(Subject, Channel),
-    if
-        Denied ->
-            run(Rest, [Out | err(subscribe_denied(Subject, QueueGroup), Channel)], Channel);
-        HasTooManyTokens ->
-            run(Rest, [Out | err(too_many_tokens(Subject), Channel)], Channel);
-        IsFull ->
-            run(Rest, [Out | err(nats_gateway_ending:error_line(maximum_subscriptions_exceeded), Channel)], Channel);
-        InUse ->
-            run(Rest, acknowledge(Out, Channel), Channel);
-        Filter =:= invalid; Share =:= invalid ->
-            run(Rest, [Out | err(?INVALID_SUBJECT, Channel)], Channel);
-        true ->
-            Key = {Share, Filter},
+%% The login's permission is what nats-server checks first.
+subscribe(Sub = #sub{subject = Subject, queue_group = QueueGroup, sid = Sid}, Rest, Out, Old) ->
+    {Permission, Channel = #channel{subscriptions = Subs}} = permit_subscribe(Subject, QueueGroup, Old),
+    Verdict =
+        case Permission of
+            allow -> nats_gateway_subscribing:judge(Sub, subscription_limits(Channel), Subs);
+            deny -> denied
+        end,
+    case Verdict of
+        ok ->
+            Key = {Sub#sub.share_name, Sub#sub.filter},
             case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
                 {known_key, NSubs} ->
                     NChannel = Channel#channel{subscriptions = NSubs},
                     run(Rest, acknowledge(Out, NChannel), NChannel);
                 {new_key, NSubs} ->
                     subscribe_key(Key, Sid, Rest, Out, Channel#channel{subscriptions = NSubs})
-            end
+            end;
+        in_use ->
+            run(Rest, acknowledge(Out, Channel), Channel);
+        Refusal ->
+            Refused = nats_gateway_subscribing:refused(Refusal, Subject, QueueGroup),
+            run(Rest, [Out | err(Refused, Channel)], Channel)
     end.
+
+subscription_limits(Channel = #channel{client = #{config := #{max_sub_tokens := MaxTokens}}}) ->
+    #{max_subscriptions => max_subscriptions(Channel), max_sub_tokens => MaxTokens}.
 
 permit_subscribe(Subject, QueueGroup, Channel) ->
     case permissions(Channel) of
@@ -947,15 +935,6 @@ subscribe_key(Key, Sid, Rest, Out, Channel) ->
             run(Rest, [Out | Refused], NChannel)
     end.
 
-has_too_many_tokens(_, #channel{client = #{config := #{max_sub_tokens := infinity}}}) ->
-    false;
-has_too_many_tokens(Subject, #channel{client = #{config := #{max_sub_tokens := Max}}}) ->
-    length(binary:matches(Subject, <<".">>)) >= Max.
-
-too_many_tokens(Subject) ->
-    Quoted = nats_gateway_nif:quote(Subject),
-    nats_gateway_ending:violation([<<"Subscription to ">>, Quoted, <<", too many tokens">>]).
-
 subscribe_options(#channel{options = #options{verbose = Verbose, echo = Echo}}) ->
     #{confirm => Verbose, no_local => not Echo}.
 
@@ -963,33 +942,13 @@ subscribe_options(#channel{options = #options{verbose = Verbose, echo = Echo}}) 
 reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
-        err(subscribe_refused(Refusal, Subject, QueueGroup), Channel)
+        err(nats_gateway_subscribing:refused(Refusal, Subject, QueueGroup), Channel)
      || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
     {Refused, Channel#channel{subscriptions = NSubs}}.
 
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
-
-%% The texts are nats-server's for its limits `max_sub_tokens' and `max_subscriptions'.
-subscribe_refused(denied, Subject, QueueGroup) ->
-    subscribe_denied(Subject, QueueGroup);
-subscribe_refused(too_many_tokens, Subject, _) ->
-    nats_gateway_ending:violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject), <<", too many tokens">>]);
-subscribe_refused(invalid_subject, _, _) ->
-    ?INVALID_SUBJECT;
-subscribe_refused(subscriptions_exceeded, _, _) ->
-    nats_gateway_ending:error_line(maximum_subscriptions_exceeded).
-
-subscribe_denied(Subject, undefined) ->
-    nats_gateway_ending:violation([<<"Subscription to ">>, nats_gateway_nif:quote(Subject)]);
-subscribe_denied(Subject, QueueGroup) ->
-    nats_gateway_ending:violation([
-        <<"Subscription to ">>,
-        nats_gateway_nif:quote(Subject),
-        <<" using queue ">>,
-        nats_gateway_nif:quote(QueueGroup)
-    ]).
 
 unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
     Channel#channel{host_state = lists:foldl(fun Host:unsubscribe/2, HostState, Keys)}.
@@ -1050,7 +1009,8 @@ handle_own_call(_, Channel) -> {ignored, {ok, [], Channel}}.
 answers_for_host(Channel = #channel{subscriptions = Subs}) ->
     #{
         may_subscribe => fun({Share, Filter}) ->
-            {Permission, _} = permit_subscribe(subscribed_subject(Filter, Channel), Share, Channel),
+            Subject = nats_gateway_subscribing:subject(Filter, mountpoint(Channel)),
+            {Permission, _} = permit_subscribe(Subject, Share, Channel),
             Permission =:= allow
         end,
         sids => fun(Key) -> nats_gateway_subscriptions:sids(Key, Subs) end
@@ -1189,22 +1149,13 @@ event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
 
 %% Adds a subscription that somebody else has made for this client.
 add_for_other(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
-    Subject = subscribed_subject(Filter, Channel),
+    Subject = nats_gateway_subscribing:subject(Filter, mountpoint(Channel)),
     Added = nats_gateway_subscriptions:add_for_other(Subject, Share, Key, Subs),
     NChannel = Channel#channel{subscriptions = Added},
     case permissions(Channel) of
         none -> NChannel;
         Permissions -> set_permissions(nats_gateway_permissions:subscribed(Permissions), NChannel)
     end.
-
-subscribed_subject(Filter, #channel{session = #{mountpoint := Mountpoint}}) ->
-    Unmounted = nats_gateway_host:unmount(Filter, Mountpoint),
-    Tokens = [subscribed_token(Level) || Level <- binary:split(Unmounted, <<"/">>, [global])],
-    iolist_to_binary(lists:join(<<".">>, Tokens)).
-
-subscribed_token(<<"+">>) -> <<"*">>;
-subscribed_token(<<"#">>) -> <<">">>;
-subscribed_token(Level) -> nats_gateway_nif:subject(Level, <<>>).
 
 deliver(Deliveries, Out, Channel) ->
     case permissions(Channel) of

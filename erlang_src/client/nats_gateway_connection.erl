@@ -27,7 +27,6 @@
 -export([terminate/2, format_status/1]).
 
 -include("nats_gateway.hrl").
--include_lib("kernel/include/logger.hrl").
 
 -export_type([options/0]).
 
@@ -247,13 +246,14 @@ handle_call(info, _, State = #state{channel = Channel}) ->
     {reply, nats_gateway_channel:info(Channel), State};
 handle_call({describe, _}, _, State = #state{channel = undefined}) ->
     {reply, gone, State};
-handle_call({describe, What}, _, State = #state{channel = Channel}) ->
+handle_call({describe, What}, _, State = #state{socket = Socket, channel = Channel}) ->
     Subscriptions =
         case What of
             figures -> [];
             subscriptions -> nats_gateway_channel:subscriptions(Channel)
         end,
-    {reply, {ok, figures(octets(State), State), description(State), Subscriptions}, State};
+    Figures = nats_gateway_report:figures(nats_gateway_report:octets(Socket), Socket, Channel),
+    {reply, {ok, Figures, nats_gateway_report:description(Socket, Channel), Subscriptions}, State};
 handle_call(tell_lame_duck, _, State = #state{channel = undefined}) ->
     {reply, false, State};
 handle_call(tell_lame_duck, _, Idle) ->
@@ -303,7 +303,8 @@ handle_cast(configure, Idle = #state{options = #{key := Key}}) ->
         undefined ->
             {noreply, NState};
         _ ->
-            ok = report_to_census(fun() -> octets(NState) end, NState),
+            Octets = nats_gateway_report:octets(State#state.socket),
+            _ = report_to_census(Octets, NState),
             result(nats_gateway_channel:configure(Config, Channel), NState)
     end;
 handle_cast({message, Message}, State) ->
@@ -410,7 +411,7 @@ introduce(State = #state{socket = Socket, options = Options, establishing = Esta
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
     {Out, Channel} = nats_gateway_channel:init(Host, Client),
-    ok = enter_census(Channel, #{}, State),
+    ok = enter_census(Channel, State),
     case result({ok, Out, Channel}, State) of
         %% INFO is sent on its own, because WebSocket clients take the whole first frame for INFO.
         {noreply, NState} -> result(nats_gateway_channel:refuse(Reason, Channel), NState);
@@ -420,7 +421,7 @@ introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
             {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
-            ok = enter_census(Channel, #{}, State),
+            ok = enter_census(Channel, State),
             result({ok, Out, Channel}, State);
         {error, Reason} ->
             %% No INFO is sent, because nats.js would wait for 20 s after one.
@@ -956,11 +957,11 @@ timeout(idle, State = #state{channel = Channel}) ->
     end;
 timeout(report, State = #state{channel = Channel, report_times = Times}) ->
     %% Hibernation gives back the memory that the report took.
-    Octets = octets(State),
-    ok = report_to_census(fun() -> Octets end, State),
+    Octets = nats_gateway_report:octets(State#state.socket),
+    IsWatched = report_to_census(Octets, State),
     NChannel = nats_gateway_channel:report(Octets, Channel),
     NTimes = nats_gateway_report_times:reported(now_ms(), Times),
-    NState = sample(State#state{channel = NChannel, report_times = NTimes}),
+    NState = sample(IsWatched, State#state{channel = NChannel, report_times = NTimes}),
     case nats_gateway_channel:is_connected(NChannel) of
         %% Only a client that does not log in may be idle for too long.
         true -> {noreply, cancel_timer(idle, NState), hibernate};
@@ -1177,120 +1178,55 @@ send_lame_duck(State = #state{channel = Channel}) ->
 %% The host is told before the socket is closed, because closing may take a while.
 leave(_, State = #state{channel = undefined}) ->
     State;
-leave(Reason, State = #state{channel = Channel, report_times = Times, inbox = Inbox}) ->
-    log_end(Reason, State),
+leave(Reason, State = #state{socket = Socket, channel = Channel, report_times = Times}) ->
+    ok = log_end(Reason, State),
     Octets =
         case nats_gateway_report_times:is_on(Times) orelse nats_gateway_census:is_on() of
-            true -> octets(State);
+            true -> nats_gateway_report:octets(Socket);
             false -> #{}
         end,
     ok = nats_gateway_census:leave(Reason, fun() ->
-        {figures(Octets, State), nats_gateway_channel:description(Channel)}
+        {
+            nats_gateway_report:figures(Octets, Socket, Channel),
+            nats_gateway_channel:description(Channel)
+        }
     end),
     Last =
         case nats_gateway_report_times:is_on(Times) of
             true -> nats_gateway_channel:report(Octets, Channel);
             false -> Channel
         end,
-    {Messages, NInbox} = nats_gateway_inbox:take(Inbox),
+    {Messages, NInbox} = nats_gateway_inbox:take(State#state.inbox),
     ok = nats_gateway_channel:terminate(Reason, Messages, Last),
     State#state{channel = undefined, inbox = NInbox}.
 
-%% All ends of connections are logged here. Refused clients are logged at a limited rate, because
-%% there may be any number of them.
-log_end({shutdown, Reason}, State = #state{channel = Channel, options = Options}) ->
-    Level = nats_gateway_ending:log_level(Reason),
-    IsConnected = Channel =/= undefined andalso nats_gateway_channel:is_connected(Channel),
-    IsLogged =
-        logger:allow(Level, ?MODULE) andalso
-            (IsConnected orelse Level =:= info orelse
-                nats_gateway_refusals:may_log(maps:get(listener, Options))),
-    IsLogged andalso ?LOG(Level, maps:merge(end_report(Reason, State), end_stats(State)));
-log_end(_, _) ->
-    ok.
-
-end_report(Reason, #state{establishing = Establishing, options = #{listener := Listener}}) ->
-    Known = #{
-        msg => connection_closed,
-        peername => peername(nats_gateway_establishing:peername(Establishing)),
+log_end(Reason, State = #state{options = Options, establishing = Establishing}) ->
+    #{listener := Listener, config := #{enable_stats := EnableStats}} = Options,
+    nats_gateway_report:log_end(Reason, #{
+        socket => State#state.socket,
+        channel => State#state.channel,
         listener => Listener,
-        reason => Reason
-    },
-    case nats_gateway_establishing:detail(Establishing) of
-        none -> Known;
-        Detail -> Known#{detail => Detail}
-    end.
+        peername => nats_gateway_establishing:peername(Establishing),
+        detail => nats_gateway_establishing:detail(Establishing),
+        stats => EnableStats
+    }).
 
-peername(undefined) -> undefined;
-peername(Peername) -> nats_gateway_system:peername(Peername).
+enter_census(Channel, #state{options = #{listener := Listener}}) ->
+    nats_gateway_census:enter(nats_gateway_channel:client_id(Channel), Listener, #{}).
 
-end_stats(State = #state{channel = Channel, options = #{config := #{enable_stats := true}}}) when
-    Channel =/= undefined
-->
-    Octets = maps:with([octets_received, octets_sent], octets(State)),
-    maps:merge(Octets, nats_gateway_channel:stats(Channel));
-end_stats(_) ->
-    #{}.
+%% Returns whether somebody watches.
+report_to_census(Octets, #state{options = #{listener := Listener}, socket = Socket, channel = Channel}) ->
+    nats_gateway_report:to_census(Octets, Listener, Socket, Channel).
 
-%% The census may have started after this client came, so the client enters it here as well.
-report_to_census(Octets, State = #state{channel = Channel}) ->
-    case nats_gateway_census:is_on() of
-        true ->
-            Figures = figures(Octets(), State),
-            ok = enter_census(Channel, Figures, State),
-            nats_gateway_census:report(nats_gateway_channel:account(Channel), Figures);
-        false ->
-            ok
-    end.
-
-%% After each report, the next call of the library in each direction is timed. So rare a measurement
-%% costs nothing.
-sample(State = #state{channel = Channel, input = Input}) ->
-    case nats_gateway_census:is_on() of
-        true ->
-            State#state{
-                input = nats_gateway_input:time(true, Input),
-                channel = nats_gateway_channel:sample(Channel)
-            };
-        false ->
-            State
-    end.
-
-enter_census(Channel, Before, #state{options = #{listener := Listener}}) ->
-    nats_gateway_census:enter(nats_gateway_channel:client_id(Channel), Listener, Before).
-
-figures(Octets, State = #state{channel = Channel}) ->
-    Stats = (nats_gateway_channel:stats(Channel))#{pending => pending(State)},
-    Known = maps:merge(Stats, maps:with([octets_received, octets_sent], Octets)),
-    case nats_gateway_channel:rtt(Channel) of
-        unknown -> Known;
-        Rtt -> Known#{rtt => Rtt}
-    end.
-
-%% The facts about TLS are only needed here, so they are read from the socket and not kept.
-description(#state{channel = Channel, socket = Socket}) ->
-    Description = nats_gateway_channel:description(Channel),
-    case Socket =/= undefined andalso nats_gateway_transport:tls(Socket) of
-        {ok, Tls} -> Description#{tls => Tls};
-        _ -> Description
-    end.
-
-pending(#state{socket = undefined}) ->
-    0;
-pending(#state{socket = Socket, channel = Channel}) ->
-    Unsent = nats_gateway_channel:unsent(Channel),
-    case nats_gateway_transport:pending(Socket) of
-        {ok, Pending, _} -> Pending + Unsent;
-        {error, _} -> Unsent
-    end.
-
-octets(#state{socket = undefined}) ->
-    #{};
-octets(#state{socket = Socket}) ->
-    case nats_gateway_transport:getstat(Socket) of
-        {ok, Stat} -> Stat;
-        {error, _} -> #{}
-    end.
+%% After each report that somebody sees, the next call of the library in each direction is timed. So
+%% rare a measurement costs nothing.
+sample(true, State = #state{channel = Channel, input = Input}) ->
+    State#state{
+        input = nats_gateway_input:time(true, Input),
+        channel = nats_gateway_channel:sample(Channel)
+    };
+sample(false, State) ->
+    State.
 
 %% The client's bytes are not shown, because they may hold credentials.
 format_status(Status = #{state := State}) ->
