@@ -23,7 +23,8 @@
 -export([collects/1]).
 -export([handle_messages/2]).
 -export([handle_call/2]).
--export([answer/3]).
+-export([answer/4]).
+-export([feed/3]).
 -export([reports/1]).
 -export([report/2]).
 -export([resume/1]).
@@ -47,7 +48,7 @@
 -include("nats_gateway_channel.hrl").
 -include_lib("kernel/include/logger.hrl").
 
--export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0]).
+-export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0, feed/0]).
 
 %% `{error, _}' is the decoder's error for the bytes that follow the operations before it. `eof' is
 %% the client's FIN. Both wait for their turn.
@@ -98,6 +99,11 @@
     name | lang | version => binary(),
     %% facts of its socket
     tls => nats_gateway_transport:tls()
+}.
+
+%% A message for a subscription that the client has: with the subject of that, or with another one.
+-type feed() :: {
+    inbox | Topic :: binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), Payload :: binary()
 }.
 
 -type login_kind() :: explicit | implicit | again.
@@ -159,6 +165,11 @@
 
 -define(PING, <<"PING\r\n">>).
 -define(PONG, <<"PONG\r\n">>).
+
+%% Requests to the key/value store, and its keys, where the settings have one.
+-define(STORE_API(Name), <<"$JS.", Name/binary>>).
+-define(STORE_KEY(Name), <<"$KV.", Name/binary>>).
+-define(HAS_STORE(Channel), is_map(map_get(kv, map_get(config, Channel#channel.client)))).
 
 %% An answer that has fewer bytes than this need not be counted.
 -define(SMALL, 4096).
@@ -459,6 +470,10 @@ run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
         {wait, NHostState} -> wait(ready, Ops, Out, Channel#channel{host_state = NHostState})
     end.
 
+take([#pub{subject = ?STORE_API(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE(Channel) ->
+    store_request(Pub, Rest, Out, Channel);
+take([#pub{subject = ?STORE_KEY(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE(Channel) ->
+    store_request(Pub, Rest, Out, Channel);
 take([#pub{} | _] = Ops, Out, Channel) ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
@@ -736,6 +751,10 @@ take_publishes([#pub{subject = ?SYSTEM_REQUEST(_), reply_to = ReplyTo} | _] = Op
     is_binary(ReplyTo)
 ->
     {lists:reverse(Acc), Ops};
+take_publishes([#pub{subject = ?STORE_API(_)} | _] = Ops, Acc = [_ | _]) ->
+    {lists:reverse(Acc), Ops};
+take_publishes([#pub{subject = ?STORE_KEY(_)} | _] = Ops, Acc = [_ | _]) ->
+    {lists:reverse(Acc), Ops};
 take_publishes([#pub{} = Pub | Rest], Acc) -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
@@ -853,6 +872,26 @@ asked_server(Name, #pub{payload = Body, reply_topic = ReplyTopic}, Channel) when
 asked_server(_, _, _) ->
     no_responders.
 
+%% The host's store answers through `answer/4' and `feed/3'.
+store_request(Pub, Rest, Out, Old) ->
+    {Verdict, Channel} = judge_request(Pub, Old),
+    {Judged, NChannel} =
+        case Verdict of
+            pass -> asked_store(Pub, Channel);
+            Denied -> {Denied, Channel}
+        end,
+    run(Rest, [Out | answers([Pub], [Judged], [], NChannel)], NChannel).
+
+asked_store(Pub, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
+    #{config := #{kv := Buckets}} = Client,
+    case erlang:function_exported(Host, ask_store, 3) of
+        true ->
+            {Verdict, NHostState} = Host:ask_store(Pub, Buckets, HostState),
+            {Verdict, Channel#channel{host_state = NHostState}};
+        false ->
+            {no_responders, Channel}
+    end.
+
 judge_request(Pub, Channel = #channel{traffic = Traffic}) ->
     {Verdict, Permissions} = nats_gateway_publishing:judge_request(Pub, permissions(Channel)),
     Counted = Channel#channel{traffic = nats_gateway_traffic:received(1, Traffic)},
@@ -867,13 +906,43 @@ replies(ReplyTopic, #channel{subscriptions = Subs}) ->
             {ok, #delivery{key = nats_gateway_subscriptions:key(Sid, Subs), topic = ReplyTopic, payload = <<>>}}
     end.
 
-%% To a request that was given to the host's `ask_server/1'.
--spec answer(ReplyTopic :: binary(), Payload :: binary(), channel()) -> result().
-answer(ReplyTopic, Payload, Channel) ->
+%% To a request that was given to the host's `ask_server/1' or `ask_store/3'.
+-spec answer(ReplyTopic :: binary(), nats_gateway_nif:headers(), Payload :: binary(), channel()) ->
+    result().
+answer(ReplyTopic, Headers, Payload, Channel) ->
     case replies(ReplyTopic, Channel) of
-        {ok, Delivery} -> events([{deliver, [Delivery#delivery{payload = Payload}]}], [], Channel);
-        none -> {ok, [], Channel}
+        {ok, Delivery} ->
+            Answer = Delivery#delivery{headers = Headers, payload = Payload},
+            events([{deliver, [Answer]}], [], Channel);
+        none ->
+            {ok, [], Channel}
     end.
+
+%% Messages for a subscription of the client that come neither from the broker nor as an answer.
+-spec feed(Topic :: binary(), [feed()], channel()) ->
+    {yes | behind | no, result()}.
+feed(Topic, Feeds, Channel) ->
+    case replies(Topic, Channel) of
+        {ok, Delivery} ->
+            Deliveries = [fed(Feed, Delivery) || Feed <- Feeds],
+            Result = events([{deliver, Deliveries} || Deliveries =/= []], [], Channel),
+            {is_behind(Result), Result};
+        none ->
+            {no, {ok, [], Channel}}
+    end.
+
+fed({inbox, Reply, Headers, Payload}, Delivery) ->
+    Delivery#delivery{reply = Reply, headers = Headers, payload = Payload};
+fed({Topic, Reply, Headers, Payload}, Delivery) ->
+    Delivery#delivery{topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
+
+is_behind({ok, _, #channel{output = Output}}) ->
+    case nats_gateway_output:is_behind(Output) of
+        true -> behind;
+        false -> yes
+    end;
+is_behind(_) ->
+    no.
 
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB

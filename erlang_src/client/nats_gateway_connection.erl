@@ -17,6 +17,8 @@
 -export([configure/1]).
 -export([tell_lame_duck/2]).
 -export([answer/3]).
+-export([answer/4]).
+-export([feed/3]).
 -export([describe/3]).
 -export([kick/2]).
 -export([info/1]).
@@ -207,7 +209,16 @@ tell_lame_duck(Pid, Timeout) -> gen_server:call(Pid, tell_lame_duck, Timeout).
 
 %% To what this client has asked with `nats_gateway_host:server_request()'.
 -spec answer(pid(), ReplyTopic :: binary(), Payload :: binary()) -> ok.
-answer(Pid, ReplyTopic, Payload) -> gen_server:cast(Pid, {answer, ReplyTopic, Payload}).
+answer(Pid, ReplyTopic, Payload) -> answer(Pid, ReplyTopic, undefined, Payload).
+
+-spec answer(pid(), ReplyTopic :: binary(), nats_gateway_nif:headers(), Payload :: binary()) -> ok.
+answer(Pid, ReplyTopic, Headers, Payload) ->
+    gen_server:cast(Pid, {answer, ReplyTopic, Headers, Payload}).
+
+%% Messages for what the client has subscribed to. The caller gets `{fed, yes}', `{fed, behind}' if
+%% the client is slow to take its output, or `{fed, no}' if there is no such subscription.
+-spec feed(pid(), Topic :: binary(), [nats_gateway_channel:feed()]) -> ok.
+feed(Pid, Topic, Feeds) -> gen_server:cast(Pid, {feed, Topic, Feeds, self()}).
 
 -spec info(pid()) -> map().
 info(Pid) -> gen_server:call(Pid, info).
@@ -309,10 +320,17 @@ handle_cast(configure, Idle = #state{options = #{key := Key}}) ->
     end;
 handle_cast({message, Message}, State) ->
     handle_info(Message, State);
-handle_cast({answer, ReplyTopic, Payload}, State = #state{channel = Channel}) when
+handle_cast({answer, ReplyTopic, Headers, Payload}, State = #state{channel = Channel}) when
     Channel =/= undefined
 ->
-    handled(nats_gateway_channel:answer(ReplyTopic, Payload, Channel), report_later(State));
+    Answered = nats_gateway_channel:answer(ReplyTopic, Headers, Payload, Channel),
+    handled(Answered, report_later(State));
+handle_cast({feed, Topic, Feeds, From}, State = #state{channel = Channel}) when
+    Channel =/= undefined
+->
+    {IsTaken, Result} = nats_gateway_channel:feed(Topic, Feeds, Channel),
+    From ! {fed, IsTaken},
+    handled(Result, report_later(State));
 handle_cast(_, State) ->
     {noreply, State}.
 

@@ -229,8 +229,13 @@ when
 %% another node, calls `nats_gateway_connection:answer/3' with each answer.
 -callback ask_server(server_request()) -> ok | no_responders.
 
+%% A request to the key/value store, or a value for one of its keys. The login's permissions have
+%% been checked. Answers come through `nats_gateway_connection:answer/4' and `feed/3'.
+-callback ask_store(#pub{}, Buckets :: map(), State) -> {pass | no_responders, State} when
+    State :: term().
+
 -optional_callbacks([
-    prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2, ask_server/1
+    prepare/1, decline/2, handle_messages/2, undelivered/2, handle_call/3, report/2, ask_server/1, ask_store/3
 ]).
 
 %% Whether a topic or filter has more levels than a broker takes.

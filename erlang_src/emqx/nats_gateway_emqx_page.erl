@@ -39,6 +39,8 @@
     login := nats_gateway_login:login(),
     %% who may ask below `$SYS.REQ.SERVER'
     system := nats_gateway_system_access:access(),
+    %% the prefix of each bucket of the key/value store
+    kv := nats_gateway_kv_bucket:buckets(),
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
@@ -79,7 +81,8 @@ schema() ->
         nats_gateway_listener_config:tls_page_schema(auto),
         nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema(),
-        nats_gateway_login_config:system_page_schema()
+        nats_gateway_login_config:system_page_schema(),
+        nats_gateway_kv_bucket:page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: with less, nobody could log in
@@ -102,16 +105,22 @@ parse(Stored) ->
     case nats_gateway_schema:check(schema(), Stored) of
         {ok, Settings} ->
             Login = nats_gateway_login_config:of_page(Settings),
-            case {nats_gateway_listener_config:check_tls_page(Settings), Login} of
-                {ok, {ok, Known}} ->
+            Kv = nats_gateway_kv_bucket:of_page(Settings),
+            case {nats_gateway_listener_config:check_tls_page(Settings), Login, Kv} of
+                {ok, {ok, Known}, {ok, Buckets}} ->
                     System = nats_gateway_login_config:system_of_page(Settings),
                     NotKept =
                         nats_gateway_login_config:page_keys() ++
-                            maps:keys(nats_gateway_login_config:system_page_schema()),
-                    {ok, (maps:without(NotKept, Settings))#{login => Known, system => System}};
-                {{error, Text}, _} ->
+                            maps:keys(nats_gateway_login_config:system_page_schema()) ++
+                            maps:keys(nats_gateway_kv_bucket:page_schema()),
+                    {ok, (maps:without(NotKept, Settings))#{
+                        login => Known, system => System, kv => Buckets
+                    }};
+                {{error, Text}, _, _} ->
                     {error, Text};
-                {_, {error, Text}} ->
+                {_, {error, Text}, _} ->
+                    {error, Text};
+                {_, _, {error, Text}} ->
                     {error, Text}
             end;
         {error, Text} ->

@@ -27,6 +27,7 @@
 -export([undelivered/2]).
 -export([disconnect/2]).
 -export([ask_server/1]).
+-export([ask_store/3]).
 
 %% For tests
 -export([is_unclaimed/1]).
@@ -84,7 +85,10 @@
     sent = 0 :: non_neg_integer(),
     operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()},
     %% whether the next publishes are timed
-    sample = false :: boolean()
+    sample = false :: boolean(),
+    leader :: binary(),
+    %% what the client does with the key/value store, from its first request on
+    kv = none :: none | nats_gateway_kv_session:session()
 }).
 
 -type host() :: #host{}.
@@ -165,7 +169,7 @@ register(ClientInfo, ConnInfo, _, false) ->
 session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
-    #{retained_on_subscribe := Retained, host := Settings} = Config,
+    #{retained_on_subscribe := Retained, host := Settings, server_id := ServerId} = Config,
     #{context := Context, auto_subscribe := AutoSubscribe} = Settings,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
@@ -179,7 +183,8 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
         authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint),
         headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
         retained = Retained,
-        auto_subscribe = AutoSubscribe
+        auto_subscribe = AutoSubscribe,
+        leader = ServerId
     },
     Info = #{
         conninfo => ConnInfo,
@@ -769,6 +774,61 @@ stats(Statistics, #host{subs = Subs}) ->
 ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 
 %% -------------------------------------------------------------------------------------------
+%% The key/value store
+
+%% EMQX's authorization decides here, because its cache is in this process.
+-spec ask_store(#pub{}, nats_gateway_kv_bucket:buckets(), host()) -> {pass | no_responders, host()}.
+ask_store(Pub = #pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, Buckets, Host) when
+    is_binary(ReplyTopic); ReplyTo =:= undefined
+->
+    #pub{subject = Subject, headers = Headers, payload = Payload} = Pub,
+    {Action, Rights} = nats_gateway_kv_request:read(
+        Subject, Headers, Payload, Host#host.mountpoint, Buckets
+    ),
+    case refused_right(Rights, Host) of
+        {none, NHost} -> pass_to_store(Action, ReplyTopic, NHost);
+        {Right, NHost} -> pass_to_store(nats_gateway_kv_request:deny(Action, Right), ReplyTopic, NHost)
+    end;
+ask_store(_, _, Host) ->
+    {no_responders, Host}.
+
+refused_right([], Host) ->
+    {none, Host};
+refused_right([Right = {Kind, Topic} | Rights], Host) ->
+    {Decision, NHost} = timed(fun() -> {store_right(Kind, Topic, Host), Host} end),
+    case Decision of
+        allow -> refused_right(Rights, NHost);
+        _ -> {{Kind, unmount(element(2, Right), Host)}, NHost}
+    end.
+
+store_right(subscribe, Filter, Host) ->
+    may_subscribe({undefined, Filter}, 1, Host);
+store_right(publish, Topic, #host{authz = Authz}) ->
+    case nats_gateway_host:is_too_deep(Topic, nats_gateway_emqx_compat:max_topic_levels()) of
+        true ->
+            deny;
+        false ->
+            Action = #{action_type => publish, qos => 1, retain => true},
+            nats_gateway_emqx_authz:authorize(Action, Topic, Authz)
+    end.
+
+pass_to_store({answer, no_responders}, _, Host) ->
+    {no_responders, Host};
+pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
+    #host{clientid = ClientId, headers = Headers, mountpoint = Mountpoint, leader = Leader} = Host,
+    Session = nats_gateway_kv_session:new(#{
+        client => self(),
+        store => nats_gateway_emqx_kv:new(ClientId, Headers, Mountpoint),
+        leader => Leader
+    }),
+    pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
+pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->
+    case nats_gateway_kv_session:submit(Action, ReplyTopic, Session) of
+        ok -> {pass, Host};
+        gone -> pass_to_store(Action, ReplyTopic, Host#host{kv = none})
+    end.
+
+%% -------------------------------------------------------------------------------------------
 %% The end
 
 -spec undelivered([term()], host()) -> host().
@@ -780,7 +840,8 @@ undelivered(Messages, Host = #host{early = Early}) ->
 -spec disconnect(term(), host()) -> ok.
 disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, context = Context}) ->
     _ = emqx_broker:subscriber_down(self()),
-    #host{conninfo = ConnInfo} = Host,
+    #host{conninfo = ConnInfo, kv = Kv} = Host,
+    _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
     NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
     Name = reason(Reason, ConnInfo),
     case Name of

@@ -62,6 +62,8 @@
         probe := boolean(),
         authentication := boolean()
     },
+    %% the prefix of each bucket of the key/value store
+    kv => off | #{binary() => binary()},
     %% connections do not have these keys
     listeners => [listener()],
     %% where the standalone gateway tells what nats-server's monitoring endpoints tell

@@ -41,6 +41,7 @@ schema() ->
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
         system => {{table, nats_gateway_login_config:system_schema()}, #{}},
+        kv => {{table, nats_gateway_kv_bucket:file_schema()}, #{}},
         control => {{table, #{socket => {fun socket_path/2, undefined}}}, #{}},
         log_format => {{one_of, [text, json]}, text},
         log_file => {fun file_path/2, undefined},
@@ -157,6 +158,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     #{system := System, users := Users} = Settings,
     ok = nats_gateway_login_config:check_system(System, Users, BrokerAuthenticates),
     ok = check_cookies(Listeners, Login),
+    #{kv := Kv} = Settings,
     NotKept = [max_connections | nats_gateway_login_config:file_keys()],
     #{authentication_timeout := Default} = nats_gateway_config:defaults(),
     Timeout = authentication_timeout(Settings, Default),
@@ -165,6 +167,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         auth_required := nats_gateway_login:auth_required(Login, maps:get(auth_required, Settings)),
         authentication_timeout := Timeout,
         monitor := Monitor,
+        kv := nats_gateway_kv_bucket:of_file(Kv),
         control := Control,
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)

@@ -36,6 +36,8 @@ DEFAULTS = {
     "system_nkeys": [],
     "system_accounts": [],
     "built_in_may_serve": False,
+    "kv_enable": False,
+    "kv_buckets": [],
 }
 
 

@@ -541,10 +541,10 @@ a_server_is_asked_test() ->
         ],
         calls()
     ),
-    {ok, Out, C2} = nats_gateway_channel:answer(<<"i">>, <<"yes">>, C1),
+    {ok, Out, C2} = nats_gateway_channel:answer(<<"i">>, undefined, <<"yes">>, C1),
     ?assertEqual(<<"MSG i 5 3\r\nyes\r\n">>, iolist_to_binary(Out)),
     {<<>>, C3} = input("UNSUB 5\r\n", C2),
-    ?assertMatch({ok, [], _}, nats_gateway_channel:answer(<<"i">>, <<"late">>, C3)),
+    ?assertMatch({ok, [], _}, nats_gateway_channel:answer(<<"i">>, undefined, <<"late">>, C3)),
     {Nobody, _} = input(ask("NOBODY"), C1),
     ?assertEqual(?NOBODY_ANSWERS, Nobody).
 

@@ -1,0 +1,397 @@
+%% One watcher of a bucket: a push consumer, in JetStream's words.
+%%
+%% It subscribes first and then looks at all keys, so that it misses nothing. `nats_gateway_kv_queue'
+%% drops what it sees twice. Values go to the client's own subscription in batches. There is never
+%% more than one batch on its way to the client's process, which says for each whether somebody has
+%% subscribed to the subject. Clients may subscribe before they create the consumer, or after it.
+%%
+%% Where the client asks for flow control, it says from time to time how far it has read, and no more
+%% than a window of bytes is unread. The process ends with its client.
+-module(nats_gateway_kv_consumer).
+
+-behaviour(gen_server).
+
+-export([start_link/1]).
+-export([start_delivery/1]).
+-export([facts/1]).
+-export([taken/2]).
+-export([stop/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-export_type([options/0]).
+
+-type options() :: #{
+    client := pid(),
+    store := nats_gateway_kv_store:store(),
+    bucket := nats_gateway_kv_bucket:bucket(),
+    consumer := nats_gateway_kv_request:consumer(),
+    name := binary()
+}.
+
+-record(state, {
+    client :: pid(),
+    store :: nats_gateway_kv_store:store(),
+    bucket :: nats_gateway_kv_bucket:bucket(),
+    consumer :: nats_gateway_kv_request:consumer(),
+    name :: binary(),
+    created :: integer(),
+    queue :: nats_gateway_kv_queue:queue(),
+    %% numbers of the last message that was made
+    sequence = 0 :: non_neg_integer(),
+    revision = 0 :: non_neg_integer(),
+    %% `idle', or what is on its way to the client
+    feeding = idle :: idle | [nats_gateway_channel:feed()],
+    %% frames that nobody had subscribed to
+    unsent = [] :: [nats_gateway_channel:feed()],
+    %% whether somebody has subscribed, and since when nobody has
+    interest = {none, 0} :: yes | {none, SinceMs :: integer()},
+    retry = 0 :: non_neg_integer(),
+    %% flow control: bytes that the client has not said to have read, how many there may be, and the
+    %% question that it has not answered
+    unread = 0 :: non_neg_integer(),
+    window = 0 :: non_neg_integer(),
+    asked = none :: none | {Token :: binary(), Bytes :: non_neg_integer()},
+    %% when the last frame went to the client
+    last = 0 :: integer()
+}).
+
+-define(BATCH, 128).
+-define(BATCH_BYTES, 262144).
+
+%% As in a nats-server, the window grows with each answer of the client.
+-define(MIN_WINDOW, 65536).
+-define(MAX_WINDOW, 2097152).
+
+%% How often it is looked at whether the client has subscribed: soon, and then less often.
+-define(FIRST_LOOK_MS, 5).
+-define(LOOK_MS, 250).
+-define(IDLE_MS, 1000).
+%% How often it is looked at whether a slow client has read what it was sent.
+-define(BEHIND_MS, 50).
+
+%% A message takes less to arrive after its value was retained.
+-define(SETTLED_MS, 60000).
+
+%% -------------------------------------------------------------------------------------------
+
+-spec start_link(options()) -> {ok, pid()} | {error, term()}.
+start_link(Options) -> gen_server:start_link(?MODULE, Options, []).
+
+%% The client has been told that the consumer is there.
+-spec start_delivery(pid()) -> ok.
+start_delivery(Pid) -> gen_server:cast(Pid, start_delivery).
+
+%% For an answer, without the name of the leader.
+-spec facts(pid()) -> {ok, map()} | gone.
+facts(Pid) ->
+    try
+        {ok, gen_server:call(Pid, facts)}
+    catch
+        exit:_ -> gone
+    end.
+
+%% The client has read everything up to the question with this token.
+-spec taken(pid(), Token :: binary()) -> ok.
+taken(Pid, Token) -> gen_server:cast(Pid, {taken, Token}).
+
+-spec stop(pid()) -> ok.
+stop(Pid) ->
+    true = unlink(Pid),
+    gen_server:cast(Pid, stop).
+
+%% -------------------------------------------------------------------------------------------
+
+init(#{client := Client, store := Store, bucket := Bucket, consumer := Consumer, name := Name}) ->
+    _ = monitor(process, Client),
+    #{filters := Filters, start := Start, flow_control := FlowControl} = Consumer,
+    Queue = nats_gateway_kv_queue:new(),
+    State = #state{
+        client = Client,
+        store = Store,
+        bucket = Bucket,
+        consumer = Consumer,
+        name = Name,
+        created = erlang:system_time(millisecond),
+        queue = Queue,
+        interest = {none, now_ms()},
+        window =
+            case FlowControl of
+                true -> ?MIN_WINDOW;
+                false -> infinity
+            end
+    },
+    {Module, Context} = Store,
+    lists:foreach(fun({_, Filter}) -> ok = Module:subscribe(Filter, Context) end, Filters),
+    _ = Start =/= new andalso lists:foreach(fun(Filter) -> look(Filter, Start, State) end, Filters),
+    _ = erlang:send_after(?SETTLED_MS, self(), settled),
+    {ok, State}.
+
+look({_, Filter}, Start, State = #state{store = {Module, Context}, queue = Queue}) ->
+    Module:fold(
+        Filter,
+        fun(Topic, #{revision := Revision}, Acc) ->
+            _ =
+                Revision >= Start andalso is_watched(Topic, State) andalso
+                    nats_gateway_kv_queue:add(Revision, Topic, put, Queue),
+            Acc
+        end,
+        ok,
+        Context
+    ).
+
+%% MQTT's filters match more than those of NATS.
+is_watched(Topic, #state{bucket = Bucket, consumer = #{filters := Filters}}) ->
+    case nats_gateway_kv_bucket:key_of_topic(Topic, Bucket) of
+        {ok, Key} ->
+            lists:any(fun({KeyFilter, _}) -> nats_gateway_nif:subject_matches(KeyFilter, Key) end, Filters);
+        error ->
+            false
+    end.
+
+handle_call(facts, _, State) ->
+    #state{sequence = Sequence, revision = Revision, queue = Queue, consumer = #{config := Config}} =
+        State,
+    {reply,
+        #{
+            bucket => State#state.bucket,
+            name => State#state.name,
+            created => State#state.created,
+            config => Config,
+            delivered => {Sequence, Revision},
+            pending => nats_gateway_kv_queue:size(Queue) + length(on_its_way(State)),
+            bound => State#state.interest =:= yes
+        },
+        State}.
+
+handle_cast(start_delivery, State) ->
+    {noreply, tick(pump(State))};
+handle_cast({taken, Token}, State = #state{asked = {Token, Bytes}, window = Window}) ->
+    {noreply,
+        pump(State#state{
+            asked = none,
+            unread = State#state.unread - Bytes,
+            window = min(?MAX_WINDOW, 2 * Window)
+        })};
+handle_cast({taken, _}, State) ->
+    {noreply, State};
+handle_cast(stop, State) ->
+    {stop, normal, State}.
+
+handle_info({fed, yes}, State) ->
+    {noreply, pump(State#state{feeding = idle, interest = yes, retry = 0})};
+handle_info({fed, no}, State = #state{feeding = Frames, unsent = Unsent, interest = Interest}) ->
+    Since =
+        case Interest of
+            yes -> now_ms();
+            {none, At} -> At
+        end,
+    Kept = [Frame || Frame <- Frames, not is_heartbeat(Frame)],
+    {noreply, State#state{feeding = idle, unsent = Kept ++ Unsent, interest = {none, Since}}};
+%% The client has the frames, but it is slow.
+handle_info({fed, behind}, State) ->
+    _ = erlang:send_after(?BEHIND_MS, self(), again),
+    {noreply, State#state{feeding = [], interest = yes, retry = 0}};
+handle_info(again, State) ->
+    {noreply, send([], State)};
+handle_info(tick, State = #state{interest = {none, Since}, consumer = #{inactive := Inactive}}) ->
+    case now_ms() - Since >= Inactive of
+        true -> {stop, normal, State};
+        false -> {noreply, tick(knock(State))}
+    end;
+handle_info(tick, State) ->
+    {noreply, tick(beat(State))};
+handle_info(settled, State = #state{queue = Queue}) ->
+    {noreply, State#state{queue = nats_gateway_kv_queue:settle(Queue)}};
+handle_info({'DOWN', _, process, Client, _}, State = #state{client = Client}) ->
+    {stop, normal, State};
+handle_info(Message, State = #state{store = {Module, Context}}) ->
+    case Module:change(Message, Context) of
+        {Kind, Topic, Value} ->
+            case is_watched(Topic, State) of
+                true -> {noreply, changed(Kind, Topic, Value, State)};
+                false -> {noreply, State}
+            end;
+        ignore ->
+            {noreply, State}
+    end.
+
+%% Clients that subscribe late expect these to come. A client may have them already, and then it knows
+%% that it has.
+on_its_way(#state{feeding = idle, unsent = Unsent}) -> values(Unsent);
+on_its_way(#state{feeding = Feeding, unsent = Unsent}) -> values(Feeding ++ Unsent).
+
+values(Frames) -> [Frame || Frame = {Subject, _, _, _} <- Frames, Subject =/= inbox].
+
+%% -------------------------------------------------------------------------------------------
+
+changed(Kind, Topic, Value = #{revision := Revision}, State = #state{queue = Queue}) ->
+    case is_free(State) andalso nats_gateway_kv_queue:size(Queue) =:= 0 of
+        true ->
+            case nats_gateway_kv_queue:pass(Revision, Topic, Queue) of
+                new ->
+                    {Frame, NState} = frame(Kind, Topic, Value, 0, State),
+                    feed([Frame], NState);
+                known ->
+                    State
+            end;
+        false ->
+            What =
+                case Kind of
+                    put -> put;
+                    delete -> {delete, Value}
+                end,
+            _ = nats_gateway_kv_queue:add(Revision, Topic, What, Queue),
+            State
+    end.
+
+%% Whether a frame may go to the client.
+is_free(#state{feeding = idle, unsent = [], interest = yes, unread = Unread, window = Window}) ->
+    Unread < Window;
+is_free(_) ->
+    false.
+
+%% Sends what waits, as much as may be on its way.
+pump(State = #state{feeding = idle, unsent = Unsent = [_ | _]}) ->
+    send(Unsent, State#state{unsent = []});
+pump(State = #state{feeding = idle, unread = Unread, window = Window}) when Unread < Window ->
+    case batch(?BATCH, ?BATCH_BYTES, [], State) of
+        {[], NState} -> NState;
+        {Frames, NState} -> feed(Frames, NState)
+    end;
+pump(State) ->
+    State.
+
+batch(N, Bytes, Frames, State = #state{queue = Queue}) when N > 0, Bytes > 0 ->
+    case nats_gateway_kv_queue:take(1, Queue) of
+        [] ->
+            {lists:reverse(Frames), State};
+        [Entry] ->
+            case frame_of(Entry, nats_gateway_kv_queue:size(Queue), State) of
+                {Frame, NState} -> batch(N - 1, Bytes - size_of(Frame), [Frame | Frames], NState);
+                none -> batch(N, Bytes, Frames, State)
+            end
+    end;
+batch(_, _, Frames, State) ->
+    {lists:reverse(Frames), State}.
+
+%% Reads the value only now. If the key has a later one, the message about that is on its way. If it
+%% has none, it has expired, or the message that deletes it is on its way: the client is told either
+%% way, because it counts what it gets.
+frame_of({Revision, Topic, put}, Pending, State = #state{store = {Module, Context}}) ->
+    case Module:read(Topic, Context) of
+        {ok, Value = #{revision := Revision}} -> frame(put, Topic, Value, Pending, State);
+        {ok, _} -> none;
+        none -> frame(delete, Topic, gone(Revision), Pending, State)
+    end;
+frame_of({_, Topic, {delete, Value}}, Pending, State) ->
+    frame(delete, Topic, Value, Pending, State).
+
+gone(Revision) ->
+    #{
+        revision => Revision,
+        at => erlang:system_time(millisecond),
+        headers => nats_gateway_kv_answer:deleted(<<"DEL">>),
+        payload => <<>>
+    }.
+
+frame(Kind, Topic, Value, Pending, State) ->
+    #{revision := Revision, at := At, headers := Headers, payload := Payload} = Value,
+    #state{sequence = Last, bucket = Bucket, name = Name, consumer = Consumer} = State,
+    Sequence = Last + 1,
+    Reply = iolist_to_binary([
+        <<"$JS.ACK.">>,
+        lists:join($., [
+            nats_gateway_kv_bucket:stream(Bucket),
+            Name,
+            <<"1">>,
+            integer_to_binary(Revision),
+            integer_to_binary(Sequence),
+            integer_to_binary(At * 1000000),
+            integer_to_binary(Pending)
+        ])
+    ]),
+    Subject = nats_gateway_kv_bucket:subject_topic(Topic, Bucket),
+    {NHeaders, NPayload} = content(Kind, Headers, Payload, Consumer),
+    NState = State#state{sequence = Sequence, revision = max(Revision, State#state.revision)},
+    {{Subject, {subject, Reply}, NHeaders, NPayload}, NState}.
+
+content(put, Headers, Payload, #{headers_only := true}) ->
+    Size = integer_to_binary(byte_size(Payload)),
+    {nats_gateway_kv_answer:frame_headers(Headers, [{<<"Nats-Msg-Size">>, Size}]), <<>>};
+content(_, Headers, Payload, _) ->
+    {Headers, Payload}.
+
+size_of({Subject, {subject, Reply}, Headers, Payload}) ->
+    Block =
+        case Headers of
+            undefined -> 0;
+            _ when is_binary(Headers) -> byte_size(Headers);
+            {properties, Pairs, _} -> lists:sum([byte_size(N) + byte_size(V) + 4 || {N, V} <- Pairs])
+        end,
+    byte_size(Subject) + byte_size(Reply) + Block + byte_size(Payload).
+
+%% -------------------------------------------------------------------------------------------
+%% To the client
+
+feed(Frames, State = #state{unread = Unread}) ->
+    Bytes = lists:sum([size_of(Frame) || Frame <- Frames]),
+    {Asking, NState} = ask(State#state{unread = Unread + Bytes}),
+    send(Frames ++ Asking, NState).
+
+is_heartbeat({inbox, undefined, _, _}) -> true;
+is_heartbeat(_) -> false.
+
+%% Asks the client to say when it has read everything up to here.
+ask(State = #state{asked = none, unread = Unread, window = Window}) when
+    is_integer(Window), 2 * Unread >= Window
+->
+    Token = binary:encode_hex(crypto:strong_rand_bytes(4)),
+    {
+        [{inbox, {subject, question(Token, State)}, nats_gateway_kv_answer:control(flow_control, []), <<>>}],
+        State#state{asked = {Token, Unread}}
+    };
+ask(State) ->
+    {[], State}.
+
+question(Token, #state{bucket = Bucket, name = Name}) ->
+    Stream = nats_gateway_kv_bucket:stream(Bucket),
+    <<"$JS.FC.", Stream/binary, $., Name/binary, $., Token/binary>>.
+
+send(Frames, State = #state{client = Client, consumer = #{deliver_topic := DeliverTopic}}) ->
+    ok = nats_gateway_connection:feed(Client, DeliverTopic, Frames),
+    State#state{feeding = Frames, last = now_ms()}.
+
+%% Looks whether somebody has subscribed by now.
+knock(State = #state{feeding = idle, unsent = Unsent}) -> send(Unsent, State#state{unsent = []});
+knock(State) -> State.
+
+beat(State = #state{feeding = idle, last = Last, consumer = #{heartbeat := Heartbeat}}) ->
+    case now_ms() - Last >= Heartbeat of
+        true -> send([heartbeat(State)], State);
+        false when Heartbeat =:= infinity -> send([], State);
+        false -> State
+    end;
+beat(State) ->
+    State.
+
+heartbeat(State = #state{sequence = Sequence, revision = Revision, asked = Asked}) ->
+    Stalled =
+        case Asked of
+            {Token, _} -> [{<<"Nats-Consumer-Stalled">>, question(Token, State)}];
+            none -> []
+        end,
+    Pairs = [
+        {<<"Nats-Last-Consumer">>, integer_to_binary(Sequence)},
+        {<<"Nats-Last-Stream">>, integer_to_binary(Revision)}
+        | Stalled
+    ],
+    {inbox, undefined, nats_gateway_kv_answer:control(heartbeat, Pairs), <<>>}.
+
+tick(State = #state{interest = {none, _}, retry = Retry}) ->
+    _ = erlang:send_after(min(?LOOK_MS, ?FIRST_LOOK_MS bsl min(Retry, 8)), self(), tick),
+    State#state{retry = Retry + 1};
+tick(State = #state{consumer = #{heartbeat := Heartbeat}}) ->
+    _ = erlang:send_after(min(?IDLE_MS, Heartbeat), self(), tick),
+    State.
+
+now_ms() -> erlang:monotonic_time(millisecond).
