@@ -52,7 +52,11 @@ refuse(Reason) ->
     ok = nats_gateway_nif_loader:release(),
     {error, Reason}.
 
-start_alone(ok) -> nats_gateway_sup:start_link([nats_gateway_upstream:child_spec()]);
+start_alone(ok) ->
+    nats_gateway_sup:start_link([
+        nats_gateway_upstream:child_spec(),
+        #{id => nats_gateway_mqtt_revisions, start => {nats_gateway_mqtt_revisions, start_link, []}}
+    ]);
 start_alone({error, Text}) -> {error, {native_library, Text}}.
 
 %% The clients are told to go elsewhere before their sockets are closed.

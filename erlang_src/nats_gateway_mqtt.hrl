@@ -5,7 +5,8 @@
     topic :: binary(),
     payload = <<>> :: binary(),
     qos = 0 :: nats_gateway_mqtt_nif:qos(),
-    retain = false :: boolean(),
+    %% a client may say for how many seconds the message is of use
+    retain = false :: boolean() | {boolean(), ExpirySeconds :: 0..16#FFFFFFFF},
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
     response_topic :: undefined | binary(),
     correlation_data :: undefined | binary(),
@@ -20,6 +21,13 @@
     subscription_id :: undefined | pos_integer(),
     filters :: [
         {Filter :: binary(), nats_gateway_mqtt_nif:qos(), NoLocal :: boolean(), RetainHandling :: 0..2}
+        | {
+            Filter :: binary(),
+            nats_gateway_mqtt_nif:qos(),
+            NoLocal :: boolean(),
+            RetainHandling :: 0..2,
+            RetainAsPublished :: boolean()
+        }
     ]
 }).
 

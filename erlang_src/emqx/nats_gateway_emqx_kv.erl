@@ -13,6 +13,7 @@
 
 -export([new/3]).
 -export([where/0]).
+-export([open/2]).
 -export([read/2]).
 -export([write/4]).
 -export([fold/4]).
@@ -37,8 +38,11 @@ new(ClientId, Headers, Mountpoint) ->
 -spec where() -> nats_gateway_kv_store:where().
 where() -> cluster.
 
--spec read(Topic :: binary(), context()) -> {ok, nats_gateway_kv_store:value()} | none.
-read(Topic, _) -> found(nats_gateway_emqx_compat:read_retained(Topic)).
+-spec open(session | consumer, context()) -> {context(), none}.
+open(_, Context) -> {Context, none}.
+
+-spec read([Topic :: binary()], context()) -> [{ok, nats_gateway_kv_store:value()} | none].
+read(Topics, _) -> [found(nats_gateway_emqx_compat:read_retained(Topic)) || Topic <- Topics].
 
 found(none) -> none;
 found({ok, Message}) -> {ok, value(Message)}.

@@ -17,6 +17,7 @@
 -export([taken/2]).
 -export([stop/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+-export([terminate/2, format_status/1]).
 
 -export_type([options/0]).
 
@@ -27,6 +28,10 @@
     consumer := nats_gateway_kv_request:consumer(),
     name := binary()
 }.
+
+-define(FIRST_BATCH, 16).
+-define(MAX_BATCH, 256).
+-define(BATCH_BYTES, 262144).
 
 -record(state, {
     client :: pid(),
@@ -46,6 +51,8 @@
     %% whether somebody has subscribed, and since when nobody has
     interest = {none, 0} :: yes | {none, SinceMs :: integer()},
     retry = 0 :: non_neg_integer(),
+    %% how many keys are read at once
+    batch = ?FIRST_BATCH :: pos_integer(),
     %% flow control: bytes that the client has not said to have read, how many there may be, and the
     %% question that it has not answered
     unread = 0 :: non_neg_integer(),
@@ -54,9 +61,6 @@
     %% when the last frame went to the client
     last = 0 :: integer()
 }).
-
--define(BATCH, 128).
--define(BATCH_BYTES, 262144).
 
 %% As in a nats-server, the window grows with each answer of the client.
 -define(MIN_WINDOW, 65536).
@@ -75,7 +79,7 @@
 %% -------------------------------------------------------------------------------------------
 
 -spec start_link(options()) -> {ok, pid()} | {error, term()}.
-start_link(Options) -> gen_server:start_link(?MODULE, Options, []).
+start_link(Options) -> nats_gateway_guard:start_link(?MODULE, Options).
 
 %% The client has been told that the consumer is there.
 -spec start_delivery(pid()) -> ok.
@@ -120,11 +124,17 @@ init(#{client := Client, store := Store, bucket := Bucket, consumer := Consumer,
                 false -> infinity
             end
     },
-    {Module, Context} = Store,
-    lists:foreach(fun({_, Filter}) -> ok = Module:subscribe(Filter, Context) end, Filters),
-    _ = Start =/= new andalso lists:foreach(fun(Filter) -> look(Filter, Start, State) end, Filters),
-    _ = erlang:send_after(?SETTLED_MS, self(), settled),
-    {ok, State}.
+    try
+        {Module, Context} = Store,
+        {Opened, _} = Module:open(consumer, Context),
+        NState = State#state{store = {Module, Opened}},
+        lists:foreach(fun({_, Filter}) -> ok = Module:subscribe(Filter, Opened) end, Filters),
+        _ = Start =/= new andalso lists:foreach(fun(Filter) -> look(Filter, Start, NState) end, Filters),
+        _ = erlang:send_after(?SETTLED_MS, self(), settled),
+        {ok, NState}
+    catch
+        throw:{store, Failure} -> {stop, {shutdown, {store, Failure}}}
+    end.
 
 look({_, Filter}, Start, State = #state{store = {Module, Context}, queue = Queue}) ->
     Module:fold(
@@ -215,6 +225,13 @@ handle_info(Message, State = #state{store = {Module, Context}}) ->
             {noreply, State}
     end.
 
+terminate(_, _) -> ok.
+
+format_status(Status = #{state := State}) ->
+    #state{name = Name, sequence = Sequence, unread = Unread, window = Window} = State,
+    Shown = #{name => Name, sequence => Sequence, unread => Unread, window => Window},
+    Status#{state := Shown#{interest => State#state.interest, unsent => length(State#state.unsent)}}.
+
 %% Clients that subscribe late expect these to come. A client may have them already, and then it knows
 %% that it has.
 on_its_way(#state{feeding = idle, unsent = Unsent}) -> values(Unsent);
@@ -254,36 +271,47 @@ is_free(_) ->
 pump(State = #state{feeding = idle, unsent = Unsent = [_ | _]}) ->
     send(Unsent, State#state{unsent = []});
 pump(State = #state{feeding = idle, unread = Unread, window = Window}) when Unread < Window ->
-    case batch(?BATCH, ?BATCH_BYTES, [], State) of
+    try batch(State) of
         {[], NState} -> NState;
         {Frames, NState} -> feed(Frames, NState)
+    catch
+        %% The client makes its consumer again when it hears nothing.
+        throw:{store, _} -> exit({shutdown, store_gone})
     end;
 pump(State) ->
     State.
 
-batch(N, Bytes, Frames, State = #state{queue = Queue}) when N > 0, Bytes > 0 ->
-    case nats_gateway_kv_queue:take(1, Queue) of
-        [] ->
-            {lists:reverse(Frames), State};
-        [Entry] ->
-            case frame_of(Entry, nats_gateway_kv_queue:size(Queue), State) of
-                {Frame, NState} -> batch(N - 1, Bytes - size_of(Frame), [Frame | Frames], NState);
-                none -> batch(N, Bytes, Frames, State)
-            end
-    end;
-batch(_, _, Frames, State) ->
-    {lists:reverse(Frames), State}.
+%% The values of the keys whose turn it is are read together. How many are read depends on how large
+%% the values before them were.
+batch(State = #state{queue = Queue, batch = N, store = {Module, Context}}) ->
+    Entries = nats_gateway_kv_queue:take(N, Queue),
+    Topics = [Topic || {_, Topic, put} <- Entries],
+    Values = maps:from_list(lists:zip(Topics, Module:read(Topics, Context))),
+    {Frames, NState} = frames(Entries, Values, [], State),
+    Bytes = lists:sum([size_of(Frame) || Frame <- Frames]),
+    {Frames, NState#state{
+        batch = max(1, min(?MAX_BATCH, ?BATCH_BYTES * max(1, length(Frames)) div max(1, Bytes)))
+    }}.
 
-%% Reads the value only now. If the key has a later one, the message about that is on its way. If it
-%% has none, it has expired, or the message that deletes it is on its way: the client is told either
-%% way, because it counts what it gets.
-frame_of({Revision, Topic, put}, Pending, State = #state{store = {Module, Context}}) ->
-    case Module:read(Topic, Context) of
-        {ok, Value = #{revision := Revision}} -> frame(put, Topic, Value, Pending, State);
-        {ok, _} -> none;
-        none -> frame(delete, Topic, gone(Revision), Pending, State)
+frames([], _, Frames, State) ->
+    {lists:reverse(Frames), State};
+frames([Entry | Entries], Values, Frames, State = #state{queue = Queue}) ->
+    Pending = nats_gateway_kv_queue:size(Queue) + length(Entries),
+    case frame_of(Entry, Values, Pending, State) of
+        {Frame, NState} -> frames(Entries, Values, [Frame | Frames], NState);
+        none -> frames(Entries, Values, Frames, State)
+    end.
+
+%% If the key has a later value, the message about that is on its way. If it has none, it has
+%% expired, or the message that deletes it is on its way: the client is told either way, because it
+%% counts what it gets.
+frame_of({Revision, Topic, put}, Values, Pending, State) ->
+    case Values of
+        #{Topic := {ok, Value = #{revision := Revision}}} -> frame(put, Topic, Value, Pending, State);
+        #{Topic := {ok, _}} -> none;
+        #{Topic := none} -> frame(delete, Topic, gone(Revision), Pending, State)
     end;
-frame_of({_, Topic, {delete, Value}}, Pending, State) ->
+frame_of({_, Topic, {delete, Value}}, _, Pending, State) ->
     frame(delete, Topic, Value, Pending, State).
 
 gone(Revision) ->

@@ -9,6 +9,7 @@
 -export([submit/3]).
 -export([stop/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+-export([terminate/2, format_status/1]).
 
 -export_type([session/0, options/0]).
 
@@ -27,6 +28,9 @@
     store :: nats_gateway_kv_store:store(),
     leader :: binary(),
     waiting :: counters:counters_ref(),
+    %% the store is opened when it is needed, and ends with this process
+    opened = false :: boolean(),
+    link = none :: none | pid(),
     consumers = #{} :: #{{Stream :: binary(), Name :: binary()} => pid()}
 }).
 
@@ -40,7 +44,9 @@
 -spec new(options()) -> session().
 new(Options) ->
     Waiting = counters:new(2, [atomics]),
-    {ok, Pid} = gen_server:start(?MODULE, Options#{waiting => Waiting}, []),
+    {ok, Pid} = nats_gateway_guard:start_link(?MODULE, Options#{waiting => Waiting}),
+    %% It ends with the client because it monitors it. Its own end is no reason for that of the client.
+    true = unlink(Pid),
     {Pid, Waiting}.
 
 %% The answer goes to the client, unless it has no use for one.
@@ -81,7 +87,7 @@ handle_call(_, _, State) -> {reply, ignored, State}.
 handle_cast(stop, State) ->
     {stop, {shutdown, stopped}, State};
 handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client, waiting = Waiting}) ->
-    {Answer, NState} = do(Action, State),
+    {Answer, NState} = try_to_do(Action, State),
     ok = counters:sub(Waiting, 1, 1),
     ok = counters:sub(Waiting, 2, Size),
     _ =
@@ -98,10 +104,17 @@ handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client,
 handle_info({'DOWN', _, process, Client, _}, State = #state{client = Client}) ->
     %% ends the watchers as well
     {stop, {shutdown, client_gone}, State};
+handle_info({'EXIT', Link, _}, State = #state{link = Link}) ->
+    {stop, {shutdown, store_gone}, State};
 handle_info({'EXIT', Pid, _}, State = #state{consumers = Consumers}) ->
     {noreply, State#state{consumers = maps:filter(fun(_, Other) -> Other =/= Pid end, Consumers)}};
 handle_info(_, State) ->
     {noreply, State}.
+
+terminate(_, _) -> ok.
+
+format_status(Status = #{state := #state{consumers = Consumers, opened = Opened}}) ->
+    Status#{state := #{consumers => maps:keys(Consumers), opened => Opened}}.
 
 answer(_, undefined, _) ->
     ok;
@@ -110,6 +123,25 @@ answer(Client, ReplyTopic, Answer) ->
     nats_gateway_connection:answer(Client, ReplyTopic, Headers, Payload).
 
 %% -------------------------------------------------------------------------------------------
+
+try_to_do(Action, State = #state{opened = Opened, store = {Module, Context}}) ->
+    try
+        case Opened orelse not needs_store(Action) of
+            true ->
+                do(Action, State);
+            false ->
+                {NContext, Link} = Module:open(session, Context),
+                do(Action, State#state{opened = true, link = Link, store = {Module, NContext}})
+        end
+    catch
+        throw:{store, Failure} ->
+            {{error, nats_gateway_kv_request:type_of(Action), Failure}, State}
+    end.
+
+needs_store(Action) when is_tuple(Action) ->
+    lists:member(element(1, Action), [stream_list, stream_info, get, write, purge, create_consumer]);
+needs_store(_) ->
+    false.
 
 do(account_info, State = #state{consumers = Consumers}) ->
     {{account_info, 0, map_size(Consumers)}, State};
@@ -132,10 +164,10 @@ do({purge, _, _, true}, State) ->
     {{purged, 0}, State};
 do({purge, _, Topic, false}, State = #state{store = {Module, Context}}) ->
     Answer =
-        case Module:read(Topic, Context) of
-            none ->
+        case Module:read([Topic], Context) of
+            [none] ->
                 {purged, 0};
-            {ok, _} ->
+            [{ok, _}] ->
                 Delete = {delete, nats_gateway_kv_answer:deleted(<<"PURGE">>)},
                 case Module:write(Topic, any, Delete, Context) of
                     {ok, _} -> {purged, 1};
@@ -201,12 +233,17 @@ create_consumer(Bucket, Consumer = #{name := Given}, State) ->
         true ->
             {{error, <<"consumer_create">>, too_many_consumers}, State#state{consumers = Others}};
         false ->
-            {ok, Pid} = nats_gateway_kv_consumer:start_link(#{
+            Started = nats_gateway_kv_consumer:start_link(#{
                 client => Client, store => Store, bucket => Bucket, consumer => Consumer, name => Name
             }),
-            NState = State#state{consumers = Others#{Key => Pid}},
-            {ok, _, Facts} = consumer(Bucket, Name, NState),
-            {{started, Pid, {consumer, create, Facts}}, NState}
+            case Started of
+                {ok, Pid} ->
+                    NState = State#state{consumers = Others#{Key => Pid}},
+                    {ok, _, Facts} = consumer(Bucket, Name, NState),
+                    {{started, Pid, {consumer, create, Facts}}, NState};
+                {error, {shutdown, {store, Failure}}} ->
+                    {{error, <<"consumer_create">>, Failure}, State#state{consumers = Others}}
+            end
     end.
 
 %% -------------------------------------------------------------------------------------------
@@ -247,9 +284,9 @@ first(This, none) -> This;
 first(This, Other) -> min(This, Other).
 
 get(Way, Bucket, {last, Key, Topic}, #state{store = {Module, Context}}) ->
-    case Module:read(Topic, Context) of
-        {ok, Value} -> {value, Way, Bucket, Key, Value};
-        none -> not_found(Way)
+    case Module:read([Topic], Context) of
+        [{ok, Value}] -> {value, Way, Bucket, Key, Value};
+        [none] -> not_found(Way)
     end;
 get(Way, Bucket, {revision, Revision}, State) ->
     search(Way, Bucket, <<">">>, fun(R) -> R =:= Revision end, State);

@@ -29,7 +29,14 @@
 
 -callback where() -> where().
 
--callback read(Topic :: binary(), Context :: term()) -> {ok, value()} | none.
+%% Called by the process that is going to use the store, for the requests of a client or for one of its
+%% watchers. Returns a process that is linked to the caller, and without which the store is of no use.
+%%
+%% This function and the others throw `{store, nats_gateway_kv_answer:failure()}' if the broker refuses
+%% something, or is not there.
+-callback open(session | consumer, Context) -> {Context, none | pid()} when Context :: term().
+
+-callback read([Topic :: binary()], Context :: term()) -> [{ok, value()} | none].
 
 %% Writes, if the key has the expected revision, and returns the new one. `Ttl' is in seconds.
 -callback write(Topic, expected(), Write, Context :: term()) ->

@@ -25,6 +25,7 @@
 -export([handle_info/2]).
 -export([disconnect/2]).
 -export([ask_server/1]).
+-export([ask_store/3]).
 -export([max_payload/2]).
 
 -include("nats_gateway.hrl").
@@ -94,6 +95,10 @@
     %% the name under which hang-ups of the broker are kept, and the packets that must not be sent
     %% again
     hangups_key :: nats_gateway_hangups:key(),
+    %% how the key/value store logs in, if there is one, and what the client does with it
+    store_login = none :: none | nats_gateway_mqtt_link:login(),
+    leader :: binary(),
+    kv = none :: none | nats_gateway_kv_session:session(),
     refused = #{} :: #{nats_gateway_hangups:packet() => true}
 }).
 
@@ -148,11 +153,30 @@ connect(Client = #{config := Config}) ->
                 broker = #broker{max_levels = maps:get(max_topic_levels, Upstream)},
                 retain_handling = retain_handling(Config),
                 hangups_key = Key,
+                store_login = store_login(Session, Username, Password, MaxReceived, Config),
+                leader = maps:get(server_id, Config),
                 refused = Refused
             });
         error ->
             {error, authorization_violation}
     end.
+
+%% Another connection with the same client id would end this one.
+store_login(#{clientid := Id}, Username, Password, MaxReceived, #{kv := Buckets, upstream := Upstream}) when
+    is_map(Buckets)
+->
+    fun() ->
+        Own = binary:encode_hex(crypto:strong_rand_bytes(4)),
+        #{
+            upstream => Upstream,
+            client_id => <<Id/binary, "-kv-", Own/binary>>,
+            username => Username,
+            password => Password,
+            max_received => MaxReceived
+        }
+    end;
+store_login(_, _, _, _, _) ->
+    none.
 
 start(Username, Password, MaxReceived, Watched, Host) ->
     #host{upstream = Upstream, session = #{clientid := Id}} = Host,
@@ -746,10 +770,43 @@ complete(Host) ->
 ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 
 %% -------------------------------------------------------------------------------------------
+%% The key/value store
+
+%% The broker decides which rights the client has.
+-spec ask_store(#pub{}, nats_gateway_kv_bucket:buckets(), host()) -> {pass | no_responders, host()}.
+ask_store(Pub = #pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, Buckets, Host) when
+    Host#host.store_login =/= none, is_binary(ReplyTopic) orelse ReplyTo =:= undefined
+->
+    #pub{subject = Subject, headers = Headers, payload = Payload} = Pub,
+    #host{session = #{mountpoint := Mountpoint}} = Host,
+    {Action, _} = nats_gateway_kv_request:read(Subject, Headers, Payload, Mountpoint, Buckets),
+    pass_to_store(Action, ReplyTopic, Host);
+ask_store(_, _, Host) ->
+    {no_responders, Host}.
+
+pass_to_store({answer, no_responders}, _, Host) ->
+    {no_responders, Host};
+pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
+    #host{store_login = Login, secret = Secret, broker = #broker{max_packet = MaxPacket}} = Host,
+    Session = nats_gateway_kv_session:new(#{
+        client => self(),
+        store => nats_gateway_mqtt_kv:new(Login, #{secret => Secret, max_packet => MaxPacket}),
+        leader => Host#host.leader
+    }),
+    pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
+pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->
+    case nats_gateway_kv_session:submit(Action, ReplyTopic, Session) of
+        ok -> {pass, Host};
+        gone -> pass_to_store(Action, ReplyTopic, Host#host{kv = none})
+    end.
+
+%% -------------------------------------------------------------------------------------------
 %% The end
 
 -spec disconnect(term(), host()) -> ok.
-disconnect(_, #host{client = Client}) -> nats_gateway_mqtt_client:stop(Client).
+disconnect(_, #host{client = Client, kv = Kv}) ->
+    _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
+    nats_gateway_mqtt_client:stop(Client).
 
 closed(Ending, _, Out, Host = #host{phase = login, upstream = Upstream}) ->
     ok = log_no_login(Ending, Upstream),

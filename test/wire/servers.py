@@ -148,7 +148,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top |= {"auth_required": True} | (
                     {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
                 )
-            case "users" | "auth_token" | "no_auth_user":
+            case "users" | "auth_token" | "no_auth_user" | "kv":
                 top[name] = value
             case "nkeys":
                 top["internal_authn"] = [{"type": "nkey", "nkeys": value}]

@@ -5,9 +5,9 @@ use mqtt_protocol_core::mqtt::packet::v5_0::{
     Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Unsubscribe,
 };
 use mqtt_protocol_core::mqtt::packet::{
-    ContentType, CorrelationData, DecodeResult, MaximumPacketSize, Properties, Property, Qos,
-    ReceiveMaximum, ResponseTopic, RetainHandling, SubEntry, SubOpts, SubscriptionIdentifier,
-    UserProperty, VariableByteInteger,
+    ContentType, CorrelationData, DecodeResult, MaximumPacketSize, MessageExpiryInterval,
+    Properties, Property, Qos, ReceiveMaximum, ResponseTopic, RetainHandling, SubEntry, SubOpts,
+    SubscriptionIdentifier, UserProperty, VariableByteInteger,
 };
 use mqtt_protocol_core::mqtt::result_code::{DisconnectReasonCode, MqttError, PubackReasonCode};
 use rustler::types::atom::Atom;
@@ -266,11 +266,15 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         properties.push(Property::UserProperty(property));
         Ok(())
     })?;
+    let (retain, expiry) = retained(retain)?;
+    if let Some(seconds) = expiry {
+        properties.push(MessageExpiryInterval::new(seconds).map_err(invalid)?.into());
+    }
     let mut builder = Publish::builder()
         .topic_name(topic_name(topic)?)
         .map_err(invalid)?
         .qos(qos(quality)?)
-        .retain(retain.decode()?)
+        .retain(retain)
         .props(properties);
     if let Some(id) = optional(id, packet_id)? {
         builder = builder.packet_id(id);
@@ -298,6 +302,16 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     }
     output.payload(payload);
     Ok(())
+}
+
+/// Whether the broker is to retain a message, and for how many seconds: a boolean, or
+/// `{true, Seconds}`.
+fn retained(term: Term<'_>) -> NifResult<(bool, Option<u32>)> {
+    if let Ok(retain) = term.decode::<bool>() {
+        return Ok((retain, None));
+    }
+    let (retain, seconds): (bool, Term<'_>) = term.decode()?;
+    Ok((retain, Some(number(seconds)?)))
 }
 
 fn puback(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
@@ -329,14 +343,23 @@ fn subscribe(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
     Ok(())
 }
 
+/// A filter with its options. A fifth element says whether messages keep their retain flag.
 fn sub_entry(term: Term<'_>) -> NifResult<SubEntry> {
-    let (filter, quality, no_local, retain_handling): (Term<'_>, Term<'_>, bool, Term<'_>) =
-        term.decode()?;
+    type Five<'a> = (Term<'a>, Term<'a>, bool, Term<'a>, bool);
+    type Four<'a> = (Term<'a>, Term<'a>, bool, Term<'a>);
+    let (filter, quality, no_local, retain_handling, as_published) =
+        if let Ok(five) = term.decode::<Five<'_>>() {
+            five
+        } else {
+            let (filter, quality, no_local, retain_handling) = term.decode::<Four<'_>>()?;
+            (filter, quality, no_local, retain_handling, false)
+        };
     let retain_handling =
         RetainHandling::try_from(number::<u8>(retain_handling)?).map_err(|_| Error::BadArg)?;
     let options = SubOpts::new()
         .set_qos(qos(quality)?)
         .set_nl(no_local)
+        .set_rap(as_published)
         .set_rh(retain_handling);
     SubEntry::new(string(filter)?, options).map_err(invalid)
 }

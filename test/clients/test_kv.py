@@ -1,0 +1,61 @@
+"""The key/value store over the retained messages of Mosquitto, with unmodified clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kv_scenarios
+import pytest
+
+from clients.program import Program
+from clients.stack import AGAINST_NATS_SERVER, Stack, gateway_in_front_of, mosquitto
+from emqx.mqtt import Mqtt
+
+BUCKET, TOPIC = "devices", "site/state"
+SETTINGS = {"kv": {"enable": True, "buckets": [f"{BUCKET}={TOPIC}", "plain"]}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if AGAINST_NATS_SERVER:
+        pytest.skip("a nats-server has no MQTT broker behind it")
+    directory = tmp_path_factory.mktemp("kv")
+    broker = mosquitto(directory, "allow_anonymous true\n")
+    with Stack(gateway_in_front_of(broker.address, directory, SETTINGS), broker) as stack:
+        yield stack
+
+
+@pytest.fixture
+def mqtt(store: Stack) -> Callable[[], Mqtt]:
+    return lambda: Mqtt(store.mqtt)
+
+
+def test_nats_py(store: Stack):
+    asyncio.run(kv_scenarios.everything(store.url, BUCKET))
+    asyncio.run(kv_scenarios.everything(store.url, "plain"))
+
+
+def test_command(store: Stack):
+    kv_scenarios.with_the_command(store.url, BUCKET)
+
+
+def test_values_of_mqtt_clients(store: Stack, mqtt: Callable[[], Mqtt]):
+    asyncio.run(kv_scenarios.bridge(store.url, BUCKET, TOPIC, mqtt))
+
+
+def test_refusals(store: Stack):
+    asyncio.run(kv_scenarios.refusals(store.url, BUCKET))
+
+
+def test_expiry(store: Stack):
+    asyncio.run(kv_scenarios.expiry(store.url, BUCKET))
+
+
+def test_writers(store: Stack):
+    asyncio.run(kv_scenarios.writers([store.url], BUCKET))
+
+
+def test_no_gap_and_nothing_twice(store: Stack, mqtt: Callable[[], Mqtt]):
+    asyncio.run(kv_scenarios.no_gap(store.url, BUCKET, TOPIC, mqtt))
