@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import kv_scenarios
 import pytest
 
-from clients.program import Program
 from clients.stack import AGAINST_NATS_SERVER, Stack, gateway_in_front_of, mosquitto
 from emqx.mqtt import Mqtt
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import kv_scenarios
 import pytest
 
 from emqx.conftest import BUILT_IN
@@ -14,6 +16,7 @@ from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway
 from emqx.nats import Nats
 from emqx.node import Node, name_vsn, wait_until
 from emqx.page import Page
+from emqx.test_kv import has_a_store
 from emqx.test_closed import LOGINS, barred, is_demanded, is_shut, lets_in, load_the_built_in
 from nats_keys import Key, account_jwt, user_jwt
 from ports import HOST, free_port
@@ -287,6 +290,20 @@ def test_an_account_has_its_connections_on_both_nodes(cluster: tuple[Gateway, Ga
             wait_until(lambda gateway=gateway: not is_full(gateway), "ended connections are not counted any more")
     finally:
         first.rest.put(path, before)
+
+
+@pytest.mark.plugin
+def test_writers_of_a_key_on_both_nodes(cluster: tuple[Gateway, Gateway], package: Path):
+    """Create and update by revision are atomic in the whole cluster."""
+    page = Page(cluster[0].node, name_vsn(package))
+    page.change(kv_enable=True, kv_buckets=["shared"])
+    try:
+        urls = ["nats://{}:{}".format(*gateway.address) for gateway in cluster]
+        for gateway in cluster:
+            wait_until(lambda gateway=gateway: has_a_store(gateway), "both nodes have the store")
+        asyncio.run(kv_scenarios.writers(urls, "shared"))
+    finally:
+        page.change()
 
 
 @pytest.mark.plugin
