@@ -135,7 +135,7 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     Settings = maps:without(
         %% made at the start, or of other keys
-        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system],
+        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system, kv],
         nats_gateway_file:defaults()
     ),
     [
@@ -225,5 +225,6 @@ defaults_of_the_plugins_page_test_() ->
 
 page_value(<<"true">>) -> true;
 page_value(<<"false">>) -> false;
+page_value(<<"[]">>) -> [];
 page_value(<<"\"", Rest/binary>>) -> binary:part(Rest, 0, byte_size(Rest) - 1);
 page_value(Number) -> binary_to_integer(Number).

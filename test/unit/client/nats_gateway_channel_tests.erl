@@ -633,6 +633,94 @@ requests_to_servers_among_others_test() ->
     ?assertMatch([{publish, [_], _}, {ask_server, _}, {publish, [_], _}], calls()),
     ?assertMatch(#{messages_received := 4}, nats_gateway_channel:stats(C1)).
 
+-define(STORE, #{kv => #{<<"b">> => <<"b/">>}}).
+
+store_request(Subject) -> ["PUB ", Subject, " i 1\r\nx\r\n"].
+
+%% In their order among other publishes. The names that only begin alike are no requests.
+requests_to_the_store_test() ->
+    {_, Channel} = channel(?STORE),
+    {<<>>, C} = input(["CONNECT {\"verbose\":false", ?NO_RESPONDERS, "}\r\nSUB i 5\r\n"], Channel),
+    _ = calls(),
+    {Out, C1} = input(
+        [
+            store_request("a"), store_request("$JS.API.INFO"), store_request("$KV.b.k"),
+            store_request("$KV.nobody"), store_request("$KVx"), store_request("$JS"), "PUB $KV.b.k 1\r\nx\r\n"
+        ],
+        C
+    ),
+    ?assertEqual(<<"HMSG i 5 16 16\r\nNATS/1.0 503\r\n\r\n\r\n">>, Out),
+    Buckets = maps:get(kv, ?STORE),
+    ?assertMatch(
+        [
+            {publish, [#pub{subject = <<"a">>}], _},
+            {ask_store, <<"$JS.API.INFO">>, Buckets},
+            {ask_store, <<"$KV.b.k">>, Buckets},
+            {publish, [#pub{subject = <<"$KVx">>}, #pub{subject = <<"$JS">>}], _},
+            {ask_store, <<"$KV.b.k">>, Buckets}
+        ],
+        calls()
+    ),
+    ?assertMatch(#{messages_received := 7}, nats_gateway_channel:stats(C1)).
+
+%% The login's permissions come first, and a verbose client gets its +OK.
+permissions_of_requests_to_the_store_test() ->
+    Rules = #{publish => #{allow => all, deny => [<<"$KV.b.secret">>, <<"$JS.API.STREAM.>">>]}},
+    {_, Channel} = channel(maps:merge(users([user(<<"anne">>, Rules)]), ?STORE)),
+    {_, C} = input("CONNECT {\"user\":\"anne\",\"pass\":\"p\",\"pedantic\":false}\r\nSUB i 5\r\n", Channel),
+    _ = calls(),
+    {Out, _} = input(
+        [store_request("$KV.b.secret"), store_request("$KV.b.k"), store_request("$JS.API.STREAM.NAMES")], C
+    ),
+    ?assertEqual(
+        <<
+            "-ERR 'Permissions Violation for Publish to \"$KV.b.secret\"'\r\n+OK\r\n",
+            "-ERR 'Permissions Violation for Publish to \"$JS.API.STREAM.NAMES\"'\r\n"
+        >>,
+        Out
+    ),
+    ?assertMatch([{ask_store, <<"$KV.b.k">>, _}], calls()).
+
+%% Where the settings have no buckets, such names are names like others.
+no_store_test_() ->
+    [
+        fun() ->
+            {_, Channel} = channel(Settings),
+            {<<>>, C} = input("CONNECT {\"verbose\":false}\r\n", Channel),
+            _ = calls(),
+            Text = [store_request("a"), store_request("$KV.b.k"), store_request("b"), store_request("$JS.API.INFO")],
+            {<<>>, _} = input(Text, C),
+            Published = lists:append([Pubs || {publish, Pubs, _} <- calls()]),
+            ?assertEqual(
+                [<<"a">>, <<"$KV.b.k">>, <<"b">>, <<"$JS.API.INFO">>], [S || #pub{subject = S} <- Published]
+            )
+        end
+     || Settings <- [#{}, #{kv => off}]
+    ].
+
+%% What a watcher has goes to the client's own subscription, with the subjects of the keys.
+feed_test() ->
+    {_, Channel} = channel(?STORE),
+    {<<>>, C} = input("CONNECT {\"verbose\":false,\"headers\":true}\r\nSUB d 7\r\n", Channel),
+    Frames = [
+        {<<"$KV/b/k">>, {subject, <<"$JS.ACK.x">>}, undefined, <<"v">>},
+        {inbox, undefined, <<"NATS/1.0 100 Idle Heartbeat\r\n\r\n">>, <<>>}
+    ],
+    {yes, {ok, Out, C1}} = nats_gateway_channel:feed(<<"d">>, Frames, C),
+    ?assertEqual(
+        <<
+            "MSG $KV.b.k 7 $JS.ACK.x 1\r\nv\r\n",
+            "HMSG d 7 31 31\r\nNATS/1.0 100 Idle Heartbeat\r\n\r\n\r\n"
+        >>,
+        iolist_to_binary(Out)
+    ),
+    ?assertMatch({yes, {ok, [], _}}, nats_gateway_channel:feed(<<"d">>, [], C1)),
+    ?assertMatch({no, {ok, [], _}}, nats_gateway_channel:feed(<<"e">>, Frames, C1)),
+    Large = [{<<"$KV/b/k">>, undefined, undefined, binary:copy(<<"x">>, 600000)} || _ <- [1, 2, 3]],
+    ?assertMatch({behind, _}, nats_gateway_channel:feed(<<"d">>, Large, C1)),
+    {<<>>, C2} = input("UNSUB 7\r\n", C1),
+    ?assertMatch({no, {ok, [], _}}, nats_gateway_channel:feed(<<"d">>, Frames, C2)).
+
 a_kicked_client_is_told_nothing_test() ->
     {_, BeforeLogin} = channel(),
     [

@@ -10,6 +10,9 @@
 -export([handle_info/2, handle_call/3]).
 -export([decline/2, undelivered/2, report/2, disconnect/2]).
 -export([ask_server/1]).
+-export([ask_store/3]).
+
+-include("nats_gateway.hrl").
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),
@@ -77,6 +80,13 @@ ask_server(#{name := <<"NOBODY">>}) ->
 ask_server(Request) ->
     tell({ask_server, Request}),
     ok.
+
+%% Of all subjects but one.
+ask_store(#pub{subject = <<"$KV.nobody">>}, _, Answers) ->
+    {no_responders, Answers};
+ask_store(#pub{subject = Subject}, Buckets, Answers) ->
+    tell({ask_store, Subject, Buckets}),
+    {pass, Answers}.
 
 decline(Deliveries, Answers) ->
     tell({decline, Deliveries}),

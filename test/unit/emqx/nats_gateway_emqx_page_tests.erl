@@ -37,7 +37,8 @@ defaults_test() ->
             websocket_jwt_cookie => undefined,
             monitor_bind => undefined,
             emqx_prometheus => false,
-            built_in_may_serve => false
+            built_in_may_serve => false,
+            kv => off
         }},
         parse(#{})
     ).
@@ -65,7 +66,7 @@ the_files_of_the_page_test() ->
             ?assertEqual({Key, Json}, {Key, Stored}),
             ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        (maps:keys(Defaults) -- [login, system]) ++
+        (maps:keys(Defaults) -- [login, system, kv]) ++ [kv_enable, kv_buckets] ++
             [internal_authn, token, nkeys, trusted_operators, resolver_preload] ++
             [system_users, system_nkeys, system_accounts]
     ).

@@ -49,6 +49,28 @@ an_unknown_key_is_named_test_() ->
             set([<<"listeners">>, <<"udp">>], #{}))
     ].
 
+%% The buckets of the key/value store. `nats_gateway_kv_bucket_tests' has the entries.
+kv_test_() ->
+    Kv = fun(Table) ->
+        case parse(#{<<"kv">> => Table}) of
+            {ok, #{kv := Buckets}} -> Buckets;
+            Error -> Error
+        end
+    end,
+    [
+        ?_assertEqual(off, Kv(#{})),
+        ?_assertEqual(off, Kv(#{<<"buckets">> => [<<"b">>]})),
+        ?_assertEqual(#{<<"b">> => <<"x/">>}, Kv(#{<<"enable">> => true, <<"buckets">> => [<<"b=x">>]})),
+        ?_assertEqual(
+            {error, <<"kv.buckets: must name at least one bucket">>}, Kv(#{<<"enable">> => true})
+        ),
+        ?_assertMatch(
+            {error, <<"kv.buckets[2]: must be the name of a bucket", _/binary>>},
+            Kv(#{<<"enable">> => true, <<"buckets">> => [<<"b">>, <<"b c">>]})
+        ),
+        ?_assertMatch({error, <<"kv.enable: ", _/binary>>}, Kv(#{<<"enable">> => 1}))
+    ].
+
 %% Who may ask what a system account may. A name that nobody can prove is refused with its place.
 system_access_test_() ->
     User = nats_gateway_credentials:public(user),

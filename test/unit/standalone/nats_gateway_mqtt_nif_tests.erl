@@ -57,6 +57,11 @@ encode_test_() ->
             <<16#33, 26, 0, 1, "a", 0, 7, 19, 8, 0, 1, "r", 9, 0, 1, "c", 3, 0, 1, "t", 38, 0, 1,
                 "k", 0, 1, "v", "x">>
         },
+        %% for 258 seconds
+        {
+            #publish{topic = <<"a">>, payload = <<"x">>, retain = {true, 258}},
+            <<16#31, 10, 0, 1, "a", 5, 2, 0, 0, 1, 2, "x">>
+        },
         {
             #connect{client_id = <<"id">>, keepalive = 60},
             <<16#10, 15, 0, 4, "MQTT", 5, 2, 0, 60, 0, 0, 2, "id">>
@@ -88,6 +93,11 @@ encode_test_() ->
         {
             #subscribe{packet_id = 1, subscription_id = undefined, filters = [{<<"$share/g/a">>, 0, false, 1}]},
             <<16#82, 16, 0, 1, 0, 0, 10, "$share/g/a", 2#010000>>
+        },
+        %% messages keep their retain flag
+        {
+            #subscribe{packet_id = 1, filters = [{<<"a">>, 1, false, 2, true}]},
+            <<16#82, 7, 0, 1, 0, 0, 1, "a", 2#101001>>
         },
         {#unsubscribe{packet_id = 1, filters = [<<"a">>, <<"b/#">>]}, <<16#A2, 11, 0, 1, 0, 0, 1, "a", 0, 3, "b/#">>}
     ],
