@@ -215,6 +215,26 @@ async def expiry(url: str, bucket: str) -> None:
             await asyncio.sleep(0.2)
 
 
+async def reconnect(url: str, bucket: str) -> None:
+    """A watcher whose connection is cut goes on where it was, as soon as the client misses the heartbeats."""
+    async with connected(url, reconnect_time_wait=0.1) as client, connected(url) as writing:
+        kv = await client.jetstream().key_value(bucket)
+        own = await writing.jetstream().key_value(bucket)
+        await own.put("r.a", b"0")
+        watcher = await kv.watch("r.>")
+        assert [e.value for e in await initial(watcher)] == [b"0"]
+        client._transport._io_writer.transport.abort()
+        await own.put("r.a", b"1")
+        await own.put("r.b", b"1")
+        seen = [await watcher.updates(timeout=4 * DEADLINE) for _ in range(2)]
+        assert [(e.key, e.value) for e in seen] == [("r.a", b"1"), ("r.b", b"1")]
+        await own.put("r.a", b"2")
+        entry = await watcher.updates(timeout=DEADLINE)
+        assert (entry.key, entry.value) == ("r.a", b"2")
+        for key in ("r.a", "r.b"):
+            await own.delete(key)
+
+
 async def writers(urls: list[str], bucket: str) -> None:
     """Each adds to one number, and tries again when somebody else was first. No addition is lost."""
 

@@ -32,6 +32,8 @@
 -define(FIRST_BATCH, 16).
 -define(MAX_BATCH, 256).
 -define(BATCH_BYTES, 262144).
+%% Changes that wait with their values.
+-define(MAX_LIVE, 256).
 
 -record(state, {
     client :: pid(),
@@ -44,6 +46,9 @@
     %% numbers of the last message that was made
     sequence = 0 :: non_neg_integer(),
     revision = 0 :: non_neg_integer(),
+    %% changes with their values, latest first, and their bytes. They go before what is in the queue.
+    live = [] :: [nats_gateway_kv_store:change()],
+    live_bytes = 0 :: non_neg_integer(),
     %% `idle', or what is on its way to the client
     feeding = idle :: idle | [nats_gateway_channel:feed()],
     %% frames that nobody had subscribed to
@@ -168,13 +173,18 @@ handle_call(facts, _, State) ->
             created => State#state.created,
             config => Config,
             delivered => {Sequence, Revision},
-            pending => nats_gateway_kv_queue:size(Queue) + length(on_its_way(State)),
+            pending =>
+                nats_gateway_kv_queue:size(Queue) + length(State#state.live) + length(on_its_way(State)),
             bound => State#state.interest =:= yes
         },
         State}.
 
 handle_cast(start_delivery, State) ->
-    {noreply, tick(pump(State))};
+    %% If there is nothing to send, the client is asked all the same whether it has subscribed.
+    case pump(State) of
+        Idle = #state{feeding = idle} -> {noreply, tick(knock(Idle))};
+        Feeding -> {noreply, tick(Feeding)}
+    end;
 handle_cast({taken, Token}, State = #state{asked = {Token, Bytes}, window = Window}) ->
     {noreply,
         pump(State#state{
@@ -241,15 +251,14 @@ values(Frames) -> [Frame || Frame = {Subject, _, _, _} <- Frames, Subject =/= in
 
 %% -------------------------------------------------------------------------------------------
 
+%% A watcher that keeps up is told of each change. For one that does not, the queue keeps only the last
+%% one of each key.
 changed(Kind, Topic, Value = #{revision := Revision}, State = #state{queue = Queue}) ->
-    case is_free(State) andalso nats_gateway_kv_queue:size(Queue) =:= 0 of
+    case has_room(State) of
         true ->
             case nats_gateway_kv_queue:pass(Revision, Topic, Queue) of
-                new ->
-                    {Frame, NState} = frame(Kind, Topic, Value, 0, State),
-                    feed([Frame], NState);
-                known ->
-                    State
+                new -> pump(live({Kind, Topic, Value}, State));
+                known -> State
             end;
         false ->
             What =
@@ -261,15 +270,22 @@ changed(Kind, Topic, Value = #{revision := Revision}, State = #state{queue = Que
             State
     end.
 
-%% Whether a frame may go to the client.
-is_free(#state{feeding = idle, unsent = [], interest = yes, unread = Unread, window = Window}) ->
-    Unread < Window;
-is_free(_) ->
-    false.
+has_room(#state{queue = Queue, live = Live, live_bytes = Bytes}) ->
+    nats_gateway_kv_queue:size(Queue) =:= 0 andalso length(Live) < ?MAX_LIVE andalso Bytes < ?BATCH_BYTES.
+
+live(Change = {_, Topic, #{payload := Payload}}, State = #state{live = Live, live_bytes = Bytes}) ->
+    State#state{live = [Change | Live], live_bytes = Bytes + byte_size(Topic) + byte_size(Payload)}.
 
 %% Sends what waits, as much as may be on its way.
+pump(State = #state{interest = {none, _}, unsent = [_ | _]}) ->
+    State;
 pump(State = #state{feeding = idle, unsent = Unsent = [_ | _]}) ->
     send(Unsent, State#state{unsent = []});
+pump(State = #state{feeding = idle, live = Live = [_ | _], unread = Unread, window = Window}) when
+    Unread < Window
+->
+    {Frames, NState} = live_frames(lists:reverse(Live), [], State#state{live = [], live_bytes = 0}),
+    feed(Frames, NState);
 pump(State = #state{feeding = idle, unread = Unread, window = Window}) when Unread < Window ->
     try batch(State) of
         {[], NState} -> NState;
@@ -280,6 +296,13 @@ pump(State = #state{feeding = idle, unread = Unread, window = Window}) when Unre
     end;
 pump(State) ->
     State.
+
+live_frames([], Frames, State) ->
+    {lists:reverse(Frames), State};
+live_frames([{Kind, Topic, Value} | Live], Frames, State = #state{queue = Queue}) ->
+    Pending = length(Live) + nats_gateway_kv_queue:size(Queue),
+    {Frame, NState} = frame(Kind, Topic, Value, Pending, State),
+    live_frames(Live, [Frame | Frames], NState).
 
 %% The values of the keys whose turn it is are read together. How many are read depends on how large
 %% the values before them were.

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 import kv_scenarios
 import pytest
 
+from clients.program import Program
 from clients.stack import AGAINST_NATS_SERVER, Stack, gateway_in_front_of, mosquitto
 from emqx.mqtt import Mqtt
 
 BUCKET, TOPIC = "devices", "site/state"
-SETTINGS = {"kv": {"enable": True, "buckets": [f"{BUCKET}={TOPIC}", "plain"]}}
+PROGRAMS = ("go", "js", "rust", "java")
+SETTINGS = {"kv": {"enable": True, "buckets": [f"{BUCKET}={TOPIC}", "plain", *PROGRAMS]}}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,22 @@ def test_nats_py(store: Stack):
     asyncio.run(kv_scenarios.everything(store.url, "plain"))
 
 
+def test_nats_go(nats_go: Program, store: Stack):
+    nats_go.run("kv", url=store.url, bucket="go")
+
+
+def test_nats_js(nats_js: Program, store: Stack, subject: str):
+    nats_js.run("kv", url=store.url, subject=subject, bucket="js")
+
+
+def test_async_nats(async_nats: Program, store: Stack, subject: str):
+    async_nats.run("kv", url=store.url, subject=subject, bucket="rust")
+
+
+def test_jnats(jnats: Program, store: Stack, subject: str):
+    jnats.run("kv", 40.0, url=store.url, subject=subject, bucket="java")
+
+
 def test_command(store: Stack):
     kv_scenarios.with_the_command(store.url, BUCKET)
 
@@ -49,6 +67,10 @@ def test_refusals(store: Stack):
 
 def test_expiry(store: Stack):
     asyncio.run(kv_scenarios.expiry(store.url, BUCKET))
+
+
+def test_watcher_after_a_lost_connection(store: Stack):
+    asyncio.run(kv_scenarios.reconnect(store.url, BUCKET))
 
 
 def test_writers(store: Stack):

@@ -4,11 +4,18 @@ import io.nats.client.AuthenticationException;
 import io.nats.client.Connection;
 import io.nats.client.Dispatcher;
 import io.nats.client.ErrorListener;
+import io.nats.client.JetStreamApiException;
+import io.nats.client.KeyValue;
+import io.nats.client.KeyValueManagement;
 import io.nats.client.Message;
 import io.nats.client.Nats;
 import io.nats.client.Options;
 import io.nats.client.Subscription;
+import io.nats.client.api.KeyValueEntry;
+import io.nats.client.api.KeyValueWatchOption;
+import io.nats.client.api.KeyValueWatcher;
 import io.nats.client.impl.Headers;
+import io.nats.client.impl.NatsKeyValueWatchSubscription;
 import io.nats.client.impl.NatsMessage;
 import io.nats.client.support.JsonParser;
 import io.nats.client.support.JsonValue;
@@ -54,6 +61,7 @@ public final class Scenarios {
                     Map.entry("words", Scenarios::words),
                     Map.entry("drain", Scenarios::drain),
                     Map.entry("unsubscribe_max", Scenarios::unsubscribeMax),
+                    Map.entry("kv", Scenarios::kv),
                     Map.entry("largest_payload", Scenarios::largestPayload),
                     Map.entry("login", Scenarios::login),
                     Map.entry("bad_login", Scenarios::badLogin),
@@ -247,6 +255,98 @@ public final class Scenarios {
         Subscription sub = nc.subscribe(subject);
         nc.publish(subject, bytes("welcome"));
         expect("welcome", text(next(sub)));
+    }
+
+    /** What it can do with an empty bucket. */
+    private void kv() throws Exception {
+        Connection nc = connect();
+        String bucket = text("bucket");
+        KeyValue kv = nc.keyValue(bucket);
+        KeyValueManagement management = nc.keyValueManagement();
+        long first = kv.put("a.b", "one");
+        expect("one", kv.get("a.b").getValueAsString());
+        expect(first, kv.get("a.b").getRevision());
+        long second = kv.update("a.b", bytes("two"), first);
+        expect(true, second > first);
+        refused("wrong last sequence", () -> kv.update("a.b", bytes("lost"), first));
+        refused("wrong last sequence", () -> kv.create("a.b", bytes("lost")));
+        long third = kv.create("c", bytes("1"));
+        expect(List.of("a.b", "c"), kv.keys());
+
+        Watching all = new Watching();
+        try (NatsKeyValueWatchSubscription ignored = kv.watchAll(all)) {
+            expect("a.b PUT two " + second, all.next());
+            expect("c PUT 1 " + third, all.next());
+            expect("end", all.next());
+            long live = kv.put("d", "live");
+            expect("d PUT live " + live, all.next());
+            kv.delete("c");
+            expect(true, all.next().startsWith("c DELETE "));
+            kv.purge("d");
+            expect(true, all.next().startsWith("d PURGE "));
+        }
+        Watching updates = new Watching();
+        try (NatsKeyValueWatchSubscription ignored =
+                kv.watch(
+                        "*",
+                        updates,
+                        KeyValueWatchOption.UPDATES_ONLY,
+                        KeyValueWatchOption.IGNORE_DELETE,
+                        KeyValueWatchOption.META_ONLY)) {
+            long fourth = kv.create("c", bytes("again"));
+            kv.delete("c");
+            kv.put("x.y", "of another filter");
+            long fifth = kv.put("e", "value");
+            expect("end", updates.next());
+            expect("c PUT null " + fourth, updates.next());
+            expect("e PUT null " + fifth, updates.next());
+        }
+
+        expect(true, kv.get("c") == null);
+        expect(1, kv.history("a.b").size());
+        expect("two", kv.get("a.b", second).getValueAsString());
+        expect(3L, kv.getStatus().getEntryCount());
+        expect(true, management.getBucketNames().contains(bucket));
+        kv.purgeDeletes();
+        refused("cannot be removed", () -> management.delete(bucket));
+        for (String key : List.of("a.b", "e", "x.y")) {
+            kv.delete(key);
+        }
+        expect(List.of(), kv.keys());
+    }
+
+    private interface Request {
+        void send() throws Exception;
+    }
+
+    private static void refused(String text, Request request) throws Exception {
+        try {
+            request.send();
+        } catch (JetStreamApiException e) {
+            expect(true, e.getMessage().contains(text));
+            return;
+        }
+        fail("no refusal: " + text);
+    }
+
+    /** Entries as text, and the end of the values that were there. */
+    private static final class Watching implements KeyValueWatcher {
+        private final BlockingQueue<String> seen = new LinkedBlockingQueue<>();
+
+        @Override
+        public void watch(KeyValueEntry entry) {
+            seen.add(entry.getKey() + " " + entry.getOperation() + " " + entry.getValueAsString() + " " + entry.getRevision());
+        }
+
+        @Override
+        public void endOfData() {
+            seen.add("end");
+        }
+
+        String next() throws Exception {
+            String update = seen.poll(DEADLINE.toMillis(), TimeUnit.MILLISECONDS);
+            return update == null ? "nothing" : update;
+        }
     }
 
     private Connection connect() throws Exception {

@@ -17,10 +17,10 @@ import (
 const deadline = 10 * time.Second
 
 type given struct {
-	URL, Subject, User, Password, Token, Seed, Creds, Denied string
-	MaxPayload                                               int
-	Words                                                    nats.Header
-	TLS                                                      struct {
+	URL, Subject, User, Password, Token, Seed, Creds, Denied, Bucket string
+	MaxPayload                                                       int
+	Words                                                            nats.Header
+	TLS                                                              struct {
 		CAFile, CertFile, KeyFile string
 		First                     bool
 	}

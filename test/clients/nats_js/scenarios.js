@@ -41,6 +41,33 @@ function statusError(status) {
   return status.error ?? Object.assign(new Error(String(status.data)), { code: status.data });
 }
 
+// The third generation has a package of its own for buckets.
+async function openBucket(nc, bucket) {
+  if (packageName === "nats") return nc.jetstream().views.kv(bucket, { bindOnly: true });
+  const { Kvm } = require("@nats-io/kv");
+  return new Kvm(nc).open(bucket);
+}
+
+async function collected(iterator) {
+  const entries = [];
+  await within("the end", (async () => {
+    for await (const entry of iterator) entries.push(entry);
+  })());
+  return entries;
+}
+
+function watching(watcher) {
+  const iterator = watcher[Symbol.asyncIterator]();
+  return {
+    stop: () => watcher.stop(),
+    next: async () => {
+      const { value } = await within("an update", iterator.next());
+      const text = value.value.length ? value.string() : "";
+      return [value.key, value.operation, text, value.revision, value.delta];
+    },
+  };
+}
+
 // --- Helpers ---------------------------------------------------------------------------------------------------------
 
 const connections = [];
@@ -459,6 +486,52 @@ const scenarios = {
     const inbox = await Inbox.open(nc, subject);
     nc.publish(subject, "still connected");
     assert.deepEqual((await inbox.take(1)).map(text), ["still connected"]);
+  },
+
+  // What it can do with an empty bucket.
+  async kv() {
+    const nc = await connect();
+    const kv = await openBucket(nc, given.bucket);
+    const first = await kv.put("a.b", "one");
+    const entry = await kv.get("a.b");
+    assert.deepEqual([entry.string(), entry.revision], ["one", first]);
+    const second = await kv.update("a.b", "two", first);
+    assert.ok(second > first);
+    await assert.rejects(kv.update("a.b", "lost", first), /wrong last sequence/);
+    await assert.rejects(kv.create("a.b", "lost"), /wrong last sequence/);
+    const third = await kv.create("c", "1");
+    assert.deepEqual(await collected(await kv.keys()), ["a.b", "c"]);
+
+    const all = watching(await kv.watch());
+    assert.deepEqual(await all.next(), ["a.b", "PUT", "two", second, 1]);
+    assert.deepEqual(await all.next(), ["c", "PUT", "1", third, 0]);
+    const live = await kv.put("d", "live");
+    assert.deepEqual(await all.next(), ["d", "PUT", "live", live, 0]);
+    await kv.delete("c");
+    assert.deepEqual((await all.next()).slice(0, 3), ["c", "DEL", ""]);
+    await kv.purge("d");
+    assert.deepEqual((await all.next()).slice(0, 3), ["d", "PURGE", ""]);
+    all.stop();
+
+    const updates = watching(await kv.watch({ key: "*", include: "updates", ignoreDeletes: true, headers_only: true }));
+    const fourth = await kv.create("c", "again");
+    await kv.delete("c");
+    await kv.put("x.y", "of another filter");
+    const fifth = await kv.put("e", "value");
+    assert.deepEqual(await updates.next(), ["c", "PUT", "", fourth, 0]);
+    assert.deepEqual((await updates.next()).slice(0, 4), ["e", "PUT", "", fifth]);
+    updates.stop();
+
+    assert.equal(await kv.get("c"), null);
+    const history = await collected(await kv.history({ key: "a.b" }));
+    assert.deepEqual(history.map((e) => e.revision), [second]);
+    assert.equal((await kv.get("a.b", { revision: second })).string(), "two");
+    const status = await kv.status();
+    assert.deepEqual([status.bucket, status.values, status.history], [given.bucket, 3, 1]);
+    await kv.purgeDeletes(0);
+    await assert.rejects(kv.destroy(), /cannot be removed/);
+    for (const key of ["a.b", "e", "x.y"]) await kv.delete(key);
+    assert.deepEqual(await collected(await kv.keys()), []);
   },
 
   // Reports what arrives and publishes what it is told to.

@@ -1,5 +1,7 @@
 //! Unmodified async-nats: `async-nats-clients SCENARIO JSON`. Exit status 0 means the scenario saw what it expects.
 
+mod kv;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -643,6 +645,7 @@ async fn main() -> Outcome {
         "login" => login(&given).await,
         "bad_login" => bad_login(&given).await,
         "denied_subscribe" => denied_subscribe(&given).await,
+        "kv" => kv::kv(&given).await,
         "tap" => tap(&given).await,
         _ => Err(format!("no scenario {scenario}").into()),
     };
