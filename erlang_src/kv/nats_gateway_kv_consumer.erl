@@ -166,15 +166,15 @@ is_watched(Topic, #state{bucket = Bucket, consumer = #{filters := Filters}}) ->
 handle_call(facts, _, State) ->
     #state{sequence = Sequence, revision = Revision, queue = Queue, consumer = #{config := Config}} =
         State,
+    OnTheWay = length(on_its_way(State)),
     {reply,
         #{
             bucket => State#state.bucket,
             name => State#state.name,
             created => State#state.created,
             config => Config,
-            delivered => {Sequence, Revision},
-            pending =>
-                nats_gateway_kv_queue:size(Queue) + length(State#state.live) + length(on_its_way(State)),
+            delivered => {Sequence - OnTheWay, Revision},
+            pending => nats_gateway_kv_queue:size(Queue) + length(State#state.live) + OnTheWay,
             bound => State#state.interest =:= yes
         },
         State}.
@@ -242,8 +242,8 @@ format_status(Status = #{state := State}) ->
     Shown = #{name => Name, sequence => Sequence, unread => Unread, window => Window},
     Status#{state := Shown#{interest => State#state.interest, unsent => length(State#state.unsent)}}.
 
-%% Clients that subscribe late expect these to come. A client may have them already, and then it knows
-%% that it has.
+%% Clients that subscribe late expect these to come. jnats takes what is pending and what is delivered
+%% together for the number of values, so each counts only once.
 on_its_way(#state{feeding = idle, unsent = Unsent}) -> values(Unsent);
 on_its_way(#state{feeding = Feeding, unsent = Unsent}) -> values(Feeding ++ Unsent).
 

@@ -42,6 +42,8 @@
     | {stream_names, Names :: [binary()], Offset :: non_neg_integer()}
     | {stream_list, [bucket()], Offset :: non_neg_integer()}
     | {stream_info, info | create | update, bucket()}
+    %% the same, but the client may not know how many keys there are
+    | {hidden, action()}
     | {get, direct | message, bucket(), which()}
     | {write, bucket(), Topic :: binary(), nats_gateway_kv_store:expected(), Write :: tuple()}
     | {purge, bucket(), Topic :: binary(), KeepsLast :: boolean()}
@@ -88,8 +90,11 @@ read(Subject, Headers, Payload, Mountpoint, Buckets) ->
         throw:{answer, Answer} -> {{answer, Answer}, []}
     end.
 
-%% What becomes of a request whose client does not have a right that it needs.
+%% What becomes of a request whose client does not have a right that it needs. Clients ask for the
+%% stream before they do anything else, even if they may read only a few keys.
 -spec deny(action(), right()) -> action().
+deny(Action = {stream_info, _, _}, _) -> {hidden, Action};
+deny(Action = {stream_list, _, _}, _) -> {hidden, Action};
 deny(Action, {Kind, Topic}) -> {answer, {error, type_of(Action), {denied, Kind, Topic}}}.
 
 %% The type of the answer to an error.

@@ -151,6 +151,10 @@ do({stream_list, Buckets, Offset}, State) ->
     {{stream_list, [stream(Bucket, State) || Bucket <- Buckets], Offset}, State};
 do({stream_info, Kind, Bucket}, State) ->
     {{stream_info, Kind, stream(Bucket, State)}, State};
+do({hidden, {stream_list, Buckets, Offset}}, State) ->
+    {{stream_list, [hidden(Bucket, State) || Bucket <- Buckets], Offset}, State};
+do({hidden, {stream_info, Kind, Bucket}}, State) ->
+    {{stream_info, Kind, hidden(Bucket, State)}, State};
 do({get, Way, Bucket, Which}, State) ->
     {get(Way, Bucket, Which, State), State};
 do({write, Bucket, Topic, Expected, Write}, State = #state{store = {Module, Context}}) ->
@@ -249,9 +253,9 @@ create_consumer(Bucket, Consumer = #{name := Given}, State) ->
 %% -------------------------------------------------------------------------------------------
 %% Reading
 
-stream(Bucket, State = #state{store = {Module, Context}, leader = Leader}) ->
+stream(Bucket, State = #state{store = {Module, Context}}) ->
     {ok, Filter} = nats_gateway_kv_bucket:filter(<<">">>, Bucket),
-    {Messages, Bytes, First, Last} = Module:fold(
+    try Module:fold(
         Filter,
         fun(Topic, #{revision := Revision, at := At, payload := Payload}, Acc = {N, Size, Min, Max}) ->
             case nats_gateway_kv_bucket:key_of_topic(Topic, Bucket) of
@@ -264,18 +268,24 @@ stream(Bucket, State = #state{store = {Module, Context}, leader = Leader}) ->
         end,
         {0, 0, none, {0, 0}},
         Context
-    ),
+    ) of
+        {0, 0, none, _} ->
+            hidden(Bucket, State);
+        {Messages, Bytes, First, Last} ->
+            (hidden(Bucket, State))#{messages := Messages, bytes := Bytes, first := First, last := Last}
+    catch
+        %% The client may not subscribe to all of the bucket.
+        throw:{store, _} -> hidden(Bucket, State)
+    end.
+
+hidden(Bucket, State = #state{store = {Module, _}, leader = Leader}) ->
     #{
         bucket => Bucket,
         where => Module:where(),
-        messages => Messages,
-        bytes => Bytes,
-        first =>
-            case First of
-                none -> {0, 0};
-                _ -> First
-            end,
-        last => Last,
+        messages => 0,
+        bytes => 0,
+        first => {0, 0},
+        last => {0, 0},
         consumers => length(names(Bucket, State)),
         leader => Leader
     }.

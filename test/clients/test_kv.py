@@ -50,7 +50,7 @@ def test_async_nats(async_nats: Program, store: Stack, subject: str):
 
 
 def test_jnats(jnats: Program, store: Stack, subject: str):
-    jnats.run("kv", 40.0, url=store.url, subject=subject, bucket="java")
+    jnats.run("kv", 10.0, url=store.url, subject=subject, bucket="java")
 
 
 def test_command(store: Stack):

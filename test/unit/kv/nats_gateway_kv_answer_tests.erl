@@ -47,7 +47,10 @@ errors_test_() ->
 %% The text goes into a header line.
 texts_hold_no_line_ends_test_() ->
     [
-        ?_assertEqual(nomatch, binary:match(maps:get(<<"description">>, maps:get(<<"error">>, decoded({error, <<"x">>, F}))), [<<"\r">>, <<"\n">>]))
+        fun() ->
+            #{<<"error">> := #{<<"description">> := Text}} = decoded({error, <<"x">>, F}),
+            ?assertEqual(nomatch, binary:match(Text, [<<"\r">>, <<"\n">>]))
+        end
      || F <- [
             bad_request, invalid_json, not_implemented, stream_not_found, consumer_not_found, message_not_found,
             other_configuration, other_stream, no_rollup, invalid_ttl, push_only, too_many_requests,
@@ -58,7 +61,10 @@ texts_hold_no_line_ends_test_() ->
     ].
 
 values_test_() ->
-    More = <<"Nats-Stream: KV_b\r\nNats-Subject: $KV.b.k\r\nNats-Sequence: 7\r\nNats-Time-Stamp: 1970-01-01T00:00:01.500Z\r\n\r\n">>,
+    More = <<
+        "Nats-Stream: KV_b\r\nNats-Subject: $KV.b.k\r\nNats-Sequence: 7\r\n"
+        "Nats-Time-Stamp: 1970-01-01T00:00:01.500Z\r\n\r\n"
+    >>,
     Get = fun(Headers) -> encode({value, direct, bucket(), <<"k">>, value(Headers)}) end,
     [
         ?_assertEqual({<<"NATS/1.0\r\n", More/binary>>, <<"v">>}, Get(undefined)),
@@ -70,7 +76,10 @@ values_test_() ->
         ?_assertMatch(
             #{
                 <<"message">> := #{
-                    <<"hdrs">> := _, <<"data">> := <<"dg==">>, <<"seq">> := 7, <<"time">> := <<"1970-01-01T00:00:01.500Z">>
+                    <<"hdrs">> := _,
+                    <<"data">> := <<"dg==">>,
+                    <<"seq">> := 7,
+                    <<"time">> := <<"1970-01-01T00:00:01.500Z">>
                 }
             },
             decoded({value, message, bucket(), <<"k">>, value({properties, [{<<"A">>, <<"1">>}], undefined})})
@@ -86,7 +95,10 @@ headers_test_() ->
         ?_assertEqual(undefined, frame_headers(undefined, [])),
         ?_assertEqual(<<"NATS/1.0\r\nA: 1\r\n\r\n">>, frame_headers(undefined, [{<<"A">>, <<"1">>}])),
         ?_assertEqual([{<<"A">>, <<"1">>}], pairs(<<"NATS/1.0\r\nA: 1\r\n\r\n">>)),
-        ?_assertEqual([{<<"A">>, <<"1">>}, {<<"Content-Type">>, <<"t">>}], pairs({properties, [{<<"A">>, <<"1">>}], <<"t">>})),
+        ?_assertEqual(
+            [{<<"A">>, <<"1">>}, {<<"Content-Type">>, <<"t">>}],
+            pairs({properties, [{<<"A">>, <<"1">>}], <<"t">>})
+        ),
         ?_assertEqual(<<"NATS/1.0\r\n\r\n">>, block([])),
         ?_assertEqual(<<"NATS/1.0 100 FlowControl Request\r\n\r\n">>, control(flow_control, [])),
         ?_assertEqual(<<"NATS/1.0 100 Idle Heartbeat\r\nA: 1\r\n\r\n">>, control(heartbeat, [{<<"A">>, <<"1">>}]))

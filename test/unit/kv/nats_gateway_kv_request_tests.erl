@@ -40,7 +40,10 @@ writes_test_() ->
             {any, {put, <<"NATS/1.0\r\nX: 1\r\n\r\n">>, <<"v">>, undefined}}, written(hput(["X: 1"]))
         ),
         ?_assertMatch({any, {delete, _}}, written(hput(["KV-Operation: DEL"], <<>>))),
-        ?_assertMatch({3, {delete, _}}, written(hput(["KV-Operation: DEL", "Nats-Expected-Last-Subject-Sequence: 3"], <<>>))),
+        ?_assertMatch(
+            {3, {delete, _}},
+            written(hput(["KV-Operation: DEL", "Nats-Expected-Last-Subject-Sequence: 3"], <<>>))
+        ),
         ?_assertEqual(
             {any, {delete, <<"NATS/1.0\r\nKV-Operation: PURGE\r\nNats-Rollup: sub\r\n\r\n">>}},
             written(hput(["KV-Operation:PURGE", "Nats-Rollup:sub"], <<>>))
@@ -138,7 +141,10 @@ streams_test_() ->
         ],
         ?_assertEqual(not_implemented, failure(read(<<"$JS.API.SERVER.REMOVE">>, <<>>))),
         ?_assertEqual(bad_request, failure(read(<<"$JS.API.STREAM.NAMES">>, binary:copy(<<" ">>, 65537)))),
-        ?_assertMatch({{stream_names, _, _}, _}, read(<<"$JS.API.STREAM.NAMES">>, <<"{}", (binary:copy(<<" ">>, 65534))/binary>>))
+        ?_assertMatch(
+            {{stream_names, _, _}, _},
+            read(<<"$JS.API.STREAM.NAMES">>, <<"{}", (binary:copy(<<" ">>, 65534))/binary>>)
+        )
     ].
 
 consumer(Config) -> consumer(<<"$JS.API.CONSUMER.CREATE.KV_b">>, Config).
@@ -222,6 +228,11 @@ consumers_test_() ->
         ?_assertEqual({ignore, []}, read(<<"$JS.FC.KV_b">>, <<>>))
     ].
 
+%% Only the numbers are hidden from those who may not subscribe to all of the bucket.
+hidden_test() ->
+    {Action, [Right]} = read(<<"$JS.API.STREAM.INFO.KV_b">>, <<>>),
+    ?assertEqual({hidden, Action}, nats_gateway_kv_request:deny(Action, Right)).
+
 denied_test_() ->
     [
         ?_assertEqual(
@@ -231,7 +242,7 @@ denied_test_() ->
      || {Action, Type} <- [
             {element(1, read(<<"$KV.b.k">>, <<"v">>)), {publish, <<"KV_b">>}},
             {element(1, read(<<"$JS.API.DIRECT.GET.KV_b.$KV.b.k">>, <<>>)), direct},
-            {element(1, read(<<"$JS.API.STREAM.INFO.KV_b">>, <<>>)), <<"stream_info">>},
+            {element(1, read(<<"$KV.b.k">>, nats_gateway_kv_answer:deleted(<<"DEL">>), <<>>)), {publish, <<"KV_b">>}},
             {element(1, consumer(#{})), <<"consumer_create">>}
         ]
     ].

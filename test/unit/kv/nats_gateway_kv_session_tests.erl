@@ -148,6 +148,13 @@ streams() ->
     ?assertMatch(#{<<"messages">> := 2, <<"bytes">> := 9, <<"first_seq">> := 5, <<"last_seq">> := 7}, State),
     ?assertMatch(#{<<"name">> := <<"KV_b">>, <<"max_msgs_per_subject">> := 1, <<"allow_direct">> := true}, Config),
     ?assertNotEqual(nomatch, binary:match(maps:get(<<"description">>, Config), <<"below x/">>)),
+    {Info, [Right]} = nats_gateway_kv_request:read(
+        <<"$JS.API.STREAM.INFO.KV_b">>, undefined, <<>>, <<>>, ?BUCKETS
+    ),
+    ok = nats_gateway_kv_session:submit(
+        nats_gateway_kv_request:deny(Info, Right), <<"r">>, element(2, Session)
+    ),
+    ?assertMatch(#{<<"state">> := #{<<"messages">> := 0, <<"last_seq">> := 0}}, answer()),
     ask(<<"$JS.API.STREAM.NAMES">>, <<>>, Session),
     ?assertMatch(#{<<"streams">> := [<<"KV_b">>], <<"total">> := 1}, answer()),
     ask(<<"$JS.API.STREAM.LIST">>, <<"{\"offset\":1}">>, Session),
@@ -182,7 +189,7 @@ a_subscription_that_comes_later() ->
     set(<<"x/b">>, 2, <<"2">>, Store),
     ?assertEqual(Frames, feed(no)),
     ask(<<"$JS.API.CONSUMER.INFO.KV_b.", Name/binary>>, <<>>, Session),
-    ?assertMatch(#{<<"num_pending">> := 2}, answer()),
+    ?assertMatch(#{<<"num_pending">> := 2, <<"delivered">> := #{<<"consumer_seq">> := 0}}, answer()),
     ?assertEqual([{<<"$KV/b/a">>, 1, 1, 0, <<"1">>}], seen(frames())),
     ?assertEqual([{<<"$KV/b/b">>, 2, 2, 0, <<"2">>}], seen(frames())).
 
@@ -265,10 +272,9 @@ without_values() ->
 heartbeats() ->
     Session = start(),
     _ = watch(#{idle_heartbeat => 100000000}, Session),
-    ?assertMatch(
-        [{inbox, undefined, <<"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 0\r\nNats-Last-Stream: 0\r\n\r\n">>, <<>>}],
-        frames()
-    ).
+    Pairs = [{<<"Nats-Last-Consumer">>, <<"0">>}, {<<"Nats-Last-Stream">>, <<"0">>}],
+    Heartbeat = nats_gateway_kv_answer:control(heartbeat, Pairs),
+    ?assertEqual([{inbox, undefined, Heartbeat, <<>>}], frames()).
 
 %% A client that does not say how far it has read gets no more than the window.
 flow_control() ->
