@@ -95,9 +95,9 @@
     %% the name under which hang-ups of the broker are kept, and the packets that must not be sent
     %% again
     hangups_key :: nats_gateway_hangups:key(),
-    %% how the key/value store logs in, if there is one, and what the client does with it
-    store_login = none :: none | nats_gateway_mqtt_link:login(),
-    leader :: binary(),
+    %% how the key/value store logs in, if there is one, and the id of this server for its answers; what
+    %% the client does with it
+    store = none :: none | {nats_gateway_mqtt_link:login(), ServerId :: binary()},
     kv = none :: none | nats_gateway_kv_session:session(),
     refused = #{} :: #{nats_gateway_hangups:packet() => true}
 }).
@@ -153,8 +153,7 @@ connect(Client = #{config := Config}) ->
                 broker = #broker{max_levels = maps:get(max_topic_levels, Upstream)},
                 retain_handling = retain_handling(Config),
                 hangups_key = Key,
-                store_login = store_login(Session, Username, Password, MaxReceived, Config),
-                leader = maps:get(server_id, Config),
+                store = store(Session, Username, Password, MaxReceived, Config),
                 refused = Refused
             });
         error ->
@@ -162,10 +161,11 @@ connect(Client = #{config := Config}) ->
     end.
 
 %% Another connection with the same client id would end this one.
-store_login(#{clientid := Id}, Username, Password, MaxReceived, #{kv := Buckets, upstream := Upstream}) when
+store(#{clientid := Id}, Username, Password, MaxReceived, Config = #{kv := Buckets}) when
     is_map(Buckets)
 ->
-    fun() ->
+    #{upstream := Upstream, server_id := ServerId} = Config,
+    Login = fun() ->
         Own = binary:encode_hex(crypto:strong_rand_bytes(4)),
         #{
             upstream => Upstream,
@@ -174,8 +174,9 @@ store_login(#{clientid := Id}, Username, Password, MaxReceived, #{kv := Buckets,
             password => Password,
             max_received => MaxReceived
         }
-    end;
-store_login(_, _, _, _, _) ->
+    end,
+    {Login, ServerId};
+store(_, _, _, _, _) ->
     none.
 
 start(Username, Password, MaxReceived, Watched, Host) ->
@@ -775,7 +776,7 @@ ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 %% The broker decides which rights the client has.
 -spec ask_store(#pub{}, nats_gateway_kv_bucket:buckets(), host()) -> {pass | no_responders, host()}.
 ask_store(Pub = #pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, Buckets, Host) when
-    Host#host.store_login =/= none, is_binary(ReplyTopic) orelse ReplyTo =:= undefined
+    Host#host.store =/= none, is_binary(ReplyTopic) orelse ReplyTo =:= undefined
 ->
     #pub{subject = Subject, headers = Headers, payload = Payload} = Pub,
     #host{session = #{mountpoint := Mountpoint}} = Host,
@@ -787,11 +788,11 @@ ask_store(_, _, Host) ->
 pass_to_store({answer, no_responders}, _, Host) ->
     {no_responders, Host};
 pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
-    #host{store_login = Login, secret = Secret, broker = #broker{max_packet = MaxPacket}} = Host,
+    #host{store = {Login, ServerId}, secret = Secret, broker = #broker{max_packet = MaxPacket}} = Host,
     Session = nats_gateway_kv_session:new(#{
         client => self(),
         store => nats_gateway_mqtt_kv:new(Login, #{secret => Secret, max_packet => MaxPacket}),
-        leader => Host#host.leader
+        leader => ServerId
     }),
     pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
 pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->
