@@ -89,7 +89,7 @@ answer(Name, Body) -> answer(Name, Body, 1048576).
 answer(Name, Body, Max) ->
     ok = ask(Name, Body, Max),
     receive
-        {'$gen_cast', {answer, <<"r">>, Json}} ->
+        {'$gen_cast', {answer, <<"r">>, undefined, Json}} ->
             ?assert(byte_size(Json) =< Max orelse binary:match(Json, <<"\"error\"">>) =/= nomatch),
             {ok, Answer} = nats_gateway_nif:json_decode(Json),
             Answer
@@ -102,7 +102,7 @@ refused(Name, Body) ->
 
 answers() ->
     receive
-        {'$gen_cast', {answer, _, Json}} -> [Json | answers()]
+        {'$gen_cast', {answer, _, undefined, Json}} -> [Json | answers()]
     after 0 -> []
     end.
 
@@ -409,7 +409,7 @@ all_answers(0) ->
     [];
 all_answers(N) ->
     receive
-        {'$gen_cast', {answer, _, Json}} ->
+        {'$gen_cast', {answer, _, undefined, Json}} ->
             ?assertNotEqual(nomatch, binary:match(Json, <<"\"status\":\"ok\"">>)),
             [Json | all_answers(N - 1)]
     after 5000 -> []
@@ -427,7 +427,7 @@ an_answer_that_fails() ->
     ok = ask(<<"PING.HEALTHZ">>),
     true = exit(worker(), kill),
     receive
-        {'$gen_cast', {answer, _, Late}} ->
+        {'$gen_cast', {answer, _, undefined, Late}} ->
             ?assertNotEqual(nomatch, binary:match(Late, <<"the answer could not be made in time">>))
     after 5000 -> error(no_answer)
     end,
