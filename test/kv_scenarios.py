@@ -215,6 +215,21 @@ async def expiry(url: str, bucket: str) -> None:
             await asyncio.sleep(0.2)
 
 
+async def denied(url: str, login: dict) -> None:
+    """All keys of the bucket `closed` are refused by the broker, at once, and those of `open` are not."""
+    async with connected(url, **login) as client:
+        jetstream = client.jetstream()
+        closed, free = await jetstream.key_value("closed"), await jetstream.key_value("open")
+        for request in (closed.put("k", b"1"), closed.create("k", b"1"), closed.delete("k"), closed.get("k"), closed.watchall()):
+            with pytest.raises(APIError, match="the broker refuses it: not_authorized"):
+                await request
+        assert (await closed.status()).values == 0
+        await free.put("k", b"1")
+        assert (await free.get("k")).value == b"1"
+        assert await free.keys() == ["k"]
+        await free.delete("k")
+
+
 async def reconnect(url: str, bucket: str) -> None:
     """A watcher whose connection is cut goes on where it was, as soon as the client misses the heartbeats."""
     async with connected(url, reconnect_time_wait=0.1) as client, connected(url) as writing:

@@ -86,7 +86,7 @@
 -spec encode(answer()) -> {nats_gateway_nif:headers(), Payload :: binary()}.
 encode({error, direct, Failure}) ->
     {Code, _, Text} = failure(Failure),
-    {status(Code, direct_text(Failure, Text), []), <<>>};
+    {status(direct_code(Code), direct_text(Failure, Text), []), <<>>};
 encode({error, {publish, Stream}, Failure}) ->
     json(#{error => error_object(Failure), stream => Stream, seq => 0});
 encode({error, Type, Failure}) ->
@@ -229,6 +229,10 @@ failure({no_filter, Subject}) ->
     {400, 10093, <<"no filter of keys of this bucket: ", Subject/binary>>};
 failure({consumer_option, Name}) ->
     {400, 10012, <<"this key/value store does not have this for consumers: ", Name/binary>>}.
+
+%% With 503 clients take it that nobody has the request.
+direct_code(503) -> 500;
+direct_code(Code) -> Code.
 
 direct_text(message_not_found, _) -> <<"Message Not Found">>;
 direct_text(bad_request, _) -> <<"Bad Request">>;

@@ -180,7 +180,7 @@ def login_stack(directory: Path) -> Stack:
     return _gateway_stack(directory, f"allow_anonymous false\npassword_file {passwords}\n")
 
 
-def restricted_stack(directory: Path) -> Stack:
+def restricted_stack(directory: Path, settings: dict | None = None) -> Stack:
     """Only USER with PASSWORD may log in, and may neither publish nor subscribe below DENIED."""
     if AGAINST_NATS_SERVER:
         deny = f'{{ deny: "{DENIED}.>" }}'
@@ -192,7 +192,7 @@ def restricted_stack(directory: Path) -> Stack:
     state.write_text(json.dumps(_dynamic_security()))
     # In Mosquitto 2.0 an acl_file refuses no subscription, it only withholds the messages; the plugin does refuse.
     lines = f"allow_anonymous false\nplugin {_dynamic_security_plugin()}\nplugin_opt_config_file {state}\n"
-    return _gateway_stack(directory, lines)
+    return _gateway_stack(directory, lines, settings)
 
 
 def tls_stack(directory: Path, tls: dict) -> Stack:
@@ -236,9 +236,9 @@ def gateway_in_front_of(
     return Server("gateway", [str(program), "-c", str(config)], (HOST, port), ready, directory / "gateway.log")
 
 
-def _gateway_stack(directory: Path, access: str) -> Stack:
+def _gateway_stack(directory: Path, access: str, settings: dict | None = None) -> Stack:
     broker = mosquitto(directory, access)
-    return Stack(gateway_in_front_of(broker.address, directory), broker)
+    return Stack(gateway_in_front_of(broker.address, directory, settings), broker)
 
 
 def mosquitto(directory: Path, access: str) -> Server:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import kv_scenarios
 import pytest
 
 from clients.program import Program
-from clients.stack import AGAINST_NATS_SERVER, Stack, gateway_in_front_of, mosquitto
+from clients.stack import (
+    AGAINST_NATS_SERVER,
+    DENIED,
+    PASSWORD,
+    USER,
+    Stack,
+    gateway_in_front_of,
+    mosquitto,
+    restricted_stack,
+)
 from emqx.mqtt import Mqtt
 
 BUCKET, TOPIC = "devices", "site/state"
@@ -71,6 +81,13 @@ def test_expiry(store: Stack):
 
 def test_watcher_after_a_lost_connection(store: Stack):
     asyncio.run(kv_scenarios.reconnect(store.url, BUCKET))
+
+
+def test_what_the_broker_refuses(tmp_path: Path):
+    """The broker checks the rights of the client's own login."""
+    settings = {"kv": {"enable": True, "buckets": [f"closed={DENIED}/state", "open"]}}
+    with restricted_stack(tmp_path, settings) as stack:
+        asyncio.run(kv_scenarios.denied(stack.url, {"user": USER, "password": PASSWORD}))
 
 
 def test_writers(store: Stack):

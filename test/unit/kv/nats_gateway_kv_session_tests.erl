@@ -362,7 +362,7 @@ refusals_of_the_store() ->
     ask(<<"$KV.b.k">>, <<"1">>, Session),
     ?assertMatch(#{<<"error">> := #{<<"code">> := 503, <<"description">> := <<"no">>}}, answer()),
     ask(<<"$JS.API.DIRECT.GET.KV_b.$KV.b.k">>, <<>>, Session),
-    ?assertEqual({<<"NATS/1.0 503 no\r\n\r\n">>, <<>>}, answer()),
+    ?assertEqual({<<"NATS/1.0 500 no\r\n\r\n">>, <<>>}, answer()),
     ?assertMatch(#{<<"error">> := #{<<"description">> := <<"no">>}}, watch(#{}, Session)),
     true = ets:delete(Table, refuses),
     ask(<<"$KV.b.k">>, <<"1">>, Session),
