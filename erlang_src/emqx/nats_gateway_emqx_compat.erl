@@ -16,7 +16,6 @@
 -export([authz_cache/0]).
 -export([send_retained/2]).
 -export([read_retained/1]).
--export([read_retained_of_cluster/1]).
 -export([fold_retained/3]).
 
 -define(BUILT_IN, emqx_gateway_nats).
@@ -191,23 +190,23 @@ is_taking(Client) ->
             false
     end.
 
-%% The retained message of a topic, as this node has it.
+%% The retained message of a topic, as a core node has it: a replicant may have an older one.
 -spec read_retained(Topic :: binary()) -> {ok, Message :: tuple()} | none.
-read_retained(Topic) -> read(emqx_retainer:read_message(Topic)).
+read_retained(Topic) ->
+    case mria_rlog:role() of
+        core ->
+            read_here(Topic);
+        replicant ->
+            case mria_status:upstream_node(?RETAINER_SHARD) of
+                {ok, Core} -> read(erpc:call(Core, emqx_retainer, read_message, [Topic], ?CORE_MS));
+                disconnected -> read_here(Topic)
+            end
+    end.
+
+read_here(Topic) -> read(emqx_retainer:read_message(Topic)).
 
 read({ok, [Message | _]}) -> {ok, Message};
 read(_) -> none.
-
-%% The same as a core node has it: a replicant may have an older one.
--spec read_retained_of_cluster(Topic :: binary()) -> {ok, Message :: tuple()} | none.
-read_retained_of_cluster(Topic) ->
-    case mria_rlog:role() of
-        core ->
-            read_retained(Topic);
-        replicant ->
-            {ok, Core, _} = mria_status:get_core_node(?RETAINER_SHARD, ?CORE_MS),
-            read(erpc:call(Core, emqx_retainer, read_message, [Topic], ?CORE_MS))
-    end.
 
 %% Folds over the retained messages of a filter. The functions of the retainer either read all of
 %% them at once, or the messages and not only what is asked for, so its table is read: it has been

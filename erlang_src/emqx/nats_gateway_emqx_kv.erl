@@ -102,7 +102,7 @@ locked(Topic, Until, Fun) ->
 
 write_alone(Topic, Expected, Write, Context) ->
     Last =
-        case nats_gateway_emqx_compat:read_retained_of_cluster(Topic) of
+        case nats_gateway_emqx_compat:read_retained(Topic) of
             {ok, Message} -> revision(Message);
             none -> 0
         end,
