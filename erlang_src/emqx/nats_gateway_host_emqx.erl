@@ -108,6 +108,8 @@
 }).
 
 -define(GATEWAY, nats).
+%% Of the key/value store, for one client.
+-define(MAX_WATCHERS, 1000).
 %% Access control and hooks may take any time, and the end of the client may wait in the mailbox.
 -define(MAX_SPENT_US, 10000).
 
@@ -819,7 +821,8 @@ pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
     Session = nats_gateway_kv_session:new(#{
         client => self(),
         store => nats_gateway_emqx_kv:new(ClientId, Headers, Mountpoint),
-        leader => Leader
+        leader => Leader,
+        max_consumers => ?MAX_WATCHERS
     }),
     pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
 pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->

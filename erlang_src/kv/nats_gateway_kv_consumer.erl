@@ -53,8 +53,8 @@
     feeding = idle :: idle | [nats_gateway_channel:feed()],
     %% frames that nobody had subscribed to
     unsent = [] :: [nats_gateway_channel:feed()],
-    %% whether somebody has subscribed, and since when nobody has
-    interest = {none, 0} :: yes | {none, SinceMs :: integer()},
+    %% whether somebody has subscribed, or the time until which this is waited for
+    interest = {none, 0} :: yes | {none, UntilMs :: integer()},
     retry = 0 :: non_neg_integer(),
     %% how many keys are read at once
     batch = ?FIRST_BATCH :: pos_integer(),
@@ -75,6 +75,9 @@
 -define(FIRST_LOOK_MS, 5).
 -define(LOOK_MS, 250).
 -define(IDLE_MS, 1000).
+%% Some clients ask for a watcher that waits for minutes, end their subscription when they have read
+%% enough, and do not delete it. Nobody subscribes to the same subject again.
+-define(LEFT_MS, 2000).
 %% How often it is looked at whether a slow client has read what it was sent.
 -define(BEHIND_MS, 50).
 
@@ -112,7 +115,7 @@ stop(Pid) ->
 
 init(#{client := Client, store := Store, bucket := Bucket, consumer := Consumer, name := Name}) ->
     _ = monitor(process, Client),
-    #{filters := Filters, start := Start, flow_control := FlowControl} = Consumer,
+    #{filters := Filters, start := Start, flow_control := FlowControl, inactive := Inactive} = Consumer,
     Queue = nats_gateway_kv_queue:new(),
     State = #state{
         client = Client,
@@ -122,7 +125,8 @@ init(#{client := Client, store := Store, bucket := Bucket, consumer := Consumer,
         name = Name,
         created = erlang:system_time(millisecond),
         queue = Queue,
-        interest = {none, now_ms()},
+        interest = {none, now_ms() + Inactive},
+        last = now_ms(),
         window =
             case FlowControl of
                 true -> ?MIN_WINDOW;
@@ -200,21 +204,21 @@ handle_cast(stop, State) ->
 handle_info({fed, yes}, State) ->
     {noreply, pump(State#state{feeding = idle, interest = yes, retry = 0})};
 handle_info({fed, no}, State = #state{feeding = Frames, unsent = Unsent, interest = Interest}) ->
-    Since =
+    Until =
         case Interest of
-            yes -> now_ms();
+            yes -> now_ms() + ?LEFT_MS;
             {none, At} -> At
         end,
     Kept = [Frame || Frame <- Frames, not is_heartbeat(Frame)],
-    {noreply, State#state{feeding = idle, unsent = Kept ++ Unsent, interest = {none, Since}}};
+    {noreply, State#state{feeding = idle, unsent = Kept ++ Unsent, interest = {none, Until}}};
 %% The client has the frames, but it is slow.
 handle_info({fed, behind}, State) ->
     _ = erlang:send_after(?BEHIND_MS, self(), again),
     {noreply, State#state{feeding = [], interest = yes, retry = 0}};
 handle_info(again, State) ->
     {noreply, send([], State)};
-handle_info(tick, State = #state{interest = {none, Since}, consumer = #{inactive := Inactive}}) ->
-    case now_ms() - Since >= Inactive of
+handle_info(tick, State = #state{interest = {none, Until}}) ->
+    case now_ms() >= Until of
         true -> {stop, normal, State};
         false -> {noreply, tick(knock(State))}
     end;
@@ -410,7 +414,12 @@ question(Token, #state{bucket = Bucket, name = Name}) ->
 
 send(Frames, State = #state{client = Client, consumer = #{deliver_topic := DeliverTopic}}) ->
     ok = nats_gateway_connection:feed(Client, DeliverTopic, Frames),
-    State#state{feeding = Frames, last = now_ms()}.
+    Last =
+        case Frames of
+            [] -> State#state.last;
+            _ -> now_ms()
+        end,
+    State#state{feeding = Frames, last = Last}.
 
 %% Looks whether somebody has subscribed by now.
 knock(State = #state{feeding = idle, unsent = Unsent}) -> send(Unsent, State#state{unsent = []});
@@ -419,8 +428,7 @@ knock(State) -> State.
 beat(State = #state{feeding = idle, last = Last, consumer = #{heartbeat := Heartbeat}}) ->
     case now_ms() - Last >= Heartbeat of
         true -> send([heartbeat(State)], State);
-        false when Heartbeat =:= infinity -> send([], State);
-        false -> State
+        false -> send([], State)
     end;
 beat(State) ->
     State.

@@ -20,13 +20,15 @@
     client := pid(),
     store := nats_gateway_kv_store:store(),
     %% the id of this server
-    leader := binary()
+    leader := binary(),
+    max_consumers := pos_integer()
 }.
 
 -record(state, {
     client :: pid(),
     store :: nats_gateway_kv_store:store(),
     leader :: binary(),
+    max_consumers :: pos_integer(),
     waiting :: counters:counters_ref(),
     %% the store is opened when it is needed, and ends with this process
     opened = false :: boolean(),
@@ -38,8 +40,6 @@
 %% except where they publish many values at once.
 -define(MAX_WAITING, 4096).
 -define(MAX_BYTES, 16777216).
-
--define(MAX_CONSUMERS, 1000).
 
 -spec new(options()) -> session().
 new(Options) ->
@@ -77,10 +77,16 @@ size_of(_) -> 0.
 
 %% -------------------------------------------------------------------------------------------
 
-init(#{client := Client, store := Store, leader := Leader, waiting := Waiting}) ->
+init(Options = #{client := Client, store := Store, leader := Leader, waiting := Waiting}) ->
     _ = process_flag(trap_exit, true),
     _ = monitor(process, Client),
-    {ok, #state{client = Client, store = Store, leader = Leader, waiting = Waiting}}.
+    {ok, #state{
+        client = Client,
+        store = Store,
+        leader = Leader,
+        max_consumers = maps:get(max_consumers, Options),
+        waiting = Waiting
+    }}.
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 
@@ -233,7 +239,7 @@ create_consumer(Bucket, Consumer = #{name := Given}, State) ->
     Key = {nats_gateway_kv_bucket:stream(Bucket), Name},
     _ = is_map_key(Key, Consumers) andalso nats_gateway_kv_consumer:stop(maps:get(Key, Consumers)),
     Others = maps:remove(Key, Consumers),
-    case map_size(Others) >= ?MAX_CONSUMERS of
+    case map_size(Others) >= State#state.max_consumers of
         true ->
             {{error, <<"consumer_create">>, too_many_consumers}, State#state{consumers = Others}};
         false ->

@@ -111,6 +111,9 @@
 %% The first packet and subscription identifier that the probe does not use.
 -define(AFTER_PROBE, 5).
 
+%% Of the key/value store, for one client. Each has a connection to the broker.
+-define(MAX_WATCHERS, 100).
+
 %% The number of requests at once. It is limited so that the broker's answers come soon.
 -define(MAX_ASKED, 2048).
 %% The most bytes that a packet can have after its fixed header: 2^28 - 1.
@@ -792,7 +795,8 @@ pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
     Session = nats_gateway_kv_session:new(#{
         client => self(),
         store => nats_gateway_mqtt_kv:new(Login, #{secret => Secret, max_packet => MaxPacket}),
-        leader => ServerId
+        leader => ServerId,
+        max_consumers => ?MAX_WATCHERS
     }),
     pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
 pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->

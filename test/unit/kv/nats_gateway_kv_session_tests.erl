@@ -28,6 +28,7 @@ all_test_() ->
             flow_control,
             a_client_that_is_behind,
             the_end,
+            unsubscribed,
             ends_with_its_client,
             refusals_of_the_store,
             too_many_requests,
@@ -40,7 +41,7 @@ all_test_() ->
 start() -> start(nats_gateway_kv_store_fake:new()).
 
 start(Store) ->
-    {Store, nats_gateway_kv_session:new(#{client => self(), store => Store, leader => <<"s">>})}.
+    {Store, nats_gateway_kv_session:new(#{client => self(), store => Store, leader => <<"s">>, max_consumers => 20})}.
 
 ask(Subject, Payload, Session) -> ask(Subject, undefined, Payload, Session).
 
@@ -337,6 +338,14 @@ until_gone(Info, Session) ->
         #{<<"num_pending">> := _} -> until_gone(Info, Session)
     end.
 
+%% nats.py asks for minutes, and only unsubscribes.
+unsubscribed() ->
+    Session = {Store, _} = start(),
+    set(<<"x/a">>, 1, <<"1">>, Store),
+    #{<<"name">> := Name} = watch(#{inactive_threshold => 300000000000}, Session),
+    [_] = frames(),
+    until_gone(<<"$JS.API.CONSUMER.INFO.KV_b.", Name/binary>>, Session).
+
 ends_with_its_client() ->
     Test = self(),
     Client = spawn(fun() ->
@@ -401,7 +410,7 @@ too_many_bytes() ->
 
 too_many_watchers() ->
     Session = start(),
-    [#{<<"name">> := _} = watch(#{}, Session) || _ <- lists:seq(1, 1000)],
+    [#{<<"name">> := _} = watch(#{}, Session) || _ <- lists:seq(1, 20)],
     ?assertMatch(#{<<"error">> := #{<<"err_code">> := 10026}}, watch(#{}, Session)).
 
 a_session_that_is_gone() ->
