@@ -26,7 +26,8 @@ help:
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
 	@echo "make style    the formats and the linters alone: bin/check-text, cargo fmt, clippy, xref, ruff"
-	@echo "make test     install what is missing, build, run every test: what follows"
+	@echo "make test     install what is missing, build, run every test: what follows, side by side"
+	@echo "              KEEP_GOING=1: also what comes after a failure"
 	@echo "  lint          style (formats, clippy, xref, ruff), the licences and sources of crates (deny.toml), and the"
 	@echo "                types where make check-types has run before"
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
@@ -83,13 +84,13 @@ release: build
 check: style
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-crates
 
-# What measures runs alone, at the end.
+# What measures runs alone, at the end. Two of cargo with one directory would wait for each other: lint comes after test-rust.
 test:
 	@bin/install-missing test-packages
-	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) build-all tools test-rust lint:tools test-clients:build-all,tools \
-	    test-cli:build-all,tools test-erlang:build-all test-brokers:build-all,tools test-wire:build-all,tools \
-	    test-release:build-all,tools test-hostile-costs:build-all,tools \
-	    -- test-emqx test-hostile-times
+	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
+	    build-all tools test-rust test-clients:build-all,tools test-cli:build-all,tools lint:tools,test-rust \
+	    test-erlang:build-all test-brokers:build-all,tools test-wire:build-all,tools test-release:build-all,tools \
+	    test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
 
 tools:
 	@bin/install-missing test

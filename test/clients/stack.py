@@ -217,6 +217,8 @@ def logins_stack(directory: Path, settings: dict) -> Stack:
     if AGAINST_NATS_SERVER:
         return Stack(nats_server(directory, nats_server_config(settings, 0)), None)
     broker = mosquitto(directory, "allow_anonymous true\n")
+    # A busy machine needs more than 2 seconds for the first signature of a Java program.
+    settings = settings | {"authentication_timeout": "20s"}
     return Stack(gateway_in_front_of(broker.address, directory, settings), broker)
 
 
