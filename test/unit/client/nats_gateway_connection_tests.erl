@@ -214,7 +214,11 @@ streams_are_closed_when_there_is_no_traffic_test_() ->
         Settings = #{compress => true, max_frame_size => infinity, handshake_timeout => ?WAIT},
         %% Shorter than the time after which streams are closed; a busy machine needs most of it
         %% until the CONNECT is there.
-        {Pid, _, Client} = connected(#{websocket => Settings}, #{idle_timeout => 4000}),
+        %% This client answers no PING.
+        Unasked = #{idle_timeout => 4000, default_heartbeat_interval => infinity},
+        {Pid, _, Client} = connected(#{websocket => Settings}, Unasked),
+        %% From here on: the reason of an end that comes too early is told.
+        Monitor = monitor(process, Pid),
         1 = erlang:trace(Pid, true, [call]),
         _ = [erlang:trace_pattern({zlib, F, '_'}, true, []) || F <- [open, close]],
         ok = gen_tcp:send(Client, [
@@ -233,7 +237,6 @@ streams_are_closed_when_there_is_no_traffic_test_() ->
         ?assertEqual([<<"1">>], published()),
         ?assertEqual([open, close], zlib(2)),
         _ = [erlang:trace_pattern({zlib, F, '_'}, false, []) || F <- [open, close]],
-        Monitor = monitor(process, Pid),
         ok = gen_tcp:close(Client),
         ?assertEqual({shutdown, client_closed}, ended(Monitor))
     end}.
