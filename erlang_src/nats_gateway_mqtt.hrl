@@ -5,7 +5,11 @@
     topic :: binary(),
     payload = <<>> :: binary(),
     qos = 0 :: nats_gateway_mqtt_nif:qos(),
-    retain = false :: boolean(),
+    %% The flag, or a tuple if there is a Message Expiry Interval (seconds) or a Payload Format
+    %% Indicator: so a message without them is no larger.
+    retain = false ::
+        boolean()
+        | {boolean(), Expiry :: undefined | 0..16#FFFFFFFF, PayloadFormat :: undefined | 0..1},
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
     response_topic :: undefined | binary(),
     correlation_data :: undefined | binary(),
@@ -47,6 +51,20 @@
 -record(puback, {
     packet_id :: nats_gateway_mqtt_nif:packet_id(),
     reason = 0 :: byte()
+}).
+
+%% The answers to a PUBLISH with QoS 2, and what the client sends between them.
+-record(pubrec, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id(),
+    reason = 0 :: byte()
+}).
+
+-record(pubrel, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id()
+}).
+
+-record(pubcomp, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id()
 }).
 
 -record(suback, {

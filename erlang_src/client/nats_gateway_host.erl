@@ -54,7 +54,11 @@
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
 
--type rejection() :: denied | no_responders.
+%% `property' means that a header of the publish asks for what it cannot have.
+-type rejection() ::
+    denied
+    | no_responders
+    | {property, Header :: binary(), nats_gateway_publish_properties:demand()}.
 
 %% The refusal of a subscription. With `subscriptions_exceeded' the broker has no room for another
 %% one.

@@ -155,6 +155,10 @@ verdict_answer(#pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, no_responders
     [ok(Answering) | no_responders(ReplyTo, ReplyTopic, Answering)];
 verdict_answer(#pub{subject = Subject}, denied, Answering) ->
     err(nats_gateway_ending:publish_denied(Subject), Answering);
+verdict_answer(#pub{subject = Subject, reply_to = ReplyTo}, {property, Header, Demand}, Answering) ->
+    Line = nats_gateway_publish_properties:error_line(Subject, Header, Demand),
+    Block = nats_gateway_publish_properties:status(Header, Demand),
+    [err(Line, Answering) | status(ReplyTo, Block, Answering)];
 verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Answering) ->
     Quoted = nats_gateway_nif:quote(ReplyTo),
     err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, Quoted]), Answering).
@@ -188,6 +192,21 @@ no_responders(ReplyTo, ReplyTopic, Answering = #answering{options = Options}) wh
     end;
 no_responders(_, _, _) ->
     [].
+
+%% Answers a request with a header block alone. The client has sent headers, so it takes them.
+status(undefined, _, _) ->
+    [];
+status(ReplyTo, Block, Answering = #answering{mountpoint = Mountpoint}) ->
+    #answering{subscriptions = Subs, traffic = Traffic} = Answering,
+    case plain_sid(nats_gateway_nif:topic(ReplyTo, Mountpoint), Subs) of
+        undefined ->
+            [];
+        Sid ->
+            nats_gateway_traffic:count({sent, hmsg}, 1, Traffic),
+            Size = integer_to_binary(byte_size(Block)),
+            Line = [<<"HMSG ">>, ReplyTo, $\s, Sid, $\s, Size, $\s, Size, <<"\r\n">>],
+            [Line, Block, <<"\r\n">>]
+    end.
 
 %% A reply subject that is not a plain topic cannot be subscribed to.
 -spec plain_sid(

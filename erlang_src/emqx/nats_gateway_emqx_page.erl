@@ -24,6 +24,8 @@
     max_sub_tokens := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
+    publish_properties := boolean(),
+    show_properties := boolean(),
     auto_subscribe := boolean(),
     %% slow consumers: how many bytes may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
@@ -66,6 +68,8 @@
     max_sub_tokens,
     authentication_timeout,
     retained_on_subscribe,
+    publish_properties,
+    show_properties,
     max_pending,
     send_timeout
 ]).

@@ -52,6 +52,9 @@
     %% the same for each message
     headers :: map(),
     retained :: boolean(),
+    %% whether headers set the properties of a PUBLISH, and tell those of a delivery
+    publish_properties :: boolean(),
+    show_properties :: boolean(),
     %% whether EMQX's automatic subscriptions are taken
     auto_subscribe :: boolean(),
     subs = #{} :: #{nats_gateway_host:key() => #subscription{}},
@@ -64,6 +67,8 @@
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     authz :: nats_gateway_emqx_authz:authz(),
+    %% of publishes whose headers ask for a QoS, and which are not counted yet
+    asked = [] :: [0..2],
     %% microseconds that subscriptions and access control have taken since the last look at the
     %% mailbox
     spent = 0 :: non_neg_integer(),
@@ -166,6 +171,7 @@ session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
     #{retained_on_subscribe := Retained, host := Settings} = Config,
+    #{publish_properties := PublishProperties, show_properties := ShowProperties} = Config,
     #{context := Context, auto_subscribe := AutoSubscribe} = Settings,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
@@ -179,6 +185,8 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
         authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint),
         headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
         retained = Retained,
+        publish_properties = PublishProperties,
+        show_properties = ShowProperties,
         auto_subscribe = AutoSubscribe
     },
     Info = #{
@@ -224,23 +232,21 @@ publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
         {ok, NHost} ->
             publish_more(Pubs, Index + 1, Rejections, Batch, NHost);
         {stop, Reason, NHost} ->
-            received(Index + 1, Batch, NHost),
-            {stop, Reason, NHost};
+            {stop, Reason, received(Index + 1, Batch, NHost)};
         {Rejection, NHost} ->
             publish_more(Pubs, Index + 1, [{Index, Rejection} | Rejections], Batch, NHost)
     end.
 
 publish_more([], Index, Rejections, Batch, Host) ->
-    received(Index, Batch, Host),
-    {ok, lists:reverse(Rejections), Host};
+    {ok, lists:reverse(Rejections), received(Index, Batch, Host)};
 publish_more(Pubs, Index, Rejections, Batch = #batch{options = Options}, Host) ->
     case takes_long(Index, Batch, Host) of
         false ->
             publish(Pubs, Index, Rejections, Batch, Host);
         true ->
-            received(Index, Batch, Host),
             self() ! {?MODULE, publish},
-            {wait, Host#host{publishing = {Pubs, Index, Options, Rejections}, spent = 0}}
+            NHost = received(Index, Batch, Host),
+            {wait, NHost#host{publishing = {Pubs, Index, Options, Rejections}, spent = 0}}
     end.
 
 %% A look at the clock takes up to a tenth of a microsecond.
@@ -258,22 +264,57 @@ publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, H
         false -> publish_one(Pub, Name, Batch, Host)
     end.
 
-publish_one(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
-    #pub{subject = Subject, reply_to = ReplyTo} = Pub,
-    case may_publish(Name, Batch, Host) of
+publish_one(Pub = #pub{headers = Block}, Name, Batch, Host = #host{publish_properties = true}) when
+    Block =/= undefined
+->
+    Limits = (nats_gateway_emqx_compat:publish_limits())#{mountpoint => Host#host.mountpoint},
+    case nats_gateway_publish_properties:take(Pub, Block, Limits) of
+        none -> publish_plain(Pub, Name, Batch, Host);
+        {Properties, NPub} -> publish_with(Properties, NPub, Pub, Name, Batch, Host);
+        Refusal -> {Refusal, Host}
+    end;
+publish_one(Pub, Name, Batch, Host) ->
+    publish_plain(Pub, Name, Batch, Host).
+
+publish_plain(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
+    case may_publish(Name, QoS, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
             Message = nats_gateway_emqx_message:make(Pub, QoS, {ClientId, Constant}),
-            case emqx_broker:safe_publish(Message) of
-                disconnect ->
-                    {stop, authorization_violation, NHost};
-                Results ->
-                    case is_unclaimed(Results) of
-                        true -> {no_receiver(ReplyTo, Batch), NHost};
-                        false -> {ok, skip_own(NHost)}
-                    end
-            end;
+            give_to_broker(Message, Pub, Batch, NHost);
         {deny, NHost} ->
-            denied({denied, Subject}, NHost)
+            denied({denied, Pub#pub.subject}, NHost)
+    end.
+
+%% `Given' is the message as the client sent it.
+publish_with(Properties = #properties{qos = Asked, retain = Retain}, Pub, Given, Name, Batch, Host) ->
+    QoS = quality(Asked, Batch),
+    Quality =
+        case Retain of
+            true -> {retain, QoS};
+            false -> QoS
+        end,
+    case may_publish(Name, Quality, Batch, Host) of
+        {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
+            Message = nats_gateway_emqx_message:make(Pub, Properties, QoS, {ClientId, Constant}),
+            give_to_broker(Message, Given, Batch, asked(QoS, NHost));
+        {deny, NHost} ->
+            denied({denied, Pub#pub.subject}, asked(QoS, NHost))
+    end.
+
+asked(QoS, Host = #host{asked = Asked}) -> Host#host{asked = [QoS | Asked]}.
+
+quality(undefined, #batch{qos = QoS}) -> QoS;
+quality(QoS, _) -> QoS.
+
+give_to_broker(Message, #pub{reply_to = ReplyTo}, Batch, Host) ->
+    case emqx_broker:safe_publish(Message) of
+        disconnect ->
+            {stop, authorization_violation, Host};
+        Results ->
+            case is_unclaimed(Results) of
+                true -> {no_receiver(ReplyTo, Batch), Host};
+                false -> {ok, skip_own(Host)}
+            end
     end.
 
 %% The broker may have chosen this client as the member. Then another member must get the message
@@ -318,11 +359,11 @@ denied(Reason, Host) ->
         _ -> {denied, Host}
     end.
 
-may_publish(Topic, #batch{qos = QoS, authz = Batch}, Host = #host{authz = Authz}) ->
-    case nats_gateway_emqx_authz:known(Topic, QoS, Batch, Authz) of
+may_publish(Topic, Quality, #batch{authz = Batch}, Host = #host{authz = Authz}) ->
+    case nats_gateway_emqx_authz:known(Topic, Quality, Batch, Authz) of
         unknown ->
             timed(fun() ->
-                {Decision, NAuthz} = nats_gateway_emqx_authz:ask(Topic, QoS, Batch, Authz),
+                {Decision, NAuthz} = nats_gateway_emqx_authz:ask(Topic, Quality, Batch, Authz),
                 {Decision, Host#host{authz = NAuthz}}
             end);
         Decision ->
@@ -641,9 +682,16 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
             deliveries(Delivers, Hook, Host);
         Key = {Share, _} ->
             Id = message_id(Share, Filter, Message),
-            Delivery = nats_gateway_emqx_message:delivery(Key, delivered(Hook, Message), Id),
-            [Delivery | deliveries(Delivers, Hook, Host)]
+            Seen = delivered(Hook, Message),
+            Delivery = nats_gateway_emqx_message:delivery(Key, Seen, Id),
+            [shown(Seen, Delivery, Host) | deliveries(Delivers, Hook, Host)]
     end.
+
+shown(_, Delivery, #host{show_properties = false}) ->
+    Delivery;
+shown(Message, Delivery = #delivery{headers = Headers}, _) ->
+    Facts = nats_gateway_emqx_message:facts(Message),
+    Delivery#delivery{headers = nats_gateway_publish_properties:show(Facts, Headers)}.
 
 %% Only copies for shared subscriptions have an id, because only those can be given to another
 %% member.
@@ -836,5 +884,9 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
 
 %% Counts the publishes before the one with this index.
-received(Index, #batch{first = First, qos = QoS}, #host{context = Context}) ->
-    nats_gateway_emqx_metrics:received(Index - First, QoS, Context).
+received(Index, #batch{first = First, qos = QoS}, Host = #host{context = Context, asked = []}) ->
+    ok = nats_gateway_emqx_metrics:received(Index - First, QoS, Context),
+    Host;
+received(Index, Batch, Host = #host{context = Context, asked = Asked}) ->
+    lists:foreach(fun(QoS) -> nats_gateway_emqx_metrics:received(1, QoS, Context) end, Asked),
+    received(Index - length(Asked), Batch, Host#host{asked = []}).

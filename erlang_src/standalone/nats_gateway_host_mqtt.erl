@@ -67,7 +67,8 @@
 %% What the broker accepts, and which of its answers cannot be trusted.
 -record(broker, {
     max_packet = ?MAX_PACKET :: pos_integer(),
-    max_qos = 1 :: 0 | 1,
+    max_qos = 2 :: 0..2,
+    retain_available = true :: boolean(),
     max_levels :: infinity | pos_integer(),
     wildcards = true :: boolean(),
     shared = true :: boolean(),
@@ -87,6 +88,9 @@
     %% the probe of the first client that logs in, and the timeout of the probe
     probe :: undefined | {nats_gateway_probe:probe(), reference()},
     retain_handling :: 0 | 2,
+    %% whether headers set the properties of a PUBLISH, and tell those of a delivery
+    publish_properties :: boolean(),
+    show_properties :: boolean(),
     waiting = none :: waiting(),
     keys = nats_gateway_mqtt_keys:new(1) :: nats_gateway_mqtt_keys:keys(),
     %% messages that were larger than the broker's Maximum Packet Size
@@ -147,6 +151,8 @@ connect(Client = #{config := Config}) ->
                 secret = maps:get(secret, Config),
                 broker = #broker{max_levels = maps:get(max_topic_levels, Upstream)},
                 retain_handling = retain_handling(Config),
+                publish_properties = maps:get(publish_properties, Config),
+                show_properties = maps:get(show_properties, Config),
                 hangups_key = Key,
                 refused = Refused
             });
@@ -246,6 +252,9 @@ items([Pub | Pubs], Index, Strings, Options, Host, Items, Rejections) ->
         denied ->
             NRejections = [{Index, denied} | Rejections],
             items(Pubs, Index + 1, Strings, Options, Host, Items, NRejections);
+        Refusal = {property, _, _} ->
+            NRejections = [{Index, Refusal} | Rejections],
+            items(Pubs, Index + 1, Strings, Options, Host, Items, NRejections);
         too_large ->
             NRejections = [{Index, denied} | Rejections],
             items(Pubs, Index + 1, Strings, Options, dropped(Host), Items, NRejections);
@@ -269,7 +278,30 @@ unroutable(_, _, Rejections) -> Rejections.
 
 item(#pub{topic = invalid}, _, _, _) ->
     unroutable;
-item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
+item(Pub = #pub{headers = Block}, Request, Strings, Host = #host{publish_properties = true}) when
+    Block =/= undefined
+->
+    #host{session = #{mountpoint := Mountpoint}, broker = Broker} = Host,
+    #broker{max_qos = MaxQos, retain_available = RetainAvailable} = Broker,
+    Limits = #{mountpoint => Mountpoint, max_qos => MaxQos, retain_available => RetainAvailable},
+    case nats_gateway_publish_properties:take(Pub, Block, Limits) of
+        none ->
+            item(Pub, none, Request, Strings, Host);
+        {Properties = #properties{qos = QoS}, NPub} ->
+            item(NPub, Properties, with_quality(QoS, Pub, Request), Strings, Host);
+        Refusal ->
+            Refusal
+    end;
+item(Pub, Request, Strings, Host) ->
+    item(Pub, none, Request, Strings, Host).
+
+%% The quality of service that a header asks for decides whether the broker answers.
+with_quality(undefined, _, Request) -> Request;
+with_quality(0, _, _) -> none;
+with_quality(_, #pub{subject = Subject, reply_to = ReplyTo}, none) -> {request, Subject, ReplyTo};
+with_quality(_, _, Request) -> Request.
+
+item(Pub = #pub{topic = Topic, headers = Block}, Properties, Request, Strings, Host) ->
     #host{broker = #broker{max_packet = MaxPacket, max_qos = MaxQos}, secret = Secret} = Host,
     {Name, _} = nats_gateway_host:topic(Topic),
     case is_intolerable(publish, Name, Host) of
@@ -277,7 +309,12 @@ item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
             denied;
         false ->
             {QoS, Tag} = quality(MaxQos, Request),
-            Packet = nats_gateway_mqtt_mapping:publish(Pub, QoS, Strings, Secret),
+            Message = nats_gateway_mqtt_mapping:publish(Pub, QoS, Strings, Secret),
+            Packet =
+                case Properties of
+                    none -> Message;
+                    _ -> nats_gateway_mqtt_mapping:with_properties(Properties, Message)
+                end,
             case nats_gateway_mqtt_mapping:fits(Packet, Block, MaxPacket) of
                 true -> {Packet, Tag};
                 false -> too_large
@@ -561,7 +598,8 @@ connected(Properties, Host = #host{session = Session, broker = Broker, upstream 
         }),
         broker = Broker#broker{
             max_packet = maps:get(maximum_packet_size, Properties, ?MAX_PACKET),
-            max_qos = maps:get(maximum_qos, Properties, 1),
+            max_qos = maps:get(maximum_qos, Properties, 2),
+            retain_available = maps:get(retain_available, Properties, true),
             wildcards = maps:get(wildcard_subscription_available, Properties, true),
             shared = maps:get(shared_subscription_available, Properties, true),
             identifiers = maps:get(subscription_identifier_available, Properties, true)
@@ -636,7 +674,18 @@ with_quirks(Quirks, Host = #host{broker = Broker, client = Client}) ->
 %% -------------------------------------------------------------------------------------------
 %% Deliveries
 
-deliver(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, secret = Secret}) ->
+deliver(Packet, Deliveries, Host = #host{show_properties = false}) ->
+    copies(Packet, Deliveries, Host);
+deliver(Packet, Deliveries, Host) ->
+    {Copies, NHost} = copies(Packet, [], Host),
+    Facts = nats_gateway_mqtt_mapping:facts(Packet),
+    Shown = [
+        Copy#delivery{headers = nats_gateway_publish_properties:show(Facts, Headers)}
+     || Copy = #delivery{headers = Headers} <- Copies
+    ],
+    {Shown ++ Deliveries, NHost}.
+
+copies(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, secret = Secret}) ->
     case {Packet, Broker} of
         {#publish{subscription_ids = [Id]}, #broker{quirks = []}} ->
             case nats_gateway_mqtt_keys:key(Id, Keys) of

@@ -2,12 +2,13 @@
 
 use crate::atoms;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
-    Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Unsubscribe,
+    Connect, Disconnect, Pingreq, Puback, Publish, Pubrel, Subscribe, Unsubscribe,
 };
 use mqtt_protocol_core::mqtt::packet::{
-    ContentType, CorrelationData, DecodeResult, MaximumPacketSize, Properties, Property, Qos,
-    ReceiveMaximum, ResponseTopic, RetainHandling, SubEntry, SubOpts, SubscriptionIdentifier,
-    UserProperty, VariableByteInteger,
+    ContentType, CorrelationData, DecodeResult, MaximumPacketSize, MessageExpiryInterval,
+    PayloadFormat, PayloadFormatIndicator, Properties, Property, Qos, ReceiveMaximum,
+    ResponseTopic, RetainHandling, SubEntry, SubOpts, SubscriptionIdentifier, UserProperty,
+    VariableByteInteger,
 };
 use mqtt_protocol_core::mqtt::result_code::{DisconnectReasonCode, MqttError, PubackReasonCode};
 use rustler::types::atom::Atom;
@@ -117,6 +118,8 @@ fn encode_packet<'a>(packet: Term<'a>, output: &mut Output<'a>) -> NifResult<()>
         publish(fields, output)
     } else if tag == atoms::puback() {
         puback(fields, output)
+    } else if tag == atoms::pubrel() {
+        pubrel(fields, output)
     } else if tag == atoms::subscribe() {
         subscribe(fields, output)
     } else if tag == atoms::unsubscribe() {
@@ -251,6 +254,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         return Err(Error::BadArg);
     }
     let mut properties = Properties::new();
+    let retain = retained(retain, &mut properties)?;
     if let Some(topic) = optional(response_topic, topic_name)? {
         properties.push(ResponseTopic::new(topic).map_err(invalid)?.into());
     }
@@ -270,7 +274,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         .topic_name(topic_name(topic)?)
         .map_err(invalid)?
         .qos(qos(quality)?)
-        .retain(retain.decode()?)
+        .retain(retain)
         .props(properties);
     if let Some(id) = optional(id, packet_id)? {
         builder = builder.packet_id(id);
@@ -297,6 +301,36 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         output.flat.extend_from_slice(slice);
     }
     output.payload(payload);
+    Ok(())
+}
+
+/// The flag, and the two properties that may come with it.
+fn retained(term: Term<'_>, properties: &mut Properties) -> NifResult<bool> {
+    if !term.is_tuple() {
+        return term.decode();
+    }
+    let [retain, expiry, payload_format] = *fields(&get_tuple(term)?)?;
+    if let Some(seconds) = optional(expiry, number)? {
+        properties.push(MessageExpiryInterval::new(seconds).map_err(invalid)?.into());
+    }
+    if let Some(format) = optional(payload_format, number::<u8>)? {
+        let format = match format {
+            0 => PayloadFormat::Binary,
+            1 => PayloadFormat::String,
+            _ => return Err(Error::BadArg),
+        };
+        properties.push(PayloadFormatIndicator::new(format).map_err(invalid)?.into());
+    }
+    retain.decode()
+}
+
+fn pubrel(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [id] = *fields(terms)?;
+    let pubrel = Pubrel::builder()
+        .packet_id(packet_id(id)?)
+        .build()
+        .map_err(invalid)?;
+    output.flat.extend(pubrel.to_continuous_buffer());
     Ok(())
 }
 

@@ -348,7 +348,9 @@ protocol_errors_test_() ->
             {<<16#30, 0>>, malformed_packet, 16#81},
             {<<16#40, 16#FF, 16#FF, 16#FF, 16#7F>>, packet_too_large, 16#95},
             {<<16#20, 3, 0, 0, 0>>, protocol_error, 16#82},
-            {<<16#50, 2, 0, 1>>, unexpected_packet, 16#82},
+            %% PUBREC and PUBCOMP of messages that were not sent
+            {<<16#50, 2, 0, 1>>, protocol_error, 16#82},
+            {<<16#70, 2, 0, 1>>, protocol_error, 16#82},
             %% QoS 2
             {<<16#34, 6, 0, 1, "t", 0, 1, 0>>, protocol_error, 16#82}
         ]

@@ -308,7 +308,6 @@ unexpected_test_() ->
             bytes([pingreq]),
             bytes([#connect{client_id = <<>>, keepalive = 0}]),
             bytes([#subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 0}]}]),
-            <<16#50, 2, 0, 1>>,
             <<16#62, 2, 0, 1>>,
             <<16#70, 2, 0, 1>>,
             <<16#F0, 0>>
