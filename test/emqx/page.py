@@ -15,6 +15,8 @@ DEFAULTS = {
     "max_sub_tokens": 0,
     "authentication_timeout": "2s",
     "retained_on_subscribe": False,
+    "publish_properties": False,
+    "show_properties": False,
     "auto_subscribe": False,
     "max_pending": "64MB",
     "send_timeout": "10s",
