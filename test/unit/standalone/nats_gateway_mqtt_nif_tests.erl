@@ -232,7 +232,8 @@ decode_test_() ->
 round_trip_test() ->
     Properties = [{true, 0, undefined}, {false, 1, 0}, {true, 16#FFFFFFFF, 1}, {false, undefined, 1}],
     Packets = [publish(<<"t">>, <<"p">>), rich(<<>>)] ++
-        [(rich(<<"r">>))#publish{retain = Retain} || Retain <- Properties] ++ [ #puback{packet_id = 9, reason = 16#10}, rich(<<0:16000>>)],
+        [(rich(<<"r">>))#publish{retain = Retain} || Retain <- Properties] ++
+        [#puback{packet_id = 9, reason = 16#10}, rich(<<0:16000>>)],
     ?assertEqual({ok, Packets, <<>>, 2}, decode(bytes(Packets), ?MAX)).
 
 %% However the stream is cut, the same packets come out, and `Need' is what is needed.
