@@ -39,7 +39,10 @@
     %% seconds
     keepalive :: 0..65535,
     receive_maximum :: undefined | 1..65535,
-    maximum_packet_size :: undefined | pos_integer()
+    maximum_packet_size :: undefined | pos_integer(),
+    will ::
+        undefined
+        | {Topic :: binary(), Payload :: binary(), nats_gateway_mqtt_nif:qos(), Retain :: boolean()}
 }).
 
 -record(connack, {

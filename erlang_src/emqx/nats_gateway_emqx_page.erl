@@ -41,6 +41,7 @@
     login := nats_gateway_login:login(),
     %% who may ask below `$SYS.REQ.SERVER'
     system := nats_gateway_system_access:access(),
+    presence := nats_gateway_presence:settings(),
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
@@ -83,7 +84,8 @@ schema() ->
         nats_gateway_listener_config:tls_page_schema(auto),
         nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema(),
-        nats_gateway_login_config:system_page_schema()
+        nats_gateway_login_config:system_page_schema(),
+        nats_gateway_presence:page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: with less, nobody could log in
@@ -111,8 +113,13 @@ parse(Stored) ->
                     System = nats_gateway_login_config:system_of_page(Settings),
                     NotKept =
                         nats_gateway_login_config:page_keys() ++
-                            maps:keys(nats_gateway_login_config:system_page_schema()),
-                    {ok, (maps:without(NotKept, Settings))#{login => Known, system => System}};
+                            maps:keys(nats_gateway_login_config:system_page_schema()) ++
+                            maps:keys(nats_gateway_presence:page_schema()),
+                    {ok, (maps:without(NotKept, Settings))#{
+                        login => Known,
+                        system => System,
+                        presence => nats_gateway_presence:of_page(Settings)
+                    }};
                 {{error, Text}, _} ->
                     {error, Text};
                 {_, {error, Text}} ->

@@ -52,6 +52,8 @@
     show_properties := boolean(),
     clientinfo_override := #{clientid | username | password => binary()},
     log_level := logger:level(),
+    %% absent means off
+    presence => nats_gateway_presence:settings(),
     upstream := #{
         host := string() | inet:ip_address(),
         port := inet:port_number(),

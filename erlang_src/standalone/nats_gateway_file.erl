@@ -41,6 +41,7 @@ schema() ->
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
         system => {{table, nats_gateway_login_config:system_schema()}, #{}},
+        presence => {{table, nats_gateway_presence:file_schema()}, #{}},
         control => {{table, #{socket => {fun socket_path/2, undefined}}}, #{}},
         log_format => {{one_of, [text, json]}, text},
         log_file => {fun file_path/2, undefined},
@@ -154,7 +155,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
     BrokerAuthenticates = maps:get(authentication, Upstream),
     Login = nats_gateway_login_config:of_file(Settings, BrokerAuthenticates),
-    #{system := System, users := Users} = Settings,
+    #{system := System, users := Users, presence := Presence} = Settings,
     ok = nats_gateway_login_config:check_system(System, Users, BrokerAuthenticates),
     ok = check_cookies(Listeners, Login),
     NotKept = [max_connections | nats_gateway_login_config:file_keys()],
@@ -166,6 +167,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         authentication_timeout := Timeout,
         monitor := Monitor,
         control := Control,
+        presence := nats_gateway_presence:of_file(Presence),
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
         },

@@ -37,6 +37,8 @@
     | {request, Subject :: binary(), ReplyTo :: binary()}
     | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean() | again}
     | {unsubscribe, nats_gateway_host:key(), Id :: pos_integer()}
+    %% the message that the client is there
+    | presence
     %% the answer to this UNSUBSCRIBE is ignored: the filter is subscribed again right after, or the
     %% probe had subscribed it
     | resubscribe.
@@ -72,6 +74,7 @@
     max_levels :: infinity | pos_integer(),
     wildcards = true :: boolean(),
     shared = true :: boolean(),
+    retain = true :: boolean(),
     identifiers = true :: boolean(),
     quirks = [] :: [nats_gateway_probe:quirk()]
 }).
@@ -98,7 +101,8 @@
     %% the name under which hang-ups of the broker are kept, and the packets that must not be sent
     %% again
     hangups_key :: nats_gateway_hangups:key(),
-    refused = #{} :: #{nats_gateway_hangups:packet() => true}
+    refused = #{} :: #{nats_gateway_hangups:packet() => true},
+    presence = none :: nats_gateway_mqtt_presence:presence()
 }).
 
 -type host() :: #host{}.
@@ -143,29 +147,35 @@ connect(Client = #{config := Config}) ->
         {ok, Session, Username, Password} ->
             Key = hangups_key(Username, Client),
             {Refused, Watched} = learned(Key, Upstream),
+            MaxLevels = maps:get(max_topic_levels, Upstream),
             MaxReceived = max_received(maps:get(max_packet_size, Upstream), MaxPayload),
             start(Username, Password, MaxReceived, Watched, #host{
                 upstream = Upstream,
                 max_control_line = maps:get(max_control_line, Config),
                 session = Session,
                 secret = maps:get(secret, Config),
-                broker = #broker{max_levels = maps:get(max_topic_levels, Upstream)},
+                broker = #broker{max_levels = MaxLevels},
                 retain_handling = retain_handling(Config),
                 publish_properties = maps:get(publish_properties, Config),
                 show_properties = maps:get(show_properties, Config),
                 hangups_key = Key,
-                refused = Refused
+                refused = Refused,
+                presence = nats_gateway_presence:messages(Client, Session, MaxLevels)
             });
         error ->
             {error, authorization_violation}
     end.
 
 start(Username, Password, MaxReceived, Watched, Host) ->
-    #host{upstream = Upstream, session = #{clientid := Id}} = Host,
+    #host{upstream = Upstream, session = #{clientid := Id}, presence = Presence} = Host,
     #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
     %% CONNECT sets no limits for the broker: it would drop what is beyond them without a trace.
     Connect = #connect{
-        client_id = Id, username = Username, password = Password, keepalive = KeepAlive
+        client_id = Id,
+        username = Username,
+        password = Password,
+        keepalive = KeepAlive,
+        will = nats_gateway_mqtt_presence:will(Presence)
     },
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
     case nats_gateway_upstream:open(Upstream, Timeout) of
@@ -556,7 +566,10 @@ event({connected, Properties}, Out, Host) ->
 event({refused, Reason, Properties}, Out, Host) ->
     Refusal = nats_gateway_mqtt_reason:connack(Reason),
     ok = nats_gateway_census:login_refused(broker, nats_gateway_mqtt_reason:name(Reason)),
-    ok = note_refusal(Refusal, Reason, details(Reason, Properties), Host),
+    Details = nats_gateway_mqtt_presence:refused(
+        Reason, details(Reason, Properties), Host#host.presence
+    ),
+    ok = note_refusal(Refusal, Reason, Details, Host),
     {[{refused, Refusal} | Out], lost(Host)};
 event({packet, Packet}, Out, Host = #host{phase = probe}) ->
     probe_packet(Packet, Out, Host);
@@ -602,13 +615,14 @@ connected(Properties, Host = #host{session = Session, broker = Broker, upstream 
             retain_available = maps:get(retain_available, Properties, true),
             wildcards = maps:get(wildcard_subscription_available, Properties, true),
             shared = maps:get(shared_subscription_available, Properties, true),
+            retain = maps:get(retain_available, Properties, true),
             identifiers = maps:get(subscription_identifier_available, Properties, true)
         }
     }.
 
 logged_in(Out, Host = #host{session = Session, upstream = Upstream}) ->
     case nats_gateway_upstream:probe(Upstream) of
-        {known, Quirks} -> {[{connected, Session} | Out], with_quirks(Quirks, Host)};
+        {known, Quirks} -> {[{connected, Session} | Out], announce(with_quirks(Quirks, Host))};
         probe -> {Out, probe(Host)}
     end.
 
@@ -662,7 +676,17 @@ probed(Probe, Host = #host{session = Session, upstream = Upstream, client = Clie
         {#unsubscribe{filters = [Filter]}, resubscribe}
      || Filter <- nats_gateway_probe:filters(Probe)
     ],
-    {{connected, Session}, send(Drops, Open)}.
+    {{connected, Session}, announce(send(Drops, Open))}.
+
+%% The client is there.
+announce(Host = #host{presence = Presence, broker = Broker}) ->
+    #broker{max_packet = MaxPacket, max_qos = MaxQos, retain = Retain} = Broker,
+    Facts = #{max_packet => MaxPacket, max_qos => MaxQos, retain_available => Retain},
+    case nats_gateway_mqtt_presence:connected(Presence, Facts) of
+        none -> Host;
+        Publish = #publish{qos = 0} -> send([{Publish, none}], Host);
+        Publish -> send([{Publish, presence}], Host)
+    end.
 
 with_quirks(Quirks, Host = #host{broker = Broker, client = Client}) ->
     NHost = Host#host{broker = Broker#broker{quirks = Quirks}},
@@ -722,6 +746,9 @@ answer({subscribe, Key, Id, Confirm}, Reason, Out, Host) ->
     subscribed(nats_gateway_mqtt_reason:suback(Reason), Key, Id, Confirm, Out, Host);
 answer({unsubscribe, Key, Id}, _, Out, Host = #host{keys = Keys}) ->
     {[{unsubscribed, Key} | Out], Host#host{keys = nats_gateway_mqtt_keys:forget(Id, Keys)}};
+answer(presence, Reason, Out, Host = #host{presence = Presence}) ->
+    ok = nats_gateway_mqtt_presence:answered(Reason, Presence),
+    {Out, Host};
 answer(resubscribe, _, Out, Host) ->
     {Out, Host}.
 
@@ -798,7 +825,8 @@ ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 %% The end
 
 -spec disconnect(term(), host()) -> ok.
-disconnect(_, #host{client = Client}) -> nats_gateway_mqtt_client:stop(Client).
+disconnect(_, #host{client = Client, presence = Presence}) ->
+    nats_gateway_mqtt_client:stop(nats_gateway_mqtt_presence:disconnect_reason(Presence), Client).
 
 closed(Ending, _, Out, Host = #host{phase = login, upstream = Upstream}) ->
     ok = log_no_login(Ending, Upstream),

@@ -21,6 +21,7 @@
 -export([subscribed/2]).
 -export([unsubscribed/2]).
 -export([stop/1]).
+-export([stop/2]).
 
 -export_type([client/0, options/0, item/0, tag/0, event/0, ending/0]).
 
@@ -830,8 +831,12 @@ tick(Client = #client{keepalive = #keepalive{heard = Heard, sent = Sent, seconds
 %% The caller ends the connection: with a DISCONNECT, and so that all that was sent before it
 %% arrives.
 -spec stop(client()) -> ok.
-stop(#client{phase = closed}) -> ok;
-stop(#client{socket = Socket}) -> retire(Socket, ?NORMAL_DISCONNECTION).
+stop(Client) -> stop(?NORMAL_DISCONNECTION, Client).
+
+%% The same with a reason code.
+-spec stop(Reason :: byte(), client()) -> ok.
+stop(_, #client{phase = closed}) -> ok;
+stop(Reason, #client{socket = Socket}) -> retire(Socket, Reason).
 
 ended(Ending, Events, Client = #client{suspects = Suspects}) ->
     {[{closed, Ending, blame(Ending, Suspects)} | Events], aborted(Client)}.

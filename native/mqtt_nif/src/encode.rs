@@ -212,6 +212,7 @@ fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         keep_alive,
         receive_maximum,
         maximum_packet_size,
+        will,
     ] = *fields(terms)?;
     let mut properties = Properties::new();
     if let Some(maximum) = optional(receive_maximum, number)? {
@@ -231,6 +232,17 @@ fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     }
     if let Some(password) = optional(password, bytes)? {
         builder = builder.password(password).map_err(invalid)?;
+    }
+    if atoms::undefined() != will {
+        let [topic, payload, quality, retain] = *fields(&get_tuple(will)?)?;
+        builder = builder
+            .will_message(
+                topic_name(topic)?,
+                bytes(payload)?,
+                qos(quality)?,
+                retain.decode()?,
+            )
+            .map_err(invalid)?;
     }
     let connect = builder.build().map_err(invalid)?;
     output.flat.extend(connect.to_continuous_buffer());

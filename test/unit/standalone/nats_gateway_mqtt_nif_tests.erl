@@ -75,6 +75,16 @@ encode_test_() ->
                 "u", 0, 2, 0, 1>>
         },
         {
+            #connect{client_id = <<>>, keepalive = 0, will = {<<"t">>, <<>>, 0, false}},
+            <<16#10, 19, 0, 4, "MQTT", 5, 2#00000110, 0, 0, 0, 0, 0, 0, 0, 1, "t", 0, 0>>
+        },
+        {
+            #connect{
+                client_id = <<>>, username = <<"u">>, keepalive = 0, will = {<<"t">>, <<0>>, 1, true}
+            },
+            <<16#10, 23, 0, 4, "MQTT", 5, 2#10101110, 0, 0, 0, 0, 0, 0, 0, 1, "t", 0, 1, 0, 0, 1, "u">>
+        },
+        {
             #connect{client_id = <<>>, username = <<>>, password = <<"token">>, keepalive = 0},
             <<16#10, 22, 0, 4, "MQTT", 5, 16#C2, 0, 0, 0, 0, 0, 0, 0, 0, 5, "token">>
         },
@@ -143,6 +153,13 @@ bad_packets_test_() ->
             #connect{client_id = <<"id">>, keepalive = 0, receive_maximum = 0},
             #connect{client_id = <<"id">>, keepalive = 0, maximum_packet_size = 0},
             #connect{client_id = <<"id">>, username = Long, keepalive = 0},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<>>, <<>>, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a/#">>, <<>>, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 3, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 0, undefined}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, Long, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 0}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = none},
             #connect{client_id = <<"id">>, username = <<>>, password = Long, keepalive = 0},
             setelement(2, Publish, <<>>),
             setelement(2, Publish, <<"a/+">>),
