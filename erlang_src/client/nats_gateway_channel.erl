@@ -24,6 +24,8 @@
 -export([handle_messages/2]).
 -export([handle_call/2]).
 -export([answer/3]).
+-export([client_event/3]).
+-export([event_facts/1]).
 -export([reports/1]).
 -export([report/2]).
 -export([resume/1]).
@@ -145,6 +147,8 @@
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
+    %% those of the subscriptions that the host does not have
+    watched = nats_gateway_client_events:new() :: nats_gateway_client_events:watched(),
     waiting = none :: waiting(),
     %% whether the client has left, so that only its publishes still count
     gone = false :: boolean(),
@@ -570,6 +574,7 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, c
     ok = nats_gateway_admission:leave(Client),
     login(again, Rest, Out, Channel#channel{
         host_state = undefined,
+        watched = nats_gateway_client_events:stop(Channel#channel.watched),
         subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions)
     }).
 
@@ -628,6 +633,7 @@ logged_in(Kind, Session = #{mountpoint := Mountpoint}, Rest, Out, Old) ->
         session = Session,
         grant = nats_gateway_admission:until_session_ends(Session, Client, Grant)
     },
+    ok = nats_gateway_client_events:connected(fun() -> event_facts(Channel) end),
     case nats_gateway_connect:options(Fields) of
         {ok, Options = #options{headers = Headers, protocol = Protocol}} ->
             NChannel = set_decoder_limit(Channel#channel{
@@ -717,8 +723,9 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
 
 subscribe_keys([], Rest, Out, Channel) ->
     run(Rest, Out, Channel);
-subscribe_keys(Keys, Rest, Out, Channel) ->
-    #channel{host = Host, host_state = HostState} = Channel,
+subscribe_keys(AllKeys, Rest, Out, Old) ->
+    {Watched, Keys} = lists:partition(fun(Key) -> may_watch(Key, Old) end, AllKeys),
+    Channel = #channel{host = Host, host_state = HostState} = lists:foldl(fun watch/2, Old, Watched),
     case Host:subscribe_again(Keys, subscribe_options(Channel), HostState) of
         {ok, Refusals, NHostState} ->
             {Refused, NChannel} = reject_all(Refusals, Channel#channel{host_state = NHostState}),
@@ -875,6 +882,29 @@ answer(ReplyTopic, Payload, Channel) ->
         none -> {ok, [], Channel}
     end.
 
+%% An event of nats_gateway_client_events, if the client may still get it.
+-spec client_event(Subject :: binary(), Payload :: binary(), channel()) -> result().
+client_event(Subject, Payload, Channel = #channel{client = Client, session = Session, watched = Watched}) ->
+    Topic = nats_gateway_nif:topic(Subject, mountpoint(Channel)),
+    Keys = [Key || is_binary(Topic), Key <- nats_gateway_client_events:matching(Topic, Watched)],
+    case Keys =/= [] andalso nats_gateway_admission:has_system_access(Client, Session) of
+        true ->
+            Deliveries = [#delivery{key = Key, topic = Topic, payload = Payload} || Key <- Keys],
+            events([{deliver, Deliveries}], [], Channel);
+        false ->
+            {ok, [], Channel}
+    end.
+
+%% What an event about this client is made of.
+-spec event_facts(channel()) -> nats_gateway_client_events:facts().
+event_facts(Channel = #channel{client = #{config := Config, sockname := {Host, _}}}) ->
+    #{
+        client_id => client_id(Channel),
+        config => Config,
+        host => Host,
+        description => description(Channel)
+    }.
+
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
 
@@ -917,6 +947,21 @@ permit_subscribe(Subject, QueueGroup, Channel) ->
     end.
 
 subscribe_key(Key, Sid, Rest, Out, Channel) ->
+    case may_watch(Key, Channel) of
+        true -> run(Rest, acknowledge(Out, Channel), watch(Key, Channel));
+        false -> subscribe_host(Key, Sid, Rest, Out, Channel)
+    end.
+
+%% Whether the gateway has what this key is for, and the client may get it. Then the host is not
+%% subscribed.
+may_watch(Key, Channel = #channel{client = Client, session = Session}) ->
+    nats_gateway_client_events:is_watchable(Key, mountpoint(Channel)) andalso
+        nats_gateway_admission:has_system_access(Client, Session).
+
+watch(Key, Channel = #channel{watched = Watched}) ->
+    Channel#channel{watched = nats_gateway_client_events:watch(Key, Watched)}.
+
+subscribe_host(Key, Sid, Rest, Out, Channel) ->
     #channel{host = Host, host_state = HostState} = Channel,
     Options = subscribe_options(Channel),
     case Host:subscribe(Key, Options#{sid => Sid}, HostState) of
@@ -950,8 +995,19 @@ reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
 
-unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
-    Channel#channel{host_state = lists:foldl(fun Host:unsubscribe/2, HostState, Keys)}.
+unsubscribe([], Channel) ->
+    Channel;
+unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState, watched = Watched}) ->
+    case [Key || Key <- Keys, nats_gateway_client_events:is_watched(Key, Watched)] of
+        [] -> Channel#channel{host_state = lists:foldl(fun Host:unsubscribe/2, HostState, Keys)};
+        Own -> unsubscribe(Keys -- Own, lists:foldl(fun unwatch/2, Channel, Own))
+    end.
+
+unwatch(Key, Channel = #channel{watched = Watched, subscriptions = Subs}) ->
+    Channel#channel{
+        watched = nats_gateway_client_events:unwatch(Key, Watched),
+        subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
+    }.
 
 %% -------------------------------------------------------------------------------------------
 %% Events of the host

@@ -313,6 +313,10 @@ handle_cast({answer, ReplyTopic, Payload}, State = #state{channel = Channel}) wh
     Channel =/= undefined
 ->
     handled(nats_gateway_channel:answer(ReplyTopic, Payload, Channel), report_later(State));
+handle_cast({client_event, Subject, Payload}, State = #state{channel = Channel}) when
+    Channel =/= undefined
+->
+    handled(nats_gateway_channel:client_event(Subject, Payload, Channel), report_later(State));
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -1185,6 +1189,12 @@ leave(Reason, State = #state{socket = Socket, channel = Channel, report_times = 
             true -> nats_gateway_report:octets(Socket);
             false -> #{}
         end,
+    ok = nats_gateway_client_events:disconnected(
+        Reason,
+        nats_gateway_channel:is_connected(Channel),
+        fun() -> nats_gateway_report:figures(Octets, Socket, Channel) end,
+        fun() -> nats_gateway_channel:event_facts(Channel) end
+    ),
     ok = nats_gateway_census:leave(Reason, fun() ->
         {
             nats_gateway_report:figures(Octets, Socket, Channel),

@@ -89,7 +89,8 @@
     sent = 0 :: non_neg_integer(),
     operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()},
     %% whether the next publishes are timed
-    sample = false :: boolean()
+    sample = false :: boolean(),
+    presence = none :: nats_gateway_emqx_presence:presence()
 }).
 
 -type host() :: #host{}.
@@ -134,7 +135,9 @@ connect(Client = #{config := #{host := #{context := Context}}}) ->
         {ok, Admitted, Proven} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
-            {ok, maps:merge(identity(Host), Proven), Host};
+            Session = maps:merge(identity(Host), Proven),
+            Presence = nats_gateway_emqx_presence:connected(Client, Session, Host#host.headers),
+            {ok, Session, Host#host{presence = Presence}};
         {error, Reason} ->
             ok = nats_gateway_census:login_refused(broker, Reason),
             nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
@@ -844,7 +847,8 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     Name =:= slow_consumer andalso count('clients.slow_consumer', 1, Host),
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
-    run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).
+    run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context),
+    nats_gateway_emqx_presence:disconnected(Host#host.presence, Host#host.headers).
 
 %% The client is sent nothing more, so what its groups have given to it goes to other members.
 give_away(Host = #host{early = Early}) ->

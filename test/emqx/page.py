@@ -38,6 +38,11 @@ DEFAULTS = {
     "system_nkeys": [],
     "system_accounts": [],
     "built_in_may_serve": False,
+    "presence_topic": "",
+    "presence_connected": "online",
+    "presence_disconnected": "offline",
+    "presence_qos": 1,
+    "presence_retain": True,
 }
 
 
