@@ -35,6 +35,7 @@ defaults_test() ->
             peer_cert_as_username => disabled,
             login => nats_gateway_login:none(),
             system => nats_gateway_system_access:nobody(),
+            presence => off,
             websocket_same_origin => false,
             websocket_jwt_cookie => undefined,
             monitor_bind => undefined,
@@ -67,7 +68,8 @@ the_files_of_the_page_test() ->
             ?assertEqual({Key, Json}, {Key, Stored}),
             ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        (maps:keys(Defaults) -- [login, system]) ++
+        (maps:keys(Defaults) -- [login, system, presence]) ++
+            [presence_topic, presence_connected, presence_disconnected, presence_qos, presence_retain] ++
             [internal_authn, token, nkeys, trusted_operators, resolver_preload] ++
             [system_users, system_nkeys, system_accounts]
     ).
@@ -307,7 +309,12 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     built_in_may_serve,
     system_users,
     system_nkeys,
-    system_accounts
+    system_accounts,
+    presence_topic,
+    presence_connected,
+    presence_disconnected,
+    presence_qos,
+    presence_retain
 ]).
 
 no_key_is_ever_removed_test_() ->
