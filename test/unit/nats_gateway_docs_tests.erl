@@ -135,7 +135,7 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     Settings = maps:without(
         %% made at the start, or of other keys
-        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system],
+        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system, presence],
         nats_gateway_file:defaults()
     ),
     [
@@ -187,6 +187,13 @@ every_documented_setting_of_the_plugins_page_is_there_test_() ->
             {binary_to_list(Key), ?_assert(lists:member(Key, page_fields()))}
          || [Keys] <- Rows, [Key] <- all("`([^`]+)`", Keys)
         ].
+
+every_setting_of_presence_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
+    [
+        {atom_to_list(Key), ?_assert(lists:member(<<"presence.", (atom_to_binary(Key))/binary>>, Documented))}
+     || Key <- maps:keys(nats_gateway_presence:file_schema())
+    ].
 
 every_setting_of_the_broker_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),

@@ -65,7 +65,10 @@ limits_test_() ->
             case Outcome of
                 ok -> ?assertMatch(#{}, settings(Table));
                 off -> ?assertEqual(off, settings(Table));
-                error -> ?assertMatch({error, <<Key:(byte_size(Key))/binary, ": must be a string of at most ", _/binary>>}, settings(Table))
+                error ->
+                    {error, Text} = settings(Table),
+                    Begin = <<Key/binary, ": must be a string of at most ">>,
+                    ?assertMatch({0, _}, binary:match(Text, Begin))
             end
         end}
      || {Key, Size, Outcome} <- [
@@ -95,7 +98,9 @@ refused_test_() ->
             {#{<<"topic">> => <<"$SYS/a">>}, <<"topic: must not begin with $">>},
             {#{<<"topic">> => <<"a", 1>>}, <<"topic: must be the name of a topic">>},
             {#{<<"topic">> => <<"a", 255>>}, <<"topic: must be the name of a topic">>},
-            {#{<<"topic">> => <<"a/${nme}">>}, <<"topic: has a placeholder that is unknown; known here: ${account}, ">>},
+            {#{<<"topic">> => <<"a/${nme}">>}, <<
+                "topic: has a placeholder that is unknown; known here: ${account}, "
+            >>},
             {#{<<"topic">> => <<"a/${">>}, <<"topic: has a placeholder that is unknown">>},
             {#{<<"topic">> => <<"a/${name">>}, <<"topic: has a placeholder that is unknown">>},
             {#{<<"topic">> => <<"a/${}">>}, <<"topic: has a placeholder that is unknown">>},
