@@ -116,8 +116,15 @@ init([]) ->
     %% Without it, nobody would find this process.
     true = link(whereis(?SCOPE)),
     {Scope, Groups} = pg:monitor_scope(?SCOPE),
-    ok = pg:join(?SCOPE, watchers, self()),
+    _ = spawn_link(fun watch/0),
     {ok, maps:fold(fun join/3, #state{scope = Scope}, Groups)}.
+
+%% The pg of OTP 25 crashes at the end of a process that monitors the scope and is in a group.
+watch() ->
+    ok = pg:join(?SCOPE, watchers, self()),
+    receive
+        stop -> ok
+    end.
 
 handle_call(_, _, State) -> {reply, ignored, State}.
 

@@ -103,7 +103,7 @@ def test_operators_are_told_who_comes_and_goes(operators: Gateway, name: str):
     with file_rules(operators, *rules), operator(operators) as client, operators.nats(user="other", **PASSWORD) as nobody:
         client.subscribe("$SYS.ACCOUNT.*.CONNECT", sid="1").subscribe("$SYS.ACCOUNT.$G.DISCONNECT", sid="2")
         client.ping()
-        nobody.subscribe("$SYS.ACCOUNT.>")
+        nobody.send("SUB $SYS.ACCOUNT.> 1\r\n")
         nobody.expect(b"-ERR 'Permissions Violation for Subscription to \"$SYS.ACCOUNT.>\"'\r\n")
         with operators.nats(user="other", name=name, **PASSWORD) as other:
             message = client.message()
