@@ -490,6 +490,8 @@ handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
+handle_info(unused_devices, State = #state{channel = Channel}) when Channel =/= undefined ->
+    result(nats_gateway_channel:handle_timeout(devices, Channel), report_later(State));
 handle_info(Message, State) ->
     handle_message(Message, State).
 

@@ -42,6 +42,8 @@
     %% who may ask below `$SYS.REQ.SERVER'
     system := nats_gateway_system_access:access(),
     presence := nats_gateway_presence:settings(),
+    %% devices that answer on a topic of their own
+    devices := nats_gateway_device_config:devices(),
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
@@ -85,7 +87,8 @@ schema() ->
         nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema(),
         nats_gateway_login_config:system_page_schema(),
-        nats_gateway_presence:page_schema()
+        nats_gateway_presence:page_schema(),
+        nats_gateway_device_config:page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: with less, nobody could log in
@@ -114,11 +117,13 @@ parse(Stored) ->
                     NotKept =
                         nats_gateway_login_config:page_keys() ++
                             maps:keys(nats_gateway_login_config:system_page_schema()) ++
-                            maps:keys(nats_gateway_presence:page_schema()),
+                            maps:keys(nats_gateway_presence:page_schema()) ++
+                            nats_gateway_device_config:page_keys(),
                     {ok, (maps:without(NotKept, Settings))#{
                         login => Known,
                         system => System,
-                        presence => nats_gateway_presence:of_page(Settings)
+                        presence => nats_gateway_presence:of_page(Settings),
+                        devices => nats_gateway_device_config:of_page(Settings)
                     }};
                 {{error, Text}, _} ->
                     {error, Text};

@@ -110,6 +110,8 @@
 }).
 
 -define(GATEWAY, nats).
+%% MQTT's Retain Handling
+-define(NO_RETAINED, 2).
 %% Access control and hooks may take any time, and the end of the client may wait in the mailbox.
 -define(MAX_SPENT_US, 10000).
 
@@ -380,7 +382,10 @@ may_publish(Topic, Quality, #batch{authz = Batch}, Host = #host{authz = Authz}) 
     {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
 when
     Options :: #{
-        confirm := boolean(), no_local := boolean(), sid => nats_gateway_subscriptions:sid()
+        confirm := boolean(),
+        no_local := boolean(),
+        sid => nats_gateway_subscriptions:sid(),
+        retained => false
     }.
 subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 
@@ -401,6 +406,7 @@ may_subscribe({_, Filter}, QoS, Host) ->
     end.
 
 %% The property has the name that the built-in gateway uses.
+sub_props(#{retained := false}) -> #{rh => ?NO_RETAINED};
 sub_props(#{sid := Sid}) -> #{sub_props => #{sid => Sid}};
 sub_props(#{}) -> #{}.
 
@@ -431,7 +437,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
     end.
 
 retain_handling(#host{retained = true}) -> 0;
-retain_handling(#host{retained = false}) -> 2.
+retain_handling(#host{retained = false}) -> ?NO_RETAINED.
 
 no_local(true, undefined) -> 1;
 no_local(_, _) -> 0.

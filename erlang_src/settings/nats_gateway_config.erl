@@ -50,6 +50,8 @@
     %% whether headers set the properties of a PUBLISH, and tell those of a delivery
     publish_properties := boolean(),
     show_properties := boolean(),
+    %% devices that answer on a topic of their own
+    devices := nats_gateway_device_config:devices(),
     clientinfo_override := #{clientid | username | password => binary()},
     log_level := logger:level(),
     %% absent means off

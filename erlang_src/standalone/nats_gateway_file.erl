@@ -42,6 +42,7 @@ schema() ->
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
         system => {{table, nats_gateway_login_config:system_schema()}, #{}},
         presence => {{table, nats_gateway_presence:file_schema()}, #{}},
+        devices => {{table, nats_gateway_device_config:file_schema()}, #{}},
         control => {{table, #{socket => {fun socket_path/2, undefined}}}, #{}},
         log_format => {{one_of, [text, json]}, text},
         log_file => {fun file_path/2, undefined},

@@ -360,7 +360,7 @@ send(Items, Host = #host{client = Client}) ->
 -spec subscribe(nats_gateway_host:key(), Options, host()) ->
     {ok | nats_gateway_host:refusal(), host()} | {wait, host()} | {stop, upstream_lost, host()}
 when
-    Options :: #{confirm := boolean(), no_local := boolean()}.
+    Options :: #{confirm := boolean(), no_local := boolean(), retained => false}.
 subscribe(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe(Key, Options, Host) ->
@@ -379,7 +379,7 @@ ask(Key, Options = #{confirm := Confirm}, Host) ->
         error:badarg -> {denied, Host}
     end.
 
-subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+subscription(Key = {Share, _}, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
     {Id, NHost} = subscription_id(Key, Host),
     QoS =
         case Confirm of
@@ -387,9 +387,12 @@ subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host)
             false -> 0
         end,
     %% No Local on a shared subscription is a protocol error (3.8.3.1).
-    Filter = {
-        filter(Key), QoS, NoLocal andalso Share =:= undefined, Host#host.retain_handling
-    },
+    Retained =
+        case Options of
+            #{retained := false} -> 2;
+            #{} -> Host#host.retain_handling
+        end,
+    Filter = {filter(Key), QoS, NoLocal andalso Share =:= undefined, Retained},
     Announced =
         case Host#host.broker of
             #broker{identifiers = true} -> Id;
