@@ -149,6 +149,18 @@ def test_one_request_too_many(gateway: Gateway, page: Page, rules: list[str], na
         assert device.command()[0] == f"{name}/cmd/lamp"
 
 
+@pytest.mark.kills
+@pytest.mark.timeout(180, func_only=True)
+def test_rules_are_the_same_after_a_boot(devices: Gateway, page: Page, rules: list[str], name: str):
+    """`${1}` means something in a file of EMQX, too."""
+    devices.node.restart()
+    wait_until(devices.served, "the plugin serves", deadline=30)
+    assert page.read()["device_rules"] == rules and page.health() == ""
+    with Device(devices.node.mqtt, f"{name}/cmd/+", echo), requester(devices) as client:
+        client.publish(f"{name}.lamp.get", b"x", reply="_INBOX.me.1")
+        assert client.message().payload == f"{name}/cmd/lamp: x".encode()
+
+
 @pytest.mark.parametrize("setting, said", [
     ({"device_rules": ["a -> b"]}, 'device_rules[1]: must be \\"SUBJECT -> COMMAND TOPIC -> ANSWER TOPIC\\"'),
     ({"device_rules": ["a -> c/${id} -> r"]}, "device_rules[1]: must have ${id} in both topics, or in neither"),
