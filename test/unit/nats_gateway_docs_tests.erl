@@ -135,7 +135,8 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     Settings = maps:without(
         %% made at the start, or of other keys
-        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system, presence, devices],
+        [secret, server_id, login, listeners, upstream, clientinfo_override] ++
+            [monitor, control, system, presence, devices],
         nats_gateway_file:defaults()
     ),
     [
