@@ -43,9 +43,9 @@ DEFAULTS = {
     "system_accounts": [],
     "built_in_may_serve": False,
     "presence_topic": "",
+    "presence_qos": 1,
     "presence_connected": "online",
     "presence_disconnected": "offline",
-    "presence_qos": 1,
     "presence_retain": True,
 }
 
