@@ -346,6 +346,9 @@ many_subscriptions_are_not_collected_again_and_again_test_() ->
 
 whole_collections(Sids) ->
     {Pid, _, Client} = connected(#{}),
+    %% Early: the runtime may send the signal of `monitor' a little later, and a connection that has
+    %% ended by then has the reason `noproc'.
+    Monitor = monitor(process, Pid),
     greeted(Client),
     1 = erlang:trace(Pid, true, [garbage_collection]),
     Subject = binary:copy(<<"x">>, 300),
@@ -355,7 +358,6 @@ whole_collections(Sids) ->
         <<"PING\r\n">>
     ]),
     {ok, <<"PONG\r\n">>} = gen_tcp:recv(Client, 6, 3 * ?WAIT),
-    Monitor = monitor(process, Pid),
     ok = gen_tcp:close(Client),
     {shutdown, client_closed} = ended(Monitor),
     whole_collections_of(Pid).
