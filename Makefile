@@ -88,8 +88,8 @@ check: style
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
-	    build-all tools test-rust test-clients:build-all,tools test-cli:build-all,tools lint:tools,test-rust \
-	    test-erlang:build-all test-brokers:build-all,tools test-wire:build-all,tools test-release:build-all,tools \
+	    build-all tools test-rust test-clients:build-all,tools test-erlang:build-all test-brokers:build-all,tools \
+	    test-cli:build-all,tools lint:tools,test-rust test-release:build-all,tools test-wire:build-all,tools \
 	    test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
 
 tools:
