@@ -374,9 +374,20 @@ CLOSES = {
 def test_close_of_the_client(servers: Servers, target: str, name: str):  # noqa: F811
     sent, answer = CLOSES[name]
     expected = answer if isinstance(answer, bytes) else answer[TARGETS.index(target)]
-    with opened(servers, target) as client:
-        client.send(frame(b"PING\r\n") + frame(sent, CLOSE) + frame(b"PING\r\n"))
-        assert list(answers(client)) == [PONG_FRAME, Frame(CLOSE, expected)]
+
+    def close() -> list[Frame]:
+        with opened(servers, target) as client:
+            client.send(frame(b"PING\r\n") + frame(sent, CLOSE) + frame(b"PING\r\n"))
+            return list(answers(client))
+
+    try:
+        got = close()
+    except Unexpected:
+        # Now and then the PONG of nats-server follows its own close frame.
+        if target == "gateway":
+            raise
+        got = close()
+    assert got == [PONG_FRAME, Frame(CLOSE, expected)]
 
 
 def fatal(row: Case) -> bool:
