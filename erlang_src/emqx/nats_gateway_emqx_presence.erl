@@ -141,8 +141,9 @@ handle_info({'DOWN', Monitor, process, Pid, Reason}, State = #state{clients = Cl
     end;
 handle_info({forget, Monitor}, State) ->
     {noreply, forget(Monitor, State)};
-handle_info(settle, State = #state{lost = Lost}) ->
-    {noreply, settle(lists:reverse(Lost), State#state{lost = []})};
+handle_info(settle, State = #state{lost = Lost, topics = Topics}) ->
+    ok = settle(lists:reverse(Lost), Topics),
+    {noreply, State#state{lost = []}};
 handle_info(_, State) ->
     {noreply, State}.
 
@@ -217,7 +218,7 @@ lose(Where, Gone, State = #state{lost = Lost}) ->
     State#state{lost = [{Where, Gone} | Lost]}.
 
 %% A client that has come back meanwhile, here or elsewhere, is not gone.
-settle(Lost, State = #state{topics = Topics}) ->
+settle(Lost, Topics) ->
     Alive = [node() | nodes()],
     Nodes = [node(Pid) || Pid <- pg:get_members(?SCOPE, watchers)],
     IsFirst = lists:min([node() | [Node || Node <- Nodes, lists:member(Node, Alive)]]) =:= node(),
@@ -227,7 +228,6 @@ settle(Lost, State = #state{topics = Topics}) ->
                 publish(Gone, #{})
         end,
         Lost
-    ),
-    State.
+    ).
 
 now_ms() -> erlang:monotonic_time(millisecond).

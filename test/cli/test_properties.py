@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nats as nats_py
@@ -172,6 +173,21 @@ def test_a_payload_that_is_not_utf_8(served: Running, mqtt: Mqtt):
     assert (message.payload, message.properties.PayloadFormatIndicator) == ("é".encode(), 1)
 
 
+@contextmanager
+def before_mosquitto(directory: Path, settings: str) -> Iterator[Nats]:
+    """A client of a gateway in front of a Mosquitto with these settings."""
+    with started_mosquitto(directory, f"allow_anonymous true\n{settings}\n") as broker:
+        gateway = Running(directory, broker)
+        gateway.write(publish_properties=True)
+        gateway.start()
+        try:
+            with gateway.client() as nats:
+                yield nats
+        finally:
+            gateway.process.kill()
+            gateway.process.wait()
+
+
 @pytest.mark.parametrize(
     ("setting", "header", "value", "text"),
     [
@@ -181,41 +197,25 @@ def test_a_payload_that_is_not_utf_8(served: Running, mqtt: Mqtt):
     ],
 )
 def test_what_the_broker_does_not_take_is_refused(tmp_path: Path, setting: str, header: str, value: str, text: str):
-    with started_mosquitto(tmp_path, f"allow_anonymous true\n{setting}\n") as broker:
-        gateway = Running(tmp_path, broker)
-        gateway.write(publish_properties=True)
-        gateway.start()
-        try:
-            with gateway.client() as nats:
-                nats.subscribe("c.>")
-                nats.publish("c.a", b"refused", headers=headers((header, value)))
-                nats.error(violation("c.a", header, text))
-                nats.publish("c.a", b"taken", headers=headers(("Mqtt-Qos", "0")))
-                assert nats.message().payload == b"taken"
-                nats.silent()
-        finally:
-            gateway.process.kill()
-            gateway.process.wait()
+    with before_mosquitto(tmp_path, setting) as nats:
+        nats.subscribe("c.>")
+        nats.publish("c.a", b"refused", headers=headers((header, value)))
+        nats.error(violation("c.a", header, text))
+        nats.publish("c.a", b"taken", headers=headers(("Mqtt-Qos", "0")))
+        assert nats.message().payload == b"taken"
+        nats.silent()
 
 
 def test_the_brokers_acl_decides(tmp_path: Path):
     """PUBACK and PUBREC say it, also to a client that is not verbose."""
     acl = tmp_path / "acl"
     acl.write_text("topic readwrite ok/#\n")
-    with started_mosquitto(tmp_path, f"allow_anonymous true\nacl_file {acl}\n{MOSQUITTO_AS_ROOT}") as broker:
-        gateway = Running(tmp_path, broker)
-        gateway.write(publish_properties=True)
-        gateway.start()
-        try:
-            with gateway.client() as nats:
-                for qos in "12":
-                    nats.publish("no.a", b"x", headers=headers(("Mqtt-Qos", qos), ("Mqtt-Retain", "true")))
-                    nats.error('Permissions Violation for Publish to "no.a"')
-                    nats.publish("ok.a", b"x", headers=headers(("Mqtt-Qos", qos)))
-                    nats.silent()
-        finally:
-            gateway.process.kill()
-            gateway.process.wait()
+    with before_mosquitto(tmp_path, f"acl_file {acl}\n{MOSQUITTO_AS_ROOT}") as nats:
+        for qos in "12":
+            nats.publish("no.a", b"x", headers=headers(("Mqtt-Qos", qos), ("Mqtt-Retain", "true")))
+            nats.error('Permissions Violation for Publish to "no.a"')
+            nats.publish("ok.a", b"x", headers=headers(("Mqtt-Qos", qos)))
+            nats.silent()
 
 
 # --- Delivery --------------------------------------------------------------------------------------------------------

@@ -109,66 +109,61 @@ def test_nats_and_mqtt(cluster: tuple[Gateway, Gateway], name: str):
         assert nats.message().payload == b"to NATS"
 
 
+@pytest.fixture
+def login(cluster: tuple[Gateway, Gateway], package: Path) -> Iterator[dict[str, str]]:
+    """Of an operator, on both nodes. All clients have to log in."""
+    first, _ = cluster
+    page = Page(first.node, name_vsn(package))
+    try:
+        page.change(system_users=["admin"])
+        first.authenticate(BUILT_IN_DATABASE)
+        first.add_user("admin", "pw")
+        for gateway in cluster:
+            wait_until(lambda gateway=gateway: asks_for_a_login(gateway), "both nodes ask for a login", deadline=20)
+        yield {"user": "admin", "pass": "pw"}
+    finally:
+        first.restore()
+        page.change()
+
+
 @pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
-def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], package: Path, name: str):
+def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], login: dict[str, str], name: str):
     """Whoever may ask them asks all nodes, and kicks a client of the other one."""
     first, second = cluster
-    page = Page(first.node, name_vsn(package))
-    try:
-        page.change(system_users=["admin"])
-        first.authenticate(BUILT_IN_DATABASE)
-        first.add_user("admin", "pw")
-        for gateway in cluster:
-            wait_until(lambda gateway=gateway: asks_for_a_login(gateway), "both nodes ask for a login", deadline=20)
-        login = {"user": "admin", "pass": "pw"}
-        with first.nats(**login) as client, second.nats(**login, name=name) as other:
-            client.subscribe("answers", sid="9")
-            ids = {client.info["server_id"], other.info["server_id"]}
-            assert len(ids) == 2
-            client.publish("$SYS.REQ.SERVER.PING", b"", reply="answers")
-            pongs = [json.loads(client.message().payload) for _ in range(2)]
-            assert {pong["server"]["id"] for pong in pongs} == ids
-            assert [pong["statsz"]["active_servers"] for pong in pongs] == [2, 2]
-            there = other.info["server_id"]
-            [seen] = request(client, f"{there}.CONNZ", cid=other.info["client_id"])["data"]["connections"]
-            assert seen["name"] == name
-            servers = json.loads(nats(first.address[1], "server", "list", "--json"))
-            assert {server["server"]["id"] for server in servers} == ids
-            assert name in nats(first.address[1], "server", "report", "connections")
-            assert "error" not in request(client, f"{there}.KICK", cid=other.info["client_id"])
-            other.closed()
-            client.ping()
-    finally:
-        first.restore()
-        page.change()
+    with first.nats(**login) as client, second.nats(**login, name=name) as other:
+        client.subscribe("answers", sid="9")
+        ids = {client.info["server_id"], other.info["server_id"]}
+        assert len(ids) == 2
+        client.publish("$SYS.REQ.SERVER.PING", b"", reply="answers")
+        pongs = [json.loads(client.message().payload) for _ in range(2)]
+        assert {pong["server"]["id"] for pong in pongs} == ids
+        assert [pong["statsz"]["active_servers"] for pong in pongs] == [2, 2]
+        there = other.info["server_id"]
+        [seen] = request(client, f"{there}.CONNZ", cid=other.info["client_id"])["data"]["connections"]
+        assert seen["name"] == name
+        servers = json.loads(nats(first.address[1], "server", "list", "--json"))
+        assert {server["server"]["id"] for server in servers} == ids
+        assert name in nats(first.address[1], "server", "report", "connections")
+        assert "error" not in request(client, f"{there}.KICK", cid=other.info["client_id"])
+        other.closed()
+        client.ping()
 
 
 @pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
-def test_an_operator_is_told_of_the_clients_of_all_nodes(cluster: tuple[Gateway, Gateway], package: Path, name: str):
+def test_an_operator_is_told_of_the_clients_of_all_nodes(cluster: tuple[Gateway, Gateway], login: dict[str, str], name: str):
     first, second = cluster
-    page = Page(first.node, name_vsn(package))
-    try:
-        page.change(system_users=["admin"])
-        first.authenticate(BUILT_IN_DATABASE)
-        first.add_user("admin", "pw")
-        for gateway in cluster:
-            wait_until(lambda gateway=gateway: asks_for_a_login(gateway), "both nodes ask for a login", deadline=20)
-        login = {"user": "admin", "pass": "pw"}
-        with first.nats(**login) as client:
-            client.subscribe("$SYS.ACCOUNT.>")
-            client.ping()
-            watching = "length(pg:get_members(nats_gateway_servers, client_events))"
-            wait_until(lambda: second.node.eval(watching) == "1", "the other node knows who watches", deadline=10)
-            for gateway in (second, first):
-                with gateway.nats(**login, name=name) as other:
-                    told = json.loads(client.message().payload)
-                    assert told["server"]["id"] == other.info["server_id"]
-                    assert (told["client"]["name"], told["client"]["id"]) == (name, other.info["client_id"])
-                gone = json.loads(client.message().payload)
-                assert (gone["client"]["id"], gone["reason"]) == (told["client"]["id"], "Client Closed")
-    finally:
-        first.restore()
-        page.change()
+    with first.nats(**login) as client:
+        client.subscribe("$SYS.ACCOUNT.>")
+        client.ping()
+        watching = "length(pg:get_members(nats_gateway_servers, client_events))"
+        wait_until(lambda: second.node.eval(watching) == "1", "the other node knows who watches", deadline=10)
+        for gateway in (second, first):
+            with gateway.nats(**login, name=name) as other:
+                told = json.loads(client.message().payload)
+                assert told["server"]["id"] == other.info["server_id"]
+                assert (told["client"]["name"], told["client"]["id"]) == (name, other.info["client_id"])
+            gone = json.loads(client.message().payload)
+            assert (gone["client"]["id"], gone["reason"]) == (told["client"]["id"], "Client Closed")
 
 
 def asks_for_a_login(gateway: Gateway) -> bool:

@@ -19,15 +19,7 @@ channel() -> channel(#{}).
 channel(Settings) ->
     flush(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
-    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, #{
-        connect => #{},
-        client_id => 7,
-        transport => tcp,
-        listener => <<"tcp:test">>,
-        peername => {{127, 0, 0, 1}, 50000},
-        sockname => {{127, 0, 0, 1}, 4222},
-        config => Config
-    }),
+    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     {iolist_to_binary(Info), Channel}.
 
 open(Text) -> open(Text, #{}).
@@ -1156,15 +1148,12 @@ a_cookie_stands_in_for_the_jwt_test() ->
     Jwt = nats_gateway_credentials:user(User, #{bearer_token => true}, Account),
     Config = (nats_gateway_file:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
     Login = fun(Cookies, Connect) ->
-        {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, Cookies#{
-            connect => #{},
-            client_id => 7,
-            transport => ws,
-            listener => <<"ws:test">>,
-            peername => {{127, 0, 0, 1}, 50000},
-            sockname => {{127, 0, 0, 1}, 4222},
-            config => Config
-        }),
+        {_, Channel} = nats_gateway_channel:init(
+            nats_gateway_host_fake,
+            maps:merge(nats_gateway_host_fake:client(Config), Cookies#{
+                transport => ws, listener => <<"ws:test">>
+            })
+        ),
         input(Connect, Channel)
     end,
     Cookie = #{cookies => #{jwt => Jwt}},

@@ -168,15 +168,7 @@ open(Text) -> open(Text, #{}, #{}).
 open(Text, OfDevices, More) ->
     _ = calls(),
     Config = maps:merge((nats_gateway_file:defaults())#{devices := settings(OfDevices)}, More),
-    {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, #{
-        connect => #{},
-        client_id => 7,
-        transport => tcp,
-        listener => <<"tcp:test">>,
-        peername => {{127, 0, 0, 1}, 50000},
-        sockname => {{127, 0, 0, 1}, 4222},
-        config => Config
-    }),
+    {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     {_, NChannel} = input(Text, Channel),
     _ = calls(),
     NChannel.

@@ -10,6 +10,19 @@
 -export([handle_info/2, handle_call/3]).
 -export([decline/2, undelivered/2, report/2, disconnect/2]).
 -export([ask_server/1]).
+-export([client/1]).
+
+%% A client of this host, for `nats_gateway_channel:init/2'.
+client(Config) ->
+    #{
+        connect => #{},
+        client_id => 7,
+        transport => tcp,
+        listener => <<"tcp:test">>,
+        peername => {{127, 0, 0, 1}, 50000},
+        sockname => {{127, 0, 0, 1}, 4222},
+        config => Config
+    }.
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),

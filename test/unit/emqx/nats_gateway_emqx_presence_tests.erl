@@ -44,15 +44,12 @@ comes_and_goes(_) ->
 
 killed(_) ->
     fun() ->
-        true = register(nats_gateway_emqx_presence_test, self()),
         watched(fun(_) ->
-            Client = client(<<"a">>),
-            {_, <<"online">>, _} = published(),
+            Client = client_here(<<"a">>),
             kill(Client),
             ?assertEqual({<<"presence/a">>, <<"offline">>, <<"c-a">>}, published(3000)),
             %% Any other end is that of a process which has published itself.
-            Other = client(<<"b">>),
-            {_, <<"online">>, _} = published(),
+            Other = client_here(<<"b">>),
             exit(Other, crash),
             ?assertEqual(nothing, published(1500))
         end)
@@ -60,23 +57,18 @@ killed(_) ->
 
 killed_and_back(_) ->
     fun() ->
-        true = register(nats_gateway_emqx_presence_test, self()),
         watched(fun(_) ->
-            Client = client(<<"a">>),
-            {_, <<"online">>, _} = published(),
+            Client = client_here(<<"a">>),
             kill(Client),
-            _ = client(<<"a">>),
-            {_, <<"online">>, _} = published(),
+            _ = client_here(<<"a">>),
             ?assertEqual(nothing, published(1500))
         end)
     end.
 
 node_lost(_) ->
     fun() ->
-        true = register(nats_gateway_emqx_presence_test, self()),
         watched(fun(Watcher) ->
-            Client = client(<<"a">>),
-            {_, <<"online">>, _} = published(),
+            Client = client_here(<<"a">>),
             lose(Client, Watcher),
             ?assertEqual({<<"presence/a">>, <<"offline">>, <<"c-a">>}, published(3000))
         end)
@@ -85,10 +77,8 @@ node_lost(_) ->
 %% A client that has said so itself is not said to be gone again.
 left_before(_) ->
     fun() ->
-        true = register(nats_gateway_emqx_presence_test, self()),
         watched(fun(Watcher) ->
-            Client = client(<<"a">>),
-            {_, <<"online">>, _} = published(),
+            Client = client_here(<<"a">>),
             leave(Client),
             {_, <<"offline">>, _} = published(),
             _ = sys:get_state(Watcher),
@@ -98,6 +88,7 @@ left_before(_) ->
     end.
 
 watched(Test) ->
+    true = register(nats_gateway_emqx_presence_test, self()),
     {ok, Watcher} = ?PRESENCE:start_link(),
     try
         Test(Watcher)
@@ -129,6 +120,11 @@ client(Name) ->
             stop -> ok
         end
     end).
+
+client_here(Name) ->
+    Client = client(Name),
+    {_, <<"online">>, _} = published(),
+    Client.
 
 leave(Client) ->
     Client ! {leave, self()},
