@@ -1,12 +1,15 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
 .PHONY: help run build package package-here release check style test test-crates test-rust test-unit test-erlang test-cli \
-        test-release test-wire test-clients test-brokers test-emqx test-hostile lint check-types fuzz bench clean
+        test-release test-wire test-clients test-brokers test-emqx test-hostile test-hostile-costs test-hostile-times lint check-types tools build-all fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
 # What the package runs on: Rust's names of the platforms, and the oldest C library.
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
 GLIBC := 2.17
+# Stages of `make test` that run side by side find everything built: BUILT is of this make alone, not of what tests run.
+unexport BUILT
+unless_built = $(if $(BUILT),,$(1))
 # The others link with a running Erlang only.
 TESTED_CRATES := -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
 
@@ -23,7 +26,8 @@ help:
 	@echo
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
 	@echo "make style    the formats and the linters alone: bin/check-text, cargo fmt, clippy, xref, ruff"
-	@echo "make test     install what is missing, build, run every test: what follows"
+	@echo "make test     install what is missing, build, run every test: what follows, side by side"
+	@echo "              KEEP_GOING=1: also what comes after a failure"
 	@echo "  lint          style (formats, clippy, xref, ruff), the licences and sources of crates (deny.toml), and the"
 	@echo "                types where make check-types has run before"
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
@@ -80,17 +84,25 @@ release: build
 check: style
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-crates
 
+# What measures runs alone, at the end. Two of cargo with one directory would wait for each other: lint comes after test-rust.
 test:
+	@bin/install-missing test-packages
+	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
+	    build-all tools test-rust test-clients:build-all,tools test-erlang:build-all test-brokers:build-all,tools \
+	    test-cli:build-all,tools lint:tools,test-rust test-release:build-all,tools test-wire:build-all,tools \
+	    test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
+
+tools:
 	@bin/install-missing test
-	@MAKE='$(MAKE)' bin/stages lint test-rust test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx \
-	    test-hostile
+
+build-all: package-here release
 
 test-crates:
 	cargo test --locked $(TESTED_CRATES)
 
 test-rust: test-crates
-	@# Each microbenchmark once, so that they never rot.
-	cargo bench --locked -p nats-protocol -- --test
+	@# Each microbenchmark once, so that they never rot; as it is built for the tests, which is enough.
+	cargo test --locked $(TESTED_CRATES) --bench codec
 
 fuzz:
 	@bin/install-missing fuzz
@@ -100,7 +112,7 @@ fuzz:
 # for when a module is loaded takes milliseconds, and a test runs into EUnit's 5 seconds.
 EUNIT = TERM=dumb ERL_FLAGS="+sbwt none +sbwtdcpu none +sbwtdio none" rebar3 eunit
 
-test-erlang: build
+test-erlang: $(call unless_built,build)
 	@$(EUNIT)
 
 # Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
@@ -109,29 +121,36 @@ test-unit: build
 	    --include='*_tests.erl' test/unit | \
 	    xargs -n 1 basename -s .erl | paste -sd,)
 
-test-cli: build
-	.tools/venv/bin/pytest test/cli
+# They wait most of the time, so several run side by side.
+test-cli: $(call unless_built,build)
+	.tools/venv/bin/pytest -n 3 --dist loadfile test/cli
 
-test-release: release package-here
+test-release: $(call unless_built,release package-here)
 	.tools/venv/bin/pytest test/release
 
-# They wait most of the time, so several run side by side.
-test-wire: build
+test-wire: $(call unless_built,build)
 	.tools/venv/bin/pytest -n 4 --dist worksteal test/wire
 
-test-clients: build
+test-clients: $(call unless_built,build)
 	.tools/venv/bin/pytest -n 3 --dist loadfile test/clients
 
-test-brokers: build
+test-brokers: $(call unless_built,build)
 	.tools/venv/bin/pytest test/brokers
 
 # Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
-test-emqx: package-here
+test-emqx: $(call unless_built,package-here)
 	.tools/venv/bin/pytest test/emqx
 
 # HOSTILE=long: the full sizes.
-test-hostile: package-here
+test-hostile: $(call unless_built,package-here)
 	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
+
+# The same in two parts: what is judged by memory and CPU time, and what is by the clock.
+test-hostile-costs: $(call unless_built,package-here)
+	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest -m 'not by_the_clock' test/hostile
+
+test-hostile-times: $(call unless_built,package-here)
+	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest -m by_the_clock test/hostile
 
 style:
 	@bin/check-text

@@ -62,3 +62,15 @@
     headers :: nats_gateway_nif:headers(),
     payload :: binary()
 }).
+
+%% The properties of a PUBLISH that the headers of a publish ask for, and the other headers.
+-record(properties, {
+    retain :: boolean(),
+    qos :: undefined | 0..2,
+    %% seconds
+    expiry :: undefined | 1..16#FFFFFFFF,
+    payload_format :: undefined | 0..1,
+    %% without the mountpoint
+    response_topic :: undefined | binary(),
+    headers :: undefined | binary()
+}).

@@ -5,8 +5,11 @@
     topic :: binary(),
     payload = <<>> :: binary(),
     qos = 0 :: nats_gateway_mqtt_nif:qos(),
-    %% a client may say for how many seconds the message is of use
-    retain = false :: boolean() | {boolean(), ExpirySeconds :: 0..16#FFFFFFFF},
+    %% The flag, or a tuple if there is a Message Expiry Interval (seconds) or a Payload Format
+    %% Indicator: so a message without them is no larger.
+    retain = false ::
+        boolean()
+        | {boolean(), Expiry :: undefined | 0..16#FFFFFFFF, PayloadFormat :: undefined | 0..1},
     packet_id :: undefined | nats_gateway_mqtt_nif:packet_id(),
     response_topic :: undefined | binary(),
     correlation_data :: undefined | binary(),
@@ -43,7 +46,10 @@
     %% seconds
     keepalive :: 0..65535,
     receive_maximum :: undefined | 1..65535,
-    maximum_packet_size :: undefined | pos_integer()
+    maximum_packet_size :: undefined | pos_integer(),
+    will ::
+        undefined
+        | {Topic :: binary(), Payload :: binary(), nats_gateway_mqtt_nif:qos(), Retain :: boolean()}
 }).
 
 -record(connack, {
@@ -55,6 +61,20 @@
 -record(puback, {
     packet_id :: nats_gateway_mqtt_nif:packet_id(),
     reason = 0 :: byte()
+}).
+
+%% The answers to a PUBLISH with QoS 2, and what the client sends between them.
+-record(pubrec, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id(),
+    reason = 0 :: byte()
+}).
+
+-record(pubrel, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id()
+}).
+
+-record(pubcomp, {
+    packet_id :: nats_gateway_mqtt_nif:packet_id()
 }).
 
 -record(suback, {

@@ -14,6 +14,7 @@
 -export([leave/2]).
 -export([open/0]).
 -export([find/1]).
+-export([started/0]).
 -export([closed/0]).
 -export([totals/0]).
 -export([login_refused/2]).
@@ -182,6 +183,15 @@ open() ->
     end.
 
 %% The process of one connection.
+%% When the calling connection entered the census: milliseconds of the system's time.
+-spec started() -> undefined | integer().
+started() ->
+    try
+        ets:lookup_element(?OPEN, self(), #census.start)
+    catch
+        error:badarg -> undefined
+    end.
+
 -spec find(Cid :: pos_integer()) -> {ok, pid()} | error.
 find(Cid) ->
     Row = erlang:make_tuple(record_info(size, census), '_', [

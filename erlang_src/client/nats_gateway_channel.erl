@@ -1,9 +1,10 @@
 %% The NATS protocol state machine of one client: operations and broker events in, bytes out.
 %%
 %% The channel has no process and no socket. It asks for the time only if a login has limits of
-%% time, and at CONNECT, PING and PONG. All its effects are calls to the host module that it was
-%% given. If the host answers `wait', the operations that follow stay in `todo' until the host's
-%% completion arrives. So replies keep their order without a queue of open promises.
+%% time or there are rules for devices, and at CONNECT, PING and PONG. All its effects are calls to
+%% the host module that it was given. If the host answers `wait', the operations that follow stay in
+%% `todo' until the host's completion arrives. So replies keep their order without a queue of open
+%% promises.
 -module(nats_gateway_channel).
 
 -export([prepare/2]).
@@ -25,6 +26,8 @@
 -export([handle_call/2]).
 -export([answer/4]).
 -export([feed/3]).
+-export([client_event/3]).
+-export([event_facts/1]).
 -export([reports/1]).
 -export([report/2]).
 -export([resume/1]).
@@ -122,6 +125,12 @@
     verdicts :: [nats_gateway_publishing:verdict()] | pass
 }).
 -record(subscribe, {key :: nats_gateway_host:key()}).
+%% the answer topic of a request to a device
+-record(device, {
+    key :: nats_gateway_host:key(),
+    pub :: #pub{},
+    route :: nats_gateway_device_rules:route()
+}).
 -record(finish, {reason :: stop_reason()}).
 
 -type waiting() ::
@@ -130,6 +139,7 @@
     | #connect{}
     | #publish{}
     | #subscribe{}
+    | #device{}
     | subscribe_again
     | barrier
     %% a barrier before the first operation in `todo'
@@ -151,12 +161,15 @@
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
+    %% those of the subscriptions that the host does not have
+    watched = nats_gateway_client_events:new() :: nats_gateway_client_events:watched(),
     waiting = none :: waiting(),
     %% whether the client has left, so that only its publishes still count
     gone = false :: boolean(),
     todo = [] :: [input()],
     output = nats_gateway_output:new() :: nats_gateway_output:output(),
     traffic :: nats_gateway_traffic:traffic(),
+    devices = none :: none | nats_gateway_devices:devices(),
     %% whether the next call of the encoder is timed
     sample = false :: boolean()
 }).
@@ -174,7 +187,7 @@
 %% An answer that has fewer bytes than this need not be counted.
 -define(SMALL, 4096).
 
-%% What follows it may be a request that the gateway itself answers.
+%% A request that the gateway itself answers.
 -define(SYSTEM_REQUEST(Name), <<"$SYS.REQ.", Name/binary>>).
 
 -spec prepare(module(), nats_gateway_host:client()) ->
@@ -197,7 +210,8 @@ init(Host, Client = #{config := Config}) ->
         decoder = #decoder{
             max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
         },
-        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host))
+        traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host)),
+        devices = nats_gateway_devices:new(maps:get(devices, Config))
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
     {server_info(Extra, Channel), set_decoder_limit(Channel)}.
@@ -385,10 +399,11 @@ lacks_nonce(_, _) ->
     false.
 
 %% Returns with the channel whether the largest payload is another one now.
-reconfigured(Config = #{max_control_line := MaxControlLine}, Channel) ->
+reconfigured(Config = #{max_control_line := MaxControlLine, devices := OfDevices}, Channel) ->
     #channel{client = Client, decoder = Decoder = #decoder{max_payload = Announced}} = Channel,
     NChannel = set_decoder_limit(Channel#channel{
         client = Client#{config := Config},
+        devices = nats_gateway_devices:configure(OfDevices, Channel#channel.devices),
         decoder = Decoder#decoder{max_control_line = MaxControlLine}
     }),
     {NChannel#channel.decoder#decoder.max_payload =/= Announced, NChannel}.
@@ -474,9 +489,14 @@ take([#pub{subject = ?STORE_API(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE
     store_request(Pub, Rest, Out, Channel);
 take([#pub{subject = ?STORE_KEY(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE(Channel) ->
     store_request(Pub, Rest, Out, Channel);
-take([#pub{} | _] = Ops, Out, Channel) ->
+take([#pub{} | _] = Ops, Out, Channel = #channel{devices = none}) ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
+take([#pub{} | _] = Ops, Out, Channel = #channel{devices = Devices}) ->
+    case nats_gateway_devices:take(Ops, mountpoint(Channel), Devices) of
+        {request, Pub, Route, Rest} -> ask_device(Pub, Route, Rest, Out, Channel);
+        {Pubs, Rest} -> publish(Pubs, Rest, Out, Channel)
+    end;
 take([Op | Rest] = Ops, Out, Channel) ->
     case must_wait(Op, Channel) of
         no -> change(Op, Rest, Out, Channel);
@@ -585,7 +605,9 @@ login_again(Rest, Out, Channel = #channel{host = Host, host_state = HostState, c
     ok = nats_gateway_admission:leave(Client),
     login(again, Rest, Out, Channel#channel{
         host_state = undefined,
-        subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions)
+        watched = nats_gateway_client_events:stop(Channel#channel.watched),
+        subscriptions = nats_gateway_subscriptions:begin_anew(Channel#channel.subscriptions),
+        devices = nats_gateway_devices:begin_anew(Channel#channel.devices)
     }).
 
 %% The gateway's own login comes before that of the broker. The broker gets its result.
@@ -643,6 +665,7 @@ logged_in(Kind, Session = #{mountpoint := Mountpoint}, Rest, Out, Old) ->
         session = Session,
         grant = nats_gateway_admission:until_session_ends(Session, Client, Grant)
     },
+    ok = nats_gateway_client_events:connected(fun() -> event_facts(Channel) end),
     case nats_gateway_connect:options(Fields) of
         {ok, Options = #options{headers = Headers, protocol = Protocol}} ->
             NChannel = set_decoder_limit(Channel#channel{
@@ -732,8 +755,9 @@ permit_again(Channel = #channel{subscriptions = Subs}) ->
 
 subscribe_keys([], Rest, Out, Channel) ->
     run(Rest, Out, Channel);
-subscribe_keys(Keys, Rest, Out, Channel) ->
-    #channel{host = Host, host_state = HostState} = Channel,
+subscribe_keys(AllKeys, Rest, Out, Old) ->
+    {Watched, Keys} = lists:partition(fun(Key) -> may_watch(Key, Old) end, AllKeys),
+    Channel = #channel{host = Host, host_state = HostState} = lists:foldl(fun watch/2, Old, Watched),
     case Host:subscribe_again(Keys, subscribe_options(Channel), HostState) of
         {ok, Refusals, NHostState} ->
             {Refused, NChannel} = reject_all(Refusals, Channel#channel{host_state = NHostState}),
@@ -747,14 +771,11 @@ subscribe_keys(Keys, Rest, Out, Channel) ->
 %% -------------------------------------------------------------------------------------------
 %% PUB and HPUB
 
-take_publishes([#pub{subject = ?SYSTEM_REQUEST(_), reply_to = ReplyTo} | _] = Ops, Acc) when
-    is_binary(ReplyTo)
-->
-    {lists:reverse(Acc), Ops};
-take_publishes([#pub{subject = ?STORE_API(_)} | _] = Ops, Acc = [_ | _]) ->
-    {lists:reverse(Acc), Ops};
-take_publishes([#pub{subject = ?STORE_KEY(_)} | _] = Ops, Acc = [_ | _]) ->
-    {lists:reverse(Acc), Ops};
+take_publishes([#pub{subject = <<"$", _/binary>>} = Pub | Rest] = Ops, Acc = [_ | _]) ->
+    case nats_gateway_publishing:may_be_answered_here(Pub) of
+        true -> {lists:reverse(Acc), Ops};
+        false -> take_publishes(Rest, [Pub | Acc])
+    end;
 take_publishes([#pub{} = Pub | Rest], Acc) -> take_publishes(Rest, [Pub | Acc]);
 take_publishes(Rest, Acc) -> {lists:reverse(Acc), Rest}.
 
@@ -789,7 +810,7 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
     Published = Channel#channel{subscriptions = nats_gateway_subscriptions:published(Subs)},
     case Host:publish(Passed, Options, HostState) of
         {ok, Rejections, NHostState} ->
-            NChannel = Published#channel{host_state = NHostState},
+            NChannel = unanswerable(Pubs, Rejections, Published#channel{host_state = NHostState}),
             run(Rest, [Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
         {wait, NHostState} ->
             NChannel = Published#channel{host_state = NHostState},
@@ -797,6 +818,12 @@ publish(Pubs, Passed, Verdicts, Rest, Out, Channel) ->
         {stop, Reason, NHostState} ->
             stop(Reason, Out, Channel#channel{host_state = NHostState})
     end.
+
+%% A request to a device is a batch of its own.
+unanswerable([#pub{reply_topic = ReplyTopic}], [_], Channel = #channel{devices = Devices}) ->
+    Channel#channel{devices = nats_gateway_devices:cancel(ReplyTopic, Devices)};
+unanswerable(_, _, Channel) ->
+    Channel.
 
 %% The answers to a batch of publishes, in its order.
 answers(_, pass, [], #channel{options = #options{verbose = false, pedantic = false}}) ->
@@ -943,6 +970,94 @@ is_behind({ok, _, #channel{output = Output}}) ->
     end;
 is_behind(_) ->
     no.
+%% An event of nats_gateway_client_events, if the client may still get it.
+-spec client_event(Subject :: binary(), Payload :: binary(), channel()) -> result().
+client_event(Subject, Payload, Channel = #channel{client = Client, session = Session, watched = Watched}) ->
+    Topic = nats_gateway_nif:topic(Subject, mountpoint(Channel)),
+    Keys = [Key || is_binary(Topic), Key <- nats_gateway_client_events:matching(Topic, Watched)],
+    case Keys =/= [] andalso nats_gateway_admission:has_system_access(Client, Session) of
+        true ->
+            Deliveries = [#delivery{key = Key, topic = Topic, payload = Payload} || Key <- Keys],
+            events([{deliver, Deliveries}], [], Channel);
+        false ->
+            {ok, [], Channel}
+    end.
+
+%% What an event about this client is made of.
+-spec event_facts(channel()) -> nats_gateway_client_events:facts().
+event_facts(Channel = #channel{client = #{config := Config, sockname := {Host, _}}}) ->
+    #{
+        client_id => client_id(Channel),
+        config => Config,
+        host => Host,
+        description => description(Channel)
+    }.
+
+%% -------------------------------------------------------------------------------------------
+%% Requests to devices that answer on a topic of their own
+
+%% The login's permissions are about the subject of the request, and the broker's about both topics.
+ask_device(Pub, Route, Rest, Out, Old) ->
+    case judge_request(Pub, Old) of
+        {pass, Channel} ->
+            ask_permitted(Pub, Route, Rest, Out, Channel);
+        {Denied, Channel} ->
+            run(Rest, [Out | answers([Pub], [Denied], [], Channel)], Channel)
+    end.
+
+ask_permitted(Pub, Route, Rest, Out, Channel = #channel{devices = Devices}) ->
+    case nats_gateway_devices:request(Pub, Route, now_ms(), Devices) of
+        {publish, Command, NDevices} ->
+            publish([Pub], [Command], [pass], Rest, Out, Channel#channel{devices = NDevices});
+        {subscribe, Key, Unused, NDevices} ->
+            NChannel = unsubscribe_from_devices(Unused, Channel#channel{devices = NDevices}),
+            subscribe_to_device(#device{key = Key, pub = Pub, route = Route}, Rest, Out, NChannel);
+        no_responders ->
+            run(Rest, [Out | answers([Pub], [no_responders], [], Channel)], Channel)
+    end.
+
+now_ms() -> erlang:monotonic_time(millisecond).
+
+%% The command is published when the broker has confirmed the subscription, so that no answer is lost.
+%% A retained message is no answer.
+subscribe_to_device(Device = #device{key = Key, pub = Pub}, Rest, Out, Channel) ->
+    #channel{host = Host, host_state = HostState, subscriptions = Subs} = Channel,
+    Options = #{confirm => true, no_local => false, retained => false},
+    case nats_gateway_subscriptions:key_state(Key, Subs) =/= known andalso
+        Host:subscribe(Key, Options, HostState)
+    of
+        false ->
+            subscribed_to_device(ok, Device, Rest, Out, Channel);
+        {wait, NHostState} ->
+            wait(Device, Rest, Out, Channel#channel{host_state = NHostState});
+        {stop, permission_denied, NHostState} ->
+            Denied = answers([Pub], [denied], [], Channel),
+            stop(permission_denied, [Out | Denied], Channel#channel{host_state = NHostState});
+        {stop, Reason, NHostState} ->
+            stop(Reason, Out, Channel#channel{host_state = NHostState});
+        {Answer, NHostState} ->
+            subscribed_to_device(Answer, Device, Rest, Out, Channel#channel{host_state = NHostState})
+    end.
+
+subscribed_to_device(ok, Device, Rest, Out, Channel = #channel{devices = Devices}) ->
+    #device{key = Key, pub = Pub, route = Route} = Device,
+    {Ms, NDevices} = nats_gateway_devices:subscribed(Key, now_ms(), Devices),
+    ok = start_devices_timer(Ms),
+    ask_permitted(Pub, Route, Rest, Out, Channel#channel{devices = NDevices});
+subscribed_to_device(_, #device{pub = Pub}, Rest, Out, Channel) ->
+    run(Rest, [Out | answers([Pub], [denied], [], Channel)], Channel).
+
+%% The connection passes the message to `handle_timeout/2'.
+start_devices_timer(none) ->
+    ok;
+start_devices_timer(Ms) ->
+    _ = erlang:send_after(Ms, self(), unused_devices),
+    ok.
+
+%% The client may have subscribed to the topic itself.
+unsubscribe_from_devices(Keys, Channel = #channel{subscriptions = Subs}) ->
+    Unknown = [Key || Key <- Keys, nats_gateway_subscriptions:key_state(Key, Subs) =:= unknown],
+    tell_unsubscribed(Unknown, Channel).
 
 %% -------------------------------------------------------------------------------------------
 %% SUB and UNSUB
@@ -986,6 +1101,21 @@ permit_subscribe(Subject, QueueGroup, Channel) ->
     end.
 
 subscribe_key(Key, Sid, Rest, Out, Channel) ->
+    case may_watch(Key, Channel) of
+        true -> run(Rest, acknowledge(Out, Channel), watch(Key, Channel));
+        false -> subscribe_host(Key, Sid, Rest, Out, Channel)
+    end.
+
+%% Whether the gateway has what this key is for, and the client may get it. Then the host is not
+%% subscribed.
+may_watch(Key, Channel = #channel{client = Client, session = Session}) ->
+    nats_gateway_client_events:is_watchable(Key, mountpoint(Channel)) andalso
+        nats_gateway_admission:has_system_access(Client, Session).
+
+watch(Key, Channel = #channel{watched = Watched}) ->
+    Channel#channel{watched = nats_gateway_client_events:watch(Key, Watched)}.
+
+subscribe_host(Key, Sid, Rest, Out, Channel) ->
     #channel{host = Host, host_state = HostState} = Channel,
     Options = subscribe_options(Channel),
     case Host:subscribe(Key, Options#{sid => Sid}, HostState) of
@@ -1008,18 +1138,43 @@ subscribe_options(#channel{options = #options{verbose = Verbose, echo = Echo}}) 
     #{confirm => Verbose, no_local => not Echo}.
 
 %% Only refusals of the client's own subscriptions are answered. It does not know the others.
-reject(Key, Refusal, Channel = #channel{subscriptions = Subs}) ->
+reject(Key, Refusal, Channel = #channel{subscriptions = Subs, devices = Devices}) ->
     {Rejected, NSubs} = nats_gateway_subscriptions:reject(Key, Subs),
     Refused = [
         err(nats_gateway_subscribing:refused(Refusal, Subject, QueueGroup), Channel)
      || #{subject := Subject, queue_group := QueueGroup} <- Rejected
     ],
-    {Refused, Channel#channel{subscriptions = NSubs}}.
+    NDevices = nats_gateway_devices:lost(Key, Devices),
+    {Refused, Channel#channel{subscriptions = NSubs, devices = NDevices}}.
 
 reject_all(Refusals, Channel) ->
     lists:mapfoldl(fun({Key, Refusal}, Acc) -> reject(Key, Refusal, Acc) end, Channel, Refusals).
 
-unsubscribe(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
+unsubscribe([], Channel) ->
+    Channel;
+unsubscribe(Keys, Channel = #channel{watched = Watched}) ->
+    {Own, OfHost} = lists:partition(
+        fun(Key) -> nats_gateway_client_events:is_watched(Key, Watched) end, Keys
+    ),
+    unsubscribe_at_host(OfHost, lists:foldl(fun unwatch/2, Channel, Own)).
+
+unwatch(Key, Channel = #channel{watched = Watched, subscriptions = Subs}) ->
+    Channel#channel{
+        watched = nats_gateway_client_events:unwatch(Key, Watched),
+        subscriptions = nats_gateway_subscriptions:unsubscribed(Key, Subs)
+    }.
+
+unsubscribe_at_host(Keys, Channel = #channel{devices = none}) ->
+    tell_unsubscribed(Keys, Channel);
+unsubscribe_at_host(Keys, Channel = #channel{devices = Devices, subscriptions = Subs}) ->
+    %% The answers of devices still come for some keys.
+    {Kept, Unused} = lists:partition(
+        fun(Key) -> nats_gateway_devices:is_subscribed(Key, Devices) end, Keys
+    ),
+    NSubs = lists:foldl(fun nats_gateway_subscriptions:unsubscribed/2, Subs, Kept),
+    tell_unsubscribed(Unused, Channel#channel{subscriptions = NSubs}).
+
+tell_unsubscribed(Keys, Channel = #channel{host = Host, host_state = HostState}) ->
     Channel#channel{host_state = lists:foldl(fun Host:unsubscribe/2, HostState, Keys)}.
 
 %% -------------------------------------------------------------------------------------------
@@ -1152,8 +1307,11 @@ steps([Step | Steps], Size, Out, Channel) ->
         Stop -> Stop
     end.
 
-event({deliver, Deliveries}, Out, Channel) ->
+event({deliver, Deliveries}, Out, Channel = #channel{devices = none}) ->
     deliver(Deliveries, Out, Channel);
+event({deliver, Deliveries}, Out, Channel = #channel{devices = Devices, subscriptions = Subs}) ->
+    {WithAnswers, NDevices} = nats_gateway_devices:answers(Deliveries, now_ms(), Subs, Devices),
+    deliver(WithAnswers, Out, Channel#channel{devices = NDevices});
 event({permitted, Deliveries}, Out, Channel) ->
     deliver_permitted(Deliveries, Out, Channel);
 event(Step = {frames, Frames}, Out, Channel) ->
@@ -1164,12 +1322,18 @@ event({undeliverable, Count}, Out, Channel = #channel{traffic = Traffic}) ->
     {ok, Out, Channel#channel{traffic = nats_gateway_traffic:unroutable(Count, Traffic)}};
 event({published, Rejections}, Out, Channel = #channel{waiting = #publish{} = Waiting}) ->
     #publish{pubs = Pubs, verdicts = Verdicts} = Waiting,
-    resume([Out | answers(Pubs, Verdicts, Rejections, Channel)], Channel);
+    NChannel = unanswerable(Pubs, Rejections, Channel),
+    resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
 event({subscribed, ok}, Out, Channel = #channel{waiting = #subscribe{}}) ->
     resume(acknowledge(Out, Channel), Channel);
 event({subscribed, Refusal}, Out, Channel = #channel{waiting = #subscribe{key = Key}}) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
     resume([Out | Refused], NChannel);
+event({subscribed, Answer}, Out, Channel = #channel{waiting = Device = #device{}}) ->
+    Continue = fun(Rest, NOut, NChannel) ->
+        subscribed_to_device(Answer, Device, Rest, NOut, NChannel)
+    end,
+    resume(Continue, Out, Channel);
 event({subscribed_again, Refusals}, Out, Channel = #channel{waiting = subscribe_again}) ->
     {Refused, NChannel} = reject_all(Refusals, Channel),
     resume([Out | Refused], NChannel);
@@ -1188,9 +1352,11 @@ event({connected, Session}, Out, Channel = #channel{waiting = #connect{kind = Ki
     logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
 event({refused, Reason}, Out, Channel = #channel{waiting = #connect{}}) ->
     stop(Reason, Out, Channel);
-event({publish_rejected, _, ReplyTo, no_responders}, Out, Channel) ->
+event({publish_rejected, _, ReplyTo, no_responders}, Out, Old) ->
+    Channel = rejected(ReplyTo, Old),
     {ok, [Out | nats_gateway_publishing:no_responders(ReplyTo, answering(Channel))], Channel};
-event({publish_rejected, Subject, _, denied}, Out, Channel) ->
+event({publish_rejected, Subject, ReplyTo, denied}, Out, Old) ->
+    Channel = rejected(ReplyTo, Old),
     {ok, [Out | err(nats_gateway_ending:publish_denied(Subject), Channel)], Channel};
 event({subscribe_rejected, Key, Refusal}, Out, Channel) ->
     {Refused, NChannel} = reject(Key, Refusal, Channel),
@@ -1215,6 +1381,15 @@ event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
         false -> stop(Reason, Out, Channel);
         true -> release(Close, Out, Channel)
     end.
+
+%% A request to a device that nobody has got has no answer.
+rejected(_, Channel = #channel{devices = none}) ->
+    Channel;
+rejected(undefined, Channel) ->
+    Channel;
+rejected(ReplyTo, Channel = #channel{devices = Devices}) ->
+    ReplyTopic = nats_gateway_nif:topic(ReplyTo, mountpoint(Channel)),
+    Channel#channel{devices = nats_gateway_devices:cancel(ReplyTopic, Devices)}.
 
 %% Adds a subscription that somebody else has made for this client.
 add_for_other(Key = {Share, Filter}, Channel = #channel{subscriptions = Subs}) ->
@@ -1303,7 +1478,13 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
 %% Timers (the connection keeps them)
 
 -spec handle_timeout(Timer, channel()) -> result() when
-    Timer :: heartbeat | heartbeat_wait | authentication | idle | login.
+    Timer :: heartbeat | heartbeat_wait | authentication | idle | login | devices.
+handle_timeout(devices, Channel = #channel{devices = none}) ->
+    {ok, [], Channel};
+handle_timeout(devices, Channel = #channel{devices = Devices}) ->
+    {Unused, Ms, NDevices} = nats_gateway_devices:unused(now_ms(), Devices),
+    ok = start_devices_timer(Ms),
+    {ok, [], unsubscribe_from_devices(Unused, Channel#channel{devices = NDevices})};
 handle_timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
     stop_at_once(Reason, [], Channel);
 handle_timeout(heartbeat, Channel = #channel{traffic = Traffic}) ->

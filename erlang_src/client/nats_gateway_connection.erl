@@ -331,6 +331,10 @@ handle_cast({feed, Topic, Feeds, From}, State = #state{channel = Channel}) when
     {IsTaken, Result} = nats_gateway_channel:feed(Topic, Feeds, Channel),
     From ! {fed, IsTaken},
     handled(Result, report_later(State));
+handle_cast({client_event, Subject, Payload}, State = #state{channel = Channel}) when
+    Channel =/= undefined
+->
+    handled(nats_gateway_channel:client_event(Subject, Payload, Channel), report_later(State));
 handle_cast(_, State) ->
     {noreply, State}.
 
@@ -504,6 +508,8 @@ handle_info({'EXIT', Port, _}, State) when is_port(Port) ->
     {noreply, State};
 handle_info({'EXIT', _, Reason}, State) ->
     {stop, Reason, State};
+handle_info(unused_devices, State = #state{channel = Channel}) when Channel =/= undefined ->
+    result(nats_gateway_channel:handle_timeout(devices, Channel), report_later(State));
 handle_info(Message, State) ->
     handle_message(Message, State).
 
@@ -1203,6 +1209,12 @@ leave(Reason, State = #state{socket = Socket, channel = Channel, report_times = 
             true -> nats_gateway_report:octets(Socket);
             false -> #{}
         end,
+    ok = nats_gateway_client_events:disconnected(
+        Reason,
+        nats_gateway_channel:is_connected(Channel),
+        fun() -> nats_gateway_report:figures(Octets, Socket, Channel) end,
+        fun() -> nats_gateway_channel:event_facts(Channel) end
+    ),
     ok = nats_gateway_census:leave(Reason, fun() ->
         {
             nats_gateway_report:figures(Octets, Socket, Channel),

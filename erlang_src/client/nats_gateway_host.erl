@@ -54,7 +54,11 @@
 %% One broker subscription: a mounted topic filter, in a shared group or not.
 -type key() :: {ShareName :: undefined | binary(), Filter :: binary()}.
 
--type rejection() :: denied | no_responders.
+%% `property' means that a header of the publish asks for what it cannot have.
+-type rejection() ::
+    denied
+    | no_responders
+    | {property, Header :: binary(), nats_gateway_publish_properties:demand()}.
 
 %% The refusal of a subscription. With `subscriptions_exceeded' the broker has no room for another
 %% one.
@@ -169,7 +173,8 @@ when
     Options :: #{confirm := boolean(), no_responders := boolean()}, State :: term().
 
 %% Called once per key. `confirm' is as above, with the event `{subscribed, ok | refusal()}'. `sid'
-%% is the first sid of the key.
+%% is the first sid of the key; the key of an answer topic of devices has none. With `retained' =
+%% `false' no retained message is wanted, whatever the settings say.
 -callback subscribe(key(), Options, State) ->
     {ok, State}
     | {refusal(), State}
@@ -177,7 +182,10 @@ when
     | {stop, close_reason() | permission_denied, State}
 when
     Options :: #{
-        confirm := boolean(), no_local := boolean(), sid => nats_gateway_subscriptions:sid()
+        confirm := boolean(),
+        no_local := boolean(),
+        sid => nats_gateway_subscriptions:sid(),
+        retained => false
     },
     State :: term().
 

@@ -96,7 +96,7 @@ check_progress(Octets, Outbox) ->
     {moves, watch_progress(Octets, Outbox)}.
 
 %% The milliseconds between two checks.
--spec progress_interval(SendTimeout :: infinity | pos_integer()) -> infinity | pos_integer().
+-spec progress_interval(SendTimeout :: pos_integer()) -> pos_integer().
 progress_interval(SendTimeout) -> max(1, SendTimeout div ?PROGRESS_CHECKS).
 
 %% Only the latest ping of a WebSocket has to be answered.

@@ -3,6 +3,7 @@
 
 -export([judge/2]).
 -export([judge_request/2]).
+-export([may_be_answered_here/1]).
 -export([answers/4]).
 -export([no_responders/2]).
 -export([plain_sid/2]).
@@ -36,6 +37,13 @@ judge(Pubs, Permissions) ->
 %% A request that the gateway itself answers: it goes to no topic.
 -spec judge_request(#pub{}, permissions()) -> {verdict(), permissions()}.
 judge_request(Pub, Permissions) -> permit(Pub, fun reply_verdict/1, Permissions).
+
+%% A publish that the gateway may answer itself is not taken together with others.
+-spec may_be_answered_here(#pub{}) -> boolean().
+may_be_answered_here(#pub{subject = <<"$SYS.REQ.", _/binary>>, reply_to = ReplyTo}) -> is_binary(ReplyTo);
+may_be_answered_here(#pub{subject = <<"$JS.", _/binary>>}) -> true;
+may_be_answered_here(#pub{subject = <<"$KV.", _/binary>>}) -> true;
+may_be_answered_here(#pub{}) -> false.
 
 permit(Pub, Verdict, none) ->
     {Verdict(Pub), none};
@@ -155,6 +163,10 @@ verdict_answer(#pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, no_responders
     [ok(Answering) | no_responders(ReplyTo, ReplyTopic, Answering)];
 verdict_answer(#pub{subject = Subject}, denied, Answering) ->
     err(nats_gateway_ending:publish_denied(Subject), Answering);
+verdict_answer(#pub{subject = Subject, reply_to = ReplyTo}, {property, Header, Demand}, Answering) ->
+    Line = nats_gateway_publish_properties:error_line(Subject, Header, Demand),
+    Block = nats_gateway_publish_properties:status(Header, Demand),
+    [err(Line, Answering) | status(ReplyTo, Block, Answering)];
 verdict_answer(#pub{reply_to = ReplyTo}, reply_denied, Answering) ->
     Quoted = nats_gateway_nif:quote(ReplyTo),
     err(nats_gateway_ending:violation([<<"Publish with Reply of ">>, Quoted]), Answering).
@@ -188,6 +200,21 @@ no_responders(ReplyTo, ReplyTopic, Answering = #answering{options = Options}) wh
     end;
 no_responders(_, _, _) ->
     [].
+
+%% Answers a request with a header block alone. The client has sent headers, so it takes them.
+status(undefined, _, _) ->
+    [];
+status(ReplyTo, Block, Answering = #answering{mountpoint = Mountpoint}) ->
+    #answering{subscriptions = Subs, traffic = Traffic} = Answering,
+    case plain_sid(nats_gateway_nif:topic(ReplyTo, Mountpoint), Subs) of
+        undefined ->
+            [];
+        Sid ->
+            nats_gateway_traffic:count({sent, hmsg}, 1, Traffic),
+            Size = integer_to_binary(byte_size(Block)),
+            Line = [<<"HMSG ">>, ReplyTo, $\s, Sid, $\s, Size, $\s, Size, <<"\r\n">>],
+            [Line, Block, <<"\r\n">>]
+    end.
 
 %% A reply subject that is not a plain topic cannot be subscribed to.
 -spec plain_sid(

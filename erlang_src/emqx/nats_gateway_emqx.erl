@@ -186,7 +186,8 @@ connection(Listener, State) ->
     nats_gateway_emqx_config:options(Gateway, Listener, Plugin, Login, NDefaults, Context).
 
 %% With what is told there from now on.
-watch(#{monitor_bind := Bind, emqx_prometheus := InEndpoint}, State) ->
+watch(#{monitor_bind := Bind, emqx_prometheus := InEndpoint, presence := Presence}, State) ->
+    ok = nats_gateway_emqx_presence:change(Presence),
     #state{monitor = Old, gateway = Gateway, started = Started} = State,
     Config =
         case nats_gateway_emqx_config:listeners(Gateway) of

@@ -10,7 +10,7 @@
 -export([ask/4]).
 -export([authorize/3]).
 
--export_type([authz/0, batch/0]).
+-export_type([authz/0, batch/0, quality/0]).
 
 -record(authz, {
     ctx :: map(),
@@ -22,7 +22,10 @@
 
 -opaque authz() :: #authz{}.
 
--type key() :: nonempty_improper_list(Topic :: binary(), QoS :: 0 | 1).
+%% What conditions of rules see of a publish: its QoS, and whether it is retained.
+-type quality() :: 0..2 | {retain, 0..2}.
+
+-type key() :: nonempty_improper_list(Topic :: binary(), quality()).
 
 %% Values that are looked up once per batch of publishes.
 -record(batch, {
@@ -51,21 +54,23 @@ batch() ->
     }.
 
 %% Whether the client may publish to a topic, if a decision is known.
--spec known(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> allow | deny | unknown.
-known(Topic, QoS, Batch, #authz{decisions = Decisions}) ->
+-spec known(Topic :: binary(), quality(), batch(), authz()) -> allow | deny | unknown.
+known(Topic, Quality, Batch, #authz{decisions = Decisions}) ->
     #batch{cache = Cache, now = Now, drained_at = DrainedAt} = Batch,
-    Key = [Topic | QoS],
+    Key = [Topic | Quality],
     case {Decisions, Cache} of
         {#{Key := {Decision, At, DrainedAt}}, #{ttl := Ttl}} when Now - At < Ttl -> Decision;
         _ -> unknown
     end.
 
 %% Asks EMQX, which may take a while.
--spec ask(Topic :: binary(), QoS :: 0 | 1, batch(), authz()) -> {allow | deny, authz()}.
-ask(Topic, QoS, Batch, Authz) ->
-    Action = #{action_type => publish, qos => QoS, retain => false},
-    Decision = authorize(Action, Topic, Authz),
-    {Decision, remember([Topic | QoS], Decision, Batch, Authz)}.
+-spec ask(Topic :: binary(), quality(), batch(), authz()) -> {allow | deny, authz()}.
+ask(Topic, Quality, Batch, Authz) ->
+    Decision = authorize(action(Quality), Topic, Authz),
+    {Decision, remember([Topic | Quality], Decision, Batch, Authz)}.
+
+action({retain, QoS}) -> #{action_type => publish, qos => QoS, retain => true};
+action(QoS) -> #{action_type => publish, qos => QoS, retain => false}.
 
 remember(_, _, #batch{cache = disabled}, Authz) ->
     Authz;

@@ -13,6 +13,7 @@
 -export([count/2]).
 -export([needs_authenticator/0]).
 -export([max_topic_levels/0]).
+-export([publish_limits/0]).
 -export([authz_cache/0]).
 -export([send_retained/2]).
 -export([read_retained/1]).
@@ -131,6 +132,14 @@ needs_authenticator() ->
 %% All NATS clients are in the default zone.
 -spec max_topic_levels() -> pos_integer().
 max_topic_levels() -> emqx_config:get_zone_conf(default, [mqtt, max_topic_levels], 65535).
+
+%% What EMQX takes of a PUBLISH, as it tells MQTT clients in CONNACK.
+-spec publish_limits() -> #{max_qos := 0..2, retain_available := boolean()}.
+publish_limits() ->
+    #{
+        max_qos => emqx_config:get_zone_conf(default, [mqtt, max_qos_allowed], 2),
+        retain_available => emqx_config:get_zone_conf(default, [mqtt, retain_available], true)
+    }.
 
 %% How decisions may be cached: not at all, or for how long and how many.
 -spec authz_cache() ->

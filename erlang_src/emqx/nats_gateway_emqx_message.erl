@@ -7,7 +7,9 @@
 
 -export([constant_headers/2]).
 -export([make/3]).
+-export([make/4]).
 -export([delivery/3]).
+-export([facts/1]).
 %% For tests
 -export([properties/5]).
 -export([reply/1]).
@@ -43,18 +45,27 @@ constant_headers(ClientInfo, #{proto_ver := ProtoVer}) ->
     maps:merge(Constant, maps:with([client_attrs], ClientInfo)).
 
 %% The caller has checked that the topic of `Pub' is valid.
--spec make(#pub{}, QoS :: 0 | 1, {ClientId :: binary(), Constant :: map()}) -> tuple().
+-spec make(#pub{}, QoS :: 0..2, {ClientId :: binary(), Constant :: map()}) -> tuple().
 make(Pub, QoS, {ClientId, Constant}) ->
-    #pub{
-        topic = Topic,
-        reply_to = ReplyTo,
-        reply_topic = ReplyTopic,
-        headers = Block,
-        payload = Payload
-    } = Pub,
+    {Name, Headers} = name_and_headers(Pub, Constant),
+    emqx_message:make(ClientId, QoS, Name, Pub#pub.payload, ?FLAGS, Headers).
+
+%% The same with the properties that the headers of `Pub' have asked for, and with their QoS.
+-spec make(#pub{}, #properties{}, QoS :: 0..2, {ClientId :: binary(), Constant :: map()}) -> tuple().
+make(Pub, Properties, QoS, {ClientId, Constant}) ->
+    #properties{retain = Retain, expiry = Expiry, payload_format = Format} = Properties,
+    {Name, Headers = #{properties := Set}} = name_and_headers(Pub, Constant),
+    Asked =
+        [{'Message-Expiry-Interval', Expiry} || Expiry =/= undefined] ++
+            [{'Payload-Format-Indicator', Format} || Format =/= undefined],
+    emqx_message:make(ClientId, QoS, Name, Pub#pub.payload, ?FLAGS#{retain := Retain}, Headers#{
+        properties := maps:merge(Set, maps:from_list(Asked))
+    }).
+
+name_and_headers(Pub, Constant) ->
+    #pub{topic = Topic, reply_to = ReplyTo, reply_topic = ReplyTopic, headers = Block} = Pub,
     {Name, Correlation} = nats_gateway_host:topic(Topic),
-    Headers = properties(Constant, Correlation, ReplyTo, ReplyTopic, Block),
-    emqx_message:make(ClientId, QoS, Name, Payload, ?FLAGS, Headers).
+    {Name, properties(Constant, Correlation, ReplyTo, ReplyTopic, Block)}.
 
 %% The headers of one message. `Constant' are the headers of every message of this client.
 -spec properties(
@@ -117,6 +128,23 @@ delivery(Key, Message, Id) ->
         payload = payload(emqx_message:payload(Message)),
         id = Id
     }.
+
+%% The properties of a message as an MQTT client would get them: only what comes out of the store of
+%% retained messages counts as retained.
+-spec facts(Message :: tuple()) -> nats_gateway_publish_properties:facts().
+facts(Message) ->
+    Headers = emqx_message:get_headers(emqx_message:update_expiry(Message)),
+    Properties = maps:get(properties, Headers, #{}),
+    #{
+        retain => maps:get(retained, Headers, false) =:= true,
+        qos => emqx_message:qos(Message),
+        expiry => number(maps:get('Message-Expiry-Interval', Properties, undefined)),
+        payload_format => number(maps:get('Payload-Format-Indicator', Properties, undefined))
+    }.
+
+%% Rules and EMQX's REST API can put anything there.
+number(Number) when is_integer(Number), Number >= 0 -> Number;
+number(_) -> undefined.
 
 %% A payload of another type goes to `nats_gateway_nif:encode/2' unchanged, which leaves out only
 %% that message.

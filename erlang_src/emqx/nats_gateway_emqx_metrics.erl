@@ -42,14 +42,17 @@ count(Name, N, #{metrics := Table}) ->
     end.
 
 %% Messages that the client has published.
--spec received(non_neg_integer(), QoS :: 0 | 1, context()) -> ok.
+-spec received(non_neg_integer(), QoS :: 0..2, context()) -> ok.
+received(0, _, _) ->
+    ok;
 received(N, QoS, Context) ->
     ok = count('messages.received', N, Context),
     nats_gateway_emqx_compat:count('messages.received', N),
     nats_gateway_emqx_compat:count(received_metric(QoS), N).
 
 received_metric(0) -> 'messages.qos0.received';
-received_metric(1) -> 'messages.qos1.received'.
+received_metric(1) -> 'messages.qos1.received';
+received_metric(2) -> 'messages.qos2.received'.
 
 %% Messages that were sent to the client.
 -spec delivered(non_neg_integer(), context()) -> ok.

@@ -24,6 +24,8 @@
     max_sub_tokens := pos_integer() | infinity,
     authentication_timeout := pos_integer(),
     retained_on_subscribe := boolean(),
+    publish_properties := boolean(),
+    show_properties := boolean(),
     auto_subscribe := boolean(),
     %% slow consumers: how many bytes may wait for one client, and how long it may take none of them
     max_pending := pos_integer(),
@@ -39,6 +41,9 @@
     login := nats_gateway_login:login(),
     %% who may ask below `$SYS.REQ.SERVER'
     system := nats_gateway_system_access:access(),
+    presence := nats_gateway_presence:settings(),
+    %% devices that answer on a topic of their own
+    devices := nats_gateway_device_config:devices(),
     %% the prefix of each bucket of the key/value store
     kv := nats_gateway_kv_bucket:buckets(),
     %% for the `ws' and `wss' listeners
@@ -68,6 +73,8 @@
     max_sub_tokens,
     authentication_timeout,
     retained_on_subscribe,
+    publish_properties,
+    show_properties,
     max_pending,
     send_timeout
 ]).
@@ -82,6 +89,8 @@ schema() ->
         nats_gateway_listener_config:websocket_page_schema(),
         nats_gateway_login_config:page_schema(),
         nats_gateway_login_config:system_page_schema(),
+        nats_gateway_presence:page_schema(),
+        nats_gateway_device_config:page_schema(),
         nats_gateway_kv_bucket:page_schema()
     ]),
     Page#{
@@ -112,9 +121,15 @@ parse(Stored) ->
                     NotKept =
                         nats_gateway_login_config:page_keys() ++
                             maps:keys(nats_gateway_login_config:system_page_schema()) ++
+                            maps:keys(nats_gateway_presence:page_schema()) ++
+                            nats_gateway_device_config:page_keys() ++
                             maps:keys(nats_gateway_kv_bucket:page_schema()),
                     {ok, (maps:without(NotKept, Settings))#{
-                        login => Known, system => System, kv => Buckets
+                        login => Known,
+                        system => System,
+                        presence => nats_gateway_presence:of_page(Settings),
+                        devices => nats_gateway_device_config:of_page(Settings),
+                        kv => Buckets
                     }};
                 {{error, Text}, _, _} ->
                     {error, Text};

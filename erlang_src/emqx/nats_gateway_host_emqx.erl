@@ -53,6 +53,9 @@
     %% the same for each message
     headers :: map(),
     retained :: boolean(),
+    %% whether headers set the properties of a PUBLISH, and tell those of a delivery
+    publish_properties :: boolean(),
+    show_properties :: boolean(),
     %% whether EMQX's automatic subscriptions are taken
     auto_subscribe :: boolean(),
     subs = #{} :: #{nats_gateway_host:key() => #subscription{}},
@@ -65,6 +68,8 @@
     %% the broker's keys of subscriptions that a hook has changed
     rewritten = #{} :: #{nats_gateway_host:key() => nats_gateway_host:key()},
     authz :: nats_gateway_emqx_authz:authz(),
+    %% of publishes whose headers ask for a QoS, and which are not counted yet
+    asked = [] :: [0..2],
     %% microseconds that subscriptions and access control have taken since the last look at the
     %% mailbox
     spent = 0 :: non_neg_integer(),
@@ -87,6 +92,7 @@
     %% whether the next publishes are timed
     sample = false :: boolean(),
     leader :: binary(),
+    presence = none :: nats_gateway_emqx_presence:presence(),
     %% what the client does with the key/value store, from its first request on
     kv = none :: none | nats_gateway_kv_session:session()
 }).
@@ -110,6 +116,8 @@
 -define(GATEWAY, nats).
 %% Of the key/value store, for one client.
 -define(MAX_WATCHERS, 1000).
+%% MQTT's Retain Handling
+-define(NO_RETAINED, 2).
 %% Access control and hooks may take any time, and the end of the client may wait in the mailbox.
 -define(MAX_SPENT_US, 10000).
 
@@ -135,7 +143,9 @@ connect(Client = #{config := #{host := #{context := Context}}}) ->
         {ok, Admitted, Proven} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
             Host = connected(Admitted, ConnInfo, Client),
-            {ok, maps:merge(identity(Host), Proven), Host};
+            Session = maps:merge(identity(Host), Proven),
+            Presence = nats_gateway_emqx_presence:connected(Client, Session, Host#host.headers),
+            {ok, Session, Host#host{presence = Presence}};
         {error, Reason} ->
             ok = nats_gateway_census:login_refused(broker, Reason),
             nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
@@ -172,6 +182,7 @@ session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
 connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
     #{retained_on_subscribe := Retained, host := Settings, server_id := ServerId} = Config,
+    #{publish_properties := PublishProperties, show_properties := ShowProperties} = Config,
     #{context := Context, auto_subscribe := AutoSubscribe} = Settings,
     run_hook('client.connack', ConnInfo, [ConnInfo, connection_accepted, #{}], Context),
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
@@ -185,6 +196,8 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
         authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint),
         headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
         retained = Retained,
+        publish_properties = PublishProperties,
+        show_properties = ShowProperties,
         auto_subscribe = AutoSubscribe,
         leader = ServerId
     },
@@ -231,23 +244,21 @@ publish([Pub | Pubs], Index, Rejections, Batch, Host) ->
         {ok, NHost} ->
             publish_more(Pubs, Index + 1, Rejections, Batch, NHost);
         {stop, Reason, NHost} ->
-            received(Index + 1, Batch, NHost),
-            {stop, Reason, NHost};
+            {stop, Reason, received(Index + 1, Batch, NHost)};
         {Rejection, NHost} ->
             publish_more(Pubs, Index + 1, [{Index, Rejection} | Rejections], Batch, NHost)
     end.
 
 publish_more([], Index, Rejections, Batch, Host) ->
-    received(Index, Batch, Host),
-    {ok, lists:reverse(Rejections), Host};
+    {ok, lists:reverse(Rejections), received(Index, Batch, Host)};
 publish_more(Pubs, Index, Rejections, Batch = #batch{options = Options}, Host) ->
     case takes_long(Index, Batch, Host) of
         false ->
             publish(Pubs, Index, Rejections, Batch, Host);
         true ->
-            received(Index, Batch, Host),
             self() ! {?MODULE, publish},
-            {wait, Host#host{publishing = {Pubs, Index, Options, Rejections}, spent = 0}}
+            NHost = received(Index, Batch, Host),
+            {wait, NHost#host{publishing = {Pubs, Index, Options, Rejections}, spent = 0}}
     end.
 
 %% A look at the clock takes up to a tenth of a microsecond.
@@ -265,22 +276,57 @@ publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, H
         false -> publish_one(Pub, Name, Batch, Host)
     end.
 
-publish_one(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
-    #pub{subject = Subject, reply_to = ReplyTo} = Pub,
-    case may_publish(Name, Batch, Host) of
+publish_one(Pub = #pub{headers = Block}, Name, Batch, Host = #host{publish_properties = true}) when
+    Block =/= undefined
+->
+    Limits = (nats_gateway_emqx_compat:publish_limits())#{mountpoint => Host#host.mountpoint},
+    case nats_gateway_publish_properties:take(Pub, Block, Limits) of
+        none -> publish_plain(Pub, Name, Batch, Host);
+        {Properties, NPub} -> publish_with(Properties, NPub, Pub, Name, Batch, Host);
+        Refusal -> {Refusal, Host}
+    end;
+publish_one(Pub, Name, Batch, Host) ->
+    publish_plain(Pub, Name, Batch, Host).
+
+publish_plain(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
+    case may_publish(Name, QoS, Batch, Host) of
         {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
             Message = nats_gateway_emqx_message:make(Pub, QoS, {ClientId, Constant}),
-            case emqx_broker:safe_publish(Message) of
-                disconnect ->
-                    {stop, authorization_violation, NHost};
-                Results ->
-                    case is_unclaimed(Results) of
-                        true -> {no_receiver(ReplyTo, Batch), NHost};
-                        false -> {ok, skip_own(NHost)}
-                    end
-            end;
+            give_to_broker(Message, Pub, Batch, NHost);
         {deny, NHost} ->
-            denied({denied, Subject}, NHost)
+            denied({denied, Pub#pub.subject}, NHost)
+    end.
+
+%% `Given' is the message as the client sent it.
+publish_with(Properties = #properties{qos = Asked, retain = Retain}, Pub, Given, Name, Batch, Host) ->
+    QoS = quality(Asked, Batch),
+    Quality =
+        case Retain of
+            true -> {retain, QoS};
+            false -> QoS
+        end,
+    case may_publish(Name, Quality, Batch, Host) of
+        {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
+            Message = nats_gateway_emqx_message:make(Pub, Properties, QoS, {ClientId, Constant}),
+            give_to_broker(Message, Given, Batch, asked(QoS, NHost));
+        {deny, NHost} ->
+            denied({denied, Pub#pub.subject}, asked(QoS, NHost))
+    end.
+
+asked(QoS, Host = #host{asked = Asked}) -> Host#host{asked = [QoS | Asked]}.
+
+quality(undefined, #batch{qos = QoS}) -> QoS;
+quality(QoS, _) -> QoS.
+
+give_to_broker(Message, #pub{reply_to = ReplyTo}, Batch, Host) ->
+    case emqx_broker:safe_publish(Message) of
+        disconnect ->
+            {stop, authorization_violation, Host};
+        Results ->
+            case is_unclaimed(Results) of
+                true -> {no_receiver(ReplyTo, Batch), Host};
+                false -> {ok, skip_own(Host)}
+            end
     end.
 
 %% The broker may have chosen this client as the member. Then another member must get the message
@@ -325,11 +371,11 @@ denied(Reason, Host) ->
         _ -> {denied, Host}
     end.
 
-may_publish(Topic, #batch{qos = QoS, authz = Batch}, Host = #host{authz = Authz}) ->
-    case nats_gateway_emqx_authz:known(Topic, QoS, Batch, Authz) of
+may_publish(Topic, Quality, #batch{authz = Batch}, Host = #host{authz = Authz}) ->
+    case nats_gateway_emqx_authz:known(Topic, Quality, Batch, Authz) of
         unknown ->
             timed(fun() ->
-                {Decision, NAuthz} = nats_gateway_emqx_authz:ask(Topic, QoS, Batch, Authz),
+                {Decision, NAuthz} = nats_gateway_emqx_authz:ask(Topic, Quality, Batch, Authz),
                 {Decision, Host#host{authz = NAuthz}}
             end);
         Decision ->
@@ -343,7 +389,10 @@ may_publish(Topic, #batch{qos = QoS, authz = Batch}, Host = #host{authz = Authz}
     {ok, host()} | {denied, host()} | {stop, permission_denied, host()}
 when
     Options :: #{
-        confirm := boolean(), no_local := boolean(), sid => nats_gateway_subscriptions:sid()
+        confirm := boolean(),
+        no_local := boolean(),
+        sid => nats_gateway_subscriptions:sid(),
+        retained => false
     }.
 subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 
@@ -364,6 +413,7 @@ may_subscribe({_, Filter}, QoS, Host) ->
     end.
 
 %% The property has the name that the built-in gateway uses.
+sub_props(#{retained := false}) -> #{rh => ?NO_RETAINED};
 sub_props(#{sid := Sid}) -> #{sub_props => #{sid => Sid}};
 sub_props(#{}) -> #{}.
 
@@ -394,7 +444,7 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
     end.
 
 retain_handling(#host{retained = true}) -> 0;
-retain_handling(#host{retained = false}) -> 2.
+retain_handling(#host{retained = false}) -> ?NO_RETAINED.
 
 no_local(true, undefined) -> 1;
 no_local(_, _) -> 0.
@@ -648,9 +698,16 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
             deliveries(Delivers, Hook, Host);
         Key = {Share, _} ->
             Id = message_id(Share, Filter, Message),
-            Delivery = nats_gateway_emqx_message:delivery(Key, delivered(Hook, Message), Id),
-            [Delivery | deliveries(Delivers, Hook, Host)]
+            Seen = delivered(Hook, Message),
+            Delivery = nats_gateway_emqx_message:delivery(Key, Seen, Id),
+            [shown(Seen, Delivery, Host) | deliveries(Delivers, Hook, Host)]
     end.
+
+shown(_, Delivery, #host{show_properties = false}) ->
+    Delivery;
+shown(Message, Delivery = #delivery{headers = Headers}, _) ->
+    Facts = nats_gateway_emqx_message:facts(Message),
+    Delivery#delivery{headers = nats_gateway_publish_properties:show(Facts, Headers)}.
 
 %% Only copies for shared subscriptions have an id, because only those can be given to another
 %% member.
@@ -860,7 +917,8 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     Name =:= slow_consumer andalso count('clients.slow_consumer', 1, Host),
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
-    run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context).
+    run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context),
+    nats_gateway_emqx_presence:disconnected(Host#host.presence, Host#host.headers).
 
 %% The client is sent nothing more, so what its groups have given to it goes to other members.
 give_away(Host = #host{early = Early}) ->
@@ -900,5 +958,9 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
 
 %% Counts the publishes before the one with this index.
-received(Index, #batch{first = First, qos = QoS}, #host{context = Context}) ->
-    nats_gateway_emqx_metrics:received(Index - First, QoS, Context).
+received(Index, #batch{first = First, qos = QoS}, Host = #host{context = Context, asked = []}) ->
+    ok = nats_gateway_emqx_metrics:received(Index - First, QoS, Context),
+    Host;
+received(Index, Batch, Host = #host{context = Context, asked = Asked}) ->
+    lists:foreach(fun(QoS) -> nats_gateway_emqx_metrics:received(1, QoS, Context) end, Asked),
+    received(Index - length(Asked), Batch, Host#host{asked = []}).

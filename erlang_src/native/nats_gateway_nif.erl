@@ -27,6 +27,8 @@
 -export([topic_matches/2]).
 -export([valid_publish_subject/1]).
 -export([header_properties/1]).
+-export([publish_properties/2]).
+-export([show_properties/2]).
 -export([quote/1]).
 -export([websocket_decode/3]).
 -export([websocket_header/2]).
@@ -55,6 +57,8 @@
     topic_matches/2,
     valid_publish_subject/1,
     header_properties/1,
+    publish_properties/2,
+    show_properties/2,
     quote/1,
     websocket_decode/3,
     websocket_header/2,
@@ -344,6 +348,18 @@ valid_publish_subject(_Subject) -> erlang:nif_error(not_loaded).
 -spec header_properties(binary()) ->
     {[{binary(), binary()}], ContentType :: undefined | binary(), Exact :: boolean()}.
 header_properties(_Block) -> erlang:nif_error(not_loaded).
+
+%% Takes the headers that stand for properties of the PUBLISH out of a block (docs/retained.md). `none'
+%% if it has none of them. Otherwise the first header that cannot be followed, by its name, and why:
+%% the payload is not what the header says, the header is repeated, or its value is wrong.
+-spec publish_properties(Block :: binary(), Payload :: binary()) ->
+    none | #properties{} | {refused, Header :: binary(), payload | repeated | value}.
+publish_properties(_Block, _Payload) -> erlang:nif_error(not_loaded).
+
+%% The block with these headers, and without all others of the names that `publish_properties/2'
+%% knows. Names and values must be valid in a block.
+-spec show_properties(Block :: binary(), [{Name :: binary(), Value :: binary()}]) -> binary().
+show_properties(_Block, _Shown) -> erlang:nif_error(not_loaded).
 
 %% A subject or queue name as nats-server quotes it in -ERR texts (Go's %q, quotes included).
 -spec quote(binary()) -> binary().

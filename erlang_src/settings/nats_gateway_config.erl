@@ -47,8 +47,15 @@
     lame_duck_duration := pos_integer(),
     retained_on_subscribe := boolean(),
     enable_stats := boolean(),
+    %% whether headers set the properties of a PUBLISH, and tell those of a delivery
+    publish_properties := boolean(),
+    show_properties := boolean(),
+    %% devices that answer on a topic of their own
+    devices := nats_gateway_device_config:devices(),
     clientinfo_override := #{clientid | username | password => binary()},
     log_level := logger:level(),
+    %% absent means off
+    presence => nats_gateway_presence:settings(),
     upstream := #{
         host := string() | inet:ip_address(),
         port := inet:port_number(),
@@ -111,7 +118,9 @@ schema() ->
         max_pending => {{bytes, 1024, 1 bsl 30}, 64 bsl 20},
         send_timeout => {{duration, 1}, 10000},
         retained_on_subscribe => {boolean, false},
-        enable_stats => {boolean, true}
+        enable_stats => {boolean, true},
+        publish_properties => {boolean, false},
+        show_properties => {boolean, false}
     }.
 
 %% The settings of a gateway, without its login, when nothing is set.

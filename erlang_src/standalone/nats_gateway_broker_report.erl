@@ -131,6 +131,7 @@ sentences(Findings = #{granted := Granted}, Config) ->
         verbose(Granted),
         echo(Findings),
         retained(Granted, Config),
+        publish_properties(Granted, Config),
         depth(Config),
         under_way(Granted)
     ],
@@ -194,6 +195,20 @@ retained(#{retain_available := false}, #{retained_on_subscribe := true}) ->
 retained(_, #{retained_on_subscribe := true}) ->
     "A SUB brings the retained message of a topic, as retained_on_subscribe says.";
 retained(_, _) ->
+    none.
+
+publish_properties(Granted, #{publish_properties := true}) ->
+    Refused =
+        [<<"Mqtt-Retain: true">> || #{retain_available := false} <- [Granted]] ++
+            [
+                [<<"Mqtt-Qos: ">>, integer_to_binary(QoS)]
+             || #{maximum_qos := Max} <- [Granted], QoS <- lists:seq(Max + 1, 2)
+            ],
+    case Refused of
+        [] -> "Headers set all properties of a PUBLISH, as publish_properties says.";
+        _ -> ["The broker does not take these headers of publish_properties: ", lists:join(", ", Refused), "."]
+    end;
+publish_properties(_, _) ->
     none.
 
 depth(#{upstream := #{max_topic_levels := infinity}}) ->

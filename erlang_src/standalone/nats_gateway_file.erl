@@ -41,6 +41,8 @@ schema() ->
         lame_duck_duration => {{duration, 1, ?MAX_LAME_DUCK_MS}, 120000},
         monitor => {{table, #{bind => {address, undefined}}}, #{}},
         system => {{table, nats_gateway_login_config:system_schema()}, #{}},
+        presence => {{table, nats_gateway_presence:file_schema()}, #{}},
+        devices => {{table, nats_gateway_device_config:file_schema()}, #{}},
         kv => {{table, nats_gateway_kv_bucket:file_schema()}, #{}},
         control => {{table, #{socket => {fun socket_path/2, undefined}}}, #{}},
         log_format => {{one_of, [text, json]}, text},
@@ -155,7 +157,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
     {Scheme, Host, Port} = maps:get(url, Upstream),
     BrokerAuthenticates = maps:get(authentication, Upstream),
     Login = nats_gateway_login_config:of_file(Settings, BrokerAuthenticates),
-    #{system := System, users := Users} = Settings,
+    #{system := System, users := Users, presence := Presence} = Settings,
     ok = nats_gateway_login_config:check_system(System, Users, BrokerAuthenticates),
     ok = check_cookies(Listeners, Login),
     #{kv := Kv} = Settings,
@@ -169,6 +171,7 @@ finish(Settings = #{upstream := Upstream, listeners := Listeners}) ->
         monitor := Monitor,
         kv := nats_gateway_kv_bucket:of_file(Kv),
         control := Control,
+        presence := nats_gateway_presence:of_file(Presence),
         upstream := (maps:without([url, ssl_options], Upstream))#{
             host => Host, port => Port, tls => upstream_tls(Scheme, Host, Upstream)
         },

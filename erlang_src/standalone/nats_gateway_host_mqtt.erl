@@ -38,6 +38,8 @@
     | {request, Subject :: binary(), ReplyTo :: binary()}
     | {subscribe, nats_gateway_host:key(), Id :: pos_integer(), Confirm :: boolean() | again}
     | {unsubscribe, nats_gateway_host:key(), Id :: pos_integer()}
+    %% the message that the client is there
+    | presence
     %% the answer to this UNSUBSCRIBE is ignored: the filter is subscribed again right after, or the
     %% probe had subscribed it
     | resubscribe.
@@ -68,10 +70,12 @@
 %% What the broker accepts, and which of its answers cannot be trusted.
 -record(broker, {
     max_packet = ?MAX_PACKET :: pos_integer(),
-    max_qos = 1 :: 0 | 1,
+    max_qos = 2 :: 0..2,
+    retain_available = true :: boolean(),
     max_levels :: infinity | pos_integer(),
     wildcards = true :: boolean(),
     shared = true :: boolean(),
+    retain = true :: boolean(),
     identifiers = true :: boolean(),
     quirks = [] :: [nats_gateway_probe:quirk()]
 }).
@@ -88,6 +92,9 @@
     %% the probe of the first client that logs in, and the timeout of the probe
     probe :: undefined | {nats_gateway_probe:probe(), reference()},
     retain_handling :: 0 | 2,
+    %% whether headers set the properties of a PUBLISH, and tell those of a delivery
+    publish_properties :: boolean(),
+    show_properties :: boolean(),
     waiting = none :: waiting(),
     keys = nats_gateway_mqtt_keys:new(1) :: nats_gateway_mqtt_keys:keys(),
     %% messages that were larger than the broker's Maximum Packet Size
@@ -95,11 +102,12 @@
     %% the name under which hang-ups of the broker are kept, and the packets that must not be sent
     %% again
     hangups_key :: nats_gateway_hangups:key(),
+    refused = #{} :: #{nats_gateway_hangups:packet() => true},
+    presence = none :: nats_gateway_mqtt_presence:presence(),
     %% how the key/value store logs in, if there is one, and the id of this server for its answers; what
     %% the client does with it
     store = none :: none | {nats_gateway_mqtt_link:login(), ServerId :: binary()},
-    kv = none :: none | nats_gateway_kv_session:session(),
-    refused = #{} :: #{nats_gateway_hangups:packet() => true}
+    kv = none :: none | nats_gateway_kv_session:session()
 }).
 
 -type host() :: #host{}.
@@ -147,17 +155,21 @@ connect(Client = #{config := Config}) ->
         {ok, Session, Username, Password} ->
             Key = hangups_key(Username, Client),
             {Refused, Watched} = learned(Key, Upstream),
+            MaxLevels = maps:get(max_topic_levels, Upstream),
             MaxReceived = max_received(maps:get(max_packet_size, Upstream), MaxPayload),
             start(Username, Password, MaxReceived, Watched, #host{
                 upstream = Upstream,
                 max_control_line = maps:get(max_control_line, Config),
                 session = Session,
                 secret = maps:get(secret, Config),
-                broker = #broker{max_levels = maps:get(max_topic_levels, Upstream)},
+                broker = #broker{max_levels = MaxLevels},
                 retain_handling = retain_handling(Config),
+                publish_properties = maps:get(publish_properties, Config),
+                show_properties = maps:get(show_properties, Config),
                 hangups_key = Key,
-                store = store(Session, Username, Password, MaxReceived, Config),
-                refused = Refused
+                refused = Refused,
+                presence = nats_gateway_presence:messages(Client, Session, MaxLevels),
+                store = store(Session, Username, Password, MaxReceived, Config)
             });
         error ->
             {error, authorization_violation}
@@ -183,11 +195,15 @@ store(_, _, _, _, _) ->
     none.
 
 start(Username, Password, MaxReceived, Watched, Host) ->
-    #host{upstream = Upstream, session = #{clientid := Id}} = Host,
+    #host{upstream = Upstream, session = #{clientid := Id}, presence = Presence} = Host,
     #{connect_timeout := Timeout, keepalive := KeepAlive} = Upstream,
     %% CONNECT sets no limits for the broker: it would drop what is beyond them without a trace.
     Connect = #connect{
-        client_id = Id, username = Username, password = Password, keepalive = KeepAlive
+        client_id = Id,
+        username = Username,
+        password = Password,
+        keepalive = KeepAlive,
+        will = nats_gateway_mqtt_presence:will(Presence)
     },
     Deadline = erlang:monotonic_time(millisecond) + Timeout,
     case nats_gateway_upstream:open(Upstream, Timeout) of
@@ -274,6 +290,9 @@ items([Pub | Pubs], Index, Strings, Options, Host, Items, Rejections) ->
         denied ->
             NRejections = [{Index, denied} | Rejections],
             items(Pubs, Index + 1, Strings, Options, Host, Items, NRejections);
+        Refusal = {property, _, _} ->
+            NRejections = [{Index, Refusal} | Rejections],
+            items(Pubs, Index + 1, Strings, Options, Host, Items, NRejections);
         too_large ->
             NRejections = [{Index, denied} | Rejections],
             items(Pubs, Index + 1, Strings, Options, dropped(Host), Items, NRejections);
@@ -297,7 +316,30 @@ unroutable(_, _, Rejections) -> Rejections.
 
 item(#pub{topic = invalid}, _, _, _) ->
     unroutable;
-item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
+item(Pub = #pub{headers = Block}, Request, Strings, Host = #host{publish_properties = true}) when
+    Block =/= undefined
+->
+    #host{session = #{mountpoint := Mountpoint}, broker = Broker} = Host,
+    #broker{max_qos = MaxQos, retain_available = RetainAvailable} = Broker,
+    Limits = #{mountpoint => Mountpoint, max_qos => MaxQos, retain_available => RetainAvailable},
+    case nats_gateway_publish_properties:take(Pub, Block, Limits) of
+        none ->
+            item(Pub, none, Request, Strings, Host);
+        {Properties = #properties{qos = QoS}, NPub} ->
+            item(NPub, Properties, with_quality(QoS, Pub, Request), Strings, Host);
+        Refusal ->
+            Refusal
+    end;
+item(Pub, Request, Strings, Host) ->
+    item(Pub, none, Request, Strings, Host).
+
+%% The quality of service that a header asks for decides whether the broker answers.
+with_quality(undefined, _, Request) -> Request;
+with_quality(0, _, _) -> none;
+with_quality(_, #pub{subject = Subject, reply_to = ReplyTo}, none) -> {request, Subject, ReplyTo};
+with_quality(_, _, Request) -> Request.
+
+item(Pub = #pub{topic = Topic, headers = Block}, Properties, Request, Strings, Host) ->
     #host{broker = #broker{max_packet = MaxPacket, max_qos = MaxQos}, secret = Secret} = Host,
     {Name, _} = nats_gateway_host:topic(Topic),
     case is_intolerable(publish, Name, Host) of
@@ -305,7 +347,12 @@ item(Pub = #pub{topic = Topic, headers = Block}, Request, Strings, Host) ->
             denied;
         false ->
             {QoS, Tag} = quality(MaxQos, Request),
-            Packet = nats_gateway_mqtt_mapping:publish(Pub, QoS, Strings, Secret),
+            Message = nats_gateway_mqtt_mapping:publish(Pub, QoS, Strings, Secret),
+            Packet =
+                case Properties of
+                    none -> Message;
+                    _ -> nats_gateway_mqtt_mapping:with_properties(Properties, Message)
+                end,
             case nats_gateway_mqtt_mapping:fits(Packet, Block, MaxPacket) of
                 true -> {Packet, Tag};
                 false -> too_large
@@ -341,7 +388,7 @@ send(Items, Host = #host{client = Client}) ->
 -spec subscribe(nats_gateway_host:key(), Options, host()) ->
     {ok | nats_gateway_host:refusal(), host()} | {wait, host()} | {stop, upstream_lost, host()}
 when
-    Options :: #{confirm := boolean(), no_local := boolean()}.
+    Options :: #{confirm := boolean(), no_local := boolean(), retained => false}.
 subscribe(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe(Key, Options, Host) ->
@@ -360,7 +407,7 @@ ask(Key, Options = #{confirm := Confirm}, Host) ->
         error:badarg -> {denied, Host}
     end.
 
-subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host) ->
+subscription(Key = {Share, _}, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
     {Id, NHost} = subscription_id(Key, Host),
     QoS =
         case Confirm of
@@ -368,9 +415,12 @@ subscription(Key = {Share, _}, #{confirm := Confirm, no_local := NoLocal}, Host)
             false -> 0
         end,
     %% No Local on a shared subscription is a protocol error (3.8.3.1).
-    Filter = {
-        filter(Key), QoS, NoLocal andalso Share =:= undefined, Host#host.retain_handling
-    },
+    Retained =
+        case Options of
+            #{retained := false} -> 2;
+            #{} -> Host#host.retain_handling
+        end,
+    Filter = {filter(Key), QoS, NoLocal andalso Share =:= undefined, Retained},
     Announced =
         case Host#host.broker of
             #broker{identifiers = true} -> Id;
@@ -547,7 +597,10 @@ event({connected, Properties}, Out, Host) ->
 event({refused, Reason, Properties}, Out, Host) ->
     Refusal = nats_gateway_mqtt_reason:connack(Reason),
     ok = nats_gateway_census:login_refused(broker, nats_gateway_mqtt_reason:name(Reason)),
-    ok = note_refusal(Refusal, Reason, details(Reason, Properties), Host),
+    Details = nats_gateway_mqtt_presence:refused(
+        Reason, details(Reason, Properties), Host#host.presence
+    ),
+    ok = note_refusal(Refusal, Reason, Details, Host),
     {[{refused, Refusal} | Out], lost(Host)};
 event({packet, Packet}, Out, Host = #host{phase = probe}) ->
     probe_packet(Packet, Out, Host);
@@ -589,16 +642,18 @@ connected(Properties, Host = #host{session = Session, broker = Broker, upstream 
         }),
         broker = Broker#broker{
             max_packet = maps:get(maximum_packet_size, Properties, ?MAX_PACKET),
-            max_qos = maps:get(maximum_qos, Properties, 1),
+            max_qos = maps:get(maximum_qos, Properties, 2),
+            retain_available = maps:get(retain_available, Properties, true),
             wildcards = maps:get(wildcard_subscription_available, Properties, true),
             shared = maps:get(shared_subscription_available, Properties, true),
+            retain = maps:get(retain_available, Properties, true),
             identifiers = maps:get(subscription_identifier_available, Properties, true)
         }
     }.
 
 logged_in(Out, Host = #host{session = Session, upstream = Upstream}) ->
     case nats_gateway_upstream:probe(Upstream) of
-        {known, Quirks} -> {[{connected, Session} | Out], with_quirks(Quirks, Host)};
+        {known, Quirks} -> {[{connected, Session} | Out], announce(with_quirks(Quirks, Host))};
         probe -> {Out, probe(Host)}
     end.
 
@@ -652,7 +707,17 @@ probed(Probe, Host = #host{session = Session, upstream = Upstream, client = Clie
         {#unsubscribe{filters = [Filter]}, resubscribe}
      || Filter <- nats_gateway_probe:filters(Probe)
     ],
-    {{connected, Session}, send(Drops, Open)}.
+    {{connected, Session}, announce(send(Drops, Open))}.
+
+%% The client is there.
+announce(Host = #host{presence = Presence, broker = Broker}) ->
+    #broker{max_packet = MaxPacket, max_qos = MaxQos, retain = Retain} = Broker,
+    Facts = #{max_packet => MaxPacket, max_qos => MaxQos, retain_available => Retain},
+    case nats_gateway_mqtt_presence:connected(Presence, Facts) of
+        none -> Host;
+        Publish = #publish{qos = 0} -> send([{Publish, none}], Host);
+        Publish -> send([{Publish, presence}], Host)
+    end.
 
 with_quirks(Quirks, Host = #host{broker = Broker, client = Client}) ->
     NHost = Host#host{broker = Broker#broker{quirks = Quirks}},
@@ -664,7 +729,18 @@ with_quirks(Quirks, Host = #host{broker = Broker, client = Client}) ->
 %% -------------------------------------------------------------------------------------------
 %% Deliveries
 
-deliver(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, secret = Secret}) ->
+deliver(Packet, Deliveries, Host = #host{show_properties = false}) ->
+    copies(Packet, Deliveries, Host);
+deliver(Packet, Deliveries, Host) ->
+    {Copies, NHost} = copies(Packet, [], Host),
+    Facts = nats_gateway_mqtt_mapping:facts(Packet),
+    Shown = [
+        Copy#delivery{headers = nats_gateway_publish_properties:show(Facts, Headers)}
+     || Copy = #delivery{headers = Headers} <- Copies
+    ],
+    {Shown ++ Deliveries, NHost}.
+
+copies(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, secret = Secret}) ->
     case {Packet, Broker} of
         {#publish{subscription_ids = [Id]}, #broker{quirks = []}} ->
             case nats_gateway_mqtt_keys:key(Id, Keys) of
@@ -701,6 +777,9 @@ answer({subscribe, Key, Id, Confirm}, Reason, Out, Host) ->
     subscribed(nats_gateway_mqtt_reason:suback(Reason), Key, Id, Confirm, Out, Host);
 answer({unsubscribe, Key, Id}, _, Out, Host = #host{keys = Keys}) ->
     {[{unsubscribed, Key} | Out], Host#host{keys = nats_gateway_mqtt_keys:forget(Id, Keys)}};
+answer(presence, Reason, Out, Host = #host{presence = Presence}) ->
+    ok = nats_gateway_mqtt_presence:answered(Reason, Presence),
+    {Out, Host};
 answer(resubscribe, _, Out, Host) ->
     {Out, Host}.
 
@@ -809,9 +888,9 @@ pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->
 %% The end
 
 -spec disconnect(term(), host()) -> ok.
-disconnect(_, #host{client = Client, kv = Kv}) ->
+disconnect(_, #host{client = Client, presence = Presence, kv = Kv}) ->
     _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
-    nats_gateway_mqtt_client:stop(Client).
+    nats_gateway_mqtt_client:stop(nats_gateway_mqtt_presence:disconnect_reason(Presence), Client).
 
 closed(Ending, _, Out, Host = #host{phase = login, upstream = Upstream}) ->
     ok = log_no_login(Ending, Upstream),

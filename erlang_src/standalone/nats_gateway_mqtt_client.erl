@@ -21,6 +21,7 @@
 -export([subscribed/2]).
 -export([unsubscribed/2]).
 -export([stop/1]).
+-export([stop/2]).
 
 -export_type([client/0, options/0, item/0, tag/0, event/0, ending/0]).
 
@@ -79,7 +80,7 @@
     none
     %% until the broker has taken more of what it was sent
     | ready
-    %% until the queue is empty
+    %% until the queue is empty, and no message with QoS 2 is under way
     | barrier
     %% until that many PINGRESP have come and no answer is missing, and then so many times again;
     %% `moment' means that the next PINGREQ has to wait for a moment
@@ -95,13 +96,23 @@
     probed = false :: boolean()
 }).
 
+%% A message with QoS 2. After the PUBREC the reason in it is known, and the PUBCOMP has still to come.
+-record(exchange, {
+    tag :: tag(),
+    received = none :: none | byte()
+}).
+
+-type exchange() :: #exchange{}.
+
 -record(client, {
     socket :: undefined | nats_gateway_transport:socket(),
     phase = login :: login | open | handed_over | closed,
     keepalive :: #keepalive{},
     input :: nats_gateway_mqtt_input:input(),
     %% requests without an answer, how many more the broker takes, and what waits behind them
-    requests = #{} :: #{nats_gateway_mqtt_nif:packet_id() => tag()},
+    requests = #{} :: #{nats_gateway_mqtt_nif:packet_id() => tag() | exchange()},
+    %% how many of them are messages with QoS 2
+    exchanges = 0 :: non_neg_integer(),
     next_packet_id = 1 :: nats_gateway_mqtt_nif:packet_id(),
     quota = 65535 :: non_neg_integer(),
     queue = queue:new() :: queue:queue(item()),
@@ -149,6 +160,7 @@
 
 %% Reason codes.
 -define(NORMAL_DISCONNECTION, 16#00).
+-define(UNSPECIFIED_ERROR, 16#80).
 -define(MALFORMED_PACKET, 16#81).
 -define(PROTOCOL_ERROR, 16#82).
 -define(PACKET_TOO_LARGE, 16#95).
@@ -262,11 +274,15 @@ barrier(own, Client = #client{unflushed = false, requests = Requests}) when
     map_size(Requests) =:= 0
 ->
     {ok, Client};
-barrier(_, Client = #client{queue = Queue}) ->
-    case queue:is_empty(Queue) of
+barrier(_, Client) ->
+    case may_fence(Client) of
         true -> {wait, fence(answers_again(Client), Client)};
         false -> {wait, Client#client{waiting = barrier}}
     end.
+
+%% A broker may pass a message with QoS 2 on when it gets the PUBREL, so the PINGREQ must follow that.
+may_fence(#client{queue = Queue, exchanges = Exchanges}) ->
+    Exchanges =:= 0 andalso queue:is_empty(Queue).
 
 %% A broker that has answered has at least put the messages into the client's queue. They come
 %% before its next answer. EMQX 6 looks at the queue only when there is nothing to read, so the next
@@ -436,16 +452,21 @@ number(_, none, Client) ->
     {none, Client};
 number(Packet, Tag, Client = #client{requests = Requests, next_packet_id = Next, quota = Quota}) ->
     Id = nats_gateway_mqtt_ids:free(Next, Requests, ?MAX_PACKET_ID),
-    NQuota =
+    NClient = Client#client{next_packet_id = nats_gateway_mqtt_ids:following(Id, ?MAX_PACKET_ID)},
+    {Id,
         case Packet of
-            #publish{} -> Quota - 1;
-            _ -> Quota
-        end,
-    {Id, Client#client{
-        requests = Requests#{Id => Tag},
-        next_packet_id = nats_gateway_mqtt_ids:following(Id, ?MAX_PACKET_ID),
-        quota = NQuota
-    }}.
+            #publish{qos = 2} ->
+                #client{exchanges = Exchanges} = Client,
+                NClient#client{
+                    requests = Requests#{Id => #exchange{tag = Tag}},
+                    exchanges = Exchanges + 1,
+                    quota = Quota - 1
+                };
+            #publish{} ->
+                NClient#client{requests = Requests#{Id => Tag}, quota = Quota - 1};
+            _ ->
+                NClient#client{requests = Requests#{Id => Tag}}
+        end}.
 
 numbered(Packet, none) -> Packet;
 numbered(Packet = #publish{qos = 0}, _) -> Packet;
@@ -625,6 +646,10 @@ packets([Packet | Packets], Events, Acks, Client = #client{phase = open}) ->
         #puback{packet_id = Id, reason = Reason} ->
             {NEvents, NClient} = answer(Id, Reason, 1, Events, Client),
             packets(Packets, NEvents, Acks, NClient);
+        #pubrec{packet_id = Id, reason = Reason} ->
+            packets(Packets, Events, Acks, Client, received(Id, Reason, Client));
+        #pubcomp{packet_id = Id} ->
+            packets(Packets, Events, Acks, Client, exchanged(Id, Client));
         #suback{packet_id = Id, reasons = [Reason]} ->
             {NEvents, NClient} = answer(Id, Reason, 0, Events, Client),
             packets(Packets, NEvents, Acks, NClient);
@@ -640,7 +665,7 @@ packets([Packet | Packets], Events, Acks, Client = #client{phase = open}) ->
             packets(Packets, Events, Acks, Client);
         #unreadable{packet_id = Id} ->
             packets(Packets, Events, [acknowledgement(Id) | Acks], Client);
-        %% We did not ask for QoS 2, and a second CONNACK is not allowed.
+        %% No subscription asked for QoS 2, and a second CONNACK is not allowed.
         _ ->
             {NEvents, NClient} = fault(protocol_error, Events, Client),
             {NEvents, Acks, NClient}
@@ -666,11 +691,50 @@ packets([Packet | Packets], Events, Acks, Client = #client{phase = login}) ->
         _ ->
             {NEvents, NClient} = fault(protocol_error, Events, Client),
             {NEvents, Acks, NClient}
+    end;
+packets(_, Events, Acks, Client = #client{phase = closed}) ->
+    {Events, Acks, Client}.
+
+%% Goes on after an answer that belongs to QoS 2.
+packets(Packets, Events, Acks, _, {release, Id, Client}) ->
+    packets(Packets, Events, [#pubrel{packet_id = Id} | Acks], Client);
+packets(Packets, Events, Acks, _, {done, Tag, Reason, Client}) ->
+    packets(Packets, [{answer, Tag, Reason} | Events], Acks, Client);
+packets(_, Events, Acks, Client, fault) ->
+    {NEvents, NClient} = fault(protocol_error, Events, Client),
+    {NEvents, Acks, NClient}.
+
+%% A reason that is an error ends the exchange.
+received(Id, Reason, Client = #client{requests = Requests}) ->
+    case Requests of
+        #{Id := #exchange{tag = Tag}} when Reason >= ?UNSPECIFIED_ERROR ->
+            {done, Tag, Reason, exchange_ended(Id, Client)};
+        #{Id := Exchange = #exchange{}} ->
+            NRequests = Requests#{Id := Exchange#exchange{received = Reason}},
+            {release, Id, Client#client{requests = NRequests}};
+        #{} ->
+            fault
     end.
+
+exchanged(Id, Client = #client{requests = Requests}) ->
+    case Requests of
+        #{Id := #exchange{tag = Tag, received = Reason}} when Reason =/= none ->
+            {done, Tag, Reason, exchange_ended(Id, Client)};
+        #{} ->
+            fault
+    end.
+
+exchange_ended(Id, Client = #client{requests = Requests, exchanges = Exchanges, quota = Quota}) ->
+    Client#client{
+        requests = maps:remove(Id, Requests), exchanges = Exchanges - 1, quota = Quota + 1
+    }.
 
 %% `Freed' is added to what the broker's Receive Maximum allows.
 answer(Id, Reason, Freed, Events, Client = #client{requests = Requests, quota = Quota}) ->
     case maps:take(Id, Requests) of
+        %% QoS 2 has other answers.
+        {#exchange{}, _} ->
+            fault(protocol_error, Events, Client);
         {Tag, Left} ->
             {[{answer, Tag, Reason} | Events],
                 Client#client{requests = Left, quota = Quota + Freed}};
@@ -710,8 +774,8 @@ complete(Client = #client{waiting = ready}) ->
         true -> {[ready], Client#client{waiting = none}};
         false -> {[], Client}
     end;
-complete(Client = #client{waiting = barrier, queue = Queue}) ->
-    case queue:is_empty(Queue) of
+complete(Client = #client{waiting = barrier}) ->
+    case may_fence(Client) of
         true -> complete(fence(answers_again(Client), Client));
         false -> {[], Client}
     end;
@@ -767,8 +831,12 @@ tick(Client = #client{keepalive = #keepalive{heard = Heard, sent = Sent, seconds
 %% The caller ends the connection: with a DISCONNECT, and so that all that was sent before it
 %% arrives.
 -spec stop(client()) -> ok.
-stop(#client{phase = closed}) -> ok;
-stop(#client{socket = Socket}) -> retire(Socket, ?NORMAL_DISCONNECTION).
+stop(Client) -> stop(?NORMAL_DISCONNECTION, Client).
+
+%% The same with a reason code.
+-spec stop(Reason :: byte(), client()) -> ok.
+stop(_, #client{phase = closed}) -> ok;
+stop(Reason, #client{socket = Socket}) -> retire(Socket, Reason).
 
 ended(Ending, Events, Client = #client{suspects = Suspects}) ->
     {[{closed, Ending, blame(Ending, Suspects)} | Events], aborted(Client)}.
@@ -801,6 +869,7 @@ closed(Client = #client{keepalive = KeepAlive, input = Input}) ->
         keepalive = KeepAlive#keepalive{timer = undefined},
         input = nats_gateway_mqtt_input:new(nats_gateway_mqtt_input:max_size(Input)),
         requests = #{},
+        exchanges = 0,
         queue = queue:new(),
         looking = false,
         waiting = none

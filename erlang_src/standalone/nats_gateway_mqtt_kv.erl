@@ -146,7 +146,7 @@ publish(Topic, Last, Write, #{link := Link, max_packet := MaxPacket, secret := S
         case Write of
             {delete, Headers} -> {Headers, <<>>, true};
             {put, Headers, Value, undefined} -> {Headers, Value, true};
-            {put, Headers, Value, Ttl} -> {Headers, Value, {true, Ttl}}
+            {put, Headers, Value, Ttl} -> {Headers, Value, {true, Ttl, undefined}}
         end,
     Pub = #pub{subject = <<>>, topic = Topic, headers = Block, payload = Payload},
     Digest = digest(Topic, Payload),
@@ -156,7 +156,7 @@ publish(Topic, Last, Write, #{link := Link, max_packet := MaxPacket, secret := S
     Packet = Mapped#publish{retain = Retain, user_properties = Pairs ++ [Own]},
     Fits =
         nats_gateway_mqtt_nif:is_topic(Topic) andalso
-            nats_gateway_mqtt_mapping:fits(Packet#publish{retain = true}, Block, MaxPacket),
+            nats_gateway_mqtt_mapping:fits(Packet, Block, MaxPacket),
     case Fits of
         true ->
             [] = ask(publish, Link, Packet),

@@ -172,6 +172,9 @@ events([{closed, _, _} | _], State) ->
 events([_ | Events], State) ->
     events(Events, State).
 
+%% Here the flag is all that counts.
+message(Packet = #publish{retain = {Retain, _, _}}, State) ->
+    message(Packet#publish{retain = Retain}, State);
 message(Packet, State = #state{watches = true, owner = Owner}) ->
     Owner ! {?MODULE, Packet},
     State;

@@ -9,9 +9,11 @@
 
 -export([without_bad_topics/1]).
 -export([publish/4]).
+-export([with_properties/2]).
 -export([fits/3]).
 -export([max_size/1]).
 -export([delivery/3]).
+-export([facts/1]).
 
 -export_type([strings/0]).
 
@@ -83,6 +85,23 @@ publish(Pub, QoS, Strings, Secret) ->
         correlation_data = Correlation,
         content_type = ContentType,
         user_properties = Properties
+    }.
+
+%% Sets what the headers of the message have asked for. `publish/4' has taken care of the rest.
+-spec with_properties(#properties{}, #publish{}) -> #publish{}.
+with_properties(Properties, Packet = #publish{qos = QoS}) ->
+    #properties{retain = Retain, qos = Asked, expiry = Expiry, payload_format = Format} = Properties,
+    Packet#publish{
+        qos =
+            case Asked of
+                undefined -> QoS;
+                _ -> Asked
+            end,
+        retain =
+            case {Expiry, Format} of
+                {undefined, undefined} -> Retain;
+                _ -> {Retain, Expiry, Format}
+            end
     }.
 
 %% A message has only one Correlation Data. That of an answer has precedence.
@@ -197,6 +216,13 @@ numbered(Packet) -> Packet#publish{packet_id = 1}.
 delivery(Packet = #publish{topic = Topic, payload = Payload}, Key, Secret) ->
     {Reply, Headers} = message(Packet, Secret),
     #delivery{key = Key, topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
+
+%% The properties of a message, as the broker has sent it to this client.
+-spec facts(#publish{}) -> nats_gateway_publish_properties:facts().
+facts(#publish{qos = QoS, retain = {Retain, Expiry, Format}}) ->
+    #{retain => Retain, qos => QoS, expiry => Expiry, payload_format => Format};
+facts(#publish{qos = QoS, retain = Retain}) ->
+    #{retain => Retain, qos => QoS, expiry => undefined, payload_format => undefined}.
 
 message(Packet = #publish{user_properties = []}, _) ->
     #publish{

@@ -37,16 +37,20 @@
 -type packet() ::
     #publish{}
     | #puback{}
+    | #pubrel{}
     | #connect{}
     | #subscribe{}
     | #unsubscribe{}
     | pingreq
     | #disconnect{}.
 
-%% The packets that a broker sends to a client that uses neither QoS 2 nor enhanced authentication.
+%% The packets that a broker sends to a client that subscribes with QoS 1 at most, and uses no enhanced
+%% authentication.
 -type received() ::
     #publish{}
     | #puback{}
+    | #pubrec{}
+    | #pubcomp{}
     | #connack{}
     | #suback{}
     | #unsuback{}

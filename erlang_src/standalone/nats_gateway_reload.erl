@@ -37,7 +37,7 @@ names(control, _, _) ->
     [<<"control.socket">>];
 names(login, _, _) ->
     [<<"logins">>];
-names(Key, Old, New) when Key =:= upstream; Key =:= clientinfo_override ->
+names(Key, Old, New) when Key =:= upstream; Key =:= clientinfo_override; Key =:= devices ->
     [
         unicode:characters_to_binary([atom_to_list(Key), $., inner(Key, Inner)])
      || Inner <- maps:keys(maps:merge(Old, New)),

@@ -409,16 +409,23 @@ def test_out_of_descriptors(tmp_path: Path, mosquitto: int):
 def test_the_process_ends_when_its_application_ends(mosquitto, tmp_path: Path):
     """So that whoever supervises it starts it again; it leaves no dump of its memory."""
     port = free_port()
-    ends = "spawn(fun() -> timer:sleep(1000), exit(whereis(nats_gateway_sup), kill) end)"
+    go = tmp_path / "go"
+    ends = (
+        f'F = fun F() -> case filelib:is_file("{go}") of'
+        " true -> exit(whereis(nats_gateway_sup), kill); false -> timer:sleep(50), F() end end, spawn(F)"
+    )
     process = subprocess.Popen(
         [GATEWAY, "--upstream", f"mqtt://{HOST}:{mosquitto}", "--listen", f"{HOST}:{port}"],
         cwd=tmp_path, env=environment(ERL_AFLAGS=f"-eval '{ends}.'"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
     try:
-        out, _ = process.communicate(timeout=30)
+        while "listening on" not in (line := process.stdout.readline()):
+            assert line, process.communicate(timeout=30)
+        assert process.poll() is None
+        go.touch()
+        process.communicate(timeout=30)
     finally:
         process.kill()
-    assert "listening on" in out
     assert process.returncode == 1
     assert not is_open(port)
     assert list(tmp_path.glob("erl_crash*")) == []

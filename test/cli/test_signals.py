@@ -32,19 +32,19 @@ def refused(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_requests_under_way_are_answered(gateway: Running, number: int):
-    with started(gateway, lame_duck_grace_period="10s", lame_duck_duration="30s"):
+    with started(gateway, lame_duck_grace_period="1h", lame_duck_duration="1h"):
         with gateway.client(protocol=1) as service, gateway.client(protocol=1) as client:
             service.subscribe("svc").ping()
             client.subscribe("answer").ping()
             client.send(b"PUB svc answer 1\r\n?\r\n")
-            request = service.message(5)
+            request = service.message()
             gateway.signal(number)
-            assert b'"ldm":true' in client.line(5) and b'"ldm":true' in service.line(5)
+            assert b'"ldm":true' in client.line() and b'"ldm":true' in service.line()
             gateway.until(lambda: refused(gateway.port), "nobody else is accepted")
             service.send(b"PUB " + request.reply.encode() + b" 2\r\nok\r\n")
-            assert client.message(5).payload == b"ok"
+            assert client.message().payload == b"ok"
         # As soon as the last client has gone.
-        assert gateway.ended(5) == 0
+        assert gateway.ended() == 0
 
 
 def test_sigterm_ends_after_the_grace_period(gateway: Running):
@@ -52,10 +52,11 @@ def test_sigterm_ends_after_the_grace_period(gateway: Running):
         with gateway.client(protocol=1) as client:
             began = time.monotonic()
             gateway.signal(signal.SIGTERM)
-            assert b'"ldm":true' in client.line(5)
+            assert b'"ldm":true' in client.line()
             client.ping()
-            client.closed(5)
-            assert 0.9 < time.monotonic() - began < 5
+            client.closed()
+            # That of the default is 10 s.
+            assert 0.9 < time.monotonic() - began < 9
             assert gateway.ended() == 0
 
 
@@ -63,7 +64,7 @@ def test_a_second_sigterm_does_not_wait(gateway: Running):
     with started(gateway, lame_duck_grace_period="1h"):
         with gateway.client(protocol=1) as client:
             gateway.signal(signal.SIGTERM)
-            assert b'"ldm":true' in client.line(5)
+            assert b'"ldm":true' in client.line()
             gateway.signal(signal.SIGTERM)
             assert gateway.ended() == 0
 
@@ -73,7 +74,7 @@ def test_a_sigterm_leaves_a_lame_duck_its_time(gateway: Running):
     with started(gateway, lame_duck_grace_period="1h", lame_duck_duration="1h"):
         with gateway.client(protocol=1) as client:
             gateway.signal(signal.SIGUSR2)
-            assert b'"ldm":true' in client.line(5)
+            assert b'"ldm":true' in client.line()
             for times in (1, 2):
                 gateway.signal(signal.SIGTERM)
                 gateway.until(lambda: gateway.log.count("lame_duck_goes_on") == times, "it has heard of it")
@@ -87,7 +88,7 @@ def test_a_lame_duck_opens_no_listener(gateway: Running, number: int):
     with started(gateway, listeners={"a": gateway.port}, lame_duck_grace_period="1h", lame_duck_duration="1h"):
         with gateway.client(protocol=1) as client:
             gateway.signal(number)
-            assert b'"ldm":true' in client.line(5)
+            assert b'"ldm":true' in client.line()
             gateway.write(listeners={"a": moved, "b": more})
             gateway.reload("reload_failed")
             assert "lame duck" in gateway.log
@@ -99,8 +100,8 @@ def test_a_lame_duck_opens_no_listener(gateway: Running, number: int):
 def test_no_grace_period(gateway: Running):
     with started(gateway, lame_duck_grace_period="0s"), gateway.client(protocol=1) as client:
         gateway.signal(signal.SIGTERM)
-        assert b'"ldm":true' in client.line(5)
-        client.closed(5)
+        assert b'"ldm":true' in client.line()
+        client.closed()
         assert gateway.ended() == 0
 
 
@@ -111,11 +112,11 @@ def test_a_lame_duck_closes_its_clients_one_after_the_other(gateway: Running):
         gateway.signal(signal.SIGUSR2)
         closed = []
         for client in clients:
-            assert b'"ldm":true' in client.line(5)
+            assert b'"ldm":true' in client.line()
         for client in clients:
-            client.closed(5)
+            client.closed()
             closed.append(time.monotonic() - began)
-        assert 1.5 < max(closed) < 6
+        assert 1.5 < max(closed) < 20
         assert gateway.ended() == 0
 
 
@@ -124,10 +125,10 @@ def test_a_lame_duck_closes_its_clients_one_after_the_other(gateway: Running):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGQUIT, 0), (signal.SIGINT, -signal.SIGINT)])
 def test_it_ends_at_once(gateway: Running, number: int, status: int):
-    with started(gateway), gateway.client() as client:
+    with started(gateway, lame_duck_grace_period="1h", lame_duck_duration="1h"), gateway.client() as client:
         gateway.signal(number)
-        client.closed(5)
-        assert gateway.ended(5) == status
+        client.closed()
+        assert gateway.ended() == status
 
 
 def test_sigusr1_does_nothing(gateway: Running):
@@ -147,7 +148,7 @@ def test_a_reload_changes_users_and_limits(gateway: Running):
         with gateway.client(user="old", **{"pass": "p"}, protocol=1) as old:
             gateway.write(users=[{"user": "new", "password": "p"}], max_payload_size=2000)
             gateway.reload("settings_reloaded")
-            assert b'"max_payload":2000' in old.line(5)
+            assert b'"max_payload":2000' in old.line()
             old.ping()
         with gateway.client(user="new", **{"pass": "p"}) as new:
             # Clients that compare it take it for the same server.
@@ -175,7 +176,7 @@ def test_a_reload_adds_moves_and_removes_listeners(gateway: Running):
         with Nats((HOST, more)).connect() as gone:
             gateway.write(listeners={"a": gateway.port, "c": moved})
             gateway.reload("settings_reloaded")
-            gone.closed(5)
+            gone.closed()
         assert refused(more)
         Nats((HOST, moved)).connect().ping()
         client.ping()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -182,15 +184,31 @@ def websocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 # --- Client programs -------------------------------------------------------------------------------------------------
 
 
-def _build(command: list[str], directory: Path, **environment: str) -> None:
-    done = subprocess.run(
-        command,
-        cwd=directory,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_DEADLINE,
-    )
+@contextmanager
+def _by_nobody_else(directory: Path) -> Iterator[None]:
+    """Of the workers that run tests side by side, one builds; neither npm nor Maven looks after that."""
+    locks = REPOSITORY / "target" / "clients"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(
+    command: list[str], directory: Path, unless: Callable[[], bool] = lambda: False, **environment: str
+) -> None:
+    """unless: somebody else has done it meanwhile."""
+    with _by_nobody_else(directory):
+        if unless():
+            return
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_DEADLINE,
+        )
     if done.returncode:
         pytest.fail(
             f"{' '.join(command)} in {directory.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False
@@ -201,8 +219,11 @@ def _build(command: list[str], directory: Path, **environment: str) -> None:
 def nats_js_packages() -> Path:
     directory = HERE / "nats_js"
     installed = directory / "node_modules" / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < (directory / "package-lock.json").stat().st_mtime:
-        _build(["npm", "ci", "--no-audit", "--no-fund"], directory)
+
+    def is_installed() -> bool:
+        return installed.exists() and installed.stat().st_mtime >= (directory / "package-lock.json").stat().st_mtime
+
+    _build(["npm", "ci", "--no-audit", "--no-fund"], directory, unless=is_installed)
     return directory
 
 

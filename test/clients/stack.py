@@ -31,6 +31,8 @@ Address = tuple[str, int]
 MAX_PAYLOAD = 1024 * 1024
 START_DEADLINE = 30.0
 STOP_DEADLINE = 10.0
+# What the gateway waits for a login or a handshake. Java needs more than its 2 seconds on a busy machine.
+PATIENCE = "20s"
 # CLIENTS_AGAINST=nats-server runs what needs no MQTT against the real server: a test that fails there is wrong.
 AGAINST_NATS_SERVER = os.environ.get("CLIENTS_AGAINST") == "nats-server"
 
@@ -197,6 +199,7 @@ def restricted_stack(directory: Path, settings: dict | None = None) -> Stack:
 
 def tls_stack(directory: Path, tls: dict) -> Stack:
     """Anybody may log in, over TLS."""
+    tls = tls | {"timeout": 20}
     if AGAINST_NATS_SERVER:
         return Stack(nats_server(directory, nats_server_config({"tls": tls}, 0), accepts), None)
     broker = mosquitto(directory, "allow_anonymous true\n")
@@ -205,7 +208,7 @@ def tls_stack(directory: Path, tls: dict) -> Stack:
 
 def websocket_stack(directory: Path, scheme: str, options: dict) -> Stack:
     """Anybody may log in, over WebSocket: ws, or wss over TLS."""
-    settings = {"websocket": options | {"tls": scheme == "wss"}}
+    settings = {"websocket": options | {"tls": scheme == "wss", "handshake_timeout": PATIENCE}}
     if AGAINST_NATS_SERVER:
         return Stack(nats_server_of(directory, lambda port: nats_server_config(settings, port), accepts), None, scheme)
     broker = mosquitto(directory, "allow_anonymous true\n")
@@ -230,7 +233,7 @@ def gateway_in_front_of(
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     credentials = '\n[clientinfo_override]\nusername = "${Packet.user}"\npassword = "${Packet.pass}"\n'
-    settings = {"server_name": "clients", "max_payload": MAX_PAYLOAD} | (more or {})
+    settings = {"server_name": "clients", "max_payload": MAX_PAYLOAD, "authentication_timeout": PATIENCE} | (more or {})
     config = directory / "gateway.toml"
     config.write_text(gateway_config(settings, port, mqtt[1]) + credentials)
     return Server("gateway", [str(program), "-c", str(config)], (HOST, port), ready, directory / "gateway.log")

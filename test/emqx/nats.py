@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from websocket_client import stream
 
-DEADLINE = 5.0
+# Of a machine that does much else; nothing waits for it in vain.
+DEADLINE = 20.0
 
 Address = tuple[str, int]
 

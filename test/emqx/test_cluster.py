@@ -112,10 +112,10 @@ def test_nats_and_mqtt(cluster: tuple[Gateway, Gateway], name: str):
         assert nats.message().payload == b"to NATS"
 
 
-@pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
-def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], package: Path, name: str):
-    """Whoever may ask them asks all nodes, and kicks a client of the other one."""
-    first, second = cluster
+@pytest.fixture
+def login(cluster: tuple[Gateway, Gateway], package: Path) -> Iterator[dict[str, str]]:
+    """Of an operator, on both nodes. All clients have to log in."""
+    first, _ = cluster
     page = Page(first.node, name_vsn(package))
     try:
         page.change(system_users=["admin"])
@@ -123,27 +123,50 @@ def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], package: P
         first.add_user("admin", "pw")
         for gateway in cluster:
             wait_until(lambda gateway=gateway: asks_for_a_login(gateway), "both nodes ask for a login", deadline=20)
-        login = {"user": "admin", "pass": "pw"}
-        with first.nats(**login) as client, second.nats(**login, name=name) as other:
-            client.subscribe("answers", sid="9")
-            ids = {client.info["server_id"], other.info["server_id"]}
-            assert len(ids) == 2
-            client.publish("$SYS.REQ.SERVER.PING", b"", reply="answers")
-            pongs = [json.loads(client.message().payload) for _ in range(2)]
-            assert {pong["server"]["id"] for pong in pongs} == ids
-            assert [pong["statsz"]["active_servers"] for pong in pongs] == [2, 2]
-            there = other.info["server_id"]
-            [seen] = request(client, f"{there}.CONNZ", cid=other.info["client_id"])["data"]["connections"]
-            assert seen["name"] == name
-            servers = json.loads(nats(first.address[1], "server", "list", "--json"))
-            assert {server["server"]["id"] for server in servers} == ids
-            assert name in nats(first.address[1], "server", "report", "connections")
-            assert "error" not in request(client, f"{there}.KICK", cid=other.info["client_id"])
-            other.closed()
-            client.ping()
+        yield {"user": "admin", "pass": "pw"}
     finally:
         first.restore()
         page.change()
+
+
+@pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
+def test_a_ping_goes_to_all_servers(cluster: tuple[Gateway, Gateway], login: dict[str, str], name: str):
+    """Whoever may ask them asks all nodes, and kicks a client of the other one."""
+    first, second = cluster
+    with first.nats(**login) as client, second.nats(**login, name=name) as other:
+        client.subscribe("answers", sid="9")
+        ids = {client.info["server_id"], other.info["server_id"]}
+        assert len(ids) == 2
+        client.publish("$SYS.REQ.SERVER.PING", b"", reply="answers")
+        pongs = [json.loads(client.message().payload) for _ in range(2)]
+        assert {pong["server"]["id"] for pong in pongs} == ids
+        assert [pong["statsz"]["active_servers"] for pong in pongs] == [2, 2]
+        there = other.info["server_id"]
+        [seen] = request(client, f"{there}.CONNZ", cid=other.info["client_id"])["data"]["connections"]
+        assert seen["name"] == name
+        servers = json.loads(nats(first.address[1], "server", "list", "--json"))
+        assert {server["server"]["id"] for server in servers} == ids
+        assert name in nats(first.address[1], "server", "report", "connections")
+        assert "error" not in request(client, f"{there}.KICK", cid=other.info["client_id"])
+        other.closed()
+        client.ping()
+
+
+@pytest.mark.skipif(BUILT_IN, reason="the built-in gateway does not know it")
+def test_an_operator_is_told_of_the_clients_of_all_nodes(cluster: tuple[Gateway, Gateway], login: dict[str, str], name: str):
+    first, second = cluster
+    with first.nats(**login) as client:
+        client.subscribe("$SYS.ACCOUNT.>")
+        client.ping()
+        watching = "length(pg:get_members(nats_gateway_servers, client_events))"
+        wait_until(lambda: second.node.eval(watching) == "1", "the other node knows who watches", deadline=10)
+        for gateway in (second, first):
+            with gateway.nats(**login, name=name) as other:
+                told = json.loads(client.message().payload)
+                assert told["server"]["id"] == other.info["server_id"]
+                assert (told["client"]["name"], told["client"]["id"]) == (name, other.info["client_id"])
+            gone = json.loads(client.message().payload)
+            assert (gone["client"]["id"], gone["reason"]) == (told["client"]["id"], "Client Closed")
 
 
 def asks_for_a_login(gateway: Gateway) -> bool:
@@ -332,6 +355,63 @@ def test_a_node_without_the_plugin_lets_nobody_in(cluster: tuple[Gateway, Gatewa
     for gateway in cluster:
         wait_until(lambda gateway=gateway: not barred(gateway), "the bar is gone")
         assert lets_in(gateway.address)
+
+
+@pytest.mark.plugin
+@pytest.mark.kills
+@pytest.mark.timeout(240, func_only=True)
+def test_presence_of_the_clients_of_a_node_that_dies(cluster: tuple[Gateway, Gateway], package: Path, name: str):
+    """Killed, it can say nothing: the node that is left does. Stopped, it does so itself, and once."""
+    first, second = cluster
+    page = Page(first.node, name_vsn(package))
+    page.change(presence_topic=f"presence/{name}/${{name}}")
+    watchers = "length(pg:get_members(nats_gateway_emqx_presence, watchers))"
+
+    def told() -> tuple[str, str]:
+        message = mqtt.message(30)
+        return message.topic.rpartition("/")[2], message.payload.decode()
+
+    try:
+        with first.mqtt() as mqtt:
+            mqtt.subscribe(f"presence/{name}/#")
+            wait_until(lambda: {g.node.eval(watchers) for g in cluster} == {"2"}, "the nodes watch", deadline=20)
+            with second.nats(name="killed"), second.nats(name="moved"), first.nats(name="stays"):
+                assert {told() for _ in range(3)} == {("killed", "online"), ("moved", "online"), ("stays", "online")}
+                held = "length(pg:which_groups(nats_gateway_emqx_presence))"
+                wait_until(lambda: first.node.eval(held) == "4", "the first node knows them")
+                with first.nats(name="moved"):
+                    assert told() == ("moved", "online")
+                    second.node.kill()
+                    # Nothing of the one that has come back on the other node.
+                    assert told() == ("killed", "offline")
+                    with pytest.raises(AssertionError):
+                        mqtt.message(3)
+                assert told() == ("moved", "offline")
+            assert told() == ("stays", "offline")
+            with first.mqtt() as late:
+                late.subscribe(f"presence/{name}/killed")
+                message = late.message()
+                assert message.retain and message.payload == b"offline"
+            second.node.launch()
+            second.node.await_ready()
+            wait_until(lambda: len(running_nodes(first.node)) == 2, "the node is back", deadline=60)
+            wait_until(lambda: runs_everywhere(first.node), "the plugin runs on both nodes", deadline=60)
+            wait_until(lambda: serves(second), "it serves", deadline=30)
+            wait_until(lambda: {g.node.eval(watchers) for g in cluster} == {"2"}, "the nodes watch", deadline=20)
+            with second.nats(name="stopped"):
+                while (seen := told()) != ("stopped", "online"):
+                    # those that asked whether it serves have no name
+                    assert seen[0] == ""
+                second.node.stop()
+                assert told() == ("stopped", "offline")
+                with pytest.raises(AssertionError):
+                    mqtt.message(3)
+    finally:
+        page.change()
+        second.node.launch()
+        second.node.await_ready()
+        wait_until(lambda: len(running_nodes(first.node)) == 2, "the node is back", deadline=60)
+        wait_until(lambda: serves(second), "it serves", deadline=30)
 
 
 @pytest.mark.plugin

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway
+from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway, file_rules
 from emqx.nats import Nats
 from emqx.node import wait_until
 from emqx.page import Page
@@ -95,6 +95,32 @@ def test_the_command_nats(operators: Gateway, name: str):
         other.closed()
     refused = nats_cli(port, "server", "list", user="other")
     assert refused.returncode == 1 and "ensure the account used has system privileges" in refused.stderr
+
+
+def test_operators_are_told_who_comes_and_goes(operators: Gateway, name: str):
+    """Whatever EMQX's rules say of $SYS/#: these subscriptions are not at the broker."""
+    rules = ('{deny, all, all, ["$SYS/#"]}',)
+    with file_rules(operators, *rules), operator(operators) as client, operators.nats(user="other", **PASSWORD) as nobody:
+        client.subscribe("$SYS.ACCOUNT.*.CONNECT", sid="1").subscribe("$SYS.ACCOUNT.$G.DISCONNECT", sid="2")
+        client.ping()
+        nobody.send("SUB $SYS.ACCOUNT.> 1\r\n")
+        nobody.expect(b"-ERR 'Permissions Violation for Subscription to \"$SYS.ACCOUNT.>\"'\r\n")
+        with operators.nats(user="other", name=name, **PASSWORD) as other:
+            message = client.message()
+            told = json.loads(message.payload)
+            assert message.subject == "$SYS.ACCOUNT.$G.CONNECT" and told["server"]["id"] == other.info["server_id"]
+            assert (told["client"]["id"], told["client"]["user"], told["client"]["name"]) == (other.info["client_id"], "other", name)
+            wait_until(lambda: operators.client(name) is not None, "EMQX knows it")
+            operators.kick(name)
+            other.closed()
+        message = client.message()
+        gone = json.loads(message.payload)
+        assert (message.subject, gone["reason"]) == ("$SYS.ACCOUNT.$G.DISCONNECT", "Kicked")
+        client.send("UNSUB 1\r\nUNSUB 2\r\n")
+        client.ping()
+        with operators.nats(user="other", **PASSWORD):
+            client.silent()
+        nobody.silent()
 
 
 def test_nobody_else_is_answered(operators: Gateway):

@@ -46,6 +46,7 @@ def size(short: int, long: int) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout: see pytest-timeout")
+    config.addinivalue_line("markers", "by_the_clock: says nothing on a machine that does anything else; so is what has a neighbour")
     config.addinivalue_line("markers", "kills: EMQX logs errors because the test kills something")
 
 
@@ -56,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             # The servers have deadlines of their own.
             item.add_marker(pytest.mark.timeout(TEST_DEADLINE, func_only=True))
+        if "watch" in item.fixturenames:
+            item.add_marker(pytest.mark.by_the_clock)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

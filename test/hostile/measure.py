@@ -31,7 +31,7 @@ QUIET_SAMPLES = 200
 BUSY_SAMPLES = 300
 # Below these a machine that is busy with something else decides.
 P50_FLOOR, P99_FLOOR = 0.002, 0.010
-# Processes for each core that want to run: beyond, the latest of many round trips says nothing of the gateway.
+# Processes for each core that want to run while nothing is done to the gateway: beyond, the latest of many round trips says nothing of the gateway.
 BUSY_MACHINE = 2.5
 IDLE_TIME = 0.5
 # How many times its quiet value a neighbour's round trip may take.
@@ -43,6 +43,11 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = 10.0)
     while not condition():
         assert time.monotonic() < until, f"not within {deadline} s: {what}"
         time.sleep(0.01)
+
+
+def want_to_run() -> int:
+    """Threads of the whole machine that run or wait for a core, without this one."""
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
 
 
 class Usage:
@@ -152,9 +157,17 @@ class Neighbour:
             own.append(under_way)
         return RoundTrips(Latency.of(own), Latency.of(past or [0.0]))
 
-    def quiet(self) -> RoundTrips:
+    def quiet(self) -> tuple[RoundTrips, float]:
+        """And how many want to run meanwhile, for each core; the load average is still that of a minute before."""
         self.take()
-        return self.take(QUIET_SAMPLES)
+        counts: list[int] = []
+
+        def enough() -> bool:
+            counts.append(want_to_run())
+            return len(self._samples) >= QUIET_SAMPLES or not self._thread.is_alive()
+
+        wait_until(enough, "round trips", 60.0)
+        return self.take(QUIET_SAMPLES), statistics.mean(counts) / (os.cpu_count() or 1)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -185,7 +198,8 @@ class Seen:
         notes = "".join(f", {name} {value}" for name, value in self.notes.items())
         return (
             f"memory {self.idle / MB:.0f} MB and {self.memory / MB:.0f} MB more at its peak, CPU {self.cpu:.2f} s of "
-            f"{self.wall:.2f} s, neighbour {self.quiet} alone and {self.busy} beside it{notes}"
+            f"{self.wall:.2f} s, neighbour {self.quiet} alone and {self.busy} beside it, {self.load:.1f} processes for a core"
+            f"{notes}"
         )
 
     def stays_below(self, memory: int) -> None:
@@ -200,7 +214,8 @@ class Seen:
 @contextmanager
 def watching(usage: Usage, neighbour: Neighbour, idle: int | None = None) -> Iterator[Seen]:
     """idle: if it was less before than it is now."""
-    seen = Seen(min(usage.rss(), idle or 1 << 62), neighbour.quiet(), load=os.getloadavg()[0] / os.cpu_count())
+    quiet, load = neighbour.quiet()
+    seen = Seen(min(usage.rss(), idle or 1 << 62), quiet, load=load)
     usage.begin_peak()
     cpu, began = usage.cpu(), time.monotonic()
     neighbour.take()

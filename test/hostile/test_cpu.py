@@ -187,6 +187,7 @@ LEFT_BEHIND = {"sub": 160_000, "sub_and_unsub": 80_000}
 GONE_AT_MOST, CPU_AT_MOST = 2.5, 1.5
 
 
+@pytest.mark.by_the_clock
 @pytest.mark.parametrize("kind", PIPELINED)
 def test_who_has_left_costs_no_more(hosts: Hosts, note: Callable[[object], None], kind: str):
     host = hosts(max_subscriptions=0)

@@ -55,6 +55,7 @@ def guessing(host: Host, source: str) -> Iterator[list[int]]:
             thread.join()
 
 
+@pytest.mark.by_the_clock
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["same_address", "other_address"])
 def test_guessers_lock_nobody_out(hosts: Hosts, place: object, note: Callable[[object], None], source: str):
     host = hosts(**hashed_token(place))
@@ -82,6 +83,7 @@ HASHES = (
 
 
 @STANDALONE
+@pytest.mark.by_the_clock
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"], ids=["same_address", "other_address"])
 def test_guessers_lock_nobody_out_at_the_first_login(hosts: Hosts, note: Callable[[object], None], source: str):
     """Of these users nobody has had a right password yet, so that it would be known; clients give up after two seconds."""

@@ -92,9 +92,10 @@ def slow():
     neighbour.stop()
 
 
+@pytest.mark.by_the_clock
 def test_a_neighbour_that_waits_is_not_well(slow):
     server, neighbour = slow
-    seen = Seen(0, neighbour.quiet())
+    seen = Seen(0, neighbour.quiet()[0])
     seen.busy = neighbour.take(20)
     seen.neighbour_is_well()
     server.delay = 0.1
@@ -104,9 +105,10 @@ def test_a_neighbour_that_waits_is_not_well(slow):
         seen.neighbour_is_well()
 
 
+@pytest.mark.by_the_clock
 def test_a_neighbour_that_gets_no_answer_is_not_well(slow):
     server, neighbour = slow
-    seen = Seen(0, neighbour.quiet())
+    seen = Seen(0, neighbour.quiet()[0])
     server.delay = 3600.0
     wait_until(lambda: neighbour.take(0).own.p99 > 0.1, "it waits")
     seen.busy = neighbour.take(0)

@@ -82,7 +82,7 @@ def test_it_serves_clients_without_an_erlang(tree: Path, tmp_path: Path, bare: d
         with gateway.client() as client:
             client.subscribe("a.*").ping()
             client.send(b"PUB a.b 5\r\nhello\r\n")
-            message = client.message(5)
+            message = client.message()
             assert (message.subject, message.payload) == ("a.b", b"hello")
         assert healthy(gateway.port)
         gateway.until(lambda: answers(monitor), "it is monitored")

@@ -135,7 +135,8 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     Settings = maps:without(
         %% made at the start, or of other keys
-        [secret, server_id, login, listeners, upstream, clientinfo_override, monitor, control, system, kv],
+        [secret, server_id, login, listeners, upstream, clientinfo_override] ++
+            [monitor, control, system, presence, devices, kv],
         nats_gateway_file:defaults()
     ),
     [
@@ -188,6 +189,20 @@ every_documented_setting_of_the_plugins_page_is_there_test_() ->
          || [Keys] <- Rows, [Key] <- all("`([^`]+)`", Keys)
         ].
 
+every_setting_of_presence_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
+    [
+        {atom_to_list(Key), ?_assert(lists:member(<<"presence.", (atom_to_binary(Key))/binary>>, Documented))}
+     || Key <- maps:keys(nats_gateway_presence:file_schema())
+    ].
+
+every_setting_for_devices_is_documented_test_() ->
+    Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
+    [
+        {atom_to_list(Key), ?_assert(lists:member(<<"devices.", (atom_to_binary(Key))/binary>>, Documented))}
+     || Key <- maps:keys(nats_gateway_device_config:file_schema())
+    ].
+
 every_setting_of_the_broker_is_documented_test_() ->
     Documented = lists:append([Keys || {Keys, _} <- rows("docs/standalone.md")]),
     #{upstream := Upstream} = nats_gateway_file:defaults(),
@@ -223,8 +238,8 @@ defaults_of_the_plugins_page_test_() ->
         Value =/= none
     ].
 
+page_value(<<"[]">>) -> [];
 page_value(<<"true">>) -> true;
 page_value(<<"false">>) -> false;
-page_value(<<"[]">>) -> [];
 page_value(<<"\"", Rest/binary>>) -> binary:part(Rest, 0, byte_size(Rest) - 1);
 page_value(Number) -> binary_to_integer(Number).

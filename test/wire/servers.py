@@ -134,7 +134,7 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
             case "max_payload":
                 top["max_payload_size"] = value
             case ("max_control_line" | "max_subscriptions" | "max_sub_tokens" | "max_pending" | "server_name" | "send_timeout"
-                  | "log_level"):
+                  | "log_level" | "authentication_timeout"):
                 top[name] = value
             case "max_connections" | "proxy_protocol" | "proxy_protocol_timeout":
                 listener[name] = value

@@ -22,7 +22,7 @@ SETTINGS = {"jwt": {
     },
 }}
 PONG = b"PONG\r\n"
-DEADLINE = 5.0
+DEADLINE = 20.0
 
 each_target = pytest.mark.parametrize("target", TARGETS)
 

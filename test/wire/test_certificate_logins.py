@@ -10,7 +10,7 @@ from certificates import client_context
 
 from .servers import TARGETS, Servers, require, servers  # noqa: F401 (a fixture)
 from .transports import Transport, authority, server_certificate
-from .wire import Connection
+from .wire import DEADLINE, Connection
 
 USERS = [
     {"user": "anne.test", "permissions": {"publish": "anne.>"}},
@@ -30,7 +30,7 @@ def login(servers: Servers, target: str, which: str, name: str, **fields: str) -
     context = client_context(server_certificate().cafile, own)
     transport = Transport("own", after_info=lambda plain, address: context.wrap_socket(plain, server_hostname=address[0]))
     address = servers.address(target, {"tls": {"verify": True, "user": which}, "users": USERS})
-    connection = Connection(address, 5.0, transport)
+    connection = Connection(address, DEADLINE, transport)
     connection.begin()
     connection.send(b"CONNECT " + json.dumps({"verbose": False, "pedantic": False} | fields).encode() + b"\r\n")
     return connection

@@ -374,9 +374,20 @@ CLOSES = {
 def test_close_of_the_client(servers: Servers, target: str, name: str):  # noqa: F811
     sent, answer = CLOSES[name]
     expected = answer if isinstance(answer, bytes) else answer[TARGETS.index(target)]
-    with opened(servers, target) as client:
-        client.send(frame(b"PING\r\n") + frame(sent, CLOSE) + frame(b"PING\r\n"))
-        assert list(answers(client)) == [PONG_FRAME, Frame(CLOSE, expected)]
+
+    def close() -> list[Frame]:
+        with opened(servers, target) as client:
+            client.send(frame(b"PING\r\n") + frame(sent, CLOSE) + frame(b"PING\r\n"))
+            return list(answers(client))
+
+    try:
+        got = close()
+    except Unexpected:
+        # Now and then the PONG of nats-server follows its own close frame.
+        if target == "gateway":
+            raise
+        got = close()
+    assert got == [PONG_FRAME, Frame(CLOSE, expected)]
 
 
 def fatal(row: Case) -> bool:
@@ -485,7 +496,10 @@ def test_a_client_that_does_not_read(servers: Servers, target: str):  # noqa: F8
         for _ in range(400):
             publisher.send(frame(message))
         publisher.send(frame(b"PING\r\n"))
-        assert publisher.read() == PONG_FRAME
+        # nats-server pings a client two seconds after its CONNECT.
+        while (answer := publisher.read()) == Frame(BINARY, b"PING\r\n"):
+            pass
+        assert answer == PONG_FRAME
         with pytest.raises(Unexpected, match="closed too early"):
             while True:
                 slow.read()

@@ -1,4 +1,5 @@
 use nats_protocol::headers::{Block, MAX_BLOCK, MAX_HEADERS, Properties, STATUS_PROPERTY, build};
+use nats_protocol::publish_properties::{show, take};
 
 use crate::input::Input;
 use crate::readers::read_headers;
@@ -30,6 +31,23 @@ fn of_block(block: &[u8]) {
     let again = block_of(&properties);
     assert_eq!(properties.exact, !again.is_empty() && again == block);
     check_built(&again);
+    of_properties(block);
+}
+
+/// What is left of a block has nothing more to take, and a shown header is read again.
+fn of_properties(block: &[u8]) {
+    match take(block, block) {
+        Ok(None) => {
+            let mut same = Vec::new();
+            show(block, std::iter::empty(), &mut same);
+            assert_eq!(same, block);
+        }
+        Ok(Some(taken)) => {
+            assert!(taken.rest.len() < block.len());
+            assert_eq!(take(&taken.rest, b""), Ok(None));
+        }
+        Err(_) => {}
+    }
 }
 
 fn of_pairs(content_type: &[u8], fields: &[&[u8]]) {

@@ -6,7 +6,7 @@
 
 use mqtt_protocol_core::mqtt::Arc;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
-    Connack, Disconnect, Pingresp, Puback, Publish, Suback, Unsuback,
+    Connack, Disconnect, Pingresp, Puback, Pubcomp, Publish, Pubrec, Suback, Unsuback,
 };
 use mqtt_protocol_core::mqtt::packet::{DecodeResult, FixedHeader, VariableByteInteger};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
@@ -53,6 +53,18 @@ pub enum Packet {
         packet_id: u16,
         /// Reason code.
         reason: u8,
+    },
+    /// The first answer to a PUBLISH with QoS 2.
+    Pubrec {
+        /// Which.
+        packet_id: u16,
+        /// Reason code.
+        reason: u8,
+    },
+    /// The answer to a PUBREL.
+    Pubcomp {
+        /// Which.
+        packet_id: u16,
     },
     /// The answer to a SUBSCRIBE.
     Suback {
@@ -215,6 +227,16 @@ fn answer(first: u8, body: &[u8]) -> Result<Packet, Fault> {
                     reason: puback.reason_code().map_or(0, |code| code as u8),
                 }
             }
+            FixedHeader::Pubrec => {
+                let pubrec = exact(body, Pubrec::parse)?;
+                Packet::Pubrec {
+                    packet_id: pubrec.packet_id(),
+                    reason: pubrec.reason_code().map_or(0, |code| code as u8),
+                }
+            }
+            FixedHeader::Pubcomp => Packet::Pubcomp {
+                packet_id: exact(body, Pubcomp::parse)?.packet_id(),
+            },
             FixedHeader::Pingresp => {
                 exact(body, Pingresp::parse)?;
                 Packet::Pingresp
@@ -236,9 +258,8 @@ fn answer(first: u8, body: &[u8]) -> Result<Packet, Fault> {
             FixedHeader::Connack if body.len() == OLD_CONNACK => return Err(Fault::OldVersion),
             FixedHeader::Connack => Packet::Connack(exact(body, Connack::parse)?),
             FixedHeader::Disconnect => Packet::Disconnect(exact(body, Disconnect::parse)?),
-            // PUBREC, PUBREL and PUBCOMP belong to QoS 2, and AUTH belongs to enhanced
-            // authentication. A client of this codec uses neither. All other packets are sent only
-            // by clients.
+            // A client of this codec subscribes with QoS 1 at most, so that no PUBREL comes, and uses
+            // no enhanced authentication (AUTH). All other packets are sent only by clients.
             _ => return Err(Fault::Unexpected),
         },
     )

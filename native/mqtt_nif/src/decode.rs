@@ -116,6 +116,8 @@ fn packet<'a>(env: Env<'a>, frame: &Frame<'_>, chunk: &mut Chunk<'a>) -> Result<
             (atoms::unreadable(), id_term(env, packet_id)).encode(env)
         }
         Packet::Puback { packet_id, reason } => (atoms::puback(), packet_id, reason).encode(env),
+        Packet::Pubrec { packet_id, reason } => (atoms::pubrec(), packet_id, reason).encode(env),
+        Packet::Pubcomp { packet_id } => (atoms::pubcomp(), packet_id).encode(env),
         Packet::Suback { packet_id, reasons } => {
             (atoms::suback(), packet_id, integers(&reasons)).encode(env)
         }
@@ -162,6 +164,8 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
     let mut response_topic = undefined;
     let mut correlation_data = undefined;
     let mut content_type = undefined;
+    let mut expiry = None;
+    let mut payload_format = None;
     let mut user_properties: Vec<Term<'a>> = Vec::new();
     let mut subscription_ids: Vec<u32> = Vec::new();
     for property in publish.props() {
@@ -177,10 +181,23 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
                 response_topic = binary(env, topic.val().as_bytes());
             }
             Property::CorrelationData(data) => correlation_data = binary(env, data.val()),
+            Property::MessageExpiryInterval(seconds) => expiry = Some(seconds.val()),
+            Property::PayloadFormatIndicator(format) => payload_format = Some(format.val()),
             Property::ContentType(name) => content_type = binary(env, name.val().as_bytes()),
             _ => {}
         }
     }
+    let retain = match (expiry, payload_format) {
+        (None, None) => publish.retain().encode(env),
+        _ => make_tuple(
+            env,
+            &[
+                publish.retain().encode(env),
+                expiry.map_or(undefined, |seconds| seconds.encode(env)),
+                payload_format.map_or(undefined, |format| format.encode(env)),
+            ],
+        ),
+    };
     make_tuple(
         env,
         &[
@@ -188,7 +205,7 @@ fn publish<'a>(env: Env<'a>, publish: &Publish, payload: Term<'a>) -> Term<'a> {
             binary(env, publish.topic_name().as_bytes()),
             payload,
             (publish.qos() as u8).encode(env),
-            publish.retain().encode(env),
+            retain,
             id_term(env, publish.packet_id()),
             response_topic,
             correlation_data,

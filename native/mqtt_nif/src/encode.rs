@@ -2,12 +2,13 @@
 
 use crate::atoms;
 use mqtt_protocol_core::mqtt::packet::v5_0::{
-    Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Unsubscribe,
+    Connect, Disconnect, Pingreq, Puback, Publish, Pubrel, Subscribe, Unsubscribe,
 };
 use mqtt_protocol_core::mqtt::packet::{
     ContentType, CorrelationData, DecodeResult, MaximumPacketSize, MessageExpiryInterval,
-    Properties, Property, Qos, ReceiveMaximum, ResponseTopic, RetainHandling, SubEntry, SubOpts,
-    SubscriptionIdentifier, UserProperty, VariableByteInteger,
+    PayloadFormat, PayloadFormatIndicator, Properties, Property, Qos, ReceiveMaximum,
+    ResponseTopic, RetainHandling, SubEntry, SubOpts, SubscriptionIdentifier, UserProperty,
+    VariableByteInteger,
 };
 use mqtt_protocol_core::mqtt::result_code::{DisconnectReasonCode, MqttError, PubackReasonCode};
 use rustler::types::atom::Atom;
@@ -117,6 +118,8 @@ fn encode_packet<'a>(packet: Term<'a>, output: &mut Output<'a>) -> NifResult<()>
         publish(fields, output)
     } else if tag == atoms::puback() {
         puback(fields, output)
+    } else if tag == atoms::pubrel() {
+        pubrel(fields, output)
     } else if tag == atoms::subscribe() {
         subscribe(fields, output)
     } else if tag == atoms::unsubscribe() {
@@ -209,6 +212,7 @@ fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         keep_alive,
         receive_maximum,
         maximum_packet_size,
+        will,
     ] = *fields(terms)?;
     let mut properties = Properties::new();
     if let Some(maximum) = optional(receive_maximum, number)? {
@@ -228,6 +232,17 @@ fn connect<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     }
     if let Some(password) = optional(password, bytes)? {
         builder = builder.password(password).map_err(invalid)?;
+    }
+    if atoms::undefined() != will {
+        let [topic, payload, quality, retain] = *fields(&get_tuple(will)?)?;
+        builder = builder
+            .will_message(
+                topic_name(topic)?,
+                bytes(payload)?,
+                qos(quality)?,
+                retain.decode()?,
+            )
+            .map_err(invalid)?;
     }
     let connect = builder.build().map_err(invalid)?;
     output.flat.extend(connect.to_continuous_buffer());
@@ -251,6 +266,7 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         return Err(Error::BadArg);
     }
     let mut properties = Properties::new();
+    let retain = retained(retain, &mut properties)?;
     if let Some(topic) = optional(response_topic, topic_name)? {
         properties.push(ResponseTopic::new(topic).map_err(invalid)?.into());
     }
@@ -266,10 +282,6 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
         properties.push(Property::UserProperty(property));
         Ok(())
     })?;
-    let (retain, expiry) = retained(retain)?;
-    if let Some(seconds) = expiry {
-        properties.push(MessageExpiryInterval::new(seconds).map_err(invalid)?.into());
-    }
     let mut builder = Publish::builder()
         .topic_name(topic_name(topic)?)
         .map_err(invalid)?
@@ -304,14 +316,34 @@ fn publish<'a>(terms: &[Term<'a>], output: &mut Output<'a>) -> NifResult<()> {
     Ok(())
 }
 
-/// Whether the broker is to retain a message, and for how many seconds: a boolean, or
-/// `{true, Seconds}`.
-fn retained(term: Term<'_>) -> NifResult<(bool, Option<u32>)> {
-    if let Ok(retain) = term.decode::<bool>() {
-        return Ok((retain, None));
+/// The flag, and the two properties that may come with it.
+fn retained(term: Term<'_>, properties: &mut Properties) -> NifResult<bool> {
+    if !term.is_tuple() {
+        return term.decode();
     }
-    let (retain, seconds): (bool, Term<'_>) = term.decode()?;
-    Ok((retain, Some(number(seconds)?)))
+    let [retain, expiry, payload_format] = *fields(&get_tuple(term)?)?;
+    if let Some(seconds) = optional(expiry, number)? {
+        properties.push(MessageExpiryInterval::new(seconds).map_err(invalid)?.into());
+    }
+    if let Some(format) = optional(payload_format, number::<u8>)? {
+        let format = match format {
+            0 => PayloadFormat::Binary,
+            1 => PayloadFormat::String,
+            _ => return Err(Error::BadArg),
+        };
+        properties.push(PayloadFormatIndicator::new(format).map_err(invalid)?.into());
+    }
+    retain.decode()
+}
+
+fn pubrel(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {
+    let [id] = *fields(terms)?;
+    let pubrel = Pubrel::builder()
+        .packet_id(packet_id(id)?)
+        .build()
+        .map_err(invalid)?;
+    output.flat.extend(pubrel.to_continuous_buffer());
+    Ok(())
 }
 
 fn puback(terms: &[Term<'_>], output: &mut Output<'_>) -> NifResult<()> {

@@ -22,6 +22,7 @@ pub mod atoms {
         payload, null, disallow_bearer, issuer_account, limits, has_limits, permissions, outer_permissions, src, times,
         times_location, bearer_token, allowed_connection_types, allow, deny, subscribe, responses,
         publish_claims = "publish", too_long, connections,
+        refused, value, repeated,
     }
 }
 

@@ -284,7 +284,7 @@ fn text(bytes: &[u8]) -> Option<&str> {
 }
 
 /// The first line without its CR LF, and the rest.
-fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
     match memmem::find(bytes, CRLF).and_then(|end| bytes.split_at_checked(end)) {
         Some((line, rest)) => (line, rest.get(CRLF.len()..).unwrap_or_default()),
         None => (bytes, &[]),
@@ -292,7 +292,7 @@ fn line(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Removes the blanks around a value, as readers do.
-fn trim(mut bytes: &[u8]) -> &[u8] {
+pub(crate) fn trim(mut bytes: &[u8]) -> &[u8] {
     while let [byte, rest @ ..] = bytes
         && is_blank(*byte)
     {

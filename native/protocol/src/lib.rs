@@ -48,6 +48,7 @@ pub mod headers;
 pub mod jwt;
 pub mod nkey;
 mod op;
+pub mod publish_properties;
 pub mod subject;
 pub mod websocket;
 

@@ -223,7 +223,7 @@ public final class Scenarios {
     /** jnats waits for its PONG all the same. */
     private void badLogin() throws Exception {
         try {
-            Nats.connect(options().connectionTimeout(Duration.ofSeconds(2)).build());
+            Nats.connect(options().connectionTimeout(Duration.ofSeconds(5)).build());
             fail("logged in");
         } catch (AuthenticationException expected) {
             expect(true, expected.getMessage().contains("Authorization Violation"));

@@ -19,15 +19,7 @@ channel() -> channel(#{}).
 channel(Settings) ->
     flush(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
-    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, #{
-        connect => #{},
-        client_id => 7,
-        transport => tcp,
-        listener => <<"tcp:test">>,
-        peername => {{127, 0, 0, 1}, 50000},
-        sockname => {{127, 0, 0, 1}, 4222},
-        config => Config
-    }),
+    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     {iolist_to_binary(Info), Channel}.
 
 open(Text) -> open(Text, #{}).
@@ -547,6 +539,68 @@ a_server_is_asked_test() ->
     ?assertMatch({ok, [], _}, nats_gateway_channel:answer(<<"i">>, undefined, <<"late">>, C3)),
     {Nobody, _} = input(ask("NOBODY"), C1),
     ?assertEqual(?NOBODY_ANSWERS, Nobody).
+
+%% What an operator subscribes to below $SYS.ACCOUNT, the gateway has. The host is not asked for it.
+-define(EVENT, <<"$SYS.ACCOUNT.$G.CONNECT">>).
+
+event_out(Channel) ->
+    case nats_gateway_channel:client_event(?EVENT, <<"{}">>, Channel) of
+        {ok, Out, NChannel} -> {iolist_to_binary(Out), NChannel}
+    end.
+
+an_operator_watches_test() ->
+    Users = [user(<<"anne">>, #{}), user(<<"bob">>, #{})],
+    {_, Channel} = channel(maps:merge(users(Users), ?SYSTEM)),
+    {<<>>, C1} = input([connect("anne", ""), "SUB $SYS.ACCOUNT.> 1\r\nSUB $SYS.ACCOUNT.*.CONNECT 2\r\n"], Channel),
+    ?assertMatch([{connect, _}], calls()),
+    {Both, C2} = event_out(C1),
+    Lines = [<<"MSG $SYS.ACCOUNT.$G.CONNECT ", Sid, " 2\r\n{}\r\n">> || Sid <- "12"],
+    ?assert(lists:member(Both, [iolist_to_binary(Lines), iolist_to_binary(lists:reverse(Lines))])),
+    {<<>>, C3} = input("UNSUB 1\r\nUNSUB 2 2\r\n", C2),
+    {One, C4} = event_out(C3),
+    ?assertEqual(lists:nth(2, Lines), One),
+    ?assertEqual([], calls()),
+    %% The second message was the last one.
+    {<<>>, C5} = event_out(C4),
+    {<<>>, C6} = input("SUB $SYS.ACCOUNT.> 1\r\nSUB $SYS.ACCOUNT.> q 3\r\nSUB $SYS.> 4\r\nSUB > 5\r\n", C5),
+    {Again, C7} = event_out(C6),
+    ?assertEqual(hd(Lines), Again),
+    ?assertMatch(
+        [
+            {subscribe, {<<"q">>, <<"$SYS/ACCOUNT/#">>}, _},
+            {subscribe, {undefined, <<"$SYS/#">>}, _},
+            {subscribe, {undefined, <<"#">>}, _}
+        ],
+        calls()
+    ),
+    %% Somebody else on the same connection has them at the broker.
+    {<<>>, C8} = input(connect("bob", ""), C7),
+    [{disconnect, login_again}, {connect, _}, {subscribe_again, Keys, _}] = calls(),
+    ?assert(lists:member({undefined, <<"$SYS/ACCOUNT/#">>}, Keys)),
+    ?assertMatch({<<>>, _}, event_out(C8)),
+    {<<>>, C9} = input(connect("anne", ""), C8),
+    [{disconnect, login_again}, {connect, _}, {subscribe_again, Others, _}] = calls(),
+    ?assertEqual([{undefined, <<"$SYS/ACCOUNT/#">>}], Keys -- Others),
+    ?assertMatch({<<"MSG ", _/binary>>, _}, event_out(C9)),
+    %% A reload takes the name off the list.
+    {ok, [], C10} = nats_gateway_channel:configure(
+        maps:merge(nats_gateway_file:defaults(), users(Users)), C9
+    ),
+    ?assertMatch({<<>>, _}, event_out(C10)).
+
+somebody_else_does_not_watch_test() ->
+    {_, Channel} = channel(maps:merge(users([user(<<"anne">>, #{}), user(<<"bob">>, #{})]), ?SYSTEM)),
+    {<<>>, C} = input([connect("bob", ""), "SUB $SYS.ACCOUNT.> 1\r\n"], Channel),
+    ?assertMatch([{connect, _}, {subscribe, {undefined, <<"$SYS/ACCOUNT/#">>}, _}], calls()),
+    ?assertMatch({<<>>, _}, event_out(C)).
+
+a_verbose_operator_test() ->
+    {_, Channel} = channel(maps:merge(users([user(<<"anne">>, #{})]), ?SYSTEM)),
+    {Out, _} = input(
+        "CONNECT {\"verbose\":true,\"user\":\"anne\",\"pass\":\"p\"}\r\nSUB $SYS.ACCOUNT.> 1\r\nUNSUB 1\r\n",
+        Channel
+    ),
+    ?assertEqual(<<"+OK\r\n+OK\r\n+OK\r\n">>, Out).
 
 %% Not without a reply subject, not where the login may not publish it, and not with a reply subject that
 %% nobody may have.
@@ -1182,15 +1236,12 @@ a_cookie_stands_in_for_the_jwt_test() ->
     Jwt = nats_gateway_credentials:user(User, #{bearer_token => true}, Account),
     Config = (nats_gateway_file:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
     Login = fun(Cookies, Connect) ->
-        {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, Cookies#{
-            connect => #{},
-            client_id => 7,
-            transport => ws,
-            listener => <<"ws:test">>,
-            peername => {{127, 0, 0, 1}, 50000},
-            sockname => {{127, 0, 0, 1}, 4222},
-            config => Config
-        }),
+        {_, Channel} = nats_gateway_channel:init(
+            nats_gateway_host_fake,
+            maps:merge(nats_gateway_host_fake:client(Config), Cookies#{
+                transport => ws, listener => <<"ws:test">>
+            })
+        ),
         input(Connect, Channel)
     end,
     Cookie = #{cookies => #{jwt => Jwt}},

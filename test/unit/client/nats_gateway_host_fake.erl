@@ -11,8 +11,22 @@
 -export([decline/2, undelivered/2, report/2, disconnect/2]).
 -export([ask_server/1]).
 -export([ask_store/3]).
+-export([client/1]).
 
 -include("nats_gateway.hrl").
+
+
+%% A client of this host, for `nats_gateway_channel:init/2'.
+client(Config) ->
+    #{
+        connect => #{},
+        client_id => 7,
+        transport => tcp,
+        listener => <<"tcp:test">>,
+        peername => {{127, 0, 0, 1}, 50000},
+        sockname => {{127, 0, 0, 1}, 4222},
+        config => Config
+    }.
 
 connect(Client = #{config := Config}) ->
     tell({connect, maps:get(connect, Client)}),

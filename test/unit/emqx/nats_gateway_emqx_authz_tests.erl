@@ -17,6 +17,7 @@ authz_test_() ->
             fun nothing_is_known_at_first/0,
             fun what_was_asked_is_known/0,
             fun each_quality_of_service_is_asked_for/0,
+            fun retained_messages_are_asked_for_each_quality/0,
             fun what_is_forgotten_is_unknown/0,
             fun rules_see_no_mountpoint/0,
             fun nothing_is_remembered_where_the_cache_is_off/0,
@@ -48,6 +49,17 @@ each_quality_of_service_is_asked_for() ->
     Batch = cache(#{}),
     {allow, Authz} = ?AUTHZ:ask(<<"m/a">>, 0, Batch, new()),
     ?assertEqual(unknown, ?AUTHZ:known(<<"m/a">>, 1, Batch, Authz)).
+
+%% Rules may have conditions for both.
+retained_messages_are_asked_for_each_quality() ->
+    Batch = cache(#{}),
+    {allow, Plain} = ?AUTHZ:ask(<<"m/a">>, 1, Batch, new()),
+    ?assertEqual(unknown, ?AUTHZ:known(<<"m/a">>, {retain, 1}, Batch, Plain)),
+    put({denied, <<"a">>}, true),
+    {deny, Both} = ?AUTHZ:ask(<<"m/a">>, {retain, 1}, Batch, Plain),
+    ?assertEqual(deny, ?AUTHZ:known(<<"m/a">>, {retain, 1}, Batch, Both)),
+    ?assertEqual(allow, ?AUTHZ:known(<<"m/a">>, 1, Batch, Both)),
+    ?assertEqual(unknown, ?AUTHZ:known(<<"m/a">>, {retain, 2}, Batch, Both)).
 
 what_is_forgotten_is_unknown() ->
     Batch = cache(#{}),

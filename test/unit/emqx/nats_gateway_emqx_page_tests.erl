@@ -23,7 +23,10 @@ defaults_test() ->
             max_sub_tokens => infinity,
             authentication_timeout => 2000,
             retained_on_subscribe => false,
+            publish_properties => false,
+            show_properties => false,
             auto_subscribe => false,
+            devices => #{rules => [], timeout => 5000, idle_timeout => 60000, max_requests => 1000},
             max_pending => 67108864,
             send_timeout => 10000,
             drain_time => 1000,
@@ -33,6 +36,7 @@ defaults_test() ->
             peer_cert_as_username => disabled,
             login => nats_gateway_login:none(),
             system => nats_gateway_system_access:nobody(),
+            presence => off,
             websocket_same_origin => false,
             websocket_jwt_cookie => undefined,
             monitor_bind => undefined,
@@ -66,7 +70,9 @@ the_files_of_the_page_test() ->
             ?assertEqual({Key, Json}, {Key, Stored}),
             ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        (maps:keys(Defaults) -- [login, system, kv]) ++ [kv_enable, kv_buckets] ++
+        (maps:keys(Defaults) -- [login, system, presence, devices, kv]) ++
+            [presence_topic, presence_connected, presence_disconnected, presence_qos, presence_retain] ++
+            nats_gateway_device_config:page_keys() ++ [kv_enable, kv_buckets] ++
             [internal_authn, token, nkeys, trusted_operators, resolver_preload] ++
             [system_users, system_nkeys, system_accounts]
     ).
@@ -80,6 +86,29 @@ json(Number) -> binary_to_integer(Number).
 priv(File) ->
     Ebin = filename:dirname(code:which(nats_gateway_emqx_page)),
     filename:join([filename:dirname(Ebin), "priv", File]).
+
+%% The page has the keys of the table `devices' of the file.
+devices_test_() ->
+    Devices = fun(Key, Value) ->
+        case parse(#{Key => Value}) of
+            {ok, #{devices := Known}} -> Known;
+            {error, Text} -> Text
+        end
+    end,
+    [
+        ?_assertMatch(
+            #{rules := [#{subject := [<<"a">>]}]},
+            Devices(<<"device_rules">>, [<<"a -> c -> r">>, <<>>])
+        ),
+        ?_assertMatch(
+            <<"device_rules[2]: must be \"SUBJECT -> ", _/binary>>,
+            Devices(<<"device_rules">>, [<<"a -> c -> r">>, <<"b -> c">>])
+        ),
+        ?_assertMatch(#{timeout := 3600000}, Devices(<<"device_timeout">>, <<"1h">>)),
+        ?_assertMatch(<<"device_timeout: ", _/binary>>, Devices(<<"device_timeout">>, 3600001)),
+        ?_assertMatch(#{idle_timeout := 0}, Devices(<<"device_idle_timeout">>, 0)),
+        ?_assertMatch(<<"device_max_requests: ", _/binary>>, Devices(<<"device_max_requests">>, 65537))
+    ].
 
 limits_test_() ->
     [
@@ -107,6 +136,10 @@ limits_test_() ->
             {<<"authentication_timeout">>, <<"4294967296ms">>, error},
             {<<"retained_on_subscribe">>, true, true},
             {<<"retained_on_subscribe">>, <<"true">>, error},
+            {<<"publish_properties">>, true, true},
+            {<<"publish_properties">>, <<"true">>, error},
+            {<<"show_properties">>, true, true},
+            {<<"show_properties">>, 1, error},
             {<<"auto_subscribe">>, true, true},
             {<<"auto_subscribe">>, <<"true">>, error},
             {<<"max_pending">>, <<"0">>, error},
@@ -280,7 +313,13 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     max_sub_tokens,
     authentication_timeout,
     retained_on_subscribe,
+    publish_properties,
+    show_properties,
     auto_subscribe,
+    device_rules,
+    device_timeout,
+    device_idle_timeout,
+    device_max_requests,
     max_pending,
     send_timeout,
     drain_time,
@@ -300,7 +339,12 @@ the_page_does_not_take_a_token_as_it_is_test_() ->
     built_in_may_serve,
     system_users,
     system_nkeys,
-    system_accounts
+    system_accounts,
+    presence_topic,
+    presence_connected,
+    presence_disconnected,
+    presence_qos,
+    presence_retain
 ]).
 
 no_key_is_ever_removed_test_() ->

@@ -45,6 +45,20 @@ max_payload_test_() ->
         has(granted(#{maximum_packet_size => 1000}), "max_payload 500, not")
     ].
 
+publish_properties_test_() ->
+    Said = fun(Granted, On) -> said(granted(Granted), #{publish_properties => On}) end,
+    [
+        ?_assertEqual(nomatch, re:run(Said(#{retain_available => false}, false), "publish_properties")),
+        ?_assertMatch({match, _}, re:run(Said(#{}, true), "set all properties")),
+        ?_assertMatch(
+            {match, _}, re:run(Said(#{retain_available => false}, true), "publish_properties: Mqtt-Retain: true\\.")
+        ),
+        ?_assertMatch({match, _}, re:run(Said(#{maximum_qos => 1}, true), "publish_properties: Mqtt-Qos: 2\\.")),
+        ?_assertMatch(
+            {match, _}, re:run(Said(#{maximum_qos => 0}, true), "publish_properties: Mqtt-Qos: 1, Mqtt-Qos: 2\\.")
+        )
+    ].
+
 retained_test_() ->
     Said = fun(Granted, Retained) -> said(granted(Granted), #{retained_on_subscribe => Retained}) end,
     [

@@ -24,6 +24,8 @@ defaults_test() ->
             max_subscriptions := 100000,
             max_sub_tokens := infinity,
             retained_on_subscribe := false,
+            publish_properties := false,
+            show_properties := false,
             login := none,
             clientinfo_override := #{username := undefined},
             upstream := #{host := "127.0.0.1", port := 1883, keepalive := 60},

@@ -36,6 +36,8 @@ client(Port, Config, Fields) ->
         clientinfo_override => #{},
         mountpoint => <<>>,
         retained_on_subscribe => false,
+        publish_properties => false,
+        show_properties => false,
         max_payload_size => 1048576,
         max_control_line => 4096,
         secret => <<"of this gateway">>

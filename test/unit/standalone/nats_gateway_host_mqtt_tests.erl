@@ -7,7 +7,7 @@
 
 -import(nats_gateway_host_mqtt_driver, [
     all_events/1, await/2, await/4, await_any/1, call/2, client/1, client/3,
-    deadline/0, delivered/1, deliveries/2, driver/1, events/1, login_as/1, pub/2,
+    deadline/0, delivered/1, deliveries/2, driver/1, events/1, login_as/1, pub/2, pub/3,
     publish/2, publish/3, request/3, requests/0, socket/1, stop/1, subscribe/2,
     subscribe/3, unsubscribe_key/2, upstream/1
 ]).
@@ -508,6 +508,121 @@ maximum_qos_test() ->
     <<16#30, _, 0, 1, "a", 0, "1">> = packet(Socket),
     <<16#30, _, 0, 1, "a", 4, 8, 0, 1, "r", "2">> = packet(Socket),
     ok = over(Pid, Socket).
+
+%% Headers decide about QoS and retain, and wrong ones leave the rest of the batch alone.
+publish_properties_test() ->
+    {Pid, Socket} = with_properties(<<>>),
+    Options = #{confirm => false, no_responders => false},
+    Pubs = [
+        pub(<<"a">>, <<"1">>, block(<<"Mqtt-Retain: true">>)),
+        pub(<<"a">>, <<"2">>, block(<<"Mqtt-Qos: 3">>)),
+        pub(<<"a">>, <<"3">>, block(<<"Mqtt-Expiry: 258\r\nMqtt-Payload-Format: 1\r\nA: b">>)),
+        pub(<<"a">>, <<"4">>, block(<<"Mqtt-Qos: 2">>)),
+        pub(<<"a">>, <<"5">>, block(<<"Mqtt-Qos: 1">>)),
+        pub(<<"a">>, <<"6">>)
+    ],
+    ?assertEqual({rejected, [{2, {property, <<"Mqtt-Qos">>, value}}]}, publish(Pid, Pubs, Options)),
+    <<16#31, _, 0, 1, "a", 0, "1">> = packet(Socket),
+    <<16#30, _, 0, 1, "a", 14, 2, 258:32, 1, 1, 38, 0, 1, "A", 0, 1, "b", "3">> = packet(Socket),
+    <<16#34, _, 0, 1, "a", 1:16, 0, "4">> = packet(Socket),
+    <<16#32, _, 0, 1, "a", 2:16, 0, "5">> = packet(Socket),
+    <<16#30, _, 0, 1, "a", 0, "6">> = packet(Socket),
+    Denied = {publish_rejected, <<"a">>, undefined, denied},
+    ok = gen_tcp:send(Socket, <<16#50, 3, 1:16, 16#87>>),
+    ?assertEqual([Denied], await(Pid, Denied)),
+    ok = gen_tcp:send(Socket, <<16#40, 3, 2:16, 16#99>>),
+    ?assertEqual([Denied], await(Pid, Denied)),
+    ok = over(Pid, Socket).
+
+%% The header of a verbose client has precedence, and +OK waits for the end of QoS 2.
+publish_properties_verbose_test() ->
+    {Pid, Socket} = with_properties(<<>>),
+    Options = #{confirm => true, no_responders => true},
+    Request = request(<<"a">>, <<"r">>, <<"2">>),
+    ok = call(Pid, fun(Host) ->
+        {wait, NHost} = ?HOST:publish(
+            [
+                pub(<<"a">>, <<"1">>, block(<<"Mqtt-Qos: 0">>)),
+                Request#pub{headers = block(<<"Mqtt-Qos: 2">>)},
+                pub(<<"a">>, <<"3">>, block(<<"Mqtt-Retain: true">>))
+            ],
+            Options,
+            Host
+        ),
+        {ok, NHost}
+    end),
+    <<16#30, _, 0, 1, "a", 0, "1">> = packet(Socket),
+    <<16#34, _, 0, 1, "a", 1:16, 4, 8, 0, 1, "r", "2">> = packet(Socket),
+    <<16#33, _, 0, 1, "a", 2:16, 0, "3">> = packet(Socket),
+    ok = gen_tcp:send(Socket, <<16#40, 2, 2:16, 16#50, 3, 1:16, 16#10>>),
+    <<16#62, 2, 1:16>> = packet(Socket),
+    ?assertEqual([], ?DRIVER:events(Pid)),
+    ok = gen_tcp:send(Socket, <<16#70, 2, 1:16>>),
+    [{published, [{2, no_responders}]}] = await(Pid, {published, [{2, no_responders}]}),
+    ok = over(Pid, Socket).
+
+%% What the broker's CONNACK rules out is refused before anything is sent.
+publish_properties_the_broker_lacks_test_() ->
+    [
+        ?_test(begin
+            {Pid, Socket} = with_properties(Connack),
+            Options = #{confirm => false, no_responders => false},
+            Pubs = [pub(<<"a">>, <<"1">>, block(Header)), pub(<<"a">>, <<"2">>)],
+            ?assertEqual({rejected, [{1, {property, Name, Demand}}]}, publish(Pid, Pubs, Options)),
+            <<16#30, _, 0, 1, "a", 0, "2">> = packet(Socket),
+            ok = over(Pid, Socket)
+        end)
+     || {Connack, Header, Name, Demand} <- [
+            {<<37, 0>>, <<"Mqtt-Retain: true">>, <<"Mqtt-Retain">>, not_retained},
+            {<<36, 1>>, <<"Mqtt-Qos: 2">>, <<"Mqtt-Qos">>, {max_qos, 1}},
+            {<<36, 0>>, <<"Mqtt-Qos: 1">>, <<"Mqtt-Qos">>, {max_qos, 0}}
+        ]
+    ].
+
+%% Off means that the headers are headers.
+publish_properties_off_test() ->
+    {Pid, Socket} = connected(<<>>),
+    ok = publish(Pid, [pub(<<"a">>, <<"1">>, block(<<"Mqtt-Qos: 3">>))]),
+    <<16#30, _, 0, 1, "a", 14, 38, 0, 8, "Mqtt-Qos", 0, 1, "3", "1">> = packet(Socket),
+    ok = over(Pid, Socket).
+
+%% With the properties, too, no packet is larger than the broker takes.
+publish_properties_packet_size_test() ->
+    {Pid, Socket} = with_properties(<<39, 100:32>>),
+    Header = block(<<"Mqtt-Expiry: 1\r\nMqtt-Payload-Format: 1">>),
+    Fits = binary:copy(<<"x">>, 87),
+    Options = #{confirm => false, no_responders => false},
+    ?assertEqual(
+        {rejected, [{1, denied}]},
+        publish(Pid, [pub(<<"a">>, <<Fits/binary, "x">>, Header), pub(<<"a">>, Fits, Header)], Options)
+    ),
+    <<16#30, 98, 0, 1, "a", 7, 2, 1:32, 1, 1, Fits/binary>> = packet(Socket),
+    ok = over(Pid, Socket).
+
+show_properties_test() ->
+    {Pid, Socket} = with_properties(<<>>),
+    ok = subscribe(Pid, {undefined, <<"t">>}),
+    _ = packet(Socket),
+    ok = gen_tcp:send(Socket, [
+        <<16#31, 14, 0, 1, "t", 9, 11, 1, 2, 60:32, 1, 1, "1">>,
+        <<16#30, 21, 0, 1, "t", 16, 11, 1, 38, 0, 8, "mqtt-qos", 0, 1, "2", "2">>,
+        <<16#32, 9, 0, 1, "t", 7:16, 2, 11, 1, "3">>
+    ]),
+    [One, Two, Three] = deliveries(3, Pid),
+    Pairs = [{<<"Mqtt-Retain">>, <<"true">>}, {<<"Mqtt-Qos">>, <<"0">>},
+        {<<"Mqtt-Expiry">>, <<"60">>}, {<<"Mqtt-Payload-Format">>, <<"1">>}],
+    ?assertMatch({_, _, _, {properties, Pairs, undefined}, <<"1">>}, One),
+    ?assertMatch({_, _, _, undefined, <<"2">>}, Two),
+    ?assertMatch({_, _, _, {properties, [{<<"Mqtt-Qos">>, <<"1">>}], undefined}, <<"3">>}, Three),
+    <<16#40, 2, 7:16>> = packet(Socket),
+    ok = over(Pid, Socket).
+
+with_properties(Connack) ->
+    Settings = #{publish_properties => true, show_properties => true},
+    {Pid, Socket, _} = fake(fun(Port) -> ?DRIVER:client(Port, Settings, #{}) end, Connack),
+    {Pid, Socket}.
+
+block(Lines) -> <<"NATS/1.0\r\n", Lines/binary, "\r\n\r\n">>.
 
 maximum_packet_size_test() ->
     {Pid, Socket} = connected(<<39, 100:32>>),

@@ -220,6 +220,66 @@ barrier_behind_the_receive_maximum_test() ->
     {[{answer, b, 0}, barrier], Done} = events(2, Answered),
     over(Done, Broker).
 
+%% With QoS 2 the answer is complete with the PUBCOMP. Until then the message counts for the Receive
+%% Maximum, and no PINGREQ overtakes the PUBREL.
+exactly_once_test() ->
+    {Client, Broker} = connected(<<33, 1:16>>),
+    Sent = ?CLIENT:send([{publish(<<"a">>, 2), a}, {publish(<<"b">>, 2), b}], Client),
+    {wait, Waiting} = ?CLIENT:barrier(own, Sent),
+    <<16#34, _, 0, 1, "a", 1:16, 0>> = packet(Broker),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Broker, 0, 50)),
+    ok = gen_tcp:send(Broker, <<16#50, 3, 1:16, 16#10>>),
+    {[], Received} = quiet(Waiting),
+    <<16#62, 2, 1:16>> = packet(Broker),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Broker, 0, 50)),
+    ok = gen_tcp:send(Broker, <<16#70, 2, 1:16>>),
+    %% the reason of the PUBREC
+    {[{answer, a, 16#10}], Completed} = events(1, Received),
+    <<16#34, _, 0, 1, "b", 2:16, 0>> = packet(Broker),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Broker, 0, 50)),
+    %% A refusal ends it.
+    ok = gen_tcp:send(Broker, <<16#50, 3, 2:16, 16#87>>),
+    {[{answer, b, 16#87}], Refused} = events(1, Completed),
+    <<16#C0, 0>> = packet(Broker),
+    ok = gen_tcp:send(Broker, <<16#D0, 0>>),
+    {[barrier], Done} = events(1, Refused),
+    over(Done, Broker).
+
+%% Many at once, answered in any order and in one segment.
+exactly_once_many_test() ->
+    {Client, Broker} = connected(<<>>),
+    Numbers = lists:seq(1, 100),
+    Sent = ?CLIENT:send([{publish(<<"a">>, 2), N} || N <- Numbers], Client),
+    [<<16#34, _, 0, 1, "a", N:16, 0>> = packet(Broker) || N <- Numbers],
+    ok = gen_tcp:send(Broker, [<<16#50, 2, N:16>> || N <- lists:reverse(Numbers)]),
+    {[], Received} = quiet(Sent),
+    [<<16#62, 2, N:16>> = packet(Broker) || N <- lists:reverse(Numbers)],
+    ok = gen_tcp:send(Broker, [<<16#70, 2, N:16>> || N <- Numbers]),
+    {Events, Done} = events(100, Received),
+    ?assertEqual([{answer, N, 0} || N <- Numbers], Events),
+    over(Done, Broker).
+
+%% Answers that do not belong to the QoS of the message, or come out of turn.
+exchange_faults_test_() ->
+    [
+        ?_test(begin
+            {Client, Broker} = connected(<<>>),
+            Sent = ?CLIENT:send([{publish(<<"a">>, QoS), a}], Client),
+            _ = packet(Broker),
+            ok = gen_tcp:send(Broker, Answers),
+            {Events, _} = quiet(Sent),
+            ?assertEqual({closed, {fault, protocol_error}, none}, lists:last(Events))
+        end)
+     || {QoS, Answers} <- [
+            {2, <<16#40, 2, 1:16>>},
+            {2, <<16#40, 2, 1:16, 16#D0, 0>>},
+            {2, <<16#70, 2, 1:16>>},
+            {2, <<16#50, 2, 1:16, 16#70, 2, 1:16, 16#70, 2, 1:16>>},
+            {1, <<16#50, 2, 1:16>>},
+            {1, <<16#70, 2, 1:16, 16#D0, 0>>}
+        ]
+    ].
+
 %% Such a broker is asked a second time.
 barrier_of_a_broker_whose_answers_overtake_test() ->
     {Client, Broker} = connected(<<>>),
@@ -348,7 +408,9 @@ protocol_errors_test_() ->
             {<<16#30, 0>>, malformed_packet, 16#81},
             {<<16#40, 16#FF, 16#FF, 16#FF, 16#7F>>, packet_too_large, 16#95},
             {<<16#20, 3, 0, 0, 0>>, protocol_error, 16#82},
-            {<<16#50, 2, 0, 1>>, unexpected_packet, 16#82},
+            %% PUBREC and PUBCOMP of messages that were not sent
+            {<<16#50, 2, 0, 1>>, protocol_error, 16#82},
+            {<<16#70, 2, 0, 1>>, protocol_error, 16#82},
             %% QoS 2
             {<<16#34, 6, 0, 1, "t", 0, 1, 0>>, protocol_error, 16#82}
         ]

@@ -37,6 +37,7 @@ encode_test_() ->
         {pingreq, <<16#C0, 0>>},
         {#puback{packet_id = 258, reason = 0}, <<16#40, 2, 1, 2>>},
         {#puback{packet_id = 1, reason = 16#10}, <<16#40, 3, 0, 1, 16#10>>},
+        {#pubrel{packet_id = 258}, <<16#62, 2, 1, 2>>},
         {#disconnect{reason = 0}, <<16#E0, 1, 0>>},
         {#disconnect{reason = 16#82}, <<16#E0, 1, 16#82>>},
         {publish(<<"a/b">>, <<"xyz">>), <<16#30, 9, 0, 3, "a/b", 0, "xyz">>},
@@ -59,7 +60,7 @@ encode_test_() ->
         },
         %% for 258 seconds
         {
-            #publish{topic = <<"a">>, payload = <<"x">>, retain = {true, 258}},
+            #publish{topic = <<"a">>, payload = <<"x">>, retain = {true, 258, undefined}},
             <<16#31, 10, 0, 1, "a", 5, 2, 0, 0, 1, 2, "x">>
         },
         {
@@ -77,6 +78,16 @@ encode_test_() ->
             },
             <<16#10, 28, 0, 4, "MQTT", 5, 16#C2, 0, 0, 8, 33, 0, 20, 39, 0, 1, 0, 0, 0, 0, 0, 1,
                 "u", 0, 2, 0, 1>>
+        },
+        {
+            #connect{client_id = <<>>, keepalive = 0, will = {<<"t">>, <<>>, 0, false}},
+            <<16#10, 19, 0, 4, "MQTT", 5, 2#00000110, 0, 0, 0, 0, 0, 0, 0, 1, "t", 0, 0>>
+        },
+        {
+            #connect{
+                client_id = <<>>, username = <<"u">>, keepalive = 0, will = {<<"t">>, <<0>>, 1, true}
+            },
+            <<16#10, 23, 0, 4, "MQTT", 5, 2#10101110, 0, 0, 0, 0, 0, 0, 0, 1, "t", 0, 1, 0, 0, 1, "u">>
         },
         {
             #connect{client_id = <<>>, username = <<>>, password = <<"token">>, keepalive = 0},
@@ -152,6 +163,13 @@ bad_packets_test_() ->
             #connect{client_id = <<"id">>, keepalive = 0, receive_maximum = 0},
             #connect{client_id = <<"id">>, keepalive = 0, maximum_packet_size = 0},
             #connect{client_id = <<"id">>, username = Long, keepalive = 0},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<>>, <<>>, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a/#">>, <<>>, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 3, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 0, undefined}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, Long, 0, false}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = {<<"a">>, <<>>, 0}},
+            #connect{client_id = <<"id">>, keepalive = 0, will = none},
             #connect{client_id = <<"id">>, username = <<>>, password = Long, keepalive = 0},
             setelement(2, Publish, <<>>),
             setelement(2, Publish, <<"a/+">>),
@@ -167,6 +185,11 @@ bad_packets_test_() ->
             setelement(4, Publish, 1),
             setelement(4, setelement(6, Publish, 1), 3),
             setelement(5, Publish, 1),
+            setelement(5, Publish, {true, 1}),
+            setelement(5, Publish, {1, 1, 1}),
+            setelement(5, Publish, {true, 1 bsl 32, undefined}),
+            setelement(5, Publish, {true, -1, undefined}),
+            setelement(5, Publish, {true, undefined, 2}),
             setelement(7, Publish, <<1>>),
             setelement(7, Publish, <<>>),
             setelement(7, Publish, <<"a/+">>),
@@ -217,8 +240,13 @@ decode_test_() ->
         {<<16#30, 8, 0, 1, "t", 2, 11, 5, "xy">>, setelement(11, publish(<<"t">>, <<"xy">>), [5])},
         {
             <<16#30, 14, 0, 1, "t", 10, 11, 5, 11, 16#80, 1, 2, 0, 0, 0, 9>>,
-            setelement(11, publish(<<"t">>, <<>>), [5, 128])
-        }
+            (publish(<<"t">>, <<>>))#publish{retain = {false, 9, undefined}, subscription_ids = [5, 128]}
+        },
+        {<<16#31, 6, 0, 1, "t", 2, 1, 1>>, (publish(<<"t">>, <<>>))#publish{retain = {true, undefined, 1}}},
+        {<<16#50, 2, 1, 2>>, #pubrec{packet_id = 258, reason = 0}},
+        {<<16#50, 3, 0, 1, 16#87>>, #pubrec{packet_id = 1, reason = 16#87}},
+        {<<16#70, 2, 1, 2>>, #pubcomp{packet_id = 258}},
+        {<<16#70, 3, 0, 1, 16#92>>, #pubcomp{packet_id = 1}}
     ],
     [?_assertEqual({ok, [Packet], <<>>, 2}, decode(Bytes, ?MAX)) || {Bytes, Packet} <- Cases] ++
         [
@@ -229,7 +257,10 @@ decode_test_() ->
         ].
 
 round_trip_test() ->
-    Packets = [publish(<<"t">>, <<"p">>), rich(<<>>), #puback{packet_id = 9, reason = 16#10}, rich(<<0:16000>>)],
+    Properties = [{true, 0, undefined}, {false, 1, 0}, {true, 16#FFFFFFFF, 1}, {false, undefined, 1}],
+    Packets = [publish(<<"t">>, <<"p">>), rich(<<>>)] ++
+        [(rich(<<"r">>))#publish{retain = Retain} || Retain <- Properties] ++
+        [#puback{packet_id = 9, reason = 16#10}, rich(<<0:16000>>)],
     ?assertEqual({ok, Packets, <<>>, 2}, decode(bytes(Packets), ?MAX)).
 
 %% However the stream is cut, the same packets come out, and `Need' is what is needed.
@@ -318,9 +349,7 @@ unexpected_test_() ->
             bytes([pingreq]),
             bytes([#connect{client_id = <<>>, keepalive = 0}]),
             bytes([#subscribe{packet_id = 1, subscription_id = 1, filters = [{<<"a">>, 0, false, 0}]}]),
-            <<16#50, 2, 0, 1>>,
             <<16#62, 2, 0, 1>>,
-            <<16#70, 2, 0, 1>>,
             <<16#F0, 0>>
         ]
     ].
