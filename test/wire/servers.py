@@ -19,13 +19,15 @@ from typing import Any
 
 import pytest
 
-from .transports import TCP, Certificate, Transport, for_settings, server_certificate
+from .transports import TCP, TLS, WS, WSS, Certificate, Transport, for_settings, server_certificate
 from .wire import Connection, WireFailure
 
 from ports import HOST, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS = ("nats-server", "gateway")
+# In which most cases are played.
+WAYS = [transport.settings for transport in (TCP, TLS, WS, WSS)]
 START_DEADLINE = 30.0
 STOP_DEADLINE = 10.0
 # tls_mode auto: long enough for a slow machine, not for those who wait for it.
@@ -123,10 +125,21 @@ def nats_server_websocket(port: int, tls: bool = False, **options: Any) -> Setti
 
 
 def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
+    way, rest = split(settings)
+    return gateway_config_of(rest, {port: way}, broker_port)
+
+
+def split(settings: Settings) -> tuple[Settings, Settings]:
+    """How the server is spoken to, and the rest."""
+    way = {name: settings[name] for name in ("tls", "websocket") if name in settings}
+    return way, {name: value for name, value in settings.items() if name not in way}
+
+
+def gateway_config_of(settings: Settings, ways: dict[int, Settings], broker_port: int) -> str:
+    """ways: for each port how it is spoken to, each of them of another kind."""
     # A test that stops the gateway does not wait for the clients to leave.
     top: Settings = {"server_name": "wire", "lame_duck_grace_period": "0s"}
-    listener: Settings = {"bind": f"{HOST}:{port}"}
-    kind, ssl_options, websocket = "tcp", {}, {}
+    listener: Settings = {}
     for name, value in settings.items():
         match name:
             case "heartbeat":
@@ -138,12 +151,6 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 top[name] = value
             case "max_connections" | "proxy_protocol" | "proxy_protocol_timeout":
                 listener[name] = value
-            case "tls":
-                kind = "ssl"
-                tls, ssl_options = gateway_tls(**value)
-                listener |= tls
-            case "websocket":
-                kind, ssl_options, websocket = gateway_websocket(**value)
             case "login":
                 top |= {"auth_required": True} | (
                     {"authentication_timeout": f"{value['timeout']}s"} if "timeout" in value else {}
@@ -163,17 +170,29 @@ def gateway_config(settings: Settings, port: int, broker_port: int) -> str:
                 ]
             case _:
                 raise ValueError(f"no gateway option for the setting {name}")
-    tables = (
-        ("", top),
-        ("[upstream]", {"url": f"mqtt://{HOST}:{broker_port}"}),
-        (f"[listeners.{kind}.default]", listener),
-        *([(f"[listeners.{kind}.default.ssl_options]", ssl_options)] if ssl_options else []),
-        *([(f"[listeners.{kind}.default.websocket]", websocket)] if websocket else []),
-    )
+    tables = [("", top), ("[upstream]", {"url": f"mqtt://{HOST}:{broker_port}"})]
+    for port, way in ways.items():
+        tables += listener_tables({"bind": f"{HOST}:{port}"} | listener, **way)
     return "\n".join(
         "".join([f"{title}\n" if title else "", *(f"{name} = {toml(value)}\n" for name, value in values.items())])
         for title, values in tables
     )
+
+
+def listener_tables(
+    listener: Settings, tls: Settings | None = None, websocket: Settings | None = None
+) -> list[tuple[str, Settings]]:
+    kind, more, options = "tcp", {}, {}
+    if tls is not None:
+        kind = "ssl"
+        more, options["ssl_options"] = gateway_tls(**tls)
+    elif websocket is not None:
+        kind, options["ssl_options"], options["websocket"] = gateway_websocket(**websocket)
+    title = f"listeners.{kind}.default"
+    return [
+        (f"[{title}]", listener | more),
+        *((f"[{title}.{name}]", values) for name, values in options.items() if values),
+    ]
 
 
 def gateway_tls(
@@ -285,6 +304,7 @@ class Servers:
         self._directory = Path(tempfile.mkdtemp(prefix="wire-"))
         self._processes: list[subprocess.Popen] = []
         self._addresses: dict[tuple[str, str], Address] = {}
+        self._logs: dict[Address, Path] = {}
         self._failures: dict[tuple[str, str], str] = {}
         self._broker_port: int | None = None
 
@@ -298,9 +318,8 @@ class Servers:
         settings = transport.settings | settings
         key = (target, json.dumps(settings, sort_keys=True))
         if key not in self._addresses and key not in self._failures:
-            start = self.start_gateway if target == "gateway" else self.start_nats_server
             try:
-                self._addresses[key] = start(settings)
+                self._start_for(key, settings)
             except RuntimeError as error:
                 # Each case for a server that does not start fails; only the first has waited for it.
                 self._failures[key] = str(error)
@@ -308,18 +327,35 @@ class Servers:
             pytest.fail(self._failures[key], pytrace=False)
         return self._addresses[key]
 
+    def _start_for(self, key: tuple[str, str], settings: Settings) -> None:
+        target, _ = key
+        way, rest = split(settings)
+        if target != "gateway":
+            self._addresses[key] = self.start_nats_server(settings)
+        elif way in WAYS:
+            # One gateway for all of them: a start costs as much processor time as hundreds of cases.
+            for other, address in zip(WAYS, self.start_gateway(rest, *WAYS)):
+                self._addresses[target, json.dumps(other | rest, sort_keys=True)] = address
+        else:
+            [self._addresses[key]] = self.start_gateway(rest, way)
+
     def start_nats_server(self, settings: Settings) -> Address:
         port = free_port()
         config = self._write(f"nats-server-{port}.conf", nats_server_config(settings, port))
         return self._start([nats_server_path(), "-c", config], port, _speaks_nats_as(settings))
 
-    def start_gateway(self, settings: Settings) -> Address:
+    def start_gateway(self, settings: Settings, *ways: Settings) -> list[Address]:
+        """Each address is spoken to in one of the ways."""
         program = REPOSITORY / "bin" / "nats_gateway"
         if not program.exists():
             raise RuntimeError("bin/nats_gateway is missing: run `make build`, or set GATEWAY_ADDRESS=host:port")
-        port = free_port()
-        config = self._write(f"gateway-{port}.toml", gateway_config(settings, port, self._broker()))
-        return self._start([str(program), "-c", config], port, _speaks_nats_as(settings))
+        ports = {free_port(): way for way in ways}
+        port = next(iter(ports))
+        config = self._write(f"gateway-{port}.toml", gateway_config_of(settings, ports, self._broker()))
+        readies = {(HOST, port): _speaks_nats_as(settings | way) for port, way in ports.items()}
+        self._start([str(program), "-c", config], port, lambda _: all(ready(address) for address, ready in readies.items()))
+        self._logs |= dict.fromkeys(readies, self._logs[HOST, port])
+        return list(readies)
 
     def _broker(self) -> int:
         if self._broker_port is None:
@@ -331,7 +367,7 @@ class Servers:
 
     def log(self, address: Address) -> str:
         """Of the server that was started there."""
-        return (self._directory / f"{address[1]}.log").read_text(errors="replace")
+        return self._logs[address].read_text(errors="replace")
 
     def stop(self) -> None:
         for process in reversed(self._processes):
@@ -367,6 +403,7 @@ class Servers:
                 start_new_session=True,
             )
         self._processes.append(process)
+        self._logs[address] = log_path
         until = time.monotonic() + START_DEADLINE
         while not ready(address):
             if process.poll() is not None or time.monotonic() > until:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 
 import pytest
 
@@ -13,7 +14,15 @@ from .servers import TARGETS, Servers, nats_server_path, require, servers  # noq
 from .transports import TCP, TRANSPORTS, Transport
 from .wire import AnyOrder, Case, Difference, Expect, Spread, WireFailure, mutants, run
 
-TABLE = (*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES)
+def grouped(rows: tuple[Case | Difference, ...]) -> list[Case | Difference]:
+    """Those with the same settings stand together, so that few processes of pytest need a server with them."""
+    groups: dict[str, list[Case | Difference]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps(row.settings, sort_keys=True), []).append(row)
+    return list(chain(*groups.values()))
+
+
+TABLE = grouped((*cases.CASES, *cases.DIFFERENCES, *logins.CASES, *logins.DIFFERENCES))
 
 
 def case_for(row: Case | Difference, target: str) -> Case:
@@ -31,8 +40,8 @@ def way_id(way: tuple[str, Transport]) -> str:
     return target if transport is TCP else f"{target}-over-{transport.name}"
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
 @pytest.mark.parametrize("way", list(ways()), ids=way_id)
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)
 def test_case(servers: Servers, way: tuple[str, Transport], row: Case | Difference):  # noqa: F811
     target, transport = way
     require(target, row.since)
