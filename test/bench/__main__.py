@@ -91,23 +91,21 @@ class Bench:
         self._only = re.compile(arguments.only) if arguments.only else None
         self._rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
         self.rounds = 0
+        # Of each EMQX, and what has nothing to do with one.
         self.results: dict[str, Any] = {
-            "emqx": None,
+            "nodes": [],
             "measurements": [],
-            "idle": [],
-            "growth": [],
-            "nif_calls": {},
             "microbenchmarks": {},
             "failures": [],
             "seconds_per_part": {},
         }
 
     def run(self) -> None:
-        homes = emqx_homes()
+        homes = sorted(emqx_homes())
         if not homes:
             self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
-        else:
-            self._part("emqx", lambda: self._emqx(homes[0]))
+        for home in homes:
+            self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
         if self._only is None:
             self._part("standalone", self._standalone)
             self._part("microbenchmarks", self._microbenchmarks)
@@ -123,13 +121,16 @@ class Bench:
 
     # --- EMQX --------------------------------------------------------------------------------------------------------
 
-    def _emqx(self, home: Path) -> None:
+    def _emqx(self, home: Path, is_first: bool) -> None:
+        """What grows with a quantity, and the calls of the NIFs, are the same in each version."""
         packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
         if not packages:
             sys.exit("no package: run `make package-here`")
-        self._say("EMQX: starting a node")
+        self._say(f"EMQX: starting a node of {home.name}")
         with EmqxPeers(home, packages[-1]) as emqx:
-            self.results["emqx"] = {"version": emqx.version(), "otp": emqx.otp()}
+            about = {"version": emqx.version(), "otp": emqx.otp()}
+            node: dict[str, Any] = {"emqx": about, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
+            self.results["nodes"].append(node)
             for module in ("publish_loop", "nif_calls"):
                 emqx.load_module(SOURCES / f"{module}.erl")
             scenarios = [one for one in SCENARIOS if self._wanted(one)]
@@ -137,36 +138,37 @@ class Bench:
             for turn in range(self._rounds):
                 if turn >= ROUNDS_AT_LEAST and time.monotonic() - began > ROUNDS_SECONDS:
                     break
-                self.rounds += 1
+                self.rounds = max(self.rounds, turn + 1)
                 for names in ((OURS, MQTT, BARE), (BUILT_IN,)):
                     for scenario in scenarios:
                         for name in names:
-                            self._emqx_measure(emqx, scenario, name, turn)
+                            self._emqx_measure(emqx, node, scenario, name, turn)
             if self._only is None:
-                self._nif_calls(emqx)
-                self._idle(emqx)
-                if not self._quick:
-                    self._growth(emqx)
+                self._idle(emqx, node)
+                if is_first:
+                    self._nif_calls(emqx, node)
+                if is_first and not self._quick:
+                    self._growth(emqx, node)
 
     def _wanted(self, scenario: Scenario) -> bool:
         if self._only is not None:
             return self._only.search(scenario.name) is not None
         return scenario.quick or not self._quick
 
-    def _emqx_measure(self, emqx: EmqxPeers, scenario: Scenario, name: str, turn: int) -> None:
+    def _emqx_measure(self, emqx: EmqxPeers, node: dict[str, Any], scenario: Scenario, name: str, turn: int) -> None:
         if name == BARE:
             if scenario.name == "publish":
                 messages = self._messages(scenario, name)
                 rate = float(emqx.node.eval(f"publish_loop:run({messages}, {scenario.specification['payload']})."))
-                self._keep(scenario, name, turn, {PUBLISHED: rate})
+                self._keep(node, scenario, name, turn, {PUBLISHED: rate})
         elif name in scenario.peers:
-            self._measure(emqx.peer(name), scenario, turn)
+            self._measure(emqx.peer(name), node, scenario, turn)
 
     def _messages(self, scenario: Scenario, name: str) -> int:
         share = (BUILT_IN_SHARE if name == BUILT_IN else 1.0) * (QUICK_SHARE if self._quick else 1.0)
         return max(1, int(scenario.specification.get("messages", scenario.specification.get("requests")) * share))
 
-    def _measure(self, peer: Peer, scenario: Scenario, turn: int) -> None:
+    def _measure(self, peer: Peer, results: dict[str, Any], scenario: Scenario, turn: int) -> None:
         counted = "messages" if scenario.specification["measure"] == "flow" else "requests"
         specification = scenario.specification | {counted: self._messages(scenario, peer.name)}
         try:
@@ -175,45 +177,45 @@ class Bench:
             self.results["failures"].append(f"{scenario.name}: {failure}")
             self._say(f"  FAILED {scenario.name}: {failure}")
             return
-        self._keep(scenario, peer.name, turn, outcome)
+        self._keep(results, scenario, peer.name, turn, outcome)
 
-    def _keep(self, scenario: Scenario, name: str, turn: int, outcome: dict[str, float]) -> None:
-        self.results["measurements"].append(
+    def _keep(
+        self, results: dict[str, Any], scenario: Scenario, name: str, turn: int, outcome: dict[str, float]
+    ) -> None:
+        results["measurements"].append(
             {"scenario": scenario.name, "peer": name, "round": turn} | {"outcome": outcome}
         )
         self._say(f"  {turn + 1}/{self._rounds} {scenario.name:20} {name:24} {outcome[scenario.figure]:12.0f}")
 
-    def _nif_calls(self, emqx: EmqxPeers) -> None:
+    def _nif_calls(self, emqx: EmqxPeers, node: dict[str, Any]) -> None:
         emqx.peer(OURS)
         lines = emqx.node.eval('[io:format("~s: ~.1f~n", [Name, Us]) || {Name, Us} <- nif_calls:run(25)], ok').splitlines()
         found = (re.fullmatch(r"(.*): ([\d.]+)", line) for line in lines)
-        self.results["nif_calls"] = {match.group(1): float(match.group(2)) for match in found if match}
+        node["nif_calls"] = {match.group(1): float(match.group(2)) for match in found if match}
 
-    def _idle(self, emqx: EmqxPeers) -> None:
+    def _idle(self, emqx: EmqxPeers, node: dict[str, Any]) -> None:
         """Memory of connections that have one subscription and no traffic; and how fast they come."""
         for name in (OURS, MQTT, BUILT_IN):
             try:
-                self._idle_peer(emqx, emqx.peer(name))
+                self._idle_peer(emqx, node, emqx.peer(name))
             except MeasurementFailed as failure:
                 self.results["failures"].append(f"idle connections: {failure}")
 
-    def _idle_peer(self, emqx: EmqxPeers, peer: Peer) -> None:
+    def _idle_peer(self, emqx: EmqxPeers, node: dict[str, Any], peer: Peer) -> None:
         for _ in range(1 if self._quick else 3):
             with peer.connections() as connections:
-                self._keep_connects(peer.name, connections.open(CONNECTS // (4 if self._quick else 1)))
+                outcome = connections.open(CONNECTS // (4 if self._quick else 1))
+            node["measurements"].append({"scenario": "connect", "peer": peer.name, "round": 0, "outcome": outcome})
         before = _settled(emqx, SETTLE_SECONDS[OURS]) | {"resident": peer.resident()}
         with peer.connections() as connections:
             for count in IDLE_STEPS_QUICK if self._quick else IDLE_STEPS:
                 connections.open(count)
                 after = _settled(emqx, SETTLE_SECONDS[peer.name]) | {"resident": peer.resident()}
                 each = {key: (after[key] - before[key]) / count for key in before}
-                self.results["idle"].append({"peer": peer.name, "connections": count} | each)
+                node["idle"].append({"peer": peer.name, "connections": count} | each)
                 self._say(f"  idle {count:6} {peer.name:24} {each['total']:8.0f} B each, {each['processes']:.0f} in processes")
 
-    def _keep_connects(self, name: str, outcome: dict[str, float]) -> None:
-        self.results["measurements"].append({"scenario": "connect", "peer": name, "round": 0, "outcome": outcome})
-
-    def _growth(self, emqx: EmqxPeers) -> None:
+    def _growth(self, emqx: EmqxPeers, node: dict[str, Any]) -> None:
         peer = emqx.peer(OURS)
         for growth in GROWTH:
             for step in growth.steps:
@@ -227,7 +229,7 @@ class Bench:
                     except MeasurementFailed as failure:
                         self.results["failures"].append(f"growth of {growth.name}: {failure}")
                         continue
-                    self.results["growth"].append(
+                    node["growth"].append(
                         {"growth": growth.name, "step": step, "round": turn, "outcome": outcome}
                     )
             self._say(f"  growth of {growth.name}")
@@ -242,7 +244,7 @@ class Bench:
                 for scenario in STANDALONE_SCENARIOS:
                     for name in STANDALONE_PEERS:
                         if name in peers:
-                            self._measure(peers[name], scenario, turn)
+                            self._measure(peers[name], self.results, scenario, turn)
 
     # --- Microbenchmarks ---------------------------------------------------------------------------------------------
 

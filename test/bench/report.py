@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from bench.scenarios import (
 )
 
 Results = dict[str, Any]
+
+NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 
 # Operations in one buffer of the microbenchmarks.
 OPS = 64
@@ -61,6 +64,16 @@ def _figure(outcome: dict[str, float], figure: str) -> float | None:
 
 
 # --- Budgets ---------------------------------------------------------------------------------------------------------
+
+
+def nodes(results: Results) -> list[Results]:
+    """The results as each EMQX has them; there is one without any."""
+    return [results | node for node in results["nodes"] or [NO_NODE]]
+
+
+def where(results: Results) -> str:
+    emqx = results["emqx"]
+    return f"EMQX {emqx['version']} on OTP {emqx['otp']}" if emqx else "no EMQX"
 
 
 def judge(budget: Budget, results: Results, table: Table) -> dict[str, Any] | None:
@@ -121,21 +134,33 @@ def markdown(results: Results) -> str:
 
 
 def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
-    table = Table(results)
-    emqx = results["emqx"]
-    where = f"EMQX {emqx['version']} on OTP {emqx['otp']}" if emqx else ""
+    standalone = Table(results)
     return [
-        ("Budgets", _budget_rows(results, table)),
-        (f"Messages per second in {where}", _rate_rows(table, SCENARIOS, (OURS, MQTT, BUILT_IN, BARE))),
-        (f"Processor time of the node per message, µs, in {where}", _cpu_rows(table)),
-        (f"Round trip in {where}, µs", _round_trip_rows(table, (OURS, MQTT, BUILT_IN))),
-        ("Messages per second, standalone", _rate_rows(table, STANDALONE_SCENARIOS, STANDALONE_PEERS)),
-        ("Round trip, standalone, µs", _round_trip_rows(table, STANDALONE_PEERS)),
-        ("Idle connections with one subscription, bytes each", _idle_rows(results)),
-        ("Connections opened per second", _connect_rows(table)),
-        ("Growth: processor time of the node per message, µs", _growth_rows(results)),
-        ("Longest NIF call of a kind of work, µs", _nif_rows(results)),
+        *chain.from_iterable(map(_emqx_tables, nodes(results))),
+        ("Messages per second, standalone", _rate_rows(standalone, STANDALONE_SCENARIOS, STANDALONE_PEERS)),
+        ("Round trip, standalone, µs", _round_trip_rows(standalone, STANDALONE_PEERS)),
+        *((title, rows) for node in nodes(results)[:1] for title, rows in _tables_of_the_first(node)),
         ("Decode and encode, ns per operation", _micro_rows(results)),
+    ]
+
+
+def _emqx_tables(results: Results) -> list[tuple[str, list[list[str]]]]:
+    table, place = Table(results), where(results)
+    return [
+        (f"Budgets, {place}", _budget_rows(results, table)),
+        (f"Messages per second in {place}", _rate_rows(table, SCENARIOS, (OURS, MQTT, BUILT_IN, BARE))),
+        (f"Processor time of the node per message, µs, in {place}", _cpu_rows(table)),
+        (f"Round trip in {place}, µs", _round_trip_rows(table, (OURS, MQTT, BUILT_IN))),
+        (f"Idle connections with one subscription, bytes each, in {place}", _idle_rows(results)),
+        (f"Connections opened per second in {place}", _connect_rows(table)),
+    ]
+
+
+def _tables_of_the_first(results: Results) -> list[tuple[str, list[list[str]]]]:
+    place = where(results)
+    return [
+        (f"Growth: processor time of the node per message, µs, in {place}", _growth_rows(results)),
+        ("Longest NIF call of a kind of work, µs", _nif_rows(results)),
     ]
 
 
@@ -260,21 +285,27 @@ def _aligned(rows: list[list[str]]) -> str:
 BARS = [("publish", PUBLISHED, "publish only"), ("1:1", DELIVERED, "1 to 1"), ("1:8", DELIVERED, "1 to 8")]
 COLORS = {OURS: "#2f6fdb", MQTT: "#8a94a6", BUILT_IN: "#c9a25b"}
 LABELS = {OURS: "this plugin", MQTT: "EMQX's MQTT listener", BUILT_IN: "EMQX's built-in NATS gateway"}
-WIDTH, LEFT, BAR, GAP = 720, 110, 20, 22
+WIDTH, LEFT, BAR, GAP = 720, 130, 20, 22
+
+
+def _release(node: Results) -> str:
+    """As people call it: 5.10."""
+    return ".".join(node["emqx"]["version"].split(".")[:2])
 
 
 def chart(results: Results) -> str:
     """Messages of 128 B per second, as multiples of the built-in gateway."""
-    table = Table(results)
     rows = []
-    for scenario, figure, title in BARS:
-        bars = {}
-        for peer in COLORS:
-            ratios = table.ratios((scenario, peer), (scenario, BUILT_IN), figure)
-            if ratios:
-                bars[peer] = median(ratios)
-        if bars:
-            rows.append((title, bars))
+    for node in nodes(results):
+        table = Table(node)
+        for scenario, figure, title in BARS:
+            bars = {}
+            for peer in COLORS:
+                ratios = table.ratios((scenario, peer), (scenario, BUILT_IN), figure)
+                if ratios:
+                    bars[peer] = median(ratios)
+            if bars:
+                rows.append((f"{_release(node)}, {title}", bars))
     longest = max((value for _, bars in rows for value in bars.values()), default=1.0)
     scale = (WIDTH - LEFT - 70) / longest
     parts, y = [], 44
@@ -327,20 +358,21 @@ def _replace(path: Path, name: str, content: str) -> None:
 
 
 def _machine_text(results: Results) -> str:
-    machine, emqx = results["machine"], results["emqx"] or {"version": "-", "otp": "-"}
+    machine = results["machine"]
     return (
         f"{machine['date']}, commit {machine['commit']}: {machine['processor']}, {machine['cores']} cores shared by server and "
-        f"load generator, {machine['memory_gib']} GiB, {machine['system']}; EMQX {emqx['version']}, OTP {emqx['otp']}; "
+        f"load generator, {machine['memory_gib']} GiB, {machine['system']}; {', '.join(map(where, nodes(results)))}; "
         f"{results['rounds']} rounds, {results['seconds']} seconds in all."
     )
 
 
 def _ratio_text(results: Results) -> str:
-    table = Table(results)
-    rows = [["in one EMQX node, 128 B messages", "to its MQTT listener", "to its built-in NATS gateway"], ["---"] * 3]
-    for scenario, figure, title in BARS:
-        cells = [table.ratios((scenario, OURS), (scenario, peer), figure) for peer in (MQTT, BUILT_IN)]
-        rows.append([f"messages per second, {title}", *(f"{median(values):.1f}" if values else "" for values in cells)])
-    cells = [table.ratios(("round trip", OURS), ("round trip", peer), "p50") for peer in (MQTT, BUILT_IN)]
-    rows.append(["time of a request and its reply", *(f"{median(values):.2f}" if values else "" for values in cells)])
+    found = [(_release(node), Table(node)) for node in nodes(results) if node["emqx"]]
+    peers = ((MQTT, "to its MQTT listener"), (BUILT_IN, "to its built-in NATS gateway"))
+    head = [f"{title}, {release}" for release, _ in found for _, title in peers]
+    rows = [["in one EMQX node, 128 B messages", *head], ["---"] * (1 + len(head))]
+    figures = [(f"messages per second, {title}", scenario, figure, ".1f") for scenario, figure, title in BARS]
+    for title, scenario, figure, form in [*figures, ("time of a request and its reply", "round trip", "p50", ".2f")]:
+        ratios = [table.ratios((scenario, OURS), (scenario, peer), figure) for _, table in found for peer, _ in peers]
+        rows.append([title, *(format(median(values), form) if values else "" for values in ratios)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
