@@ -11,13 +11,11 @@
 -export([init/2]).
 -export([identify/3]).
 -export([decoder/1]).
--export([next/1]).
 -export([continue/1]).
 -export([unsent/1]).
 -export([is_connected/1]).
 -export([is_verifying/1]).
 -export([leave/1]).
--export([deadline/1]).
 -export([refuse/2]).
 -export([handle_ops/2]).
 -export([handle_info/2]).
@@ -77,10 +75,17 @@
     | invalid_client_protocol
     | no_responders_requires_headers.
 
--type result() :: {ok, iodata(), channel()} | {stop, stop_reason(), iodata(), channel()}.
+%% Functions that return only a channel do not change what comes next.
+-type result() :: {ok, iodata(), next(), channel()} | stop().
 
-%% The answer of the channel to the question what it can do next.
--type next() ::
+-type stop() :: {stop, stop_reason(), iodata(), channel()}.
+
+%% The same within this module. Each exported function adds once what comes next.
+-type outcome() :: {ok, iodata(), channel()} | stop().
+
+%% What the channel can do next, and the time to call `handle_timeout/2' with `login', in milliseconds
+%% of monotonic time.
+-type next() :: {
     %% it can take input of the client
     ready
     %% it can do nothing until the host's completion has come, so the input should stay in the
@@ -88,7 +93,9 @@
     | blocked
     %% It goes on with `continue/1', once the output has been sent. Until then the input of the
     %% client and the events of the host wait.
-    | behind.
+    | behind,
+    Until :: infinity | integer()
+}.
 
 -type description() :: #{
     peername := {inet:ip_address(), inet:port_number()},
@@ -199,7 +206,7 @@ prepare(Host, Client) ->
     end.
 
 %% Returns the INFO line, which is sent at accept, before any byte of the client.
--spec init(module(), nats_gateway_host:client()) -> {iodata(), channel()}.
+-spec init(module(), nats_gateway_host:client()) -> {ok, iodata(), next(), channel()}.
 init(Host, Client = #{config := Config}) ->
     #{max_control_line := MaxControlLine, max_payload_size := MaxPayload, login := Login} = Config,
     #{enable_stats := EnableStats} = Config,
@@ -214,7 +221,27 @@ init(Host, Client = #{config := Config}) ->
         devices = nats_gateway_devices:new(maps:get(devices, Config))
     },
     Extra = maps:from_list([{nonce, Nonce} || Nonce =/= undefined]),
-    {server_info(Extra, Channel), set_decoder_limit(Channel)}.
+    with_next({ok, server_info(Extra, Channel), set_decoder_limit(Channel)}).
+
+%% Says what comes next.
+-spec with_next(outcome()) -> result().
+with_next({ok, Out, Channel = #channel{grant = Grant}}) ->
+    {ok, Out, next(turn(Channel), nats_gateway_admission:deadline(Grant)), Channel};
+with_next(Stop) ->
+    Stop.
+
+%% Most logins have no end, and these answers take no memory.
+next(ready, infinity) -> {ready, infinity};
+next(blocked, infinity) -> {blocked, infinity};
+next(behind, infinity) -> {behind, infinity};
+next(Turn, Until) -> {Turn, Until}.
+
+turn(#channel{waiting = Waiting, output = Output}) ->
+    case nats_gateway_output:is_behind(Output) of
+        true -> behind;
+        false when Waiting =:= none -> ready;
+        false -> blocked
+    end.
 
 %% The phase of the decoder before the login.
 phase(#{auth_required := true}) -> connect_only;
@@ -244,27 +271,20 @@ identify(Peercert, Name, Channel = #channel{client = Client}) ->
 -spec decoder(channel()) -> #decoder{}.
 decoder(#channel{decoder = Decoder}) -> Decoder.
 
--spec next(channel()) -> next().
-next(#channel{waiting = Waiting, output = Output}) ->
-    case nats_gateway_output:is_behind(Output) of
-        true -> behind;
-        false when Waiting =:= none -> ready;
-        false -> blocked
-    end.
-
 %% Returns the next slice of the output.
 -spec continue(channel()) -> result().
 continue(Channel = #channel{output = Output}) ->
     {Steps, NOutput} = nats_gateway_output:take(Output),
-    case steps(Steps, 0, [], Channel#channel{output = NOutput}) of
-        {ok, Out, NChannel = #channel{waiting = none, todo = Todo = [_ | _]}} ->
-            case next(NChannel) of
-                behind -> {ok, Out, NChannel};
-                _ -> run(Todo, Out, NChannel#channel{todo = []})
-            end;
-        Result ->
-            Result
-    end.
+    with_next(go_on(steps(Steps, 0, [], Channel#channel{output = NOutput}))).
+
+%% The operations that waited go on behind the last slice.
+go_on({ok, Out, Channel = #channel{todo = Todo = [_ | _]}} = Outcome) ->
+    case turn(Channel) of
+        ready -> run(Todo, Out, Channel#channel{todo = []});
+        _ -> Outcome
+    end;
+go_on(Outcome) ->
+    Outcome.
 
 %% About how many bytes the client is still to be sent. If the sids of a delivery have not been
 %% looked up yet, its bytes count only once.
@@ -286,10 +306,6 @@ leave(Channel = #channel{waiting = #connect{}}) ->
     Channel;
 leave(Channel) ->
     Channel#channel{gone = true}.
-
-%% The time to call `handle_timeout/2' with `login', in milliseconds of monotonic time.
--spec deadline(channel()) -> infinity | integer().
-deadline(#channel{grant = Grant}) -> nats_gateway_admission:deadline(Grant).
 
 -spec info(channel()) -> map().
 info(Channel = #channel{client = Client, session = Session}) ->
@@ -354,7 +370,7 @@ held(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:bytes(Subs).
 subscriptions(#channel{subscriptions = Subs}) -> nats_gateway_subscriptions:list(Subs).
 
 %% Ends the connection with the line of this reason. The client has got INFO before.
--spec refuse(stop_reason(), channel()) -> result().
+-spec refuse(stop_reason(), channel()) -> stop().
 refuse(Reason, Channel) -> stop(Reason, [], Channel).
 
 %% An INFO with `ldm' for a client that takes an INFO at any time.
@@ -370,7 +386,9 @@ takes_info(Channel = #channel{options = #options{protocol = Protocol}}) ->
 
 %% Gives a connected client other settings. They hold for its next login.
 -spec configure(nats_gateway_config:config(), channel()) -> result().
-configure(Config, Channel = #channel{session = undefined, waiting = none}) ->
+configure(Config, Channel) -> with_next(configured(Config, Channel)).
+
+configured(Config, Channel = #channel{session = undefined, waiting = none}) ->
     #channel{client = Client = #{config := Old}} = Channel,
     Demands = phase(Config) =:= connect_only andalso phase(Old) =:= open,
     case Demands orelse lacks_nonce(Client, Config) of
@@ -385,7 +403,7 @@ configure(Config, Channel = #channel{session = undefined, waiting = none}) ->
                 info_due = NChannel#channel.info_due orelse Changes
             }}
     end;
-configure(Config, Channel) ->
+configured(Config, Channel) ->
     {Changes, NChannel} = reconfigured(Config, Channel),
     %% Clients that take an INFO at any time are sent the new limit.
     case Changes andalso takes_info(NChannel) of
@@ -424,14 +442,14 @@ terminate(Reason, Messages, #channel{host = Host, host_state = HostState}) ->
 %% -------------------------------------------------------------------------------------------
 %% Input of the client
 
-%% A caller that passes input only while `next/1' is `ready' never makes the list `todo' longer.
+%% A caller that passes input only while the channel is `ready' never makes the list `todo' longer.
 -spec handle_ops([input()], channel()) -> result().
 handle_ops(Ops, Channel = #channel{traffic = Traffic}) ->
     ok = nats_gateway_traffic:count_operations(Ops, Traffic),
-    take_in(Ops, Channel).
+    with_next(take_in(Ops, Channel)).
 
 take_in(Ops, Channel = #channel{todo = Todo}) ->
-    case next(Channel) of
+    case turn(Channel) of
         ready when Todo =:= [] -> run(Ops, [], next_segment(Channel));
         _ -> {ok, [], next_segment(Channel#channel{todo = Todo ++ Ops})}
     end.
@@ -940,9 +958,9 @@ answer(ReplyTopic, Headers, Payload, Channel) ->
     case replies(ReplyTopic, Channel) of
         {ok, Delivery} ->
             Answer = Delivery#delivery{headers = Headers, payload = Payload},
-            events([{deliver, [Answer]}], [], Channel);
+            with_next(events([{deliver, [Answer]}], [], Channel));
         none ->
-            {ok, [], Channel}
+            with_next({ok, [], Channel})
     end.
 
 %% Messages for a subscription of the client that come neither from the broker nor as an answer.
@@ -952,10 +970,10 @@ feed(Topic, Feeds, Channel) ->
     case replies(Topic, Channel) of
         {ok, Delivery} ->
             Deliveries = [fed(Feed, Delivery) || Feed <- Feeds],
-            Result = events([{deliver, Deliveries} || Deliveries =/= []], [], Channel),
-            {is_behind(Result), Result};
+            Result = with_next(events([{deliver, Deliveries} || Deliveries =/= []], [], Channel)),
+            {is_taken(Result), Result};
         none ->
-            {no, {ok, [], Channel}}
+            {no, with_next({ok, [], Channel})}
     end.
 
 fed({inbox, Reply, Headers, Payload}, Delivery) ->
@@ -963,13 +981,10 @@ fed({inbox, Reply, Headers, Payload}, Delivery) ->
 fed({Topic, Reply, Headers, Payload}, Delivery) ->
     Delivery#delivery{topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
 
-is_behind({ok, _, #channel{output = Output}}) ->
-    case nats_gateway_output:is_behind(Output) of
-        true -> behind;
-        false -> yes
-    end;
-is_behind(_) ->
-    no.
+is_taken({ok, _, {behind, _}, _}) -> behind;
+is_taken({ok, _, _, _}) -> yes;
+is_taken({stop, _, _, _}) -> no.
+
 %% An event of nats_gateway_client_events, if the client may still get it.
 -spec client_event(Subject :: binary(), Payload :: binary(), channel()) -> result().
 client_event(Subject, Payload, Channel = #channel{client = Client, session = Session, watched = Watched}) ->
@@ -978,9 +993,9 @@ client_event(Subject, Payload, Channel = #channel{client = Client, session = Ses
     case Keys =/= [] andalso nats_gateway_admission:has_system_access(Client, Session) of
         true ->
             Deliveries = [#delivery{key = Key, topic = Topic, payload = Payload} || Key <- Keys],
-            events([{deliver, Deliveries}], [], Channel);
+            with_next(events([{deliver, Deliveries}], [], Channel));
         false ->
-            {ok, [], Channel}
+            with_next({ok, [], Channel})
     end.
 
 %% What an event about this client is made of.
@@ -1181,11 +1196,13 @@ tell_unsubscribed(Keys, Channel = #channel{host = Host, host_state = HostState})
 %% Events of the host
 
 -spec handle_info(term(), channel()) -> result().
-handle_info(Message, Channel = #channel{waiting = #login{}}) ->
+handle_info(Message, Channel) -> with_next(informed(Message, Channel)).
+
+informed(Message, Channel = #channel{waiting = #login{}}) ->
     verified(Message, Channel);
-handle_info(_, Channel = #channel{host_state = undefined}) ->
+informed(_, Channel = #channel{host_state = undefined}) ->
     {ok, [], Channel};
-handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
+informed(Message, Channel = #channel{host = Host, host_state = HostState}) ->
     case Host:handle_info(Message, HostState) of
         ignore -> {ok, [], Channel};
         {Events, NHostState} -> events(Events, [], Channel#channel{host_state = NHostState})
@@ -1196,21 +1213,23 @@ handle_info(Message, Channel = #channel{host = Host, host_state = HostState}) ->
 collects(Host) -> erlang:function_exported(Host, handle_messages, 2).
 
 -spec handle_messages([term()], channel()) -> result().
-handle_messages([Message | Messages], Channel = #channel{waiting = #login{}}) ->
+handle_messages(Messages, Channel) -> with_next(collected(Messages, Channel)).
+
+collected([Message | Messages], Channel = #channel{waiting = #login{}}) ->
     case verified(Message, Channel) of
         %% There is no host yet, so the others can only be for the login, too.
-        {ok, [], Channel} -> handle_messages(Messages, Channel);
+        {ok, [], Channel} -> collected(Messages, Channel);
         Verified -> Verified
     end;
-handle_messages(_, Channel = #channel{host_state = undefined}) ->
+collected(_, Channel = #channel{host_state = undefined}) ->
     {ok, [], Channel};
-handle_messages(Messages, Channel = #channel{host = Host, host_state = HostState}) ->
+collected(Messages, Channel = #channel{host = Host, host_state = HostState}) ->
     {Events, NHostState} = Host:handle_messages(Messages, HostState),
     events(Events, [], Channel#channel{host_state = NHostState}).
 
 %% Passes a request of another process to the host of this client. The reply is `ignored' if the
 %% host does not know the request.
--spec handle_call(term(), undefined | channel()) -> {Reply :: term(), result()}.
+-spec handle_call(term(), channel()) -> {Reply :: term(), result()}.
 handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) when
     HostState =/= undefined
 ->
@@ -1218,7 +1237,7 @@ handle_call(Request, Channel = #channel{host = Host, host_state = HostState}) wh
         true ->
             {Reply, Events, NHostState} =
                 Host:handle_call(Request, answers_for_host(Channel), HostState),
-            {Reply, events(Events, [], Channel#channel{host_state = NHostState})};
+            {Reply, with_next(events(Events, [], Channel#channel{host_state = NHostState}))};
         false ->
             handle_own_call(Request, Channel)
     end;
@@ -1226,8 +1245,8 @@ handle_call(Request, Channel) ->
     handle_own_call(Request, Channel).
 
 %% Of a client without a host, or whose host knows no calls.
-handle_own_call(kick, Channel = #channel{}) -> {ok, stop_at_once(kicked, [], Channel)};
-handle_own_call(_, Channel) -> {ignored, {ok, [], Channel}}.
+handle_own_call(kick, Channel) -> {ok, with_next(stop_at_once(kicked, [], Channel))};
+handle_own_call(_, Channel) -> {ignored, with_next({ok, [], Channel})}.
 
 %% The questions that the host may ask meanwhile.
 answers_for_host(Channel = #channel{subscriptions = Subs}) ->
@@ -1479,23 +1498,25 @@ hold(Messages, Bytes, Then, Out, Channel = #channel{output = Output}) ->
 
 -spec handle_timeout(Timer, channel()) -> result() when
     Timer :: heartbeat | heartbeat_wait | authentication | idle | login | devices.
-handle_timeout(devices, Channel = #channel{devices = none}) ->
+handle_timeout(Timer, Channel) -> with_next(timeout(Timer, Channel)).
+
+timeout(devices, Channel = #channel{devices = none}) ->
     {ok, [], Channel};
-handle_timeout(devices, Channel = #channel{devices = Devices}) ->
+timeout(devices, Channel = #channel{devices = Devices}) ->
     {Unused, Ms, NDevices} = nats_gateway_devices:unused(now_ms(), Devices),
     ok = start_devices_timer(Ms),
     {ok, [], unsubscribe_from_devices(Unused, Channel#channel{devices = NDevices})};
-handle_timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
+timeout(login, Channel = #channel{grant = #grant{deadline = {_, Reason}}}) ->
     stop_at_once(Reason, [], Channel);
-handle_timeout(heartbeat, Channel = #channel{traffic = Traffic}) ->
+timeout(heartbeat, Channel = #channel{traffic = Traffic}) ->
     count({sent, ping}, Channel),
     {ok, ?PING, Channel#channel{traffic = nats_gateway_traffic:pinged(Traffic)}};
-handle_timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
-handle_timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
+timeout(heartbeat_wait, Channel) -> stop_at_once(stale_connection, [], Channel);
+timeout(_, Channel = #channel{session = Session}) when Session =/= undefined ->
     {ok, [], Channel};
 %% The client has done its part. The broker causes the delay, or others do whose passwords are being
 %% compared first.
-handle_timeout(_, Channel = #channel{waiting = Waiting}) when Waiting =/= none ->
+timeout(_, Channel = #channel{waiting = Waiting}) when Waiting =/= none ->
     {ok, [], Channel};
-handle_timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
-handle_timeout(idle, Channel) -> stop(idle_timeout, [], Channel).
+timeout(authentication, Channel) -> stop(authentication_timeout, [], Channel);
+timeout(idle, Channel) -> stop(idle_timeout, [], Channel).

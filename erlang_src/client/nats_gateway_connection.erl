@@ -67,9 +67,9 @@
     heap = nats_gateway_heap:new() :: nats_gateway_heap:heap(),
     heartbeat = nats_gateway_heartbeat:new() :: nats_gateway_heartbeat:heartbeat(),
     report_times = nats_gateway_report_times:new(false) :: nats_gateway_report_times:times(),
-    %% the end of the login for which the timer `login' was started, in milliseconds of monotonic
-    %% time
-    deadline = infinity :: infinity | integer(),
+    %% what the channel said last about what it can do next; the timer `login' is for its end of the
+    %% login
+    next = {ready, infinity} :: nats_gateway_channel:next(),
     timers = #{} :: #{timer() => reference()}
 }).
 
@@ -273,13 +273,15 @@ handle_call(tell_lame_duck, _, Idle) ->
         [] ->
             {reply, false, State};
         Info ->
-            case result({ok, Info, Channel}, State) of
+            case result({ok, Info, State#state.next, Channel}, State) of
                 {noreply, NState} -> {reply, true, NState};
                 {stop, Reason, NState} -> {stop, Reason, true, NState}
             end
     end;
 handle_call(kick, _, State = #state{phase = establishing}) ->
     {stop, {shutdown, kicked}, ok, State};
+handle_call(_, _, State = #state{channel = undefined}) ->
+    {reply, ignored, State};
 handle_call(Request, From, Idle) ->
     State = #state{channel = Channel} = report_later(Idle),
     {Reply, Result} = nats_gateway_channel:handle_call(Request, Channel),
@@ -432,9 +434,9 @@ introduce(State = #state{socket = Socket, options = Options, establishing = Esta
     end.
 
 introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
-    {Out, Channel} = nats_gateway_channel:init(Host, Client),
+    Introduced = {ok, _, _, Channel} = nats_gateway_channel:init(Host, Client),
     ok = enter_census(Channel, State),
-    case result({ok, Out, Channel}, State) of
+    case result(Introduced, State) of
         %% INFO is sent on its own, because WebSocket clients take the whole first frame for INFO.
         {noreply, NState} -> result(nats_gateway_channel:refuse(Reason, Channel), NState);
         Stop -> Stop
@@ -442,9 +444,9 @@ introduce(Host, Client, State = #state{options = #{refuse := Reason}}) ->
 introduce(Host, Client, State) ->
     case nats_gateway_channel:prepare(Host, Client) of
         {ok, Prepared} ->
-            {Out, Channel} = nats_gateway_channel:init(Host, Prepared),
+            Introduced = {ok, _, _, Channel} = nats_gateway_channel:init(Host, Prepared),
             ok = enter_census(Channel, State),
-            result({ok, Out, Channel}, State);
+            result(Introduced, State);
         {error, Reason} ->
             %% No INFO is sent, because nats.js would wait for 20 s after one.
             {stop, {shutdown, Reason}, State}
@@ -556,11 +558,11 @@ handle_input({error, Reason}, State) ->
 
 %% A message for the host. If the client's operations wait for the host, the message is not
 %% collected, because it may be the one that they wait for.
-deliver(Message, State = #state{channel = Channel, inbox = Inbox}) ->
+deliver(Message, State = #state{channel = Channel, inbox = Inbox, next = {Next, _}}) ->
     case nats_gateway_inbox:collects(Inbox) of
         true ->
             Now =
-                case nats_gateway_channel:next(Channel) of
+                case Next of
                     ready -> erlang:monotonic_time(microsecond);
                     _ -> at_once
                 end,
@@ -592,8 +594,7 @@ enlarge_heap(true, State = #state{heap = Heap}) ->
 enlarge_heap(false, State) ->
     State.
 
-handled(Handled, State = #state{channel = Channel}) ->
-    Before = nats_gateway_channel:next(Channel),
+handled(Handled, State = #state{next = {Before, _}}) ->
     case result(Handled, State) of
         {noreply, NState = #state{}} when Before =/= ready -> decode(NState);
         Result -> Result
@@ -633,16 +634,13 @@ add_input(Data, State = #state{input = Input}) ->
     State#state{input = nats_gateway_input:add(Data, Input)}.
 
 %% Decodes the input, unless the decoder needs more bytes or the operations wait for the host.
-decode(State = #state{input = Input, channel = Channel}) ->
-    case nats_gateway_channel:next(Channel) of
-        ready ->
-            case nats_gateway_input:is_enough(Input) of
-                true -> decode(nats_gateway_input:bytes(Input), [], State);
-                false -> fetch(State)
-            end;
-        _ ->
-            paused(State)
-    end.
+decode(State = #state{input = Input, next = {ready, _}}) ->
+    case nats_gateway_input:is_enough(Input) of
+        true -> decode(nats_gateway_input:bytes(Input), [], State);
+        false -> fetch(State)
+    end;
+decode(State) ->
+    paused(State).
 
 %% Gets more bytes to decode: from the frames of a WebSocket first, then from the socket.
 fetch(State = #state{websocket = none}) ->
@@ -677,14 +675,11 @@ decoded(Decoded, Out, State = #state{channel = Channel, input = Input}) ->
     case Decoded of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
-                {ok, More, NChannel} ->
-                    case nats_gateway_channel:next(NChannel) of
-                        ready when Need =:= 0, Rest =/= <<>> ->
-                            decode(Rest, [Out | More], State#state{channel = NChannel});
-                        _ ->
-                            NState = State#state{input = nats_gateway_input:keep(Rest, Need, Input)},
-                            continue(result({ok, [Out | More], NChannel}, NState))
-                    end;
+                {ok, More, Next = {ready, _}, NChannel} when Need =:= 0, Rest =/= <<>> ->
+                    decode(Rest, [Out | More], answered(Next, NChannel, State));
+                {ok, More, Next, NChannel} ->
+                    NState = State#state{input = nats_gateway_input:keep(Rest, Need, Input)},
+                    continue(result({ok, [Out | More], Next, NChannel}, NState));
                 {stop, Reason, More, NChannel} ->
                     result({stop, Reason, [Out | More], NChannel}, State)
             end;
@@ -692,7 +687,7 @@ decoded(Decoded, Out, State = #state{channel = Channel, input = Input}) ->
             Handled = nats_gateway_channel:handle_ops(Ops ++ [{error, Reason}], Channel),
             NState = State#state{input = nats_gateway_input:drop(Input)},
             case Handled of
-                {ok, More, NChannel} -> result({ok, [Out | More], NChannel}, NState);
+                {ok, More, Next, NChannel} -> result({ok, [Out | More], Next, NChannel}, NState);
                 {stop, R, More, NChannel} -> result({stop, R, [Out | More], NChannel}, NState)
             end
     end.
@@ -700,35 +695,31 @@ decoded(Decoded, Out, State = #state{channel = Channel, input = Input}) ->
 continue({noreply, State}) -> decode(State);
 continue(Stop) -> Stop.
 
-reactivate(State = #state{input = Input, channel = Channel}) ->
+reactivate(State = #state{input = Input, channel = Channel, next = {Next, _}}) ->
     case nats_gateway_input:ended(Input) of
         false ->
             case nats_gateway_input:is_paused(Input) of
                 true -> reactivate_socket(State);
                 false -> {noreply, State}
             end;
-        Ended ->
-            case nats_gateway_channel:next(Channel) of
-                ready -> result(nats_gateway_channel:handle_ops([Ended], Channel), State);
-                _ -> paused(State)
-            end
-    end.
-
-reactivate_socket(State = #state{input = Input, channel = Channel, outbox = Outbox}) ->
-    case nats_gateway_channel:next(Channel) of
-        ready ->
-            case activate(State) of
-                ok ->
-                    {noreply, State#state{input = nats_gateway_input:resume(Input)}};
-                {error, _} ->
-                    case nats_gateway_outbox:is_mute(Outbox) of
-                        true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
-                        false -> stop_lost(State)
-                    end
-            end;
+        Ended when Next =:= ready ->
+            result(nats_gateway_channel:handle_ops([Ended], Channel), State);
         _ ->
             paused(State)
     end.
+
+reactivate_socket(State = #state{input = Input, outbox = Outbox, next = {ready, _}}) ->
+    case activate(State) of
+        ok ->
+            {noreply, State#state{input = nats_gateway_input:resume(Input)}};
+        {error, _} ->
+            case nats_gateway_outbox:is_mute(Outbox) of
+                true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
+                false -> stop_lost(State)
+            end
+    end;
+reactivate_socket(State) ->
+    paused(State).
 
 %% If the input comes in large chunks, it waits in the kernel rather than in the mailbox.
 activate(State = #state{heap = Heap}) ->
@@ -754,14 +745,19 @@ make_room(State = #state{channel = Channel, heap = Heap}) ->
     Held = nats_gateway_channel:held(Channel),
     State#state{heap = nats_gateway_heap:make_room(Held, Heap)}.
 
+%% Keeps the channel's answer. The timer starts when the login has another end.
+answered(Next = {_, Until}, Channel, State = #state{next = {_, Until}}) ->
+    State#state{channel = Channel, next = Next};
+answered(Next, Channel, State) ->
+    start_login_timer(State#state{channel = Channel, next = Next}).
+
 %% The one send of this turn.
-result({ok, Out, Channel}, State) ->
-    case send(Out, State#state{channel = Channel}) of
+result({ok, Out, Next = {Turn, _}, Channel}, State) ->
+    case send(Out, answered(Next, Channel, State)) of
         {ok, NState} ->
-            Next = nats_gateway_channel:next(Channel),
-            case Next =:= behind orelse nats_gateway_channel:unsent(Channel) > 0 of
+            case Turn =:= behind orelse nats_gateway_channel:unsent(Channel) > 0 of
                 true -> catch_up(now_ms() + ?BEHIND_MS, NState);
-                false -> {noreply, login_timer(make_room(NState))}
+                false -> {noreply, make_room(NState)}
             end;
         {error, Reason, NState} ->
             {stop, {shutdown, send_error(Reason)}, NState}
@@ -777,25 +773,22 @@ result({stop, Reason, Out, Channel}, State) ->
 %% The channel's frames are written as long as the client takes them.
 catch_up(Until, State) ->
     case check_pending(0, State) of
-        {ok, NState = #state{channel = Channel, timers = Timers}} ->
-            case nats_gateway_channel:next(Channel) of
-                behind ->
-                    case now_ms() < Until of
-                        true -> write_more(Until, NState);
-                        false when is_map_key(behind, Timers) -> {noreply, login_timer(NState)};
-                        false -> {noreply, login_timer(start_timer(behind, 0, NState))}
-                    end;
-                _ ->
-                    {noreply, login_timer(NState)}
+        {ok, NState = #state{next = {behind, _}, timers = Timers}} ->
+            case now_ms() < Until of
+                true -> write_more(Until, NState);
+                false when is_map_key(behind, Timers) -> {noreply, NState};
+                false -> {noreply, start_timer(behind, 0, NState)}
             end;
+        {ok, NState} ->
+            {noreply, NState};
         {error, Reason, NState} ->
             {stop, {shutdown, send_error(Reason)}, NState}
     end.
 
 write_more(Until, State = #state{channel = Channel}) ->
     case nats_gateway_channel:continue(Channel) of
-        {ok, Out, NChannel} ->
-            case send(Out, State#state{channel = NChannel}) of
+        {ok, Out, Next, NChannel} ->
+            case send(Out, answered(Next, NChannel, State)) of
                 {ok, NState} -> catch_up(Until, NState);
                 {error, Reason, NState} -> {stop, {shutdown, send_error(Reason)}, NState}
             end;
@@ -963,10 +956,10 @@ timeout(heartbeat, State = #state{heartbeat = Heartbeat, options = #{config := C
                 _ -> ping(State)
             end
     end;
-timeout(heartbeat_wait, State = #state{input = Input, channel = Channel}) ->
+timeout(heartbeat_wait, State = #state{input = Input, next = {Next, _}}) ->
     %% The input waits for the host, and the PONG may still be in the socket.
-    case nats_gateway_input:is_paused(Input) andalso nats_gateway_channel:next(Channel) of
-        Next when Next =:= blocked; Next =:= behind -> {noreply, await_pong(State)};
+    case nats_gateway_input:is_paused(Input) of
+        true when Next =/= ready -> {noreply, await_pong(State)};
         _ -> heartbeat_wait(State)
     end;
 timeout(behind, State) ->
@@ -976,7 +969,7 @@ timeout(behind, State) ->
     end;
 timeout(idle, State = #state{channel = Channel}) ->
     case nats_gateway_channel:handle_timeout(idle, Channel) of
-        {ok, [], NChannel} -> {noreply, State#state{channel = NChannel}, hibernate};
+        {ok, [], Next, NChannel} -> {noreply, answered(Next, NChannel, State), hibernate};
         Stop -> result(Stop, State)
     end;
 timeout(report, State = #state{channel = Channel, report_times = Times}) ->
@@ -997,24 +990,21 @@ timeout(busy, State = #state{heap = Heap}) ->
     {noreply, make_room(State#state{heap = nats_gateway_heap:shrink(Heap)}), hibernate};
 timeout(collect, State) ->
     hand_over_collected(State);
-timeout(mute, State = #state{heartbeat = Heartbeat, channel = Channel}) ->
-    case nats_gateway_heartbeat:was_heard(Heartbeat) orelse nats_gateway_channel:next(Channel) of
-        ready ->
+timeout(mute, State = #state{heartbeat = Heartbeat, next = {Next, _}}) ->
+    case nats_gateway_heartbeat:was_heard(Heartbeat) of
+        false when Next =:= ready ->
             {stop, {shutdown, client_closed}, State};
         _ ->
             Listening = State#state{heartbeat = nats_gateway_heartbeat:wait_to_hear(Heartbeat)},
             {noreply, start_timer(mute, ?MUTE_MS, Listening)}
     end;
+timeout(left, State = #state{next = {ready, _}}) ->
+    {noreply, State};
 timeout(left, State = #state{channel = Channel, socket = Socket, input = Input}) ->
-    case nats_gateway_channel:next(Channel) of
-        ready ->
-            {noreply, State};
-        _ ->
-            HasEnded = nats_gateway_input:ended(Input) =/= false,
-            case HasEnded orelse nats_gateway_transport:has_left(Socket) of
-                true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});
-                false -> paused(widen(State))
-            end
+    HasEnded = nats_gateway_input:ended(Input) =/= false,
+    case HasEnded orelse nats_gateway_transport:has_left(Socket) of
+        true -> paused(State#state{channel = nats_gateway_channel:leave(Channel)});
+        false -> paused(widen(State))
     end;
 timeout(writing, State = #state{socket = undefined}) ->
     {noreply, State};
@@ -1023,9 +1013,9 @@ timeout(writing, State) ->
 timeout(drained, State) ->
     %% A listener that closes at this moment would take any other reason for a failure.
     {stop, normal, leave({shutdown, drained}, State)};
-timeout(login, State = #state{channel = Channel, deadline = Deadline}) ->
+timeout(login, State = #state{channel = Channel, next = {_, Until}}) ->
     case now_ms() of
-        Now when Now < Deadline -> {noreply, start_login_timer(State)};
+        Now when Now < Until -> {noreply, start_login_timer(State)};
         _ -> result(nats_gateway_channel:handle_timeout(login, Channel), State)
     end;
 timeout(Name, State = #state{channel = Channel}) ->
@@ -1106,18 +1096,12 @@ start_streams_timer(State = #state{websocket = Websocket, timers = Timers}) when
 start_streams_timer(State) ->
     State.
 
-login_timer(State = #state{channel = Channel, deadline = Deadline}) ->
-    case nats_gateway_channel:deadline(Channel) of
-        Deadline -> State;
-        New -> start_login_timer(State#state{deadline = New})
-    end.
-
 %% Some logins last longer than a timer can wait. The timer of an earlier login is forgotten here,
 %% and its message is dropped.
-start_login_timer(State = #state{deadline = infinity, timers = Timers}) ->
+start_login_timer(State = #state{next = {_, infinity}, timers = Timers}) ->
     State#state{timers = maps:remove(login, Timers)};
-start_login_timer(State = #state{deadline = Deadline}) ->
-    Left = max(0, Deadline - now_ms()),
+start_login_timer(State = #state{next = {_, Until}}) ->
+    Left = max(0, Until - now_ms()),
     start_timer(login, min(Left, ?MAX_TIMER_MS), State).
 
 report_later(State = #state{timers = Timers}) when is_map_key(report, Timers) ->

@@ -87,7 +87,7 @@ subscribed(N) ->
     _ = spawn_link(fun() -> broker(Listen, fun answer/2) end),
     Client = #{config := Config} = nats_gateway_host_mqtt_driver:client(Port),
     Full = Client#{config := maps:merge(nats_gateway_file:defaults(), Config)},
-    {_, New} = nats_gateway_channel:init(nats_gateway_host_mqtt, Full),
+    {ok, _, _, New} = nats_gateway_channel:init(nats_gateway_host_mqtt, Full),
     Connected = taken([{connect, #{verbose => false}}], New),
     repeat(N, fun(I, Channel) -> taken([subscribe(I)], Channel) end, Connected).
 
@@ -97,19 +97,13 @@ subscribe(N) -> #sub{subject = <<"s.", (integer_to_binary(N))/binary>>, filter =
 connect_again(N, Channel) -> taken([{connect, #{echo => N rem 2 =:= 0}}], Channel).
 
 taken(Ops, Channel) ->
-    {ok, _, NChannel} = nats_gateway_channel:handle_ops(Ops, Channel),
-    answered(NChannel).
+    answered(nats_gateway_channel:handle_ops(Ops, Channel)).
 
-answered(Channel) ->
-    case nats_gateway_channel:next(Channel) of
-        ready ->
-            Channel;
-        _ ->
-            receive
-                Message ->
-                    {ok, _, NChannel} = nats_gateway_channel:handle_info(Message, Channel),
-                    answered(NChannel)
-            end
+answered({ok, _, {ready, _}, Channel}) ->
+    Channel;
+answered({ok, _, _, Channel}) ->
+    receive
+        Message -> answered(nats_gateway_channel:handle_info(Message, Channel))
     end.
 
 %% A login, and so many requests that the broker does not answer.

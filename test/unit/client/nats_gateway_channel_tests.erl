@@ -7,7 +7,7 @@
 
 -export([log/2]).
 
--import(nats_gateway_channel, [handle_info/2, handle_timeout/2, next/1]).
+-import(nats_gateway_channel, [handle_info/2, handle_timeout/2]).
 
 -define(CONNECT, "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").
 -define(CONNECT_REQUESTER,
@@ -19,7 +19,8 @@ channel() -> channel(#{}).
 channel(Settings) ->
     flush(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
-    {Info, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
+    {ok, Info, {ready, infinity}, Channel} =
+        nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     {iolist_to_binary(Info), Channel}.
 
 open(Text) -> open(Text, #{}).
@@ -39,9 +40,9 @@ input(Bytes, Out, Channel) ->
     case nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)) of
         {ok, Ops, Rest, Need} ->
             case nats_gateway_channel:handle_ops(Ops, Channel) of
-                {ok, More, NChannel} when Need =:= 0 ->
+                {ok, More, _, NChannel} when Need =:= 0 ->
                     input(Rest, append(Out, More), NChannel);
-                {ok, More, NChannel} ->
+                {ok, More, _, NChannel} ->
                     <<>> = Rest,
                     {append(Out, More), NChannel};
                 {stop, Reason, More, _} ->
@@ -49,7 +50,7 @@ input(Bytes, Out, Channel) ->
             end;
         {error, Reason, Ops} ->
             case nats_gateway_channel:handle_ops(Ops ++ [{error, Reason}], Channel) of
-                {ok, More, NChannel} -> {append(Out, More), NChannel};
+                {ok, More, _, NChannel} -> {append(Out, More), NChannel};
                 {stop, R, More, _} -> {stop, R, append(Out, More)}
             end
     end.
@@ -58,24 +59,32 @@ append(Out, More) -> iolist_to_binary([Out, More]).
 
 events(Events, Channel) ->
     case handle_info({fake, events, Events}, Channel) of
-        {ok, Out, NChannel} -> {iolist_to_binary(Out), NChannel};
+        {ok, Out, _, NChannel} -> {iolist_to_binary(Out), NChannel};
         {stop, Reason, Out, _} -> {stop, Reason, iolist_to_binary(Out)}
     end.
 
 set(Callback, Answer, Channel) ->
-    {ok, [], NChannel} = handle_info({fake, set, Callback, Answer}, Channel),
+    {ok, [], _, NChannel} = handle_info({fake, set, Callback, Answer}, Channel),
     NChannel.
 
 %% All that is left, each time with what it is about to be.
-continued(Channel) ->
-    case next(Channel) of
-        Next when Next =/= behind ->
-            {[], Channel};
-        behind ->
-            {ok, Out, NChannel} = nats_gateway_channel:continue(Channel),
-            {More, Last} = continued(NChannel),
-            {[iolist_to_binary(Out) | More], Last}
-    end.
+continued(Channel) -> continued(next(Channel), Channel).
+
+continued(behind, Channel) ->
+    {ok, Out, {Next, infinity}, NChannel} = nats_gateway_channel:continue(Channel),
+    {More, Last} = continued(Next, NChannel),
+    {[iolist_to_binary(Out) | More], Last};
+continued(_, Channel) ->
+    {[], Channel}.
+
+%% What the channel says of itself is in each of its answers, also in that to no operation at all.
+says(Channel) ->
+    {ok, [], Next, _} = nats_gateway_channel:handle_ops([], Channel),
+    Next.
+
+next(Channel) -> element(1, says(Channel)).
+
+ends_at(Channel) -> element(2, says(Channel)).
 
 %% What the host was asked since the last look.
 calls() ->
@@ -533,10 +542,10 @@ a_server_is_asked_test() ->
         ],
         calls()
     ),
-    {ok, Out, C2} = nats_gateway_channel:answer(<<"i">>, undefined, <<"yes">>, C1),
+    {ok, Out, {ready, infinity}, C2} = nats_gateway_channel:answer(<<"i">>, undefined, <<"yes">>, C1),
     ?assertEqual(<<"MSG i 5 3\r\nyes\r\n">>, iolist_to_binary(Out)),
     {<<>>, C3} = input("UNSUB 5\r\n", C2),
-    ?assertMatch({ok, [], _}, nats_gateway_channel:answer(<<"i">>, undefined, <<"late">>, C3)),
+    ?assertMatch({ok, [], {ready, infinity}, _}, nats_gateway_channel:answer(<<"i">>, undefined, <<"late">>, C3)),
     {Nobody, _} = input(ask("NOBODY"), C1),
     ?assertEqual(?NOBODY_ANSWERS, Nobody).
 
@@ -545,7 +554,7 @@ a_server_is_asked_test() ->
 
 event_out(Channel) ->
     case nats_gateway_channel:client_event(?EVENT, <<"{}">>, Channel) of
-        {ok, Out, NChannel} -> {iolist_to_binary(Out), NChannel}
+        {ok, Out, _, NChannel} -> {iolist_to_binary(Out), NChannel}
     end.
 
 an_operator_watches_test() ->
@@ -583,7 +592,7 @@ an_operator_watches_test() ->
     ?assertEqual([{undefined, <<"$SYS/ACCOUNT/#">>}], Keys -- Others),
     ?assertMatch({<<"MSG ", _/binary>>, _}, event_out(C9)),
     %% A reload takes the name off the list.
-    {ok, [], C10} = nats_gateway_channel:configure(
+    {ok, [], {ready, infinity}, C10} = nats_gateway_channel:configure(
         maps:merge(nats_gateway_file:defaults(), users(Users)), C9
     ),
     ?assertMatch({<<>>, _}, event_out(C10)).
@@ -668,7 +677,7 @@ system_access_ends_with_the_settings_test() ->
     {<<>>, C1} = input([connect("anne", ?NO_RESPONDERS), "SUB i 5\r\n", ask("PING")], Channel),
     _ = calls(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
-    {ok, [], C2} = nats_gateway_channel:configure(Config, C1),
+    {ok, [], {ready, infinity}, C2} = nats_gateway_channel:configure(Config, C1),
     {Out, _} = input(ask("PING"), C2),
     ?assertEqual(?NOBODY_ANSWERS, Out),
     ?assertEqual([], calls()).
@@ -760,7 +769,7 @@ feed_test() ->
         {<<"$KV/b/k">>, {subject, <<"$JS.ACK.x">>}, undefined, <<"v">>},
         {inbox, undefined, <<"NATS/1.0 100 Idle Heartbeat\r\n\r\n">>, <<>>}
     ],
-    {yes, {ok, Out, C1}} = nats_gateway_channel:feed(<<"d">>, Frames, C),
+    {yes, {ok, Out, {ready, infinity}, C1}} = nats_gateway_channel:feed(<<"d">>, Frames, C),
     ?assertEqual(
         <<
             "MSG $KV.b.k 7 $JS.ACK.x 1\r\nv\r\n",
@@ -768,12 +777,12 @@ feed_test() ->
         >>,
         iolist_to_binary(Out)
     ),
-    ?assertMatch({yes, {ok, [], _}}, nats_gateway_channel:feed(<<"d">>, [], C1)),
-    ?assertMatch({no, {ok, [], _}}, nats_gateway_channel:feed(<<"e">>, Frames, C1)),
+    ?assertMatch({yes, {ok, [], {ready, infinity}, _}}, nats_gateway_channel:feed(<<"d">>, [], C1)),
+    ?assertMatch({no, {ok, [], {ready, infinity}, _}}, nats_gateway_channel:feed(<<"e">>, Frames, C1)),
     Large = [{<<"$KV/b/k">>, undefined, undefined, binary:copy(<<"x">>, 600000)} || _ <- [1, 2, 3]],
-    ?assertMatch({behind, _}, nats_gateway_channel:feed(<<"d">>, Large, C1)),
+    ?assertMatch({behind, {ok, _, {behind, infinity}, _}}, nats_gateway_channel:feed(<<"d">>, Large, C1)),
     {<<>>, C2} = input("UNSUB 7\r\n", C1),
-    ?assertMatch({no, {ok, [], _}}, nats_gateway_channel:feed(<<"d">>, Frames, C2)).
+    ?assertMatch({no, {ok, [], {ready, infinity}, _}}, nats_gateway_channel:feed(<<"d">>, Frames, C2)).
 
 a_kicked_client_is_told_nothing_test() ->
     {_, BeforeLogin} = channel(),
@@ -854,7 +863,7 @@ operations_are_counted_test() ->
     ),
     ?assertMatch({0, 4}, binary:match(Messages, <<"MSG ">>)),
     ?assertEqual(1, length(binary:matches(Messages, <<"HMSG ">>))),
-    {ok, _, C4} = handle_timeout(heartbeat, C3),
+    {ok, _, _, C4} = handle_timeout(heartbeat, C3),
     {<<"+OK\r\n">>, C5} = input("SUB b 4\r\n", C4),
     _ = calls(),
     C6 = nats_gateway_channel:report(#{octets_sent => 1}, C5),
@@ -1096,14 +1105,14 @@ what_the_host_was_not_given_is_its_own_at_the_end_test() ->
 
 timeouts_test() ->
     {_, New} = channel(),
-    ?assertMatch({ok, <<"PING\r\n">>, _}, handle_timeout(heartbeat, New)),
+    ?assertMatch({ok, <<"PING\r\n">>, {ready, infinity}, _}, handle_timeout(heartbeat, New)),
     ?assertMatch({stop, stale_connection, _, _}, handle_timeout(heartbeat_wait, New)),
     ?assertMatch({stop, authentication_timeout, _, _}, handle_timeout(authentication, New)),
     {stop, idle_timeout, Silent, _} = handle_timeout(idle, New),
     ?assertEqual(<<>>, iolist_to_binary(Silent)),
     Connected = open(?CONNECT),
-    ?assertMatch({ok, [], _}, handle_timeout(authentication, Connected)),
-    ?assertMatch({ok, [], _}, handle_timeout(idle, Connected)).
+    ?assertMatch({ok, [], {ready, infinity}, _}, handle_timeout(authentication, Connected)),
+    ?assertMatch({ok, [], {ready, infinity}, _}, handle_timeout(idle, Connected)).
 
 %% From INFO to CONNECT, and from PING to PONG.
 round_trips_test() ->
@@ -1115,7 +1124,7 @@ round_trips_test() ->
     ?assert(OfConnect >= 20_000_000),
     {<<>>, Unasked} = input("PONG\r\n", Connected),
     ?assertEqual(OfConnect, nats_gateway_channel:rtt(Unasked)),
-    {ok, _, Pinged} = handle_timeout(heartbeat, Unasked),
+    {ok, _, _, Pinged} = handle_timeout(heartbeat, Unasked),
     ?assertEqual(OfConnect, nats_gateway_channel:rtt(Pinged)),
     {<<>>, Ponged} = input("PONG\r\n", Pinged),
     ?assert(nats_gateway_channel:rtt(Ponged) < OfConnect).
@@ -1236,7 +1245,7 @@ a_cookie_stands_in_for_the_jwt_test() ->
     Jwt = nats_gateway_credentials:user(User, #{bearer_token => true}, Account),
     Config = (nats_gateway_file:defaults())#{login := login([{jwt, Trust}]), auth_required := true},
     Login = fun(Cookies, Connect) ->
-        {_, Channel} = nats_gateway_channel:init(
+        {ok, _, _, Channel} = nats_gateway_channel:init(
             nats_gateway_host_fake,
             maps:merge(nats_gateway_host_fake:client(Config), Cookies#{
                 transport => ws, listener => <<"ws:test">>
@@ -1262,12 +1271,41 @@ a_login_ends_at_its_deadline_test_() ->
         ]
     ].
 
+%% The connection keeps what was said last. So what returns only a channel must not change it.
+only_answers_change_what_comes_next_test_() ->
+    Ends = fun(More) -> element(2, channel(#{fake => More#{session => #{expires => 60000}}})) end,
+    {<<>>, Ready} = input(?CONNECT, Ends(#{})),
+    {<<>>, Blocked} = input("PING\r\n", set(barrier, wait, Ready)),
+    {<<>>, Connecting} = input(?CONNECT, Ends(#{connect => wait})),
+    {_, Behind} = events([message(binary:copy(<<"x">>, 100000))], subscribed(20, ?CONNECT)),
+    Functions = [
+        fun(C) -> nats_gateway_channel:identify(nossl, none, C) end,
+        fun nats_gateway_channel:leave/1,
+        fun nats_gateway_channel:resume/1,
+        fun nats_gateway_channel:sample/1,
+        fun(C) -> nats_gateway_channel:report(#{octets_sent => 1}, C) end
+    ],
+    [
+        fun() ->
+            Before = {Next, _} = says(Channel),
+            ?assertEqual(HasEnd, ends_at(Channel) =/= infinity),
+            [?assertEqual(Before, says(Function(Channel))) || Function <- Functions]
+        end
+     || {Next, HasEnd, Channel} <- [
+            {ready, false, Ends(#{})},
+            {ready, true, Ready},
+            {blocked, true, Blocked},
+            {blocked, false, Connecting},
+            {behind, false, Behind}
+        ]
+    ].
+
 %% Of EMQX's authentication, and longer than a timer can wait.
 a_login_of_the_broker_ends_at_its_deadline_test() ->
     Ms = 90 * 24 * 3600 * 1000,
     {_, Channel} = channel(#{fake => #{session => #{expires => Ms}}}),
     {<<>>, Logged} = input(?CONNECT, Channel),
-    Left = nats_gateway_channel:deadline(Logged) - erlang:monotonic_time(millisecond),
+    Left = ends_at(Logged) - erlang:monotonic_time(millisecond),
     ?assert(Left > Ms - 10000 andalso Left =< Ms),
     {stop, user_authentication_expired, Out, _} = handle_timeout(login, Logged),
     ?assertEqual(<<"-ERR 'User Authentication Expired'\r\n">>, iolist_to_binary(Out)).
@@ -1288,9 +1326,9 @@ ends(Reason, Text) ->
         User, OfUser#{nats => nats_gateway_credentials:nats(#{bearer_token => true})}, Account
     ),
     {_, Channel} = channel(#{login => login([{jwt, Trust}]), auth_required => true}),
-    ?assertEqual(infinity, nats_gateway_channel:deadline(Channel)),
+    ?assertEqual(infinity, ends_at(Channel)),
     {<<>>, Logged} = input(["CONNECT {\"verbose\":false,\"jwt\":\"", Jwt, "\"}\r\n"], Channel),
-    Left = nats_gateway_channel:deadline(Logged) - erlang:monotonic_time(millisecond),
+    Left = ends_at(Logged) - erlang:monotonic_time(millisecond),
     ?assert(Left > 990000 andalso Left =< 1000000),
     {stop, Reason, Out, _} = handle_timeout(login, Logged),
     ?assertEqual(Text, iolist_to_binary(Out)).
@@ -1383,7 +1421,7 @@ a_host_may_ask_what_the_login_allows_test_() ->
             {_, Channel} = channel((users([user(<<"u">>, Rules)]))#{mountpoint => <<"m/">>}),
             {<<>>, Logged} = input(connect("u"), Channel),
             _ = calls(),
-            {ok, {ok, [], _}} = nats_gateway_channel:handle_call({may_subscribe, Key}, Logged),
+            {ok, {ok, [], {ready, infinity}, _}} = nats_gateway_channel:handle_call({may_subscribe, Key}, Logged),
             ?assertEqual([{may_subscribe, Key, Allowed}], calls())
         end)
      || {Key, Allowed} <- [
@@ -1540,7 +1578,7 @@ a_limit_that_is_missing_is_named_in_the_log_test_() ->
 configure_keeps_the_limit_of_the_login_test() ->
     {_, Channel} = channel(users([user(<<"u">>, #{})])),
     {<<>>, Logged} = input(connect("u", ",\"protocol\":1"), Channel),
-    {ok, Info, Changed} = nats_gateway_channel:configure(
+    {ok, Info, _, Changed} = nats_gateway_channel:configure(
         (nats_gateway_file:defaults())#{max_payload_size := 5}, Logged
     ),
     ?assertNotEqual(nomatch, binary:match(iolist_to_binary(Info), <<"\"max_payload\":5">>)),
@@ -1570,22 +1608,22 @@ who_was_told_nothing_to_sign_is_closed_test() ->
 %% A password that was taken away is worth nothing to who has not logged in yet.
 the_first_login_is_one_under_the_present_settings_test() ->
     {_, Channel} = channel(users([user(<<"u">>, #{})])),
-    {ok, [], Changed} = configure(users([user(<<"v">>, #{})]), Channel),
+    {ok, [], {ready, infinity}, Changed} = configure(users([user(<<"v">>, #{})]), Channel),
     ?assertMatch({stop, authorization_violation, _}, input(connect("u"), Changed)),
     {<<>>, _} = input(connect("v"), Changed).
 
 a_later_login_is_one_under_the_present_settings_test() ->
     {_, Channel} = channel(users([user(<<"u">>, #{}), user(<<"w">>, #{})])),
     {<<>>, Logged} = input([connect("u"), "SUB a 1\r\n"], Channel),
-    {ok, [], Changed} = configure(users([user(<<"v">>, #{})]), Logged),
+    {ok, [], {ready, infinity}, Changed} = configure(users([user(<<"v">>, #{})]), Logged),
     ?assertMatch({stop, authorization_violation, _}, input(connect("w"), Changed)),
     {<<>>, Again} = input(connect("v"), Changed),
-    {ok, [], Less} = configure((users([user(<<"w">>, #{})]))#{mountpoint => <<"m/">>}, Again),
+    {ok, [], {ready, infinity}, Less} = configure((users([user(<<"w">>, #{})]))#{mountpoint => <<"m/">>}, Again),
     ?assertMatch({stop, session_changed, _}, input(connect("w"), Less)).
 
 where_no_login_is_demanded_any_more_none_is_needed_test() ->
     {_, Channel} = channel(#{auth_required => true}),
-    {ok, [], Changed} = configure(#{mountpoint => <<"m/">>}, Channel),
+    {ok, [], {ready, infinity}, Changed} = configure(#{mountpoint => <<"m/">>}, Channel),
     {<<"+OK\r\n">>, _} = input("SUB a 1\r\n", Changed),
     ?assertMatch([{connect, _}, {subscribe, _, _}], calls()).
 
@@ -1593,7 +1631,7 @@ who_was_told_of_another_limit_hears_of_the_present_one_test_() ->
     [
         ?_test(begin
             {_, Channel} = channel(),
-            {ok, [], Changed} = configure(#{max_payload_size => 5}, Channel),
+            {ok, [], {ready, infinity}, Changed} = configure(#{max_payload_size => 5}, Channel),
             {Out, _} = input([Connect, "PING\r\nPING\r\n"], Changed),
             ?assertEqual(Told, binary:match(Out, <<"\"max_payload\":5">>) =/= nomatch)
         end)
@@ -1749,7 +1787,7 @@ the_end_of_a_client_that_is_behind_test_() ->
         ]
     ].
 
-ended(Sent, {ok, Out, Channel}) ->
+ended(Sent, {ok, Out, {behind, infinity}, Channel}) ->
     ended(iolist_to_binary([Sent | Out]), nats_gateway_channel:continue(Channel));
 ended(Sent, {stop, _, Out, _}) ->
     frames(iolist_to_binary([Sent | Out])).
@@ -1824,9 +1862,9 @@ what_follows_a_password_waits_for_it() ->
     ?assert(nats_gateway_channel:is_verifying(Channel)),
     ?assertEqual([], calls()),
     %% what nobody waits for
-    {ok, [], Channel} = handle_info(other, Channel),
-    {ok, [], Channel} = nats_gateway_channel:handle_messages([other, another], Channel),
-    {ok, Out, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
+    {ok, [], {blocked, infinity}, Channel} = handle_info(other, Channel),
+    {ok, [], {blocked, infinity}, Channel} = nats_gateway_channel:handle_messages([other, another], Channel),
+    {ok, Out, {ready, infinity}, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
     ?assertEqual(<<"PONG\r\n">>, iolist_to_binary(Out)),
     ?assertEqual(ready, next(NChannel)),
     ?assertMatch([{connect, _}, barrier, {publish, _, _}], calls()).
@@ -1847,18 +1885,18 @@ no_time_of_the_client_passes() ->
      || {Timer, Reason} <- [{authentication, authentication_timeout}, {idle, idle_timeout}]
     ],
     {<<>>, Channel} = input(connect_with("w0rd"), Before),
-    [{ok, [], Channel} = handle_timeout(Timer, Channel) || Timer <- [authentication, idle]],
+    [{ok, [], {blocked, infinity}, Channel} = handle_timeout(Timer, Channel) || Timer <- [authentication, idle]],
     %% the broker's part
     {ok, [], Waiting} = begin
         {_, Broker} = channel(#{fake => #{connect => wait}, auth_required => true}),
         {Out, Connecting} = input(connect_with("x"), Broker),
         {ok, binary_to_list(Out), Connecting}
     end,
-    {ok, [], Waiting} = handle_timeout(authentication, Waiting).
+    {ok, [], {blocked, infinity}, Waiting} = handle_timeout(authentication, Waiting).
 
 a_second_connect_is_compared_too() ->
     {<<>>, Channel} = input(connect_with("w0rd"), hashed()),
-    {ok, _, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
+    {ok, _, _, NChannel} = verified(fun nats_gateway_channel:handle_info/2, Channel),
     _ = calls(),
     {<<>>, Again} = input([connect_with("word"), "PING\r\n"], NChannel),
     ?assertMatch([{disconnect, login_again}], calls()),

@@ -15,8 +15,13 @@
 %% -------------------------------------------------------------------------------------------
 %% A host that tells the test what it was given
 
-connect(#{config := #{test := Test}}) ->
-    {ok, #{mountpoint => <<>>, clientid => <<"c">>}, Test}.
+%% The password is how many milliseconds the login lasts.
+connect(#{config := #{test := Test}, connect := Fields}) ->
+    Session = #{mountpoint => <<>>, clientid => <<"c">>},
+    case Fields of
+        #{pass := Ms} -> {ok, Session#{expires => binary_to_integer(Ms)}, Test};
+        #{} -> {ok, Session, Test}
+    end.
 
 publish(Pubs, _, Test) ->
     Test ! {?MODULE, [element(tuple_size(Pub), Pub) || Pub <- Pubs]},
@@ -60,7 +65,8 @@ connected(Options, Settings) ->
 greeted(Client) ->
     {ok, <<"INFO ", _/binary>>} = gen_tcp:recv(Client, 0, ?WAIT),
     ok = gen_tcp:send(Client, <<"CONNECT {\"verbose\":true}\r\n">>),
-    {ok, <<"+OK\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT).
+    {ok, <<"+OK\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT),
+    ok.
 
 %% All until there is this in it.
 received(Client, What) -> received(Client, What, <<>>).
@@ -181,6 +187,43 @@ a_kick_says_how_many_it_has_closed_test() ->
     %% Without an error, as on a nats-server.
     ?assertEqual([{error, closed}, {error, closed}], [gen_tcp:recv(C, 0, ?WAIT) || C <- [NewClient, Client]]),
     ?assertEqual(0, nats_gateway_connection:kick([], ?WAIT)).
+
+%% -------------------------------------------------------------------------------------------
+%% The end of a login
+
+logins(Client, Logins) ->
+    Connects = [["CONNECT {\"verbose\":false,\"pass\":\"", Ms, "\"}\r\n"] || Ms <- Logins],
+    ok = gen_tcp:send(Client, [Connects, "PING\r\n"]),
+    {ok, <<"PONG\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT).
+
+%% The first end was that of another login.
+a_login_ends_in_time_test() ->
+    {Pid, _, Client} = connected(#{}),
+    Monitor = watched(Pid),
+    ok = greeted(Client),
+    Begin = erlang:monotonic_time(millisecond),
+    _ = logins(Client, ["500", "1000"]),
+    ?assertEqual({ok, <<"-ERR 'User Authentication Expired'\r\n">>}, gen_tcp:recv(Client, 0, ?WAIT)),
+    ?assert(erlang:monotonic_time(millisecond) - Begin >= 1000),
+    ?assertEqual({shutdown, user_authentication_expired}, ended(Monitor)).
+
+a_login_may_last_longer_than_a_timer_test() ->
+    {Pid, _, Client} = connected(#{}),
+    ok = greeted(Client),
+    ?assertNot(lists:member(login, timers(Pid))),
+    _ = logins(Client, ["500", "5000000000"]),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Client, 0, 700)),
+    ?assert(lists:member(login, timers(Pid))),
+    exit(Pid, kill).
+
+%% -------------------------------------------------------------------------------------------
+%% Calls of others
+
+%% Somebody may call before there is a channel to answer.
+a_call_in_the_handshake_is_ignored_test() ->
+    {Pid, _, _} = connected(#{proxy_protocol => ?WAIT}),
+    ?assertEqual(ignored, nats_gateway_connection:call(Pid, request)),
+    exit(Pid, kill).
 
 %% -------------------------------------------------------------------------------------------
 %% Passwords that take long to compare

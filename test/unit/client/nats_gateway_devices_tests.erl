@@ -173,7 +173,8 @@ open(Text) -> open(Text, #{}, #{}).
 open(Text, OfDevices, More) ->
     _ = calls(),
     Config = maps:merge((nats_gateway_file:defaults())#{devices := settings(OfDevices)}, More),
-    {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
+    {ok, _, _, Channel} =
+        nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     {_, NChannel} = input(Text, Channel),
     _ = calls(),
     NChannel.
@@ -186,16 +187,16 @@ input(<<>>, Out, Channel) ->
 input(Bytes, Out, Channel) ->
     {ok, Ops, Rest, _} = nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)),
     case nats_gateway_channel:handle_ops(Ops, Channel) of
-        {ok, More, NChannel} -> input(Rest, iolist_to_binary([Out, More]), NChannel);
+        {ok, More, _, NChannel} -> input(Rest, iolist_to_binary([Out, More]), NChannel);
         {stop, Reason, More, _} -> {stop, Reason, iolist_to_binary([Out, More])}
     end.
 
 events(Events, Channel) ->
-    {ok, Out, NChannel} = nats_gateway_channel:handle_info({fake, events, Events}, Channel),
+    {ok, Out, _, NChannel} = nats_gateway_channel:handle_info({fake, events, Events}, Channel),
     {iolist_to_binary(Out), NChannel}.
 
 set(Callback, Answer, Channel) ->
-    {ok, [], NChannel} = nats_gateway_channel:handle_info({fake, set, Callback, Answer}, Channel),
+    {ok, [], _, NChannel} = nats_gateway_channel:handle_info({fake, set, Callback, Answer}, Channel),
     NChannel.
 
 calls() ->
@@ -362,7 +363,7 @@ an_unused_answer_topic_is_unsubscribed_test() ->
     end,
     _ = calls(),
     timer:sleep(2),
-    {ok, [], C2} = nats_gateway_channel:handle_timeout(devices, C1),
+    {ok, [], _, C2} = nats_gateway_channel:handle_timeout(devices, C1),
     ?assertEqual([{unsubscribe, ?REPLY("a")}], calls()),
     %% The client's own is still there, and the next request subscribes again.
     {<<"MSG cmd.b.reply 2 1\r\nz\r\n">>, C3} = events([reply(<<"b">>, <<"z">>)], C2),
@@ -387,10 +388,10 @@ rules_may_come_and_go_test() ->
     {<<>>, C1} = input(Request, C0),
     ?assertMatch([{publish, [#pub{topic = <<"dev/a/get">>}], _}], calls()),
     With = (nats_gateway_file:defaults())#{devices := settings(#{})},
-    {ok, [], C2} = nats_gateway_channel:configure(With, C1),
+    {ok, [], _, C2} = nats_gateway_channel:configure(With, C1),
     {<<>>, C3} = input(Request, C2),
     ?assertMatch([{subscribe, _, _}, {publish, [#pub{topic = <<"cmd/a">>}], _}], calls()),
-    {ok, [], C4} = nats_gateway_channel:configure(nats_gateway_file:defaults(), C3),
+    {ok, [], _, C4} = nats_gateway_channel:configure(nats_gateway_file:defaults(), C3),
     {<<"MSG _INBOX.x.1 1 1\r\ny\r\n">>, C5} = events([reply(<<"a">>, <<"y">>)], C4),
     {<<>>, _} = input(Request, C5),
     ?assertMatch([{publish, [#pub{topic = <<"dev/a/get">>}], _}], calls()).
