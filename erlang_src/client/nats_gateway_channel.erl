@@ -49,7 +49,7 @@
 -include("nats_gateway_channel.hrl").
 -include_lib("kernel/include/logger.hrl").
 
--export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0, feed/0]).
+-export_type([channel/0, input/0, result/0, stop_reason/0, next/0, description/0]).
 
 %% `{error, _}' is the decoder's error for the bytes that follow the operations before it. `eof' is
 %% the client's FIN. Both wait for their turn.
@@ -109,11 +109,6 @@
     name | lang | version => binary(),
     %% facts of its socket
     tls => nats_gateway_transport:tls()
-}.
-
-%% A message for a subscription that the client has: with the subject of that, or with another one.
--type feed() :: {
-    inbox | Topic :: binary(), nats_gateway_nif:reply(), nats_gateway_nif:headers(), Payload :: binary()
 }.
 
 -type login_kind() :: explicit | implicit | again.
@@ -504,9 +499,9 @@ run(Ops, Out, Channel = #channel{host = Host, host_state = HostState}) ->
     end.
 
 take([#pub{subject = ?STORE_API(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE(Channel) ->
-    store_request(Pub, Rest, Out, Channel);
+    own_request(store, Pub, Rest, Out, Channel);
 take([#pub{subject = ?STORE_KEY(_)} = Pub | Rest], Out, Channel) when ?HAS_STORE(Channel) ->
-    store_request(Pub, Rest, Out, Channel);
+    own_request(store, Pub, Rest, Out, Channel);
 take([#pub{} | _] = Ops, Out, Channel = #channel{devices = none}) ->
     {Pubs, Rest} = take_publishes(Ops, []),
     publish(Pubs, Rest, Out, Channel);
@@ -860,126 +855,62 @@ answering(Channel = #channel{options = Options}) ->
 %% -------------------------------------------------------------------------------------------
 %% Requests that the gateway itself answers
 
-%% The answers go to the requester alone, and never to the broker, whose names they would need.
-%% Requests that nobody answers have no responders, as all that begins with `$SYS.'.
-system_request(<<"USER.INFO">>, Pub, Rest, Out, Channel) ->
-    user_info(Pub, Rest, Out, Channel);
-system_request(<<"SERVER.", Name/binary>>, Pub, Rest, Out, Channel) ->
-    #channel{client = Client, session = Session} = Channel,
-    case nats_gateway_admission:has_system_access(Client, Session) of
-        true -> ask_server(Name, Pub, Rest, Out, Channel);
-        false -> publish([Pub], Rest, Out, Channel)
-    end;
-system_request(_, Pub, Rest, Out, Channel) ->
-    publish([Pub], Rest, Out, Channel).
+system_request(Name, Pub, Rest, Out, Channel = #channel{client = Client, session = Session}) ->
+    case nats_gateway_requests:of_system(Name, Client, Session) of
+        none -> publish([Pub], Rest, Out, Channel);
+        Request -> own_request(Request, Pub, Rest, Out, Channel)
+    end.
 
-user_info(Pub = #pub{reply_topic = ReplyTopic}, Rest, Out, Old) ->
-    {Verdict, Channel} = judge_request(Pub, Old),
+own_request(Request, Pub, Rest, Out, Old) ->
+    {Verdict, Deliveries, Channel} =
+        case judge_request(Pub, Old) of
+            {pass, Judged} -> ask(Request, Pub, Judged);
+            {Denied, Judged} -> {Denied, [], Judged}
+        end,
     NOut = [Out | answers([Pub], [Verdict], [], Channel)],
-    #channel{client = Client = #{config := Config}, grant = Grant} = Channel,
-    case Verdict =:= pass andalso replies(ReplyTopic, Channel) of
-        {ok, Delivery} ->
-            Info = nats_gateway_system:user_info(nats_gateway_admission:user(Client, Grant), Config),
+    case Deliveries of
+        [] ->
+            run(Rest, NOut, Channel);
+        _ ->
             %% Many sids may get the answer, and one segment may hold many such requests, so only
             %% one answer is written at once.
-            Steps = [{deliver, [Delivery#delivery{payload = Info}]}, resume],
-            steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest});
-        _ ->
-            run(Rest, NOut, Channel)
+            Steps = [{deliver, Deliveries}, resume],
+            steps(Steps, ?SLICE - ?SMALL, NOut, Channel#channel{todo = Rest})
     end.
 
-ask_server(Name, Pub, Rest, Out, Old) ->
-    {Verdict, Channel} = judge_request(Pub, Old),
-    Judged =
-        case Verdict of
-            pass -> asked_server(Name, Pub, Channel);
-            Denied -> Denied
-        end,
-    run(Rest, [Out | answers([Pub], [Judged], [], Channel)], Channel).
-
-%% Answers come through `answer/3'. A reply subject that is no topic of its own is nothing that anybody
-%% is subscribed to.
-asked_server(Name, #pub{payload = Body, reply_topic = ReplyTopic}, Channel) when is_binary(ReplyTopic) ->
-    #channel{host = Host, client = Client, grant = Grant} = Channel,
+ask(user_info, Pub, Channel) ->
+    #channel{client = Client, grant = Grant, subscriptions = Subs} = Channel,
+    {pass, nats_gateway_requests:user_info(Pub, Client, Grant, Subs), Channel};
+ask({server, Name}, Pub, Channel = #channel{host = Host, client = Client, grant = Grant}) ->
     #{user := User} = nats_gateway_admission:user(Client, Grant),
-    Request = #{
-        name => Name,
-        body => Body,
-        requester => self(),
-        reply_topic => ReplyTopic,
-        max => max_payload(Channel),
-        by => User
-    },
-    case erlang:function_exported(Host, ask_server, 1) andalso Host:ask_server(Request) of
-        ok -> pass;
-        _ -> no_responders
-    end;
-asked_server(_, _, _) ->
-    no_responders.
-
-%% The host's store answers through `answer/4' and `feed/3'.
-store_request(Pub, Rest, Out, Old) ->
-    {Verdict, Channel} = judge_request(Pub, Old),
-    {Judged, NChannel} =
-        case Verdict of
-            pass -> asked_store(Pub, Channel);
-            Denied -> {Denied, Channel}
-        end,
-    run(Rest, [Out | answers([Pub], [Judged], [], NChannel)], NChannel).
-
-asked_store(Pub, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
-    #{config := #{kv := Buckets}} = Client,
-    case erlang:function_exported(Host, ask_store, 3) of
-        true ->
-            {Verdict, NHostState} = Host:ask_store(Pub, Buckets, HostState),
-            {Verdict, Channel#channel{host_state = NHostState}};
-        false ->
-            {no_responders, Channel}
-    end.
+    Asked = #{name => Name, max => max_payload(Channel), by => User},
+    {nats_gateway_requests:ask_server(Host, Pub, Asked), [], Channel};
+ask(store, Pub, Channel = #channel{host = Host, host_state = HostState, client = Client}) ->
+    {Verdict, NHostState} = nats_gateway_requests:ask_store(Host, Pub, Client, HostState),
+    {Verdict, [], Channel#channel{host_state = NHostState}}.
 
 judge_request(Pub, Channel = #channel{traffic = Traffic}) ->
     {Verdict, Permissions} = nats_gateway_publishing:judge_request(Pub, permissions(Channel)),
     Counted = Channel#channel{traffic = nats_gateway_traffic:received(1, Traffic)},
     {Verdict, set_permissions(Permissions, Counted)}.
 
-%% Only a plain subscription of the requester gets an answer.
-replies(ReplyTopic, #channel{subscriptions = Subs}) ->
-    case nats_gateway_publishing:plain_sid(ReplyTopic, Subs) of
-        undefined ->
-            none;
-        Sid ->
-            {ok, #delivery{key = nats_gateway_subscriptions:key(Sid, Subs), topic = ReplyTopic, payload = <<>>}}
-    end.
-
 %% To a request that was given to the host's `ask_server/1' or `ask_store/3'.
 -spec answer(ReplyTopic :: binary(), nats_gateway_nif:headers(), Payload :: binary(), channel()) ->
     result().
-answer(ReplyTopic, Headers, Payload, Channel) ->
-    case replies(ReplyTopic, Channel) of
-        {ok, Delivery} ->
-            Answer = Delivery#delivery{headers = Headers, payload = Payload},
-            with_next(events([{deliver, [Answer]}], [], Channel));
-        none ->
-            with_next({ok, [], Channel})
-    end.
+answer(ReplyTopic, Headers, Payload, Channel = #channel{subscriptions = Subs}) ->
+    own_deliveries(nats_gateway_requests:answer(ReplyTopic, Headers, Payload, Subs), Channel).
 
 %% Messages for a subscription of the client that come neither from the broker nor as an answer.
--spec feed(Topic :: binary(), [feed()], channel()) ->
+-spec feed(Topic :: binary(), [nats_gateway_requests:feed()], channel()) ->
     {yes | behind | no, result()}.
-feed(Topic, Feeds, Channel) ->
-    case replies(Topic, Channel) of
-        {ok, Delivery} ->
-            Deliveries = [fed(Feed, Delivery) || Feed <- Feeds],
-            Result = with_next(events([{deliver, Deliveries} || Deliveries =/= []], [], Channel)),
+feed(Topic, Feeds, Channel = #channel{subscriptions = Subs}) ->
+    case nats_gateway_requests:feed(Topic, Feeds, Subs) of
+        {ok, Deliveries} ->
+            Result = own_deliveries(Deliveries, Channel),
             {is_taken(Result), Result};
         none ->
-            {no, with_next({ok, [], Channel})}
+            {no, own_deliveries([], Channel)}
     end.
-
-fed({inbox, Reply, Headers, Payload}, Delivery) ->
-    Delivery#delivery{reply = Reply, headers = Headers, payload = Payload};
-fed({Topic, Reply, Headers, Payload}, Delivery) ->
-    Delivery#delivery{topic = Topic, reply = Reply, headers = Headers, payload = Payload}.
 
 is_taken({ok, _, {behind, _}, _}) -> behind;
 is_taken({ok, _, _, _}) -> yes;
@@ -988,15 +919,14 @@ is_taken({stop, _, _, _}) -> no.
 %% An event of nats_gateway_client_events, if the client may still get it.
 -spec client_event(Subject :: binary(), Payload :: binary(), channel()) -> result().
 client_event(Subject, Payload, Channel = #channel{client = Client, session = Session, watched = Watched}) ->
-    Topic = nats_gateway_nif:topic(Subject, mountpoint(Channel)),
-    Keys = [Key || is_binary(Topic), Key <- nats_gateway_client_events:matching(Topic, Watched)],
-    case Keys =/= [] andalso nats_gateway_admission:has_system_access(Client, Session) of
-        true ->
-            Deliveries = [#delivery{key = Key, topic = Topic, payload = Payload} || Key <- Keys],
-            with_next(events([{deliver, Deliveries}], [], Channel));
-        false ->
-            with_next({ok, [], Channel})
+    Deliveries = nats_gateway_requests:client_event(Subject, Payload, mountpoint(Channel), Watched),
+    case Deliveries =/= [] andalso nats_gateway_admission:has_system_access(Client, Session) of
+        true -> own_deliveries(Deliveries, Channel);
+        false -> own_deliveries([], Channel)
     end.
+
+own_deliveries(Deliveries, Channel) ->
+    with_next(events([{deliver, Deliveries} || Deliveries =/= []], [], Channel)).
 
 %% What an event about this client is made of.
 -spec event_facts(channel()) -> nats_gateway_client_events:facts().
@@ -1339,38 +1269,6 @@ event(resume, Out, Channel) ->
     resume(Out, Channel);
 event({undeliverable, Count}, Out, Channel = #channel{traffic = Traffic}) ->
     {ok, Out, Channel#channel{traffic = nats_gateway_traffic:unroutable(Count, Traffic)}};
-event({published, Rejections}, Out, Channel = #channel{waiting = #publish{} = Waiting}) ->
-    #publish{pubs = Pubs, verdicts = Verdicts} = Waiting,
-    NChannel = unanswerable(Pubs, Rejections, Channel),
-    resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
-event({subscribed, ok}, Out, Channel = #channel{waiting = #subscribe{}}) ->
-    resume(acknowledge(Out, Channel), Channel);
-event({subscribed, Refusal}, Out, Channel = #channel{waiting = #subscribe{key = Key}}) ->
-    {Refused, NChannel} = reject(Key, Refusal, Channel),
-    resume([Out | Refused], NChannel);
-event({subscribed, Answer}, Out, Channel = #channel{waiting = Device = #device{}}) ->
-    Continue = fun(Rest, NOut, NChannel) ->
-        subscribed_to_device(Answer, Device, Rest, NOut, NChannel)
-    end,
-    resume(Continue, Out, Channel);
-event({subscribed_again, Refusals}, Out, Channel = #channel{waiting = subscribe_again}) ->
-    {Refused, NChannel} = reject_all(Refusals, Channel),
-    resume([Out | Refused], NChannel);
-event(ready, Out, Channel = #channel{waiting = ready}) ->
-    resume(Out, Channel);
-event(barrier, Out, Channel = #channel{waiting = barrier}) ->
-    resume(fun pong/3, Out, Channel);
-event(barrier, Out, Channel = #channel{waiting = fence}) ->
-    resume(Out, fenced(Channel));
-event(barrier, Out, Channel = #channel{waiting = #finish{reason = Reason}}) ->
-    stop(Reason, Out, Channel);
-event({judged, Verdict}, Out, Channel = #channel{waiting = Waiting, todo = Todo}) ->
-    #login{kind = Kind} = Waiting,
-    judged_login(Verdict, Kind, Todo, Out, Channel#channel{waiting = none, todo = []});
-event({connected, Session}, Out, Channel = #channel{waiting = #connect{kind = Kind}, todo = Todo}) ->
-    logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
-event({refused, Reason}, Out, Channel = #channel{waiting = #connect{}}) ->
-    stop(Reason, Out, Channel);
 event({publish_rejected, _, ReplyTo, no_responders}, Out, Old) ->
     Channel = rejected(ReplyTo, Old),
     {ok, [Out | nats_gateway_publishing:no_responders(ReplyTo, answering(Channel))], Channel};
@@ -1399,7 +1297,43 @@ event(Close = {close, Reason}, Out, Channel = #channel{output = Output}) ->
     case nats_gateway_output:holds(Output) of
         false -> stop(Reason, Out, Channel);
         true -> release(Close, Out, Channel)
-    end.
+    end;
+event(Completion, Out, Channel) ->
+    completed(Completion, Out, Channel).
+
+%% The completion of what the channel waits for.
+completed({published, Rejections}, Out, Channel = #channel{waiting = #publish{} = Waiting}) ->
+    #publish{pubs = Pubs, verdicts = Verdicts} = Waiting,
+    NChannel = unanswerable(Pubs, Rejections, Channel),
+    resume([Out | answers(Pubs, Verdicts, Rejections, NChannel)], NChannel);
+completed({subscribed, ok}, Out, Channel = #channel{waiting = #subscribe{}}) ->
+    resume(acknowledge(Out, Channel), Channel);
+completed({subscribed, Refusal}, Out, Channel = #channel{waiting = #subscribe{key = Key}}) ->
+    {Refused, NChannel} = reject(Key, Refusal, Channel),
+    resume([Out | Refused], NChannel);
+completed({subscribed, Answer}, Out, Channel = #channel{waiting = Device = #device{}}) ->
+    Continue = fun(Rest, NOut, NChannel) ->
+        subscribed_to_device(Answer, Device, Rest, NOut, NChannel)
+    end,
+    resume(Continue, Out, Channel);
+completed({subscribed_again, Refusals}, Out, Channel = #channel{waiting = subscribe_again}) ->
+    {Refused, NChannel} = reject_all(Refusals, Channel),
+    resume([Out | Refused], NChannel);
+completed(ready, Out, Channel = #channel{waiting = ready}) ->
+    resume(Out, Channel);
+completed(barrier, Out, Channel = #channel{waiting = barrier}) ->
+    resume(fun pong/3, Out, Channel);
+completed(barrier, Out, Channel = #channel{waiting = fence}) ->
+    resume(Out, fenced(Channel));
+completed(barrier, Out, Channel = #channel{waiting = #finish{reason = Reason}}) ->
+    stop(Reason, Out, Channel);
+completed({judged, Verdict}, Out, Channel = #channel{waiting = Waiting, todo = Todo}) ->
+    #login{kind = Kind} = Waiting,
+    judged_login(Verdict, Kind, Todo, Out, Channel#channel{waiting = none, todo = []});
+completed({connected, Session}, Out, Channel = #channel{waiting = #connect{kind = Kind}, todo = Todo}) ->
+    logged_in(Kind, Session, Todo, Out, Channel#channel{waiting = none, todo = []});
+completed({refused, Reason}, Out, Channel = #channel{waiting = #connect{}}) ->
+    stop(Reason, Out, Channel).
 
 %% A request to a device that nobody has got has no answer.
 rejected(_, Channel = #channel{devices = none}) ->

@@ -217,7 +217,7 @@ answer(Pid, ReplyTopic, Headers, Payload) ->
 
 %% Messages for what the client has subscribed to. The caller gets `{fed, yes}', `{fed, behind}' if
 %% the client is slow to take its output, or `{fed, no}' if there is no such subscription.
--spec feed(pid(), Topic :: binary(), [nats_gateway_channel:feed()]) -> ok.
+-spec feed(pid(), Topic :: binary(), [nats_gateway_requests:feed()]) -> ok.
 feed(Pid, Topic, Feeds) -> gen_server:cast(Pid, {feed, Topic, Feeds, self()}).
 
 -spec info(pid()) -> map().

@@ -50,9 +50,9 @@
     live = [] :: [nats_gateway_kv_store:change()],
     live_bytes = 0 :: non_neg_integer(),
     %% `idle', or what is on its way to the client
-    feeding = idle :: idle | [nats_gateway_channel:feed()],
+    feeding = idle :: idle | [nats_gateway_requests:feed()],
     %% frames that nobody had subscribed to
-    unsent = [] :: [nats_gateway_channel:feed()],
+    unsent = [] :: [nats_gateway_requests:feed()],
     %% whether somebody has subscribed, or the time until which this is waited for
     interest = {none, 0} :: yes | {none, UntilMs :: integer()},
     retry = 0 :: non_neg_integer(),
