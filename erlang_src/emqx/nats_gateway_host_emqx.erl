@@ -44,20 +44,37 @@
     no_local :: boolean()
 }).
 
--record(host, {
-    context :: nats_gateway_emqx_metrics:context(),
-    clientinfo :: map(),
+%% What stays as it was at the login.
+-record(login, {
     conninfo :: map(),
-    clientid :: binary(),
-    mountpoint :: binary(),
     %% the same for each message
     headers :: map(),
+    %% what is published when the client is gone
+    presence = none :: nats_gateway_emqx_presence:presence(),
+    context :: nats_gateway_emqx_metrics:context(),
     retained :: boolean(),
     %% whether headers set the properties of a PUBLISH, and tell those of a delivery
     publish_properties :: boolean(),
     show_properties :: boolean(),
     %% whether EMQX's automatic subscriptions are taken
     auto_subscribe :: boolean(),
+    %% the name in answers of the key/value store
+    server_id :: binary()
+}).
+
+%% The numbers in the last report.
+-record(reported, {
+    octets_received = 0 :: non_neg_integer(),
+    octets_sent = 0 :: non_neg_integer(),
+    operations_received = 0 :: non_neg_integer(),
+    operations_sent = 0 :: non_neg_integer()
+}).
+
+-record(host, {
+    login :: #login{},
+    clientinfo :: map(),
+    clientid :: binary(),
+    mountpoint :: binary(),
     subs = #{} :: #{nats_gateway_host:key() => #subscription{}},
     %% unsubscribed, but the mailbox may still hold deliveries for them
     leaving = #{} :: #{nats_gateway_host:key() => #subscription{}},
@@ -85,14 +102,9 @@
         | {[nats_gateway_host:key()], #{atom() => boolean()}, [
             {nats_gateway_host:key(), nats_gateway_host:refusal()}
         ]},
-    %% the numbers in the last report
-    received = 0 :: non_neg_integer(),
-    sent = 0 :: non_neg_integer(),
-    operations = {0, 0} :: {Received :: non_neg_integer(), Sent :: non_neg_integer()},
+    reported = #reported{} :: #reported{},
     %% whether the next publishes are timed
     sample = false :: boolean(),
-    leader :: binary(),
-    presence = none :: nats_gateway_emqx_presence:presence(),
     %% what the client does with the key/value store, from its first request on
     kv = none :: none | nats_gateway_kv_session:session()
 }).
@@ -142,10 +154,10 @@ connect(Client = #{config := #{host := #{context := Context}}}) ->
     case nats_gateway_emqx_client:admit(Client, ClientInfo, ConnInfo, Context) of
         {ok, Admitted, Proven} ->
             ok = register(Admitted, ConnInfo, Context, ClientId =:= Generated),
-            Host = connected(Admitted, ConnInfo, Client),
+            Host = #host{login = Login} = connected(Admitted, ConnInfo, Client),
             Session = maps:merge(identity(Host), Proven),
-            Presence = nats_gateway_emqx_presence:connected(Client, Session, Host#host.headers),
-            {ok, Session, Host#host{presence = Presence}};
+            Presence = nats_gateway_emqx_presence:connected(Client, Session, Login#login.headers),
+            {ok, Session, Host#host{login = Login#login{presence = Presence}}};
         {error, Reason} ->
             ok = nats_gateway_census:login_refused(broker, Reason),
             nats_gateway_refusals:may_log(maps:get(listener, Client)) andalso
@@ -160,7 +172,7 @@ connect(Client = #{config := #{host := #{context := Context}}}) ->
             {error, nats_gateway_emqx_client:close_reason(Reason)}
     end.
 
-identity(#host{context = #{ctx := Ctx}, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
+identity(#host{login = #login{context = #{ctx := Ctx}}, clientinfo = ClientInfo, mountpoint = Mountpoint}) ->
     #{clientid := ClientId, username := Username} = ClientInfo,
     Session = #{clientid => ClientId, username => Username, mountpoint => Mountpoint},
     case emqx_gateway_ctx:connection_expire_interval(Ctx, ClientInfo) of
@@ -188,18 +200,20 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
     run_hook('client.connected', ConnInfo, [ClientInfo, ConnInfo], Context),
     Mountpoint = nats_gateway_emqx_client:text(maps:get(mountpoint, ClientInfo)),
     Host = #host{
-        context = Context,
+        login = #login{
+            conninfo = ConnInfo,
+            headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
+            context = Context,
+            retained = Retained,
+            publish_properties = PublishProperties,
+            show_properties = ShowProperties,
+            auto_subscribe = AutoSubscribe,
+            server_id = ServerId
+        },
         clientinfo = ClientInfo,
-        conninfo = ConnInfo,
         clientid = ClientId,
         mountpoint = Mountpoint,
-        authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint),
-        headers = nats_gateway_emqx_message:constant_headers(ClientInfo, ConnInfo),
-        retained = Retained,
-        publish_properties = PublishProperties,
-        show_properties = ShowProperties,
-        auto_subscribe = AutoSubscribe,
-        leader = ServerId
+        authz = nats_gateway_emqx_authz:new(Context, ClientInfo, Mountpoint)
     },
     Info = #{
         conninfo => ConnInfo,
@@ -276,7 +290,7 @@ publish_one(Pub = #pub{topic = Topic}, Batch = #batch{max_levels = MaxLevels}, H
         false -> publish_one(Pub, Name, Batch, Host)
     end.
 
-publish_one(Pub = #pub{headers = Block}, Name, Batch, Host = #host{publish_properties = true}) when
+publish_one(Pub = #pub{headers = Block}, Name, Batch, Host = #host{login = #login{publish_properties = true}}) when
     Block =/= undefined
 ->
     Limits = (nats_gateway_emqx_compat:publish_limits())#{mountpoint => Host#host.mountpoint},
@@ -290,7 +304,7 @@ publish_one(Pub, Name, Batch, Host) ->
 
 publish_plain(Pub, Name, Batch = #batch{qos = QoS}, Host) ->
     case may_publish(Name, QoS, Batch, Host) of
-        {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
+        {allow, NHost = #host{clientid = ClientId, login = #login{headers = Constant}}} ->
             Message = nats_gateway_emqx_message:make(Pub, QoS, {ClientId, Constant}),
             give_to_broker(Message, Pub, Batch, NHost);
         {deny, NHost} ->
@@ -306,7 +320,7 @@ publish_with(Properties = #properties{qos = Asked, retain = Retain}, Pub, Given,
             false -> QoS
         end,
     case may_publish(Name, Quality, Batch, Host) of
-        {allow, NHost = #host{clientid = ClientId, headers = Constant}} ->
+        {allow, NHost = #host{clientid = ClientId, login = #login{headers = Constant}}} ->
             Message = nats_gateway_emqx_message:make(Pub, Properties, QoS, {ClientId, Constant}),
             give_to_broker(Message, Given, Batch, asked(QoS, NHost));
         {deny, NHost} ->
@@ -418,7 +432,7 @@ sub_props(#{sid := Sid}) -> #{sub_props => #{sid => Sid}};
 sub_props(#{}) -> #{}.
 
 subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
-    #host{clientinfo = ClientInfo, conninfo = ConnInfo, context = Context} = Host,
+    #host{clientinfo = ClientInfo, login = #login{conninfo = ConnInfo, context = Context}} = Host,
     Defaults = #{
         qos => QoS,
         rh => retain_handling(Host),
@@ -443,8 +457,8 @@ subscribe(Key = {Share, Filter}, QoS, NoLocal, More, Host) ->
             {denied, Host}
     end.
 
-retain_handling(#host{retained = true}) -> 0;
-retain_handling(#host{retained = false}) -> ?NO_RETAINED.
+retain_handling(#host{login = #login{retained = true}}) -> 0;
+retain_handling(#host{login = #login{retained = false}}) -> ?NO_RETAINED.
 
 no_local(true, undefined) -> 1;
 no_local(_, _) -> 0.
@@ -540,7 +554,7 @@ leave(Key, Host) ->
     NHost.
 
 unsubscribe_now(Key, Host = #host{subs = Subs, leaving = Leaving, clientinfo = ClientInfo}) ->
-    #host{conninfo = ConnInfo, context = Context} = Host,
+    #login{conninfo = ConnInfo, context = Context} = Host#host.login,
     case maps:take(Key, Subs) of
         {Sub = #subscription{topic = Topic, options = Options}, NSubs} ->
             {Share, Filter} = Key,
@@ -632,7 +646,7 @@ handle_info(clean_authz_cache, Host) ->
 handle_info({shutdown, _}, Host) ->
     {[{close, kicked}], Host};
 %% EMQX's automatic subscriptions for clients that connect. The built-in gateway does not have them.
-handle_info({subscribe, Filters}, Host = #host{auto_subscribe = true}) when is_list(Filters) ->
+handle_info({subscribe, Filters}, Host = #host{login = #login{auto_subscribe = true}}) when is_list(Filters) ->
     {[{call, {subscribe, Topic, Options}} || {Topic, Options} <- Filters], Host};
 handle_info(_, _) ->
     ignore.
@@ -674,7 +688,7 @@ drain(N) ->
     after 0 -> []
     end.
 
-deliveries(Delivers, Host = #host{clientinfo = ClientInfo, conninfo = ConnInfo}) ->
+deliveries(Delivers, Host = #host{clientinfo = ClientInfo, login = #login{conninfo = ConnInfo}}) ->
     Hook =
         case nats_gateway_emqx_compat:has_callbacks('message.delivered') of
             true ->
@@ -687,7 +701,7 @@ deliveries(Delivers, Host = #host{clientinfo = ClientInfo, conninfo = ConnInfo})
                 none
         end,
     Deliveries = deliveries(Delivers, Hook, Host),
-    ok = nats_gateway_emqx_metrics:delivered(length(Deliveries), Host#host.context),
+    ok = nats_gateway_emqx_metrics:delivered(length(Deliveries), context(Host)),
     Deliveries.
 
 deliveries([], _, _) ->
@@ -703,7 +717,7 @@ deliveries([{deliver, Filter, Message} | Delivers], Hook, Host) ->
             [shown(Seen, Delivery, Host) | deliveries(Delivers, Hook, Host)]
     end.
 
-shown(_, Delivery, #host{show_properties = false}) ->
+shown(_, Delivery, #host{login = #login{show_properties = false}}) ->
     Delivery;
 shown(Message, Delivery = #delivery{headers = Headers}, _) ->
     Facts = nats_gateway_emqx_message:facts(Message),
@@ -807,22 +821,25 @@ added(_, {denied, Host}) ->
     {{error, not_authorized}, [], Host}.
 
 -spec report(nats_gateway_host:statistics(), host()) -> host().
-report(Statistics, Host = #host{clientid = ClientId, operations = {OldIn, OldOut}}) ->
+report(Statistics, Host = #host{clientid = ClientId, reported = Old}) ->
     Kinds = maps:get(operations, Statistics, []),
-    ok = nats_gateway_emqx_metrics:count_operations(Kinds, Host#host.context),
-    In = OldIn + lists:sum([N || {{received, _}, N} <- Kinds]),
-    Out = OldOut + lists:sum([N || {{sent, _}, N} <- Kinds]),
+    ok = nats_gateway_emqx_metrics:count_operations(Kinds, context(Host)),
+    In = Old#reported.operations_received + lists:sum([N || {{received, _}, N} <- Kinds]),
+    Out = Old#reported.operations_sent + lists:sum([N || {{sent, _}, N} <- Kinds]),
     Stats = stats(Statistics#{operations_received => In, operations_sent => Out}, Host),
     _ = emqx_gateway_cm:do_set_chan_stats(?GATEWAY, ClientId, self(), Stats),
-    #host{received = OldReceived, sent = OldSent} = Host,
+    #reported{octets_received = OldReceived, octets_sent = OldSent} = Old,
     #{octets_received := Received, octets_sent := Sent} =
         maps:merge(#{octets_received => OldReceived, octets_sent => OldSent}, Statistics),
     count('bytes.received', Received - OldReceived, Host),
     count('bytes.sent', Sent - OldSent, Host),
     Host#host{
-        received = Received,
-        sent = Sent,
-        operations = {In, Out},
+        reported = #reported{
+            octets_received = Received,
+            octets_sent = Sent,
+            operations_received = In,
+            operations_sent = Out
+        },
         sample = nats_gateway_census:is_on()
     }.
 
@@ -874,11 +891,12 @@ store_right(publish, Topic, #host{authz = Authz}) ->
 pass_to_store({answer, no_responders}, _, Host) ->
     {no_responders, Host};
 pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
-    #host{clientid = ClientId, headers = Headers, mountpoint = Mountpoint, leader = Leader} = Host,
+    #host{clientid = ClientId, mountpoint = Mountpoint, login = Login} = Host,
+    #login{headers = Headers, server_id = ServerId} = Login,
     Session = nats_gateway_kv_session:new(#{
         client => self(),
         store => nats_gateway_emqx_kv:new(ClientId, Headers, Mountpoint),
-        leader => Leader,
+        leader => ServerId,
         max_consumers => ?MAX_WATCHERS
     }),
     pass_to_store(Action, ReplyTopic, Host#host{kv = Session});
@@ -898,9 +916,10 @@ undelivered(Messages, Host = #host{early = Early}) ->
 %% The process stays alive: after `login_again' for the next login, otherwise until the client has
 %% closed its side of the connection. Its subscriptions would stay, too.
 -spec disconnect(term(), host()) -> ok.
-disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, context = Context}) ->
+disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo}) ->
     _ = emqx_broker:subscriber_down(self()),
-    #host{conninfo = ConnInfo, kv = Kv} = Host,
+    #host{kv = Kv, login = Login} = Host,
+    #login{conninfo = ConnInfo, context = Context, presence = Presence} = Login,
     _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
     NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
     Name = reason(Reason, ConnInfo),
@@ -918,7 +937,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo, co
     ok = emqx_gateway_cm:unregister_channel(?GATEWAY, ClientId),
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context),
-    nats_gateway_emqx_presence:disconnected(Host#host.presence, Host#host.headers).
+    nats_gateway_emqx_presence:disconnected(Presence, Login#login.headers).
 
 %% The client is sent nothing more, so what its groups have given to it goes to other members.
 give_away(Host = #host{early = Early}) ->
@@ -955,12 +974,15 @@ reason(Reason, _) -> nats_gateway_ending:emqx_reason(Reason).
 %% -------------------------------------------------------------------------------------------
 %% Hooks and metrics
 
-count(Name, N, #host{context = Context}) -> nats_gateway_emqx_metrics:count(Name, N, Context).
+count(Name, N, Host) -> nats_gateway_emqx_metrics:count(Name, N, context(Host)).
+
+context(#host{login = #login{context = Context}}) -> Context.
 
 %% Counts the publishes before the one with this index.
-received(Index, #batch{first = First, qos = QoS}, Host = #host{context = Context, asked = []}) ->
-    ok = nats_gateway_emqx_metrics:received(Index - First, QoS, Context),
+received(Index, #batch{first = First, qos = QoS}, Host = #host{asked = []}) ->
+    ok = nats_gateway_emqx_metrics:received(Index - First, QoS, context(Host)),
     Host;
-received(Index, Batch, Host = #host{context = Context, asked = Asked}) ->
+received(Index, Batch, Host = #host{asked = Asked}) ->
+    Context = context(Host),
     lists:foreach(fun(QoS) -> nats_gateway_emqx_metrics:received(1, QoS, Context) end, Asked),
     received(Index - length(Asked), Batch, Host#host{asked = []}).

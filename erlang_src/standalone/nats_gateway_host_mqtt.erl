@@ -80,21 +80,28 @@
     quirks = [] :: [nats_gateway_probe:quirk()]
 }).
 
--record(host, {
-    client :: undefined | nats_gateway_mqtt_client:client(),
-    phase = login :: login | probe | open | closed,
-    upstream :: nats_gateway_upstream:upstream(),
+%% What stays as it was at the login.
+-record(settings, {
     max_control_line :: pos_integer(),
-    session :: nats_gateway_host:session(),
     %% generated when the gateway starts
     secret :: binary(),
-    broker :: #broker{},
-    %% the probe of the first client that logs in, and the timeout of the probe
-    probe :: undefined | {nats_gateway_probe:probe(), reference()},
     retain_handling :: 0 | 2,
     %% whether headers set the properties of a PUBLISH, and tell those of a delivery
     publish_properties :: boolean(),
     show_properties :: boolean(),
+    %% how the key/value store logs in, if there is one, and the id of this server for its answers
+    store = none :: none | {nats_gateway_mqtt_link:login(), ServerId :: binary()}
+}).
+
+-record(host, {
+    client :: undefined | nats_gateway_mqtt_client:client(),
+    phase = login :: login | probe | open | closed,
+    settings :: #settings{},
+    upstream :: nats_gateway_upstream:upstream(),
+    session :: nats_gateway_host:session(),
+    broker :: #broker{},
+    %% the probe of the first client that logs in, and the timeout of the probe
+    probe :: undefined | {nats_gateway_probe:probe(), reference()},
     waiting = none :: waiting(),
     keys = nats_gateway_mqtt_keys:new(1) :: nats_gateway_mqtt_keys:keys(),
     %% messages that were larger than the broker's Maximum Packet Size
@@ -104,9 +111,7 @@
     hangups_key :: nats_gateway_hangups:key(),
     refused = #{} :: #{nats_gateway_hangups:packet() => true},
     presence = none :: nats_gateway_mqtt_presence:presence(),
-    %% how the key/value store logs in, if there is one, and the id of this server for its answers; what
-    %% the client does with it
-    store = none :: none | {nats_gateway_mqtt_link:login(), ServerId :: binary()},
+    %% what the client does with the key/value store, from its first request on
     kv = none :: none | nats_gateway_kv_session:session()
 }).
 
@@ -158,18 +163,20 @@ connect(Client = #{config := Config}) ->
             MaxLevels = maps:get(max_topic_levels, Upstream),
             MaxReceived = max_received(maps:get(max_packet_size, Upstream), MaxPayload),
             start(Username, Password, MaxReceived, Watched, #host{
+                settings = #settings{
+                    max_control_line = maps:get(max_control_line, Config),
+                    secret = maps:get(secret, Config),
+                    retain_handling = retain_handling(Config),
+                    publish_properties = maps:get(publish_properties, Config),
+                    show_properties = maps:get(show_properties, Config),
+                    store = store(Session, Username, Password, MaxReceived, Config)
+                },
                 upstream = Upstream,
-                max_control_line = maps:get(max_control_line, Config),
                 session = Session,
-                secret = maps:get(secret, Config),
                 broker = #broker{max_levels = MaxLevels},
-                retain_handling = retain_handling(Config),
-                publish_properties = maps:get(publish_properties, Config),
-                show_properties = maps:get(show_properties, Config),
                 hangups_key = Key,
                 refused = Refused,
-                presence = nats_gateway_presence:messages(Client, Session, MaxLevels),
-                store = store(Session, Username, Password, MaxReceived, Config)
+                presence = nats_gateway_presence:messages(Client, Session, MaxLevels)
             });
         error ->
             {error, authorization_violation}
@@ -316,7 +323,7 @@ unroutable(_, _, Rejections) -> Rejections.
 
 item(#pub{topic = invalid}, _, _, _) ->
     unroutable;
-item(Pub = #pub{headers = Block}, Request, Strings, Host = #host{publish_properties = true}) when
+item(Pub = #pub{headers = Block}, Request, Strings, Host = #host{settings = #settings{publish_properties = true}}) when
     Block =/= undefined
 ->
     #host{session = #{mountpoint := Mountpoint}, broker = Broker} = Host,
@@ -340,7 +347,8 @@ with_quality(_, #pub{subject = Subject, reply_to = ReplyTo}, none) -> {request, 
 with_quality(_, _, Request) -> Request.
 
 item(Pub = #pub{topic = Topic, headers = Block}, Properties, Request, Strings, Host) ->
-    #host{broker = #broker{max_packet = MaxPacket, max_qos = MaxQos}, secret = Secret} = Host,
+    #host{broker = Broker, settings = #settings{secret = Secret}} = Host,
+    #broker{max_packet = MaxPacket, max_qos = MaxQos} = Broker,
     {Name, _} = nats_gateway_host:topic(Topic),
     case is_intolerable(publish, Name, Host) of
         true ->
@@ -418,7 +426,7 @@ subscription(Key = {Share, _}, Options = #{confirm := Confirm, no_local := NoLoc
     Retained =
         case Options of
             #{retained := false} -> 2;
-            #{} -> Host#host.retain_handling
+            #{} -> Host#host.settings#settings.retain_handling
         end,
     Filter = {filter(Key), QoS, NoLocal andalso Share =:= undefined, Retained},
     Announced =
@@ -632,7 +640,7 @@ details(Reason, Properties) ->
 
 connected(Properties, Host = #host{session = Session, broker = Broker, upstream = Upstream}) ->
     ok = nats_gateway_upstream:accepted(maps:with([maximum_packet_size], Properties), Upstream),
-    MaxPayload = max_payload(Properties, Host#host.max_control_line),
+    MaxPayload = max_payload(Properties, Host#host.settings#settings.max_control_line),
     Host#host{
         phase = open,
         session = maps:merge(MaxPayload, Session#{
@@ -729,7 +737,7 @@ with_quirks(Quirks, Host = #host{broker = Broker, client = Client}) ->
 %% -------------------------------------------------------------------------------------------
 %% Deliveries
 
-deliver(Packet, Deliveries, Host = #host{show_properties = false}) ->
+deliver(Packet, Deliveries, Host = #host{settings = #settings{show_properties = false}}) ->
     copies(Packet, Deliveries, Host);
 deliver(Packet, Deliveries, Host) ->
     {Copies, NHost} = copies(Packet, [], Host),
@@ -740,7 +748,8 @@ deliver(Packet, Deliveries, Host) ->
     ],
     {Shown ++ Deliveries, NHost}.
 
-copies(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, secret = Secret}) ->
+copies(Packet, Deliveries, Host = #host{keys = Keys, broker = Broker, settings = Settings}) ->
+    #settings{secret = Secret} = Settings,
     case {Packet, Broker} of
         {#publish{subscription_ids = [Id]}, #broker{quirks = []}} ->
             case nats_gateway_mqtt_keys:key(Id, Keys) of
@@ -858,7 +867,7 @@ ask_server(Request) -> nats_gateway_monitor_system:ask(Request).
 %% The broker decides which rights the client has.
 -spec ask_store(#pub{}, nats_gateway_kv_bucket:buckets(), host()) -> {pass | no_responders, host()}.
 ask_store(Pub = #pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, Buckets, Host) when
-    Host#host.store =/= none, is_binary(ReplyTopic) orelse ReplyTo =:= undefined
+    Host#host.settings#settings.store =/= none, is_binary(ReplyTopic) orelse ReplyTo =:= undefined
 ->
     #pub{subject = Subject, headers = Headers, payload = Payload} = Pub,
     #host{session = #{mountpoint := Mountpoint}} = Host,
@@ -870,7 +879,8 @@ ask_store(_, _, Host) ->
 pass_to_store({answer, no_responders}, _, Host) ->
     {no_responders, Host};
 pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
-    #host{store = {Login, ServerId}, secret = Secret, broker = #broker{max_packet = MaxPacket}} = Host,
+    #host{settings = Settings, broker = #broker{max_packet = MaxPacket}} = Host,
+    #settings{store = {Login, ServerId}, secret = Secret} = Settings,
     Session = nats_gateway_kv_session:new(#{
         client => self(),
         store => nats_gateway_mqtt_kv:new(Login, #{secret => Secret, max_packet => MaxPacket}),
