@@ -89,8 +89,9 @@
     %% whether headers set the properties of a PUBLISH, and tell those of a delivery
     publish_properties :: boolean(),
     show_properties :: boolean(),
-    %% how the key/value store logs in, if there is one, and the id of this server for its answers
-    store = none :: none | {nats_gateway_mqtt_link:login(), ServerId :: binary()}
+    %% how the key/value store logs in, if there is one, and the id of this server for its answers; the
+    %% function is a nats_gateway_mqtt_link:login(), with whose whole type dialyzer would cut others short
+    store = none :: none | {fun(() -> map()), ServerId :: binary()}
 }).
 
 -record(host, {
