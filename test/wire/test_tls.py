@@ -545,7 +545,8 @@ def test_strangers_leave_one_line_in_the_log(servers: Servers, mode: str, strang
     # Its own end within the handshake is told at level info, which is not shown.
     silent = stranger == "half_a_client_hello" and mode != "tcp"
     wait_for(lambda: silent or peer in servers.log(address)[begin:])
-    lines = servers.log(address)[begin:].splitlines()
+    # A listener takes clients before its own line is written.
+    lines = [line for line in servers.log(address)[begin:].splitlines() if "listening on" not in line]
     assert len(lines) == (0 if silent else 1), lines
     assert all(re.search(r" (notice|info) connection_closed ", line) and peer in line for line in lines), lines
 
