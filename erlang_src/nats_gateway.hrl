@@ -9,10 +9,12 @@
     %% `authorization_violation' (docs/protocol.md section 1)
     phase :: connect_only | open,
     headers = false :: boolean(),
-    mountpoint = <<>> :: binary()
+    mountpoint = <<>> :: binary(),
+    mappings = {<<>>, <<>>} :: nats_gateway_nif:mappings()
 }).
 
-%% A PUB, or an HPUB if there is a header block (an HPUB with #hdr = 0 has none).
+%% A PUB, or an HPUB if there is a header block (an HPUB with #hdr = 0 has none). The subject is the
+%% one that a rule has mapped it to; it is empty if the rule loses the message.
 -record(pub, {
     subject :: binary(),
     topic :: nats_gateway_nif:topic(),
@@ -26,12 +28,14 @@
 
 -record(sub, {
     subject :: binary(),
-    %% with the mountpoint; `invalid' if no filter stands for the subject
+    %% with the mountpoint; `invalid' if no filter stands for the subject. A rule may have mapped it
     filter :: binary() | invalid,
     queue_group :: undefined | binary(),
     %% the queue group in a form that MQTT can name
     share_name :: undefined | binary(),
-    sid :: binary()
+    sid :: binary(),
+    %% if a rule has mapped the subject: how the subjects of messages are mapped back
+    inverse = undefined :: undefined | binary()
 }).
 
 -record(unsub, {

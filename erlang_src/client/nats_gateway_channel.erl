@@ -163,6 +163,7 @@
     session :: undefined | nats_gateway_host:session(),
     subscriptions = nats_gateway_subscriptions:new() ::
         nats_gateway_subscriptions:subscriptions(),
+    views = nats_gateway_subject_views:new() :: nats_gateway_subject_views:views(),
     %% those of the subscriptions that the host does not have
     watched = nats_gateway_client_events:new() :: nats_gateway_client_events:watched(),
     waiting = none :: waiting(),
@@ -209,9 +210,9 @@ init(Host, Client = #{config := Config}) ->
     Channel = #channel{
         host = Host,
         client = Client#{nonce => Nonce},
-        decoder = #decoder{
+        decoder = nats_gateway_subject_views:mappings(Config, #decoder{
             max_control_line = MaxControlLine, max_payload = MaxPayload, phase = phase(Config)
-        },
+        }),
         traffic = nats_gateway_traffic:new(EnableStats andalso reports(Host)),
         devices = nats_gateway_devices:new(maps:get(devices, Config))
     },
@@ -417,7 +418,9 @@ reconfigured(Config = #{max_control_line := MaxControlLine, devices := OfDevices
     NChannel = set_decoder_limit(Channel#channel{
         client = Client#{config := Config},
         devices = nats_gateway_devices:configure(OfDevices, Channel#channel.devices),
-        decoder = Decoder#decoder{max_control_line = MaxControlLine}
+        decoder = nats_gateway_subject_views:mappings(Config, Decoder#decoder{
+            max_control_line = MaxControlLine
+        })
     }),
     {NChannel#channel.decoder#decoder.max_payload =/= Announced, NChannel}.
 
@@ -720,8 +723,8 @@ mount(Pub = #pub{subject = Subject, reply_to = ReplyTo, reply_topic = ReplyTopic
         end,
     Topic = nats_gateway_nif:topic(Subject, Mountpoint),
     Pub#pub{topic = Topic, reply_topic = NReplyTopic};
-mount(Sub = #sub{subject = Subject}, Mountpoint) ->
-    Sub#sub{filter = nats_gateway_nif:filter(Subject, Mountpoint)};
+mount(Sub = #sub{}, Mountpoint) ->
+    nats_gateway_subject_views:mount(Sub, Mountpoint);
 mount(Op, _) ->
     Op.
 
@@ -749,10 +752,11 @@ max_subscriptions(#channel{client = Client, grant = #grant{max_subscriptions = O
 %% Removes the subscriptions that the new login does not permit.
 permit_again(Channel = #channel{grant = #grant{permissions = none}}) ->
     {[], Channel};
-permit_again(Channel = #channel{subscriptions = Subs}) ->
+permit_again(Channel = #channel{subscriptions = Subs, views = Views}) ->
     lists:foldl(
-        fun(#{sid := Sid, subject := Subject, queue_group := QueueGroup}, {Denied, Acc}) ->
-            case permit_subscribe(Subject, QueueGroup, Acc) of
+        fun(Sub = #{sid := Sid, subject := Subject, queue_group := QueueGroup}, {Denied, Acc}) ->
+            Mapped = nats_gateway_subject_views:permitted_as(Sid, Sub, mountpoint(Channel), Views),
+            case permit_subscribe(Mapped, QueueGroup, Acc) of
                 {allow, NAcc} ->
                     {Denied, NAcc};
                 {deny, NAcc = #channel{subscriptions = AccSubs}} ->
@@ -1009,7 +1013,8 @@ unsubscribe_from_devices(Keys, Channel = #channel{subscriptions = Subs}) ->
 
 %% The login's permission is what nats-server checks first.
 subscribe(Sub = #sub{subject = Subject, queue_group = QueueGroup, sid = Sid}, Rest, Out, Old) ->
-    {Permission, Channel = #channel{subscriptions = Subs}} = permit_subscribe(Subject, QueueGroup, Old),
+    Mapped = nats_gateway_subject_views:permitted_as(Sub, mountpoint(Old)),
+    {Permission, Channel = #channel{subscriptions = Subs}} = permit_subscribe(Mapped, QueueGroup, Old),
     Verdict =
         case Permission of
             allow -> nats_gateway_subscribing:judge(Sub, subscription_limits(Channel), Subs);
@@ -1018,12 +1023,12 @@ subscribe(Sub = #sub{subject = Subject, queue_group = QueueGroup, sid = Sid}, Re
     case Verdict of
         ok ->
             Key = {Sub#sub.share_name, Sub#sub.filter},
-            case nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs) of
-                {known_key, NSubs} ->
-                    NChannel = Channel#channel{subscriptions = NSubs},
-                    run(Rest, acknowledge(Out, NChannel), NChannel);
-                {new_key, NSubs} ->
-                    subscribe_key(Key, Sid, Rest, Out, Channel#channel{subscriptions = NSubs})
+            {Known, NSubs} = nats_gateway_subscriptions:add(Sid, Subject, QueueGroup, Key, Subs),
+            Views = nats_gateway_subject_views:added(Sub, NSubs, Channel#channel.views),
+            NChannel = Channel#channel{subscriptions = NSubs, views = Views},
+            case Known of
+                known_key -> run(Rest, acknowledge(Out, NChannel), NChannel);
+                new_key -> subscribe_key(Key, Sid, Rest, Out, NChannel)
             end;
         in_use ->
             run(Rest, acknowledge(Out, Channel), Channel);
@@ -1367,13 +1372,14 @@ deliver(Deliveries, Out, Channel) ->
 mountpoint(#channel{decoder = #decoder{mountpoint = Mountpoint}}) -> Mountpoint.
 
 deliver_permitted(Deliveries, Out, Channel) ->
-    #channel{decoder = Decoder, subscriptions = Subs, traffic = Traffic} = Channel,
+    #channel{decoder = Decoder, subscriptions = Subs, traffic = Traffic, views = Views} = Channel,
     Take = Decoder#decoder.headers andalso header_values(Channel),
     #fan_out{
-        messages = Messages, bytes = Bytes, count = Count, rest = Rest, subscriptions = NSubs
+        messages = Sent, bytes = Bytes, count = Count, rest = Rest, subscriptions = NSubs
     } = FanOut = nats_gateway_delivering:fan_out(Deliveries, Take, Subs),
+    Messages = nats_gateway_subject_views:show(Sent, mountpoint(Channel), Views),
     Unsubscribed = unsubscribe(FanOut#fan_out.unused, Channel#channel{
-        subscriptions = NSubs, traffic = nats_gateway_traffic:delivered(Messages, Count, Traffic)
+        subscriptions = NSubs, traffic = nats_gateway_traffic:delivered(Sent, Count, Traffic)
     }),
     NChannel = requested(Messages, decline(lists:reverse(FanOut#fan_out.declined), Unsubscribed)),
     Then = [{permitted, Rest} || Rest =/= []],

@@ -46,6 +46,8 @@
     devices := nats_gateway_device_config:devices(),
     %% the prefix of each bucket of the key/value store
     kv := nats_gateway_kv_bucket:buckets(),
+    %% rules that map subjects
+    mappings := nats_gateway_nif:mappings(),
     %% for the `ws' and `wss' listeners
     websocket_same_origin := boolean(),
     websocket_jwt_cookie := undefined | binary(),
@@ -91,7 +93,8 @@ schema() ->
         nats_gateway_login_config:system_page_schema(),
         nats_gateway_presence:page_schema(),
         nats_gateway_device_config:page_schema(),
-        nats_gateway_kv_bucket:page_schema()
+        nats_gateway_kv_bucket:page_schema(),
+        nats_gateway_mapping_config:page_schema()
     ]),
     Page#{
         %% CONNECT is an operation too: with less, nobody could log in
@@ -123,12 +126,14 @@ parse(Stored) ->
                             maps:keys(nats_gateway_login_config:system_page_schema()) ++
                             maps:keys(nats_gateway_presence:page_schema()) ++
                             nats_gateway_device_config:page_keys() ++
+                            nats_gateway_mapping_config:page_keys() ++
                             maps:keys(nats_gateway_kv_bucket:page_schema()),
                     {ok, (maps:without(NotKept, Settings))#{
                         login => Known,
                         system => System,
                         presence => nats_gateway_presence:of_page(Settings),
                         devices => nats_gateway_device_config:of_page(Settings),
+                        mappings => nats_gateway_mapping_config:of_page(Settings),
                         kv => Buckets
                     }};
                 {{error, Text}, _, _} ->

@@ -29,6 +29,8 @@
 -export([header_properties/1]).
 -export([publish_properties/2]).
 -export([show_properties/2]).
+-export([subject_mapping/2]).
+-export([topic_seen/3]).
 -export([quote/1]).
 -export([websocket_decode/3]).
 -export([websocket_header/2]).
@@ -59,6 +61,8 @@
     header_properties/1,
     publish_properties/2,
     show_properties/2,
+    subject_mapping/2,
+    topic_seen/3,
     quote/1,
     websocket_decode/3,
     websocket_header/2,
@@ -74,7 +78,7 @@
 
 -include("nats_gateway.hrl").
 
--export_type([topic/0, op/0, reply/0, headers/0, error_reason/0]).
+-export_type([topic/0, op/0, reply/0, headers/0, error_reason/0, mappings/0]).
 -export_type([websocket_settings/0, websocket_position/0, websocket_part/0]).
 -export_type([token/0, user_limits/0, permissions/0]).
 
@@ -84,6 +88,9 @@
 
 -type op() ::
     {connect, #{atom() => binary() | boolean() | integer()}} | ping | pong | #pub{} | #sub{} | #unsub{}.
+
+%% Compiled rules that map subjects. Each is empty if there are no such rules.
+-type mappings() :: {Publish :: binary(), Subscribe :: binary()}.
 
 -type error_reason() ::
     unknown_protocol_operation
@@ -360,6 +367,17 @@ publish_properties(_Block, _Payload) -> erlang:nif_error(not_loaded).
 %% knows. Names and values must be valid in a block.
 -spec show_properties(Block :: binary(), [{Name :: binary(), Value :: binary()}]) -> binary().
 show_properties(_Block, _Shown) -> erlang:nif_error(not_loaded).
+
+%% Compiles a rule that maps subjects (docs/subject-mapping.md). The rules of a list, one after the
+%% other, are what #decoder{} takes (`mappings/0'). `Source' is the subject before the arrow.
+-spec subject_mapping(Rule :: binary(), publish | subscribe) ->
+    {ok, Source :: binary(), Compiled :: binary()} | {error, Problem :: binary()}.
+subject_mapping(_Rule, _Direction) -> erlang:nif_error(not_loaded).
+
+%% The topic whose subject the client sees, of a message for a subscription that was mapped. `Inverse'
+%% is what #sub{} has.
+-spec topic_seen(Topic :: binary(), Inverse :: binary(), Mountpoint :: binary()) -> binary().
+topic_seen(_Topic, _Inverse, _Mountpoint) -> erlang:nif_error(not_loaded).
 
 %% A subject or queue name as nats-server quotes it in -ERR texts (Go's %q, quotes included).
 -spec quote(binary()) -> binary().

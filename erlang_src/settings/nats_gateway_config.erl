@@ -71,6 +71,8 @@
     },
     %% the prefix of each bucket of the key/value store
     kv => off | #{binary() => binary()},
+    %% rules that map subjects; absent means none
+    mappings => nats_gateway_nif:mappings(),
     %% connections do not have these keys
     listeners => [listener()],
     %% where the standalone gateway tells what nats-server's monitoring endpoints tell

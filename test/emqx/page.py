@@ -49,6 +49,8 @@ DEFAULTS = {
     "presence_retain": True,
     "kv_enable": False,
     "kv_buckets": [],
+    "publish_mappings": [],
+    "subscribe_mappings": [],
 }
 
 

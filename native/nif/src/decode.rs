@@ -1,11 +1,13 @@
 //! `decode_chunk/3`: turns bytes of a client into operations.
 
 use nats_protocol::subject;
+use nats_protocol::subject::mapping::{Mapped, map};
 use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
 use rustler::types::atom::Atom;
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 use crate::consume;
+use crate::mapping::random;
 use crate::terms::{Chunk, atoms, binary, connect, optional_part, reason};
 
 /// The work of one call, in bytes that are read or copied: some 60 small operations. One call for
@@ -24,13 +26,14 @@ fn decode_chunk<'a>(
     referenced: usize,
     settings: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let (_decoder, max_control_line, max_payload, phase, headers, mountpoint): (
+    let (_decoder, max_control_line, max_payload, phase, headers, mountpoint, mappings): (
         Atom,
         usize,
         usize,
         Atom,
         bool,
         Binary<'a>,
+        (Binary<'a>, Binary<'a>),
     ) = settings.decode()?;
     let phase = if phase == atoms::open() {
         Phase::Open
@@ -49,7 +52,10 @@ fn decode_chunk<'a>(
         env,
         chunk: Chunk::new(env, bytes, referenced),
         mountpoint: mountpoint.as_slice(),
+        publish_rules: mappings.0.as_slice(),
+        subscribe_rules: mappings.1.as_slice(),
         scratch: Vec::new(),
+        mapped: Vec::new(),
     };
     let mut rest = bytes.as_slice();
     let mut ops = Vec::new();
@@ -66,6 +72,7 @@ fn decode_chunk<'a>(
                     used,
                     &terms.chunk,
                 ));
+                work = work.saturating_add(terms.mapping_work(&op));
                 match op {
                     Op::Ping => ops.push(atoms::ping().to_term(env)),
                     Op::Pong => ops.push(atoms::pong().to_term(env)),
@@ -109,24 +116,43 @@ struct Terms<'a> {
     env: Env<'a>,
     chunk: Chunk<'a>,
     mountpoint: &'a [u8],
+    publish_rules: &'a [u8],
+    subscribe_rules: &'a [u8],
     scratch: Vec<u8>,
+    /// The subject that the current one is mapped to.
+    mapped: Vec<u8>,
 }
 
 impl<'a> Terms<'a> {
+    /// The bytes of the rules that may be read for an operation.
+    fn mapping_work(&self, op: &Op<'_>) -> usize {
+        match op {
+            Op::Pub(_) => self.publish_rules.len(),
+            Op::Sub(_) => self.subscribe_rules.len(),
+            _ => 0,
+        }
+    }
+
     fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
-        let topic = topic(
-            self.env,
-            message.subject,
-            self.mountpoint,
-            &mut self.scratch,
-        );
+        let (subject, topic) = match self.mapped_publish(message.subject) {
+            Some(mapped) => mapped,
+            None => (
+                self.chunk.part(message.subject)?,
+                topic(
+                    self.env,
+                    message.subject,
+                    self.mountpoint,
+                    &mut self.scratch,
+                ),
+            ),
+        };
         let reply_topic = match message.reply {
             Some(reply) => self.reply_topic(reply),
             None => atoms::undefined().to_term(self.env),
         };
         Ok((
             atoms::publish(),
-            self.chunk.part(message.subject)?,
+            subject,
             topic,
             optional_part(self.env, &mut self.chunk, message.reply)?,
             reply_topic,
@@ -134,6 +160,21 @@ impl<'a> Terms<'a> {
             self.chunk.part(message.payload)?,
         )
             .encode(self.env))
+    }
+
+    /// The subject and topic that a rule has for a published subject. A message that a rule loses
+    /// has an empty subject, which has no topic.
+    fn mapped_publish(&mut self, subject: &[u8]) -> Option<(Term<'a>, Term<'a>)> {
+        if self.publish_rules.is_empty() {
+            return None;
+        }
+        self.mapped.clear();
+        match map(self.publish_rules, subject, random, &mut self.mapped) {
+            Mapped::Unchanged => return None,
+            Mapped::To { .. } | Mapped::Nowhere => {}
+        }
+        let topic = topic(self.env, &self.mapped, self.mountpoint, &mut self.scratch);
+        Some((binary(self.env, &self.mapped), topic))
     }
 
     fn reply_topic(&mut self, reply: &[u8]) -> Term<'a> {
@@ -156,9 +197,27 @@ impl<'a> Terms<'a> {
     fn subscribe(&mut self, subscription: &Subscribe<'_>) -> Term<'a> {
         let undefined = atoms::undefined().to_term(self.env);
         let invalid = atoms::invalid().to_term(self.env);
+        let mut mapped_subject = subscription.subject;
+        let mut inverse = undefined;
+        if !self.subscribe_rules.is_empty() {
+            self.mapped.clear();
+            let mapped = map(
+                self.subscribe_rules,
+                subscription.subject,
+                random,
+                &mut self.mapped,
+            );
+            if let Mapped::To { inverse: bytes } = mapped {
+                mapped_subject = &self.mapped;
+                inverse = binary(self.env, bytes);
+            }
+        }
         self.scratch.clear();
         let mut filter = invalid;
-        if subject::write_filter(subscription.subject, self.mountpoint, &mut self.scratch)
+        // Wildcards of the client must not lead to names of the broker, such as `$share`.
+        let is_reserved = inverse != undefined && mapped_subject.starts_with(b"$");
+        if !is_reserved
+            && subject::write_filter(mapped_subject, self.mountpoint, &mut self.scratch)
             && !self.scratch.is_empty()
         {
             filter = binary(self.env, &self.scratch);
@@ -181,6 +240,7 @@ impl<'a> Terms<'a> {
                 .map_or(undefined, |queue| binary(self.env, queue)),
             share_name,
             binary(self.env, subscription.sid),
+            inverse,
         )
             .encode(self.env)
     }

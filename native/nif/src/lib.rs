@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod json;
 mod login;
+mod mapping;
 mod publish_properties;
 mod terms;
 mod websocket;

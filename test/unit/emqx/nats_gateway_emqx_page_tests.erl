@@ -70,9 +70,10 @@ the_files_of_the_page_test() ->
             ?assertEqual({Key, Json}, {Key, Stored}),
             ?assertEqual({ok, Defaults}, parse(#{Key => json(Json)}))
         end,
-        (maps:keys(Defaults) -- [login, system, presence, devices, kv]) ++
+        (maps:keys(Defaults) -- [login, system, presence, devices, mappings, kv]) ++
             [presence_topic, presence_connected, presence_disconnected, presence_qos, presence_retain] ++
             nats_gateway_device_config:page_keys() ++ [kv_enable, kv_buckets] ++
+            nats_gateway_mapping_config:page_keys() ++
             [internal_authn, token, nkeys, trusted_operators, resolver_preload] ++
             [system_users, system_nkeys, system_accounts]
     ).

@@ -46,6 +46,7 @@
 
 mod convert;
 mod escape;
+pub mod mapping;
 mod matching;
 mod plain;
 mod quote;
