@@ -14,6 +14,7 @@ mappings(Publish, Subscribe) ->
     #{mappings => nats_gateway_mapping_config:of_file(Known)}.
 
 channel(Settings) ->
+    _ = calls(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
     {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     Channel.

@@ -42,7 +42,8 @@ defaults_test() ->
             monitor_bind => undefined,
             emqx_prometheus => false,
             built_in_may_serve => false,
-            kv => off
+            kv => off,
+            mappings => {<<>>, <<>>}
         }},
         parse(#{})
     ).
