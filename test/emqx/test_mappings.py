@@ -66,7 +66,7 @@ def test_emqx_authorizes_the_topic_that_a_rule_leads_to(mapped: Gateway, name: s
 
 
 def test_what_emqx_subscribes_has_the_names_of_the_broker(mapped: Gateway, page: Page, name: str):
-    page.change(auto_subscribe=True)
+    page.change(auto_subscribe=True, subscribe_mappings=rules(name))
     with auto_subscribe(mapped, f"{name}/fleet/+/temp"), mapped.mqtt() as mqtt, mapped.nats() as nats:
         nats.ping()
         nats.subscribe(f"{name}.*.temp", sid="1")

@@ -136,7 +136,7 @@ every_setting_of_the_standalone_gateway_is_documented_test_() ->
     Settings = maps:without(
         %% made at the start, or of other keys
         [secret, server_id, login, listeners, upstream, clientinfo_override] ++
-            [monitor, control, system, presence, devices, kv],
+            [monitor, control, system, presence, devices, mappings, kv],
         nats_gateway_file:defaults()
     ),
     [

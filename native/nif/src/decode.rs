@@ -19,6 +19,9 @@ const MAX_WORK: usize = 24 * 1024;
 /// garbage collection.
 const WORK_PER_OP: usize = 192;
 
+/// The bytes of rules that are passed over in the time of a byte of work.
+const RULES_PER_WORK: usize = 4;
+
 #[rustler::nif]
 fn decode_chunk<'a>(
     env: Env<'a>,
@@ -52,11 +55,14 @@ fn decode_chunk<'a>(
         env,
         chunk: Chunk::new(env, bytes, referenced),
         mountpoint: mountpoint.as_slice(),
+        maps: !(mappings.0.is_empty() && mappings.1.is_empty()),
         publish_rules: mappings.0.as_slice(),
         subscribe_rules: mappings.1.as_slice(),
         scratch: Vec::new(),
         mapped: Vec::new(),
     };
+    let rules = mappings.0.len().max(mappings.1.len());
+    let work_per_op = WORK_PER_OP.saturating_add(rules / RULES_PER_WORK);
     let mut rest = bytes.as_slice();
     let mut ops = Vec::new();
     let mut work = 0_usize;
@@ -67,16 +73,19 @@ fn decode_chunk<'a>(
         match decode(rest, &settings) {
             Ok(Step::Op { op, used }) => {
                 rest = rest.get(used..).unwrap_or_default();
-                work = work.saturating_add(WORK_PER_OP).saturating_add(touched(
+                work = work.saturating_add(work_per_op).saturating_add(touched(
                     &op,
                     used,
                     &terms.chunk,
                 ));
-                work = work.saturating_add(terms.mapping_work(&op));
                 match op {
                     Op::Ping => ops.push(atoms::ping().to_term(env)),
                     Op::Pong => ops.push(atoms::pong().to_term(env)),
-                    Op::Pub(message) => ops.push(terms.publish(&message)?),
+                    Op::Pub(message) => ops.push(if terms.maps {
+                        terms.publish_mapped(&message)?
+                    } else {
+                        terms.publish(&message)?
+                    }),
                     Op::Sub(subscription) => ops.push(terms.subscribe(&subscription)),
                     Op::Unsub { sid, max } => {
                         ops.push((atoms::unsub(), binary(env, sid), max).encode(env));
@@ -116,6 +125,8 @@ struct Terms<'a> {
     env: Env<'a>,
     chunk: Chunk<'a>,
     mountpoint: &'a [u8],
+    /// Whether there are any rules.
+    maps: bool,
     publish_rules: &'a [u8],
     subscribe_rules: &'a [u8],
     scratch: Vec<u8>,
@@ -124,35 +135,45 @@ struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    /// The bytes of the rules that may be read for an operation.
-    fn mapping_work(&self, op: &Op<'_>) -> usize {
-        match op {
-            Op::Pub(_) => self.publish_rules.len(),
-            Op::Sub(_) => self.subscribe_rules.len(),
-            _ => 0,
-        }
+    fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
+        let topic = topic(
+            self.env,
+            message.subject,
+            self.mountpoint,
+            &mut self.scratch,
+        );
+        self.published(message, topic, |terms| terms.chunk.part(message.subject))
     }
 
-    fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
-        let (subject, topic) = match self.mapped_publish(message.subject) {
-            Some(mapped) => mapped,
-            None => (
-                self.chunk.part(message.subject)?,
-                topic(
-                    self.env,
-                    message.subject,
-                    self.mountpoint,
-                    &mut self.scratch,
-                ),
-            ),
-        };
+    /// The same with the subject and topic that a rule has for the subject. A message that a rule
+    /// loses has an empty subject, which has no topic.
+    #[cold]
+    #[inline(never)]
+    fn publish_mapped(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
+        self.mapped.clear();
+        let subject = message.subject;
+        match map(self.publish_rules, subject, random, &mut self.mapped) {
+            Mapped::Unchanged => return self.publish(message),
+            Mapped::To { .. } | Mapped::Nowhere => {}
+        }
+        let topic = topic(self.env, &self.mapped, self.mountpoint, &mut self.scratch);
+        self.published(message, topic, |terms| Ok(binary(terms.env, &terms.mapped)))
+    }
+
+    #[inline(always)]
+    fn published(
+        &mut self,
+        message: &Publish<'_>,
+        topic: Term<'a>,
+        subject: impl FnOnce(&mut Self) -> NifResult<Term<'a>>,
+    ) -> NifResult<Term<'a>> {
         let reply_topic = match message.reply {
             Some(reply) => self.reply_topic(reply),
             None => atoms::undefined().to_term(self.env),
         };
         Ok((
             atoms::publish(),
-            subject,
+            subject(self)?,
             topic,
             optional_part(self.env, &mut self.chunk, message.reply)?,
             reply_topic,
@@ -160,21 +181,6 @@ impl<'a> Terms<'a> {
             self.chunk.part(message.payload)?,
         )
             .encode(self.env))
-    }
-
-    /// The subject and topic that a rule has for a published subject. A message that a rule loses
-    /// has an empty subject, which has no topic.
-    fn mapped_publish(&mut self, subject: &[u8]) -> Option<(Term<'a>, Term<'a>)> {
-        if self.publish_rules.is_empty() {
-            return None;
-        }
-        self.mapped.clear();
-        match map(self.publish_rules, subject, random, &mut self.mapped) {
-            Mapped::Unchanged => return None,
-            Mapped::To { .. } | Mapped::Nowhere => {}
-        }
-        let topic = topic(self.env, &self.mapped, self.mountpoint, &mut self.scratch);
-        Some((binary(self.env, &self.mapped), topic))
     }
 
     fn reply_topic(&mut self, reply: &[u8]) -> Term<'a> {
@@ -197,27 +203,21 @@ impl<'a> Terms<'a> {
     fn subscribe(&mut self, subscription: &Subscribe<'_>) -> Term<'a> {
         let undefined = atoms::undefined().to_term(self.env);
         let invalid = atoms::invalid().to_term(self.env);
-        let mut mapped_subject = subscription.subject;
-        let mut inverse = undefined;
-        if !self.subscribe_rules.is_empty() {
-            self.mapped.clear();
-            let mapped = map(
-                self.subscribe_rules,
-                subscription.subject,
-                random,
-                &mut self.mapped,
-            );
-            if let Mapped::To { inverse: bytes } = mapped {
-                mapped_subject = &self.mapped;
-                inverse = binary(self.env, bytes);
-            }
-        }
+        let inverse = if self.maps {
+            self.map_subscription(subscription.subject)
+        } else {
+            None
+        };
+        let subject = match inverse {
+            Some(_) => self.mapped.as_slice(),
+            None => subscription.subject,
+        };
+        // Wildcards of the client must not lead to names of the broker, such as `$share`.
+        let is_reserved = inverse.is_some() && subject.starts_with(b"$");
         self.scratch.clear();
         let mut filter = invalid;
-        // Wildcards of the client must not lead to names of the broker, such as `$share`.
-        let is_reserved = inverse != undefined && mapped_subject.starts_with(b"$");
         if !is_reserved
-            && subject::write_filter(mapped_subject, self.mountpoint, &mut self.scratch)
+            && subject::write_filter(subject, self.mountpoint, &mut self.scratch)
             && !self.scratch.is_empty()
         {
             filter = binary(self.env, &self.scratch);
@@ -240,9 +240,20 @@ impl<'a> Terms<'a> {
                 .map_or(undefined, |queue| binary(self.env, queue)),
             share_name,
             binary(self.env, subscription.sid),
-            inverse,
+            inverse.map_or(undefined, |inverse| binary(self.env, inverse)),
         )
             .encode(self.env)
+    }
+
+    /// Keeps the subject that a rule has for that of a subscription, and returns the inverse.
+    #[cold]
+    #[inline(never)]
+    fn map_subscription(&mut self, subject: &[u8]) -> Option<&'a [u8]> {
+        self.mapped.clear();
+        match map(self.subscribe_rules, subject, random, &mut self.mapped) {
+            Mapped::To { inverse } => Some(inverse),
+            Mapped::Unchanged | Mapped::Nowhere => None,
+        }
     }
 }
 

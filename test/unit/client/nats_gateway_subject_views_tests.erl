@@ -16,7 +16,7 @@ mappings(Publish, Subscribe) ->
 channel(Settings) ->
     _ = calls(),
     Config = maps:merge(nats_gateway_file:defaults(), Settings),
-    {_, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
+    {ok, _, _, Channel} = nats_gateway_channel:init(nats_gateway_host_fake, nats_gateway_host_fake:client(Config)),
     Channel.
 
 open(Settings) ->
@@ -27,12 +27,12 @@ open(Settings) ->
 input(Text, Channel) ->
     Bytes = iolist_to_binary(Text),
     {ok, Ops, <<>>, _} = nats_gateway_nif:decode(Bytes, nats_gateway_channel:decoder(Channel)),
-    {ok, Out, NChannel} = nats_gateway_channel:handle_ops(Ops, Channel),
+    {ok, Out, _, NChannel} = nats_gateway_channel:handle_ops(Ops, Channel),
     {iolist_to_binary(Out), NChannel}.
 
 deliver(Key, Topic, Channel) ->
     Event = {deliver, [#delivery{key = Key, topic = Topic, payload = <<"x">>}]},
-    {ok, Out, NChannel} = nats_gateway_channel:handle_info({fake, events, [Event]}, Channel),
+    {ok, Out, _, NChannel} = nats_gateway_channel:handle_info({fake, events, [Event]}, Channel),
     {iolist_to_binary(Out), NChannel}.
 
 calls() ->
@@ -194,7 +194,7 @@ changed_rules_hold_for_what_follows_test() ->
     Channel = open(mappings([<<"a.* -> t.$1">>], [<<"a.* -> t.$1">>])),
     {<<>>, Subscribed} = input("SUB a.* 1\r\n", Channel),
     Config = maps:merge(nats_gateway_file:defaults(), mappings([<<"a.* -> u.$1">>], [])),
-    {ok, [], Changed} = nats_gateway_channel:configure(Config, Subscribed),
+    {ok, [], _, Changed} = nats_gateway_channel:configure(Config, Subscribed),
     _ = calls(),
     {<<>>, _} = input("PUB a.1 0\r\n\r\nSUB a.5 2\r\n", Changed),
     Calls = calls(),

@@ -9,7 +9,7 @@
 //!              destinations
 //! destination: weight of this and all before it 1, pieces; the weight is 0 for the inverse, which
 //!              is a pattern and pieces
-//! pattern:     size 2, subject
+//! pattern:     size of the part before the first wildcard 2, size 2, subject
 //! pieces:      size 4, then tag 1 and arguments for each
 //! ```
 
@@ -83,9 +83,8 @@ pub fn map<'r>(
     let mut rules = Reader(rules);
     while let Some(body) = rules.block() {
         let mut body = Reader(body);
-        let Some(pattern) = body.text() else { break };
-        let hidden = reserved && (pattern == b">" || pattern.starts_with(b"*.") || pattern == b"*");
-        if !hidden && covers(pattern, subject) {
+        let Some(pattern) = body.pattern() else { break };
+        if !(reserved && pattern.literal.is_empty()) && pattern.covers(subject) {
             return select(body, subject, &mut random, out);
         }
     }
@@ -134,8 +133,8 @@ pub fn invert(inverse: &[u8], subject: &[u8], out: &mut Vec<u8>) -> bool {
     let mut inverse = Reader(inverse);
     let start = out.len();
     let written = inverse
-        .text()
-        .filter(|pattern| covers(pattern, subject))
+        .pattern()
+        .filter(|pattern| pattern.covers(subject))
         .and_then(|_| inverse.block())
         .and_then(|pieces| write(pieces, subject, &mut || 0, out));
     if written.is_none() {
@@ -144,22 +143,39 @@ pub fn invert(inverse: &[u8], subject: &[u8], out: &mut Vec<u8>) -> bool {
     written.is_some()
 }
 
-/// Whether a pattern matches all that a subject stands for, which may have wildcards of its own.
-fn covers(pattern: &[u8], subject: &[u8]) -> bool {
-    let mut tokens = subject.split(|&byte| byte == b'.');
-    for pattern in pattern.split(|&byte| byte == b'.') {
-        let Some(token) = tokens.next() else {
+/// What a rule matches. Most rules differ from a subject before their first wildcard.
+#[derive(Clone, Copy)]
+struct Pattern<'a> {
+    /// The part before the first wildcard.
+    literal: &'a [u8],
+    /// The tokens from there on.
+    wild: &'a [u8],
+}
+
+impl Pattern<'_> {
+    /// Whether it matches all that a subject stands for, which may have wildcards of its own.
+    fn covers(self, subject: &[u8]) -> bool {
+        let Some(rest) = subject.strip_prefix(self.literal) else {
             return false;
         };
-        match (pattern, token) {
-            (b">", _) => return true,
-            (_, b"" | b">") => return false,
-            (b"*", _) => {}
-            _ if pattern == token => {}
-            _ => return false,
+        if self.wild.is_empty() {
+            return rest.is_empty();
         }
+        let mut tokens = rest.split(|&byte| byte == b'.');
+        for pattern in self.wild.split(|&byte| byte == b'.') {
+            let Some(token) = tokens.next() else {
+                return false;
+            };
+            match (pattern, token) {
+                (b">", _) => return true,
+                (_, b"" | b">") => return false,
+                (b"*", _) => {}
+                _ if pattern == token => {}
+                _ => return false,
+            }
+        }
+        tokens.next().is_none()
     }
-    tokens.next().is_none()
 }
 
 /// `None` if the pieces are not well-formed, or the subject becomes too long.
@@ -315,6 +331,12 @@ impl<'a> Reader<'a> {
 
     fn long(&mut self) -> Option<u32> {
         Some(u32::from_be_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn pattern(&mut self) -> Option<Pattern<'a>> {
+        let literal = usize::from(self.short()?);
+        let (literal, wild) = self.text()?.split_at_checked(literal)?;
+        Some(Pattern { literal, wild })
     }
 
     fn text(&mut self) -> Option<&'a [u8]> {

@@ -98,7 +98,7 @@ pub fn compile(text: &str, direction: Direction) -> Result<Compiled, MappingErro
         check_name(name, direction)?;
     }
     let mut body = Vec::new();
-    push_text(&mut body, source);
+    push_pattern(&mut body, source);
     let total: u32 = weighted.iter().map(|&(_, weight)| weight).sum();
     let loses = total < 100 && weighted.iter().any(|&(name, _)| name == source);
     body.push(u8::from(loses));
@@ -428,7 +428,7 @@ fn inverse(parts: &[Part<'_>], source: &[&str]) -> Result<Vec<u8>, MappingError>
         });
     }
     let mut out = Vec::new();
-    push_text(&mut out, &pattern.join("."));
+    push_pattern(&mut out, &pattern.join("."));
     push_block(&mut out, &pieces(&back, &pattern));
     Ok(out)
 }
@@ -448,6 +448,19 @@ fn push_literal(out: &mut Vec<u8>, literal: &mut String) {
         push_text(out, literal);
         literal.clear();
     }
+}
+
+fn push_pattern(out: &mut Vec<u8>, pattern: &str) {
+    let mut literal = 0_usize;
+    for token in pattern.split('.') {
+        if matches!(token, "*" | ">") {
+            break;
+        }
+        literal = literal.saturating_add(token.len()).saturating_add(1);
+    }
+    let size = u16::try_from(literal.min(pattern.len())).unwrap_or(u16::MAX);
+    out.extend_from_slice(&size.to_be_bytes());
+    push_text(out, pattern);
 }
 
 /// A rule is short enough for the two bytes of a size.
