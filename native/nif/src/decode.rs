@@ -4,6 +4,7 @@ use nats_protocol::subject;
 use nats_protocol::subject::mapping::{Mapped, map};
 use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
 use rustler::types::atom::Atom;
+use rustler::types::tuple::make_tuple;
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 use crate::consume;
@@ -135,6 +136,7 @@ struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
+    #[inline(always)]
     fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
         let topic = topic(
             self.env,
@@ -230,19 +232,22 @@ impl<'a> Terms<'a> {
                 undefined
             }
         };
-        // These terms stay as long as the subscription.
-        (
-            atoms::sub(),
-            binary(self.env, subscription.subject),
-            filter,
-            subscription
-                .queue
-                .map_or(undefined, |queue| binary(self.env, queue)),
-            share_name,
-            binary(self.env, subscription.sid),
-            inverse.map_or(undefined, |inverse| binary(self.env, inverse)),
+        // These terms stay as long as the subscription. The encoder for as many terms is left to PUB,
+        // where it is inlined.
+        make_tuple(
+            self.env,
+            &[
+                atoms::sub().to_term(self.env),
+                binary(self.env, subscription.subject),
+                filter,
+                subscription
+                    .queue
+                    .map_or(undefined, |queue| binary(self.env, queue)),
+                share_name,
+                binary(self.env, subscription.sid),
+                inverse.map_or(undefined, |inverse| binary(self.env, inverse)),
+            ],
         )
-            .encode(self.env)
     }
 
     /// Keeps the subject that a rule has for that of a subscription, and returns the inverse.
