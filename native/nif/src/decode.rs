@@ -4,7 +4,7 @@ use nats_protocol::subject;
 use nats_protocol::subject::mapping::{Mapped, map};
 use nats_protocol::{Op, Phase, Publish, Settings, Step, Subscribe, decode};
 use rustler::types::atom::Atom;
-use rustler::types::tuple::make_tuple;
+use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 use crate::consume;
@@ -82,11 +82,14 @@ fn decode_chunk<'a>(
                 match op {
                     Op::Ping => ops.push(atoms::ping().to_term(env)),
                     Op::Pong => ops.push(atoms::pong().to_term(env)),
-                    Op::Pub(message) => ops.push(if terms.maps {
-                        terms.publish_mapped(&message)?
-                    } else {
-                        terms.publish(&message)?
-                    }),
+                    Op::Pub(message) => {
+                        let publish = terms.publish(&message)?;
+                        ops.push(if terms.maps {
+                            terms.map_publish(publish, message.subject)?
+                        } else {
+                            publish
+                        });
+                    }
                     Op::Sub(subscription) => ops.push(terms.subscribe(&subscription)),
                     Op::Unsub { sid, max } => {
                         ops.push((atoms::unsub(), binary(env, sid), max).encode(env));
@@ -136,7 +139,6 @@ struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    #[inline(always)]
     fn publish(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
         let topic = topic(
             self.env,
@@ -144,38 +146,13 @@ impl<'a> Terms<'a> {
             self.mountpoint,
             &mut self.scratch,
         );
-        self.published(message, topic, |terms| terms.chunk.part(message.subject))
-    }
-
-    /// The same with the subject and topic that a rule has for the subject. A message that a rule
-    /// loses has an empty subject, which has no topic.
-    #[cold]
-    #[inline(never)]
-    fn publish_mapped(&mut self, message: &Publish<'_>) -> NifResult<Term<'a>> {
-        self.mapped.clear();
-        let subject = message.subject;
-        match map(self.publish_rules, subject, random, &mut self.mapped) {
-            Mapped::Unchanged => return self.publish(message),
-            Mapped::To { .. } | Mapped::Nowhere => {}
-        }
-        let topic = topic(self.env, &self.mapped, self.mountpoint, &mut self.scratch);
-        self.published(message, topic, |terms| Ok(binary(terms.env, &terms.mapped)))
-    }
-
-    #[inline(always)]
-    fn published(
-        &mut self,
-        message: &Publish<'_>,
-        topic: Term<'a>,
-        subject: impl FnOnce(&mut Self) -> NifResult<Term<'a>>,
-    ) -> NifResult<Term<'a>> {
         let reply_topic = match message.reply {
             Some(reply) => self.reply_topic(reply),
             None => atoms::undefined().to_term(self.env),
         };
         Ok((
             atoms::publish(),
-            subject(self)?,
+            self.chunk.part(message.subject)?,
             topic,
             optional_part(self.env, &mut self.chunk, message.reply)?,
             reply_topic,
@@ -183,6 +160,26 @@ impl<'a> Terms<'a> {
             self.chunk.part(message.payload)?,
         )
             .encode(self.env))
+    }
+
+    /// The same publish with the subject and topic that a rule has for its subject. A message that
+    /// a rule loses has an empty subject, which has no topic.
+    #[cold]
+    #[inline(never)]
+    fn map_publish(&mut self, publish: Term<'a>, subject: &[u8]) -> NifResult<Term<'a>> {
+        self.mapped.clear();
+        match map(self.publish_rules, subject, random, &mut self.mapped) {
+            Mapped::Unchanged => Ok(publish),
+            Mapped::To { .. } | Mapped::Nowhere => {
+                let topic = topic(self.env, &self.mapped, self.mountpoint, &mut self.scratch);
+                let mut fields = get_tuple(publish)?;
+                if let [_, its_subject, its_topic, ..] = fields.as_mut_slice() {
+                    *its_subject = binary(self.env, &self.mapped);
+                    *its_topic = topic;
+                }
+                Ok(make_tuple(self.env, &fields))
+            }
+        }
     }
 
     fn reply_topic(&mut self, reply: &[u8]) -> Term<'a> {
