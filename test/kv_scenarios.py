@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -385,3 +387,36 @@ def with_the_command(url: str, bucket: str) -> None:
     said("purge", bucket, "x.y", "-f")
     assert "key not found" in refused("get", bucket, "x.y")
     assert "cannot be removed" in refused("del", bucket, "-f")
+
+
+def retain(broker: tuple[str, int], topics: Iterable[str], payload: bytes) -> None:
+    """Publishes as fast as the broker takes it."""
+
+    def packet(first: int, body: bytes) -> bytes:
+        length, rest = b"", len(body)
+        while not length or rest:
+            length, rest = length + bytes([rest % 128 | (128 if rest >= 128 else 0)]), rest // 128
+        return bytes([first]) + length + body
+
+    with socket.create_connection(broker, DEADLINE) as connection:
+        connection.sendall(packet(0x10, b"\0\4MQTT\5\2\0\0\0\0\0"))
+        assert connection.recv(1) == b"\x20"
+        with connection.makefile("wb", 1 << 20) as out:
+            for topic in topics:
+                name = topic.encode()
+                out.write(packet(0x31, struct.pack(">H", len(name)) + name + b"\0" + payload))
+            out.write(b"\xc0\0")
+        answers = b""
+        while not answers.endswith(b"\xd0\0"):
+            answers += connection.recv(4096)
+
+
+async def large(url: str, bucket: str, count: int, size: int, watch: bool) -> None:
+    async with connected(url) as client:
+        kv = await client.jetstream().key_value(bucket)
+        assert (await kv.status()).values == count
+        keys = await kv.keys()
+        assert (len(keys), len(set(keys))) == (count, count)
+        if watch:
+            values = await initial(await kv.watchall())
+            assert len({entry.key for entry in values if len(entry.value) == size}) == len(values) == count

@@ -55,6 +55,13 @@ value(Message) ->
         payload => iolist_to_binary(emqx_message:payload(Message))
     }.
 
+summary(Message) ->
+    #{
+        revision => revision(Message),
+        at => emqx_message:timestamp(Message),
+        size => iolist_size(emqx_message:payload(Message))
+    }.
+
 revision(Message) ->
     case emqx_message:get_header(?REVISION, Message, undefined) of
         Revision when is_integer(Revision) -> Revision;
@@ -167,14 +174,14 @@ not_retained() ->
             "max_retained_messages or max_publish_rate forbids it"
         >>}}.
 
--spec fold(Filter :: binary(), fun((binary(), nats_gateway_kv_store:value(), Acc) -> Acc), Acc, context()) ->
+-spec fold(Filter :: binary(), fun((binary(), nats_gateway_kv_store:summary(), Acc) -> Acc), Acc, context()) ->
     Acc
 when
     Acc :: term().
 fold(Filter, Fun, Acc, _) ->
     nats_gateway_emqx_compat:fold_retained(
         Filter,
-        fun(Message, Inner) -> Fun(emqx_message:topic(Message), value(Message), Inner) end,
+        fun(Message, Inner) -> Fun(emqx_message:topic(Message), summary(Message), Inner) end,
         Acc
     ).
 

@@ -309,13 +309,17 @@ live_frames([{Kind, Topic, Value} | Live], Frames, State = #state{queue = Queue}
     live_frames(Live, [Frame | Frames], NState).
 
 %% The values of the keys whose turn it is are read together. How many are read depends on how large
-%% the values before them were.
+%% the values before them were, also where the client wants no payloads.
 batch(State = #state{queue = Queue, batch = N, store = {Module, Context}}) ->
     Entries = nats_gateway_kv_queue:take(N, Queue),
     Topics = [Topic || {_, Topic, put} <- Entries],
-    Values = maps:from_list(lists:zip(Topics, Module:read(Topics, Context))),
+    Read = Module:read(Topics, Context),
+    Values = maps:from_list(lists:zip(Topics, Read)),
     {Frames, NState} = frames(Entries, Values, [], State),
-    Bytes = lists:sum([size_of(Frame) || Frame <- Frames]),
+    Bytes = max(
+        lists:sum([size_of(Frame) || Frame <- Frames]),
+        lists:sum([byte_size(Payload) || {ok, #{payload := Payload}} <- Read])
+    ),
     {Frames, NState#state{
         batch = max(1, min(?MAX_BATCH, ?BATCH_BYTES * max(1, length(Frames)) div max(1, Bytes)))
     }}.

@@ -263,11 +263,11 @@ stream(Bucket, State = #state{store = {Module, Context}}) ->
     {ok, Filter} = nats_gateway_kv_bucket:filter(<<">">>, Bucket),
     try Module:fold(
         Filter,
-        fun(Topic, #{revision := Revision, at := At, payload := Payload}, Acc = {N, Size, Min, Max}) ->
+        fun(Topic, #{revision := Revision, at := At, size := Size}, Acc = {N, Bytes, Min, Max}) ->
             case nats_gateway_kv_bucket:key_of_topic(Topic, Bucket) of
                 {ok, _} ->
                     This = {Revision, At},
-                    {N + 1, Size + byte_size(Topic) + byte_size(Payload), first(This, Min), max(This, Max)};
+                    {N + 1, Bytes + byte_size(Topic) + Size, first(This, Min), max(This, Max)};
                 error ->
                     Acc
             end
@@ -314,9 +314,9 @@ search(Way, Bucket, KeyFilter, IsWanted, #state{store = {Module, Context}}) ->
     {ok, Filter} = nats_gateway_kv_bucket:filter(KeyFilter, Bucket),
     Found = Module:fold(
         Filter,
-        fun(Topic, Value = #{revision := Revision}, Best) ->
+        fun(Topic, #{revision := Revision}, Best) ->
             case IsWanted(Revision) andalso is_better(Revision, Best) of
-                true -> better(Topic, Value, KeyFilter, Bucket, Best);
+                true -> better(Topic, Revision, KeyFilter, Bucket, Best);
                 false -> Best
             end
         end,
@@ -324,18 +324,27 @@ search(Way, Bucket, KeyFilter, IsWanted, #state{store = {Module, Context}}) ->
         Context
     ),
     case Found of
-        {Key, Value} -> {value, Way, Bucket, Key, Value};
+        {_, Key, Topic} -> found(Way, Bucket, Key, Module:read([Topic], Context), IsWanted);
         none -> not_found(Way)
     end.
 
-is_better(_, none) -> true;
-is_better(Revision, {_, #{revision := Other}}) -> Revision < Other.
+%% The value may have changed since.
+found(Way, Bucket, Key, [{ok, Value = #{revision := Revision}}], IsWanted) ->
+    case IsWanted(Revision) of
+        true -> {value, Way, Bucket, Key, Value};
+        false -> not_found(Way)
+    end;
+found(Way, _, _, [none], _) ->
+    not_found(Way).
 
-better(Topic, Value, KeyFilter, Bucket, Best) ->
+is_better(_, none) -> true;
+is_better(Revision, {Other, _, _}) -> Revision < Other.
+
+better(Topic, Revision, KeyFilter, Bucket, Best) ->
     case nats_gateway_kv_bucket:key_of_topic(Topic, Bucket) of
         {ok, Key} ->
             case nats_gateway_nif:subject_matches(KeyFilter, Key) of
-                true -> {Key, Value};
+                true -> {Revision, Key, Topic};
                 false -> Best
             end;
         error ->

@@ -4,7 +4,7 @@
 %% `nats_gateway_kv_consumer'), and may wait for the broker. The rights have been checked before.
 -module(nats_gateway_kv_store).
 
--export_type([store/0, value/0, change/0, expected/0, write_error/0, where/0]).
+-export_type([store/0, value/0, summary/0, change/0, expected/0, write_error/0, where/0]).
 
 -type store() :: {module(), Context :: term()}.
 
@@ -15,6 +15,9 @@
     headers := nats_gateway_nif:headers(),
     payload := binary()
 }.
+
+%% What is known of a value that was not read. `size' is that of the payload.
+-type summary() :: #{revision := pos_integer(), at := integer(), size := non_neg_integer()}.
 
 %% The message that a subscription brings for a topic. A deleted key has no payload.
 -type change() :: {put | delete, Topic :: binary(), value()}.
@@ -48,7 +51,8 @@ when
         | {delete, Headers :: binary()}.
 
 %% Folds over the messages that are retained for a filter. Changes meanwhile may or may not be seen.
--callback fold(Filter :: binary(), fun((Topic :: binary(), value(), Acc) -> Acc), Acc, Context) ->
+%% The payloads are left out, because all of them together may be more than the memory.
+-callback fold(Filter :: binary(), fun((Topic :: binary(), summary(), Acc) -> Acc), Acc, Context) ->
     Acc
 when
     Acc :: term(), Context :: term().

@@ -10,6 +10,7 @@
 
 -export([start_link/1]).
 -export([read/2]).
+-export([look/2]).
 -export([publish/2]).
 -export([watch/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -30,15 +31,20 @@
 
 -type failure() :: {refused, Reason :: byte()}.
 
+-type summarize() :: fun((#publish{}) -> term()).
+
 -type request() ::
-    {read, [Filter :: binary()]} | {publish, #publish{}} | {watch, Filter :: binary()}.
+    {read, [Filter :: binary()]}
+    | {look, {Filter :: binary(), summarize()}}
+    | {publish, #publish{}}
+    | {watch, Filter :: binary()}.
 
 -record(state, {
     owner :: pid(),
     client :: nats_gateway_mqtt_client:client(),
     %% the request under way, what it has found, latest first, and why it failed
     current = none :: none | {gen_server:from(), request()},
-    found = [] :: [#publish{}],
+    found = [] :: [#publish{} | term()],
     failure = none :: none | failure(),
     waiting = queue:new() :: queue:queue({gen_server:from(), request()}),
     watches = false :: boolean()
@@ -56,6 +62,10 @@ start_link(Login) -> nats_gateway_guard:start_link(?MODULE, {self(), Login}).
 %% The messages that are retained for these filters.
 -spec read(pid(), [Filter :: binary()]) -> {ok, [#publish{}]} | {error, failure()}.
 read(Pid, Filters) -> gen_server:call(Pid, {read, Filters}, infinity).
+
+%% What the function makes of the messages that are retained for the filter. They are not kept.
+-spec look(pid(), {Filter :: binary(), summarize()}) -> {ok, [term()]} | {error, failure()}.
+look(Pid, Look) -> gen_server:call(Pid, {look, Look}, infinity).
 
 %% The packet has QoS 1.
 -spec publish(pid(), #publish{}) -> {ok, []} | {error, failure()}.
@@ -140,6 +150,8 @@ start(From, Request, State = #state{client = Client}) ->
         case Request of
             {read, Filters} ->
                 [{#subscribe{filters = [{Filter, 0, false, ?SEND_RETAINED}]}, asked} || Filter <- Filters];
+            {look, {Filter, _}} ->
+                [{#subscribe{filters = [{Filter, 0, false, ?SEND_RETAINED}]}, asked}];
             {publish, Packet} ->
                 [{Packet, asked}];
             {watch, Filter} ->
@@ -180,6 +192,10 @@ message(Packet, State = #state{watches = true, owner = Owner}) ->
     State;
 message(Packet = #publish{retain = true}, State = #state{current = {_, {read, _}}, found = Found}) ->
     State#state{found = [Packet | Found]};
+message(#publish{retain = true, payload = <<>>}, State) ->
+    State;
+message(Packet = #publish{retain = true}, State = #state{current = {_, {look, {_, Summarize}}}, found = Found}) ->
+    State#state{found = [Summarize(Packet) | Found]};
 %% published while its topic is read, or read for a request that is done
 message(_, State) ->
     State.
@@ -187,11 +203,9 @@ message(_, State) ->
 done(State = #state{current = {From, Request}, found = Found, failure = Failure, client = Client}) ->
     NClient =
         case Request of
-            {read, Filters} ->
-                Items = [{#unsubscribe{filters = [Filter]}, ended} || Filter <- Filters],
-                nats_gateway_mqtt_client:send(Items, Client);
-            _ ->
-                Client
+            {read, Filters} -> unsubscribe(Filters, Client);
+            {look, {Filter, _}} -> unsubscribe([Filter], Client);
+            _ -> Client
         end,
     ok =
         case Failure of
@@ -199,6 +213,9 @@ done(State = #state{current = {From, Request}, found = Found, failure = Failure,
             _ -> gen_server:reply(From, {error, Failure})
         end,
     next(State#state{client = NClient, current = none, found = []}).
+
+unsubscribe(Filters, Client) ->
+    nats_gateway_mqtt_client:send([{#unsubscribe{filters = [Filter]}, ended} || Filter <- Filters], Client).
 
 next(State = #state{waiting = Waiting}) ->
     case queue:out(Waiting) of

@@ -21,6 +21,7 @@ from clients.stack import (
     restricted_stack,
 )
 from emqx.mqtt import Mqtt
+from hostile.measure import Usage
 
 BUCKET, TOPIC = "devices", "site/state"
 PROGRAMS = ("go", "js", "rust", "java")
@@ -96,3 +97,16 @@ def test_writers(store: Stack):
 
 def test_no_gap_and_nothing_twice(store: Stack, mqtt: Callable[[], Mqtt]):
     asyncio.run(kv_scenarios.no_gap(store.url, BUCKET, TOPIC, mqtt))
+
+
+@pytest.mark.parametrize("count, size, watch, more_megabytes", [(100_000, 1024, False, 300), (10_000, 65536, True, 200)])
+def test_a_large_bucket(tmp_path: Path, count: int, size: int, watch: bool, more_megabytes: int):
+    """The number of keys is exact, and the values, 100 and 655 MB of them, never are in the gateway together."""
+    broker = mosquitto(tmp_path, "allow_anonymous true\n")
+    with Stack(gateway_in_front_of(broker.address, tmp_path, {"kv": {"enable": True, "buckets": ["large"]}}), broker) as stack:
+        usage = Usage.of_session(stack.gateway.session)
+        before = usage.rss()
+        kv_scenarios.retain(stack.mqtt, (f"large/{number % 100}/k{number}" for number in range(count)), bytes(size))
+        usage.begin_peak()
+        asyncio.run(kv_scenarios.large(stack.url, "large", count, size, watch))
+        assert usage.peak() < before + more_megabytes * 1_000_000

@@ -73,7 +73,9 @@ write(Topic, Expected, Write, Table) ->
 
 fold(Filter, Fun, Acc, Table) ->
     lists:foldl(
-        fun({Topic, Value}, Inner) -> Fun(Topic, Value, Inner) end,
+        fun({Topic, Value = #{payload := Payload}}, Inner) ->
+            Fun(Topic, (maps:with([revision, at], Value))#{size => byte_size(Payload)}, Inner)
+        end,
         Acc,
         [
             Entry
