@@ -127,7 +127,7 @@
 
 -define(GATEWAY, nats).
 %% Of the key/value store, for one client.
--define(MAX_WATCHERS, 1000).
+-define(MAX_WATCHERS, 250).
 %% MQTT's Retain Handling
 -define(NO_RETAINED, 2).
 %% Access control and hooks may take any time, and the end of the client may wait in the mailbox.
