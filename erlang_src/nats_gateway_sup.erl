@@ -16,4 +16,4 @@ init(Children) ->
             #{id => Module, start => {Module, start_link, []}}
          || Module <- [nats_gateway_refusals, nats_gateway_passwords]
         ] ++
-            nats_gateway_accounts:child_specs() ++ Children}}.
+            nats_gateway_accounts:child_specs() ++ nats_gateway_kv_kept:child_specs() ++ Children}}.

@@ -233,22 +233,41 @@ async def denied(url: str, login: dict) -> None:
 
 
 async def reconnect(url: str, bucket: str) -> None:
-    """A watcher whose connection is cut goes on where it was, as soon as the client misses the heartbeats."""
-    async with connected(url, reconnect_time_wait=0.1) as client, connected(url) as writing:
+    """A watcher whose connection is cut goes on where it was, as soon as its client is there again."""
+    connected_again = asyncio.Event()
+
+    async def note() -> None:
+        connected_again.set()
+
+    options = {"reconnect_time_wait": 0.1, "reconnected_cb": note}
+    async with connected(url, **options) as client, connected(url) as writing:
         kv = await client.jetstream().key_value(bucket)
         own = await writing.jetstream().key_value(bucket)
-        await own.put("r.a", b"0")
+        for key in ("r.a", "r.gone"):
+            await own.put(key, b"0")
         watcher = await kv.watch("r.>")
-        assert [e.value for e in await initial(watcher)] == [b"0"]
-        client._transport._io_writer.transport.abort()
-        await own.put("r.a", b"1")
-        await own.put("r.b", b"1")
-        seen = [await watcher.updates(timeout=4 * DEADLINE) for _ in range(2)]
-        assert [(e.key, e.value) for e in seen] == [("r.a", b"1"), ("r.b", b"1")]
-        await own.put("r.a", b"2")
-        entry = await watcher.updates(timeout=DEADLINE)
-        assert (entry.key, entry.value) == ("r.a", b"2")
-        for key in ("r.a", "r.b"):
+        assert {e.value for e in await initial(watcher)} == {b"0"}
+        latencies = []
+        for turn in range(1, 4):
+            connected_again.clear()
+            client._transport._io_writer.transport.abort()
+            values = [(key, f"{turn} {n}".encode()) for n in range(20) for key in ("r.a", "r.b")]
+            for key, value in values:
+                await own.put(key, value)
+            if turn == 1:
+                await own.delete("r.gone")
+            await asyncio.wait_for(connected_again.wait(), DEADLINE)
+            since = time.monotonic()
+            await own.put("r.c", b"last")
+            seen = []
+            while (entry := await watcher.updates(timeout=DEADLINE)).key != "r.c":
+                seen.append((entry.key, entry.value, entry.operation))
+            latencies.append(time.monotonic() - since)
+            deleted = [("r.gone", None, "DEL")] if turn == 1 else []
+            assert [(k, v or None, o) for k, v, o in seen] == [(k, v, None) for k, v in values] + deleted
+        print(f"the next value after {[f'{s * 1000:.0f} ms' for s in latencies]}")
+        assert max(latencies) < 2.0
+        for key in ("r.a", "r.b", "r.c"):
             await own.delete(key)
 
 

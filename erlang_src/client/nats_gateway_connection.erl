@@ -127,7 +127,7 @@
 %% change makes the runtime scan all processes.
 -spec publish(Key :: term(), options()) -> changed | unchanged.
 publish(Key, Options) ->
-    Keyed = Options#{key => Key},
+    Keyed = (with_digest(Options))#{key => Key},
     case persistent_term:get(Key, undefined) of
         Keyed ->
             unchanged;
@@ -135,6 +135,13 @@ publish(Key, Options) ->
             ok = persistent_term:put(Key, Keyed),
             changed
     end.
+
+%% The watchers of the key/value store are kept for logins under the same settings. It takes up to a
+%% millisecond for 1000 users, so it is not done for each login.
+with_digest(Options = #{config := Config = #{kv := Buckets}}) when is_map(Buckets) ->
+    Options#{config := Config#{digest => erlang:phash2(Config, 1 bsl 32)}};
+with_digest(Options) ->
+    Options.
 
 -spec start_link(nats_gateway_transport:socket(), Key :: term()) -> {ok, pid()}.
 start_link(Socket, Key) ->

@@ -14,6 +14,7 @@
 -export([new/3]).
 -export([where/0]).
 -export([open/2]).
+-export([hand_over/2]).
 -export([read/2]).
 -export([write/4]).
 -export([fold/4]).
@@ -40,6 +41,9 @@ where() -> cluster.
 
 -spec open(session | consumer, context()) -> {context(), none}.
 open(_, Context) -> {Context, none}.
+
+-spec hand_over(context(), context()) -> context().
+hand_over(OfSession, _) -> OfSession.
 
 -spec read([Topic :: binary()], context()) -> [{ok, nats_gateway_kv_store:value()} | none].
 read(Topics, _) -> [found(nats_gateway_emqx_compat:read_retained(Topic)) || Topic <- Topics].

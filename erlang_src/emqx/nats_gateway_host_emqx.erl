@@ -59,7 +59,9 @@
     %% whether EMQX's automatic subscriptions are taken
     auto_subscribe :: boolean(),
     %% the name in answers of the key/value store
-    server_id :: binary()
+    server_id :: binary(),
+    %% whose watchers of the key/value store are this client's
+    identity = none :: nats_gateway_kv_kept:identity()
 }).
 
 %% The numbers in the last report.
@@ -192,7 +194,7 @@ register(ClientInfo, ConnInfo, _, false) ->
 
 session(#{connected_at := ConnectedAt}) -> #{created_at => ConnectedAt}.
 
-connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) ->
+connected(ClientInfo = #{clientid := ClientId}, ConnInfo, Client = #{config := Config}) ->
     #{retained_on_subscribe := Retained, host := Settings, server_id := ServerId} = Config,
     #{publish_properties := PublishProperties, show_properties := ShowProperties} = Config,
     #{context := Context, auto_subscribe := AutoSubscribe} = Settings,
@@ -208,7 +210,8 @@ connected(ClientInfo = #{clientid := ClientId}, ConnInfo, #{config := Config}) -
             publish_properties = PublishProperties,
             show_properties = ShowProperties,
             auto_subscribe = AutoSubscribe,
-            server_id = ServerId
+            server_id = ServerId,
+            identity = nats_gateway_kv_kept:identity(Client)
         },
         clientinfo = ClientInfo,
         clientid = ClientId,
@@ -413,7 +416,7 @@ subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 ask(Key, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
     case may_subscribe(Key, QoS, Host) of
-        allow -> subscribe(Key, QoS, NoLocal, sub_props(Options), Host);
+        allow -> subscribe(Key, QoS, NoLocal, sub_props(Options), continue_watchers(Key, Host));
         deny -> denied(permission_denied, Host);
         Refusal -> {Refusal, Host}
     end.
@@ -888,13 +891,38 @@ store_right(publish, Topic, #host{authz = Authz}) ->
             nats_gateway_emqx_authz:authorize(Action, Topic, Authz)
     end.
 
+%% The watchers of an earlier connection, where the client has subscribed to the same subject again. Its
+%% rights may have changed.
+continue_watchers({undefined, Topic}, Host = #host{login = #login{identity = Identity}}) when
+    Identity =/= none
+->
+    lists:foldl(
+        fun(Watcher, Inner) -> continue_watcher(Watcher, Topic, Inner) end,
+        Host,
+        nats_gateway_kv_kept:find(Identity, Topic)
+    );
+continue_watchers(_, Host) ->
+    Host.
+
+continue_watcher(Watcher, Topic, Host) ->
+    case nats_gateway_kv_consumer:filters(Watcher) of
+        gone ->
+            Host;
+        Filters ->
+            case refused_right([{subscribe, Filter} || Filter <- Filters], Host) of
+                {none, NHost} -> element(2, pass_to_store({adopt, Watcher, Topic}, undefined, NHost));
+                {_, NHost} -> NHost
+            end
+    end.
+
 pass_to_store({answer, no_responders}, _, Host) ->
     {no_responders, Host};
 pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
     #host{clientid = ClientId, mountpoint = Mountpoint, login = Login} = Host,
-    #login{headers = Headers, server_id = ServerId} = Login,
+    #login{headers = Headers, server_id = ServerId, identity = Identity} = Login,
     Session = nats_gateway_kv_session:new(#{
         client => self(),
+        identity => Identity,
         store => nats_gateway_emqx_kv:new(ClientId, Headers, Mountpoint),
         leader => ServerId,
         max_consumers => ?MAX_WATCHERS
@@ -920,7 +948,7 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo}) -
     _ = emqx_broker:subscriber_down(self()),
     #host{kv = Kv, login = Login} = Host,
     #login{conninfo = ConnInfo, context = Context, presence = Presence} = Login,
-    _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
+    _ = Kv =/= none andalso end_store(Reason, Kv, Host),
     NConnInfo = ConnInfo#{disconnected_at => erlang:system_time(millisecond)},
     Name = reason(Reason, ConnInfo),
     case Name of
@@ -938,6 +966,11 @@ disconnect(Reason, Host = #host{clientid = ClientId, clientinfo = ClientInfo}) -
     run_hook('client.disconnected', NConnInfo, [ClientInfo, Name, NConnInfo], Context),
     run_hook('session.terminated', NConnInfo, [ClientInfo, Name, session(ConnInfo)], Context),
     nats_gateway_emqx_presence:disconnected(Presence, Login#login.headers).
+
+end_store(login_again, Kv, _) ->
+    nats_gateway_kv_session:stop(Kv);
+end_store(_, Kv, #host{subs = Subs}) ->
+    nats_gateway_kv_session:leave([Topic || {undefined, Topic} <- maps:keys(Subs)], Kv).
 
 %% The client is sent nothing more, so what its groups have given to it goes to other members.
 give_away(Host = #host{early = Early}) ->

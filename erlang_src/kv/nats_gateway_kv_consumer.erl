@@ -6,7 +6,10 @@
 %% subscribed to the subject. Clients may subscribe before they create the consumer, or after it.
 %%
 %% Where the client asks for flow control, it says from time to time how far it has read, and no more
-%% than a window of bytes is unread. The process ends with its client.
+%% than a window of bytes is unread.
+%%
+%% If its client loses the connection, the process waits for it (`nats_gateway_kv_kept'). What changes
+%% meanwhile is kept as for a client that is slow. Otherwise the process ends with its session.
 -module(nats_gateway_kv_consumer).
 
 -behaviour(gen_server).
@@ -16,6 +19,9 @@
 -export([facts/1]).
 -export([taken/2]).
 -export([stop/1]).
+-export([wait_for_client/2]).
+-export([filters/1]).
+-export([adopt/3]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
 
@@ -23,6 +29,7 @@
 
 -type options() :: #{
     client := pid(),
+    identity := nats_gateway_kv_kept:identity(),
     store := nats_gateway_kv_store:store(),
     bucket := nats_gateway_kv_bucket:bucket(),
     consumer := nats_gateway_kv_request:consumer(),
@@ -36,7 +43,11 @@
 -define(MAX_LIVE, 256).
 
 -record(state, {
-    client :: pid(),
+    %% whom it serves, or that it waits for its client, and until when
+    client :: pid() | {kept, Until :: reference()},
+    kept :: nats_gateway_kv_kept:kept(),
+    %% the session of another connection of the client, which has subscribed to the same subject
+    heir = none :: none | pid(),
     store :: nats_gateway_kv_store:store(),
     bucket :: nats_gateway_kv_bucket:bucket(),
     consumer :: nats_gateway_kv_request:consumer(),
@@ -61,10 +72,11 @@
     %% flow control: bytes that the client has not said to have read, how many there may be, and the
     %% question that it has not answered
     unread = 0 :: non_neg_integer(),
-    window = 0 :: non_neg_integer(),
+    window = 0 :: infinity | non_neg_integer(),
     asked = none :: none | {Token :: binary(), Bytes :: non_neg_integer()},
     %% when the last frame went to the client
-    last = 0 :: integer()
+    last = 0 :: integer(),
+    ticking = none :: none | reference()
 }).
 
 %% As in a nats-server, the window grows with each answer of the client.
@@ -80,6 +92,11 @@
 -define(LEFT_MS, 2000).
 %% How often it is looked at whether a slow client has read what it was sent.
 -define(BEHIND_MS, 50).
+
+%% How long a watcher waits for a client that has lost its connection.
+-define(MAX_KEPT_MS, 30000).
+%% A connection that has ended does not take what is on its way to it.
+-define(UNTAKEN_MS, 50).
 
 %% A message takes less to arrive after its value was retained.
 -define(SETTLED_MS, 60000).
@@ -111,14 +128,36 @@ stop(Pid) ->
     true = unlink(Pid),
     gen_server:cast(Pid, stop).
 
+%% The client has lost its connection. `no': the watcher ends.
+-spec wait_for_client(pid(), Most :: non_neg_integer()) -> yes | no.
+wait_for_client(Pid, Most) -> call(Pid, {wait_for_client, Most}, no).
+
+%% What a client must have the right to subscribe to, to take over a watcher that waits.
+-spec filters(pid()) -> [Filter :: binary()] | gone.
+filters(Pid) -> call(Pid, filters, gone).
+
+%% The client is there again, with another process and the calling session. `later': the end of its
+%% earlier connection has not been seen yet. When it is, the session is told.
+-spec adopt(pid(), Client :: pid(), nats_gateway_kv_store:store()) ->
+    {ok, nats_gateway_kv_bucket:bucket(), Name :: binary()} | later | gone.
+adopt(Pid, Client, Store) -> call(Pid, {adopt, Client, Store}, gone).
+
+call(Pid, Request, IfGone) ->
+    try
+        gen_server:call(Pid, Request)
+    catch
+        exit:_ -> IfGone
+    end.
+
 %% -------------------------------------------------------------------------------------------
 
-init(#{client := Client, store := Store, bucket := Bucket, consumer := Consumer, name := Name}) ->
-    _ = monitor(process, Client),
+init(Options = #{client := Client, store := Store, bucket := Bucket, consumer := Consumer, name := Name}) ->
     #{filters := Filters, start := Start, flow_control := FlowControl, inactive := Inactive} = Consumer,
+    #{deliver_topic := DeliverTopic} = Consumer,
     Queue = nats_gateway_kv_queue:new(),
     State = #state{
         client = Client,
+        kept = nats_gateway_kv_kept:enter(maps:get(identity, Options), DeliverTopic),
         store = Store,
         bucket = Bucket,
         consumer = Consumer,
@@ -181,7 +220,29 @@ handle_call(facts, _, State) ->
             pending => nats_gateway_kv_queue:size(Queue) + length(State#state.live) + OnTheWay,
             bound => State#state.interest =:= yes
         },
-        State}.
+        State};
+handle_call(filters, _, State = #state{consumer = #{filters := Filters}}) ->
+    {reply, [Filter || {_, Filter} <- Filters], State};
+handle_call({wait_for_client, Most}, {Session, _}, State) ->
+    #state{consumer = #{inactive := Inactive, deliver_topic := Topic}, kept = Kept, heir = Heir} = State,
+    case nats_gateway_kv_kept:keep(Kept, Most) of
+        ok ->
+            true = unlink(Session),
+            Until = erlang:start_timer(min(Inactive, ?MAX_KEPT_MS), self(), kept),
+            _ = is_pid(Heir) andalso gen_server:cast(Heir, {offer, self(), Topic}),
+            {reply, yes, without_client({kept, Until}, State)};
+        full ->
+            {stop, normal, no, State}
+    end;
+handle_call({adopt, Client, Store}, {Session, _}, State = #state{client = {kept, Until}}) ->
+    true = link(Session),
+    ok = nats_gateway_kv_kept:release(State#state.kept),
+    _ = erlang:cancel_timer(Until),
+    {reply, {ok, State#state.bucket, State#state.name}, with_client(Client, Store, State)};
+handle_call({adopt, Client, _}, {Session, _}, State = #state{client = Other}) when Client =/= Other ->
+    {reply, later, State#state{heir = Session}};
+handle_call(_, _, State) ->
+    {reply, gone, State}.
 
 handle_cast(start_delivery, State) ->
     %% If there is nothing to send, the client is asked all the same whether it has subscribed.
@@ -201,6 +262,13 @@ handle_cast({taken, _}, State) ->
 handle_cast(stop, State) ->
     {stop, normal, State}.
 
+handle_info({timeout, Until, kept}, State = #state{client = {kept, Until}}) ->
+    {stop, normal, State};
+%% from a connection that is gone
+handle_info({fed, _}, State = #state{feeding = idle}) ->
+    {noreply, State};
+handle_info(Own, State = #state{client = {kept, _}}) when Own =:= again; Own =:= tick ->
+    {noreply, State};
 handle_info({fed, yes}, State) ->
     {noreply, pump(State#state{feeding = idle, interest = yes, retry = 0})};
 handle_info({fed, no}, State = #state{feeding = Frames, unsent = Unsent, interest = Interest}) ->
@@ -226,8 +294,11 @@ handle_info(tick, State) ->
     {noreply, tick(beat(State))};
 handle_info(settled, State = #state{queue = Queue}) ->
     {noreply, State#state{queue = nats_gateway_kv_queue:settle(Queue)}};
-handle_info({'DOWN', _, process, Client, _}, State = #state{client = Client}) ->
-    {stop, normal, State};
+handle_info(Message = {'DOWN', _, _, _, _}, State = #state{kept = Kept}) ->
+    case nats_gateway_kv_kept:is_over(Message, Kept) of
+        true -> {stop, normal, State};
+        false -> {noreply, State}
+    end;
 handle_info(Message, State = #state{store = {Module, Context}}) ->
     case Module:change(Message, Context) of
         {Kind, Topic, Value} ->
@@ -255,6 +326,45 @@ values(Frames) -> [Frame || Frame = {Subject, _, _, _} <- Frames, Subject =/= in
 
 %% -------------------------------------------------------------------------------------------
 
+%% Frames that the connection has not taken are for the next one. Others may be lost on their way: the
+%% numbers in what follows tell the client, as with a nats-server.
+without_client(Kept, State = #state{feeding = Feeding, unsent = Unsent}) ->
+    Untaken =
+        case Feeding of
+            idle -> [];
+            [] -> [];
+            _ ->
+                receive
+                    {fed, Taken} when Taken =/= no -> []
+                after ?UNTAKEN_MS -> Feeding
+                end
+        end,
+    _ = State#state.ticking =/= none andalso erlang:cancel_timer(State#state.ticking),
+    State#state{client = Kept, heir = none, feeding = idle, unsent = values(Untaken) ++ Unsent, ticking = none}.
+
+%% What the client has not said to have read is lost, or read: it does not matter any more.
+%% A heartbeat is due.
+with_client(Client, {Module, Context}, State = #state{store = {Module, Own}, window = Window}) ->
+    #state{consumer = #{heartbeat := Heartbeat}} = State,
+    State#state{
+        client = Client,
+        store = {Module, Module:hand_over(Context, Own)},
+        interest = {none, now_ms() + ?LEFT_MS},
+        retry = 0,
+        unread = 0,
+        asked = none,
+        window =
+            case Window of
+                infinity -> infinity;
+                _ -> ?MIN_WINDOW
+            end,
+        last =
+            case Heartbeat of
+                infinity -> now_ms();
+                _ -> now_ms() - Heartbeat
+            end
+    }.
+
 %% A watcher that keeps up is told of each change. For one that does not, the queue keeps only the last
 %% one of each key.
 changed(Kind, Topic, Value = #{revision := Revision}, State = #state{queue = Queue}) ->
@@ -281,6 +391,8 @@ live(Change = {_, Topic, #{payload := Payload}}, State = #state{live = Live, liv
     State#state{live = [Change | Live], live_bytes = Bytes + byte_size(Topic) + byte_size(Payload)}.
 
 %% Sends what waits, as much as may be on its way.
+pump(State = #state{client = {kept, _}}) ->
+    State;
 pump(State = #state{interest = {none, _}, unsent = [_ | _]}) ->
     State;
 pump(State = #state{feeding = idle, unsent = Unsent = [_ | _]}) ->
@@ -451,10 +563,9 @@ heartbeat(State = #state{sequence = Sequence, revision = Revision, asked = Asked
     {inbox, undefined, nats_gateway_kv_answer:control(heartbeat, Pairs), <<>>}.
 
 tick(State = #state{interest = {none, _}, retry = Retry}) ->
-    _ = erlang:send_after(min(?LOOK_MS, ?FIRST_LOOK_MS bsl min(Retry, 8)), self(), tick),
-    State#state{retry = Retry + 1};
+    Ms = min(?LOOK_MS, ?FIRST_LOOK_MS bsl min(Retry, 8)),
+    State#state{retry = Retry + 1, ticking = erlang:send_after(Ms, self(), tick)};
 tick(State = #state{consumer = #{heartbeat := Heartbeat}}) ->
-    _ = erlang:send_after(min(?IDLE_MS, Heartbeat), self(), tick),
-    State.
+    State#state{ticking = erlang:send_after(min(?IDLE_MS, Heartbeat), self(), tick)}.
 
 now_ms() -> erlang:monotonic_time(millisecond).

@@ -7,6 +7,7 @@
 
 -export([new/1]).
 -export([submit/3]).
+-export([leave/2]).
 -export([stop/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
@@ -16,8 +17,12 @@
 %% The client's own process starts the session, and counts what it has not done yet.
 -opaque session() :: {pid(), counters:counters_ref()}.
 
+%% The client has subscribed to the topic that this watcher has waited for.
+-type adoption() :: {adopt, Watcher :: pid(), Topic :: binary()}.
+
 -type options() :: #{
     client := pid(),
+    identity := nats_gateway_kv_kept:identity(),
     store := nats_gateway_kv_store:store(),
     %% the id of this server
     leader := binary(),
@@ -26,6 +31,7 @@
 
 -record(state, {
     client :: pid(),
+    identity :: nats_gateway_kv_kept:identity(),
     store :: nats_gateway_kv_store:store(),
     leader :: binary(),
     max_consumers :: pos_integer(),
@@ -33,7 +39,7 @@
     %% the store is opened when it is needed, and ends with this process
     opened = false :: boolean(),
     link = none :: none | pid(),
-    consumers = #{} :: #{{Stream :: binary(), Name :: binary()} => pid()}
+    consumers = #{} :: #{{Stream :: binary(), Name :: binary()} => {pid(), DeliverTopic :: binary()}}
 }).
 
 %% Requests and bytes of one client that may wait. Clients wait for an answer before they ask again,
@@ -50,7 +56,7 @@ new(Options) ->
     {Pid, Waiting}.
 
 %% The answer goes to the client, unless it has no use for one.
--spec submit(nats_gateway_kv_request:action(), ReplyTopic :: undefined | binary(), session()) ->
+-spec submit(nats_gateway_kv_request:action() | adoption(), ReplyTopic :: undefined | binary(), session()) ->
     ok | gone.
 submit(Action, ReplyTopic, {Pid, Waiting}) ->
     IsAlive = is_process_alive(Pid),
@@ -68,6 +74,11 @@ submit(Action, ReplyTopic, {Pid, Waiting}) ->
             answer(self(), ReplyTopic, Failed)
     end.
 
+%% The connection ends, and these topics are subscribed to. The client may come back for the watchers
+%% that deliver to them.
+-spec leave([Topic :: binary()], session()) -> ok.
+leave(Topics, {Pid, _}) -> gen_server:cast(Pid, {leave, Topics}).
+
 %% The client has another login, or none. Its watchers end, too.
 -spec stop(session()) -> ok.
 stop({Pid, _}) -> gen_server:cast(Pid, stop).
@@ -82,6 +93,7 @@ init(Options = #{client := Client, store := Store, leader := Leader, waiting := 
     _ = monitor(process, Client),
     {ok, #state{
         client = Client,
+        identity = maps:get(identity, Options),
         store = Store,
         leader = Leader,
         max_consumers = maps:get(max_consumers, Options),
@@ -92,6 +104,21 @@ handle_call(_, _, State) -> {reply, ignored, State}.
 
 handle_cast(stop, State) ->
     {stop, {shutdown, stopped}, State};
+%% This watcher waits now. The client has subscribed to its topic already.
+handle_cast({offer, Watcher, Topic}, State) ->
+    {Answer, NState} = try_to_do({adopt, Watcher, Topic}, State),
+    ok = started(Answer),
+    {noreply, NState};
+handle_cast({leave, Topics}, State = #state{consumers = Consumers}) ->
+    #state{max_consumers = Most} = State,
+    Wanted = maps:from_keys(Topics, true),
+    lists:foreach(
+        fun({Pid, Topic}) ->
+            is_map_key(Topic, Wanted) andalso nats_gateway_kv_consumer:wait_for_client(Pid, Most)
+        end,
+        maps:values(Consumers)
+    ),
+    {stop, {shutdown, client_gone}, State};
 handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client, waiting = Waiting}) ->
     {Answer, NState} = try_to_do(Action, State),
     ok = counters:sub(Waiting, 1, 1),
@@ -99,6 +126,7 @@ handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client,
     _ =
         case Answer of
             none -> ok;
+            {adopted, _} -> started(Answer);
             {started, Pid, Created} ->
                 ok = answer(Client, ReplyTopic, Created),
                 nats_gateway_kv_consumer:start_delivery(Pid);
@@ -107,13 +135,16 @@ handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client,
         end,
     {noreply, NState}.
 
+started({adopted, Pid}) -> nats_gateway_kv_consumer:start_delivery(Pid);
+started(_) -> ok.
+
 handle_info({'DOWN', _, process, Client, _}, State = #state{client = Client}) ->
     %% ends the watchers as well
     {stop, {shutdown, client_gone}, State};
 handle_info({'EXIT', Link, _}, State = #state{link = Link}) ->
     {stop, {shutdown, store_gone}, State};
 handle_info({'EXIT', Pid, _}, State = #state{consumers = Consumers}) ->
-    {noreply, State#state{consumers = maps:filter(fun(_, Other) -> Other =/= Pid end, Consumers)}};
+    {noreply, State#state{consumers = maps:filter(fun(_, {Other, _}) -> Other =/= Pid end, Consumers)}};
 handle_info(_, State) ->
     {noreply, State}.
 
@@ -145,7 +176,9 @@ try_to_do(Action, State = #state{opened = Opened, store = {Module, Context}}) ->
     end.
 
 needs_store(Action) when is_tuple(Action) ->
-    lists:member(element(1, Action), [stream_list, stream_info, get, write, purge, create_consumer]);
+    lists:member(element(1, Action), [
+        stream_list, stream_info, get, write, purge, create_consumer, adopt
+    ]);
 needs_store(_) ->
     false.
 
@@ -194,7 +227,7 @@ do({consumer_info, Bucket, Name}, State) ->
     end;
 do({delete_consumer, Bucket, Name}, State = #state{consumers = Consumers}) ->
     case maps:take({nats_gateway_kv_bucket:stream(Bucket), Name}, Consumers) of
-        {Pid, Others} ->
+        {{Pid, _}, Others} ->
             ok = nats_gateway_kv_consumer:stop(Pid),
             {consumer_deleted, State#state{consumers = Others}};
         error ->
@@ -206,8 +239,13 @@ do({consumer_list, Bucket}, State) ->
     Known = [consumer(Bucket, Name, State) || Name <- names(Bucket, State)],
     {{consumer_list, [Facts || {ok, _, Facts} <- Known]}, State};
 do({taken, Name, Token}, State = #state{consumers = Consumers}) ->
-    _ = [nats_gateway_kv_consumer:taken(Pid, Token) || {{_, Named}, Pid} <- maps:to_list(Consumers), Named =:= Name],
+    _ = [
+        nats_gateway_kv_consumer:taken(Pid, Token)
+     || {{_, Named}, {Pid, _}} <- maps:to_list(Consumers), Named =:= Name
+    ],
     {none, State};
+do({adopt, Pid, Topic}, State) ->
+    adopt(Pid, Topic, State);
 do({answer, Answer}, State) ->
     {Answer, State};
 do(ignore, State) ->
@@ -219,7 +257,7 @@ names(Bucket, #state{consumers = Consumers}) ->
 
 consumer(Bucket, Name, #state{consumers = Consumers, leader = Leader}) ->
     case maps:find({nats_gateway_kv_bucket:stream(Bucket), Name}, Consumers) of
-        {ok, Pid} ->
+        {ok, {Pid, _}} ->
             case nats_gateway_kv_consumer:facts(Pid) of
                 {ok, Facts} -> {ok, Pid, Facts#{leader => Leader}};
                 gone -> gone
@@ -229,7 +267,7 @@ consumer(Bucket, Name, #state{consumers = Consumers, leader = Leader}) ->
     end.
 
 %% A consumer with the same name is replaced: a client that has lost messages makes its own again.
-create_consumer(Bucket, Consumer = #{name := Given}, State) ->
+create_consumer(Bucket, Consumer = #{name := Given, deliver_topic := Topic}, State) ->
     #state{client = Client, store = Store, consumers = Consumers} = State,
     Name =
         case Given of
@@ -237,23 +275,45 @@ create_consumer(Bucket, Consumer = #{name := Given}, State) ->
             _ -> Given
         end,
     Key = {nats_gateway_kv_bucket:stream(Bucket), Name},
-    _ = is_map_key(Key, Consumers) andalso nats_gateway_kv_consumer:stop(maps:get(Key, Consumers)),
+    _ = is_map_key(Key, Consumers) andalso nats_gateway_kv_consumer:stop(element(1, maps:get(Key, Consumers))),
     Others = maps:remove(Key, Consumers),
     case map_size(Others) >= State#state.max_consumers of
         true ->
             {{error, <<"consumer_create">>, too_many_consumers}, State#state{consumers = Others}};
         false ->
             Started = nats_gateway_kv_consumer:start_link(#{
-                client => Client, store => Store, bucket => Bucket, consumer => Consumer, name => Name
+                client => Client,
+                identity => State#state.identity,
+                store => Store,
+                bucket => Bucket,
+                consumer => Consumer,
+                name => Name
             }),
             case Started of
                 {ok, Pid} ->
-                    NState = State#state{consumers = Others#{Key => Pid}},
+                    NState = State#state{consumers = Others#{Key => {Pid, Topic}}},
                     {ok, _, Facts} = consumer(Bucket, Name, NState),
                     {{started, Pid, {consumer, create, Facts}}, NState};
                 {error, {shutdown, {store, Failure}}} ->
                     {{error, <<"consumer_create">>, Failure}, State#state{consumers = Others}}
             end
+    end.
+
+%% If the client has made its watcher again, the one that has waited is of no use.
+adopt(Pid, Topic, State = #state{client = Client, store = Store, consumers = Consumers}) ->
+    HasRoom = map_size(Consumers) < State#state.max_consumers,
+    case HasRoom andalso nats_gateway_kv_consumer:adopt(Pid, Client, Store) of
+        {ok, Bucket, Name} ->
+            Key = {nats_gateway_kv_bucket:stream(Bucket), Name},
+            case is_map_key(Key, Consumers) of
+                true ->
+                    ok = nats_gateway_kv_consumer:stop(Pid),
+                    {none, State};
+                false ->
+                    {{adopted, Pid}, State#state{consumers = Consumers#{Key => {Pid, Topic}}}}
+            end;
+        _ ->
+            {none, State}
     end.
 
 %% -------------------------------------------------------------------------------------------

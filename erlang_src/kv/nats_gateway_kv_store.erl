@@ -39,6 +39,9 @@
 %% something, or is not there.
 -callback open(session | consumer, Context) -> {Context, none | pid()} when Context :: term().
 
+%% A watcher goes on with another session.
+-callback hand_over(OfSession :: Context, OfWatcher :: Context) -> Context when Context :: term().
+
 -callback read([Topic :: binary()], Context :: term()) -> [{ok, value()} | none].
 
 %% Writes, if the key has the expected revision, and returns the new one. `Ttl' is in seconds.

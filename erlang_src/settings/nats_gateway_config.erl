@@ -71,6 +71,8 @@
     },
     %% the prefix of each bucket of the key/value store
     kv => off | #{binary() => binary()},
+    %% where there is a store: settings that are the same have the same one
+    digest => non_neg_integer(),
     %% rules that map subjects; absent means none
     mappings => nats_gateway_nif:mappings(),
     %% connections do not have these keys

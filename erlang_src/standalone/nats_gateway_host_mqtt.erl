@@ -91,7 +91,9 @@
     show_properties :: boolean(),
     %% how the key/value store logs in, if there is one, and the id of this server for its answers; the
     %% function is a nats_gateway_mqtt_link:login(), with whose whole type dialyzer would cut others short
-    store = none :: none | {fun(() -> map()), ServerId :: binary()}
+    store = none :: none | {fun(() -> map()), ServerId :: binary()},
+    %% whose watchers of the store are this client's
+    identity = none :: nats_gateway_kv_kept:identity()
 }).
 
 -record(host, {
@@ -170,7 +172,8 @@ connect(Client = #{config := Config}) ->
                     retain_handling = retain_handling(Config),
                     publish_properties = maps:get(publish_properties, Config),
                     show_properties = maps:get(show_properties, Config),
-                    store = store(Session, Username, Password, MaxReceived, Config)
+                    store = store(Session, Username, Password, MaxReceived, Config),
+                    identity = nats_gateway_kv_kept:identity(Client)
                 },
                 upstream = Upstream,
                 session = Session,
@@ -402,7 +405,7 @@ subscribe(_, _, Host = #host{phase = closed}) ->
     {stop, upstream_lost, Host};
 subscribe(Key, Options, Host) ->
     case available(Key, Host) of
-        ok -> ask(Key, Options, Host);
+        ok -> ask(Key, Options, continue_watchers(Key, Host));
         Refusal -> {Refusal, Host}
     end.
 
@@ -877,13 +880,29 @@ ask_store(Pub = #pub{reply_to = ReplyTo, reply_topic = ReplyTopic}, Buckets, Hos
 ask_store(_, _, Host) ->
     {no_responders, Host}.
 
+%% The watchers of an earlier connection, where the client has subscribed to the same subject again.
+continue_watchers({undefined, Topic}, Host = #host{settings = #settings{identity = Identity}}) when
+    Identity =/= none
+->
+    lists:foldl(
+        fun(Watcher, Inner) ->
+            {pass, NInner} = pass_to_store({adopt, Watcher, Topic}, undefined, Inner),
+            NInner
+        end,
+        Host,
+        nats_gateway_kv_kept:find(Identity, Topic)
+    );
+continue_watchers(_, Host) ->
+    Host.
+
 pass_to_store({answer, no_responders}, _, Host) ->
     {no_responders, Host};
 pass_to_store(Action, ReplyTopic, Host = #host{kv = none}) ->
     #host{settings = Settings, broker = #broker{max_packet = MaxPacket}} = Host,
-    #settings{store = {Login, ServerId}, secret = Secret} = Settings,
+    #settings{store = {Login, ServerId}, secret = Secret, identity = Identity} = Settings,
     Session = nats_gateway_kv_session:new(#{
         client => self(),
+        identity => Identity,
         store => nats_gateway_mqtt_kv:new(Login, #{secret => Secret, max_packet => MaxPacket}),
         leader => ServerId,
         max_consumers => ?MAX_WATCHERS
@@ -899,9 +918,14 @@ pass_to_store(Action, ReplyTopic, Host = #host{kv = Session}) ->
 %% The end
 
 -spec disconnect(term(), host()) -> ok.
-disconnect(_, #host{client = Client, presence = Presence, kv = Kv}) ->
-    _ = Kv =/= none andalso nats_gateway_kv_session:stop(Kv),
+disconnect(Reason, Host = #host{client = Client, presence = Presence, kv = Kv}) ->
+    _ = Kv =/= none andalso end_store(Reason, Kv, Host),
     nats_gateway_mqtt_client:stop(nats_gateway_mqtt_presence:disconnect_reason(Presence), Client).
+
+end_store(login_again, Kv, _) ->
+    nats_gateway_kv_session:stop(Kv);
+end_store(_, Kv, #host{keys = Keys}) ->
+    nats_gateway_kv_session:leave(nats_gateway_mqtt_keys:plain_filters(Keys), Kv).
 
 closed(Ending, _, Out, Host = #host{phase = login, upstream = Upstream}) ->
     ok = log_no_login(Ending, Upstream),

@@ -8,6 +8,7 @@
 -export([new/1]).
 -export([add/2]).
 -export([is_member/2]).
+-export([plain_filters/1]).
 -export([is_current/3]).
 -export([leave/2]).
 -export([forget/2]).
@@ -50,6 +51,10 @@ add(Key, Keys = #keys{ids = Ids, keys = ById, next = Next}) ->
 
 -spec is_member(nats_gateway_host:key(), keys()) -> boolean().
 is_member(Key, #keys{ids = Ids}) -> is_map_key(Key, Ids).
+
+%% The filters of those that are in no shared group.
+-spec plain_filters(keys()) -> [Filter :: binary()].
+plain_filters(#keys{ids = Ids}) -> [Filter || {undefined, Filter} <- maps:keys(Ids)].
 
 %% Whether the key still has this identifier.
 -spec is_current(nats_gateway_host:key(), id(), keys()) -> boolean().

@@ -10,6 +10,7 @@
 -export([new/2]).
 -export([where/0]).
 -export([open/2]).
+-export([hand_over/2]).
 -export([read/2]).
 -export([write/4]).
 -export([fold/4]).
@@ -59,6 +60,10 @@ fail({refused, Reason}) ->
     fail(<<"the broker refuses it: ", (atom_to_binary(nats_gateway_mqtt_reason:name(Reason)))/binary>>);
 fail(Text) ->
     throw({store, {failed, Text}}).
+
+%% The connection that brings the changes goes on.
+-spec hand_over(context(), context()) -> context().
+hand_over(OfSession, #{watch := Watch}) -> OfSession#{watch => Watch}.
 
 -spec read([Topic :: binary()], context()) -> [{ok, nats_gateway_kv_store:value()} | none].
 read(Topics, Context) ->

@@ -84,6 +84,10 @@ def test_watcher_after_a_lost_connection(store: Stack):
     asyncio.run(kv_scenarios.reconnect(store.url, BUCKET))
 
 
+def test_watcher_of_nats_go_after_a_lost_connection(nats_go: Program, store: Stack):
+    nats_go.run("kv-reconnect", url=store.url, bucket="go")
+
+
 def test_what_the_broker_refuses(tmp_path: Path):
     """The broker checks the rights of the client's own login."""
     settings = {"kv": {"enable": True, "buckets": [f"closed={DENIED}/state", "open"]}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import kv_scenarios
 import pytest
 
 from emqx.gateway import NAMED, Gateway, file_rules, rest_change
-from emqx.nats import Nats
+from emqx.nats import Nats, NatsFailure
 from emqx.node import wait_until
 from emqx.page import Page
 
@@ -70,6 +71,49 @@ def test_writers(store: Gateway):
 
 def test_no_gap_and_nothing_twice(store: Gateway):
     asyncio.run(kv_scenarios.no_gap(url(store), BUCKET, TOPIC, store.mqtt))
+
+
+def test_watcher_after_a_lost_connection(store: Gateway):
+    asyncio.run(kv_scenarios.reconnect(url(store), BUCKET))
+
+
+def lose_a_watcher(store: Gateway, subject: str, user: str) -> None:
+    """A client that watches a bucket with its own subject, and loses its connection."""
+    watch = {"config": {"ack_policy": "none", "deliver_policy": "new", "inactive_threshold": 20_000_000_000}}
+    watch["config"]["deliver_subject"] = subject
+    with store.nats(user=user) as client:
+        client.subscribe(subject, sid="1")
+        answer = request(client, f"$JS.API.CONSUMER.CREATE.KV_{BUCKET}", json.dumps(watch).encode())
+        assert "error" not in answer
+
+
+def values_after(store: Gateway, subject: str, user: str, key: str) -> list[bytes]:
+    """What a client gets that subscribes to this subject, until it has written a key and asked something else."""
+    with store.nats(user=user) as client, store.nats(user="seeing") as writer:
+        client.send(f"SUB {subject} 1\r\n")
+        assert request(writer, f"$KV.{BUCKET}.{key}", b"2")["seq"] > 0
+        values = []
+        with contextlib.suppress(NatsFailure):
+            while True:
+                message = client.message(1.0)
+                values += [message.payload] if message.subject.startswith("$KV.") else []
+        return values
+
+
+def test_who_gets_the_watcher_of_a_lost_connection(store: Gateway):
+    """It is the same user with the same rights who gets what has changed meanwhile, and nobody else."""
+    store.settings(**NAMED)
+    lose_a_watcher(store, "same", "seeing")
+    lose_a_watcher(store, "others", "seeing")
+    lose_a_watcher(store, "denied", "blind")
+    lose_a_watcher(store, "restricted", "blind")
+    assert values_after(store, "others", "somebody", "k") == []
+    assert values_after(store, "same", "seeing", "k") == [b"2", b"2"]
+    with file_rules(store, f'{{deny, {{username, "blind"}}, subscribe, ["{TOPIC}/#"]}}'):
+        assert values_after(store, "denied", "blind", "k") == []
+    assert b"2" in values_after(store, "restricted", "blind", "k")
+    with store.mqtt() as mqtt:
+        mqtt.publish(f"{TOPIC}/k", b"", retain=True)
 
 
 def test_off(gateway: Gateway, page: Page):

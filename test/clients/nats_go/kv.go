@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -123,5 +125,62 @@ func expectEntry(watcher nats.KeyWatcher, key, value string, operation nats.KeyV
 	expect(fmt.Sprint(entry.Key(), " ", string(entry.Value()), " ", entry.Operation()), fmt.Sprint(key, " ", value, " ", operation))
 	if revision > 0 {
 		expect(fmt.Sprint(entry.Revision()), fmt.Sprint(revision))
+	}
+}
+
+// The last connection that was made.
+type cutting struct{ last net.Conn }
+
+func (c *cutting) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.DialTimeout(network, address, deadline)
+	c.last = conn
+	return conn, err
+}
+
+// A watcher goes on at once when the connection was lost, and sees each change once and in order.
+func init() {
+	scenarios["kv-reconnect"] = func(g given) {
+		again := make(chan time.Time, 1)
+		dialer := &cutting{}
+		nc, err := nats.Connect(g.URL, nats.SetCustomDialer(dialer), nats.ReconnectWait(50*time.Millisecond),
+			nats.ReconnectJitter(0, 0), nats.ReconnectHandler(func(*nats.Conn) { again <- time.Now() }))
+		check(err)
+		js, err := nc.JetStream()
+		check(err)
+		kv, err := js.KeyValue(g.Bucket)
+		check(err)
+		writing, err := g.connect().JetStream()
+		check(err)
+		own, err := writing.KeyValue(g.Bucket)
+		check(err)
+		watcher, err := kv.Watch("again.*", nats.UpdatesOnly())
+		check(err)
+		for turn := 0; turn < 3; turn++ {
+			check(dialer.last.Close())
+			for n := 0; n < 20; n++ {
+				_, err = own.PutString("again.a", fmt.Sprintf("%d %d", turn, n))
+				check(err)
+			}
+			since := <-again
+			check(own.Delete("again.a"))
+			for n := 0; n <= 20; n++ {
+				select {
+				case entry := <-watcher.Updates():
+					if n == 20 {
+						expect(entry.Operation().String(), nats.KeyValueDelete.String())
+						took := time.Since(since)
+						fmt.Fprintln(os.Stderr, "the values after", took)
+						if took > 2*time.Second {
+							fail("the watcher goes on after %s", took)
+						}
+					} else {
+						expect(string(entry.Value()), fmt.Sprintf("%d %d", turn, n))
+					}
+				case <-time.After(3 * deadline):
+					fail("the watcher is told nothing")
+				}
+			}
+		}
+		nc.Close()
 	}
 }

@@ -34,14 +34,31 @@ all_test_() ->
             too_many_requests,
             too_many_watchers,
             too_many_bytes,
-            a_session_that_is_gone
+            a_session_that_is_gone,
+            a_client_that_comes_back,
+            nothing_of_a_lost_connection_twice,
+            another_login,
+            a_client_that_is_back_early,
+            a_client_that_stays_away,
+            the_application_ends,
+            too_many_that_wait,
+            a_watcher_that_was_made_again,
+            what_waits_is_bounded
         ]
     ].
 
 start() -> start(nats_gateway_kv_store_fake:new()).
 
 start(Store) ->
-    {Store, nats_gateway_kv_session:new(#{client => self(), store => Store, leader => <<"s">>, max_consumers => 20})}.
+    {Store, new_session(Store, me())}.
+
+me() -> term_to_binary(self()).
+
+new_session(Store, Identity) ->
+    _ = scope(),
+    nats_gateway_kv_session:new(#{
+        client => self(), identity => Identity, store => Store, leader => <<"s">>, max_consumers => 20
+    }).
 
 ask(Subject, Payload, Session) -> ask(Subject, undefined, Payload, Session).
 
@@ -419,3 +436,190 @@ a_session_that_is_gone() ->
     ok = nats_gateway_kv_session:stop(Session),
     receive {'DOWN', Monitor, process, _, _} -> ok end,
     ?assertEqual(gone, nats_gateway_kv_session:submit(account_info, <<"r">>, Session)).
+
+%% -------------------------------------------------------------------------------------------
+%% A lost connection
+
+scope() ->
+    case whereis(nats_gateway_kv_kept) of
+        undefined ->
+            [#{start := {Module, Function, Args}}] = nats_gateway_kv_kept:child_specs(),
+            {ok, Scope} = apply(Module, Function, Args),
+            Scope;
+        Scope ->
+            Scope
+    end.
+
+lose(Session = {Pid, _}) ->
+    Monitor = monitor(process, Pid),
+    ok = nats_gateway_kv_session:leave([<<"d">>, <<"other">>], Session),
+    receive {'DOWN', Monitor, process, _, {shutdown, client_gone}} -> ok after 2000 -> error(alive) end.
+
+kept(Identity) -> nats_gateway_kv_kept:find(Identity, <<"d">>).
+
+come_back(Store, Watcher) ->
+    Session = new_session(Store, me()),
+    ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Session),
+    {Store, Session}.
+
+%% It goes on where it was: the numbers, what changed and was deleted meanwhile, in order.
+a_client_that_comes_back() ->
+    {Store, Session} = start(),
+    set(<<"x/a">>, 1, <<"1">>, Store),
+    #{<<"name">> := Name} =
+        watch(#{inactive_threshold => 300000000000, idle_heartbeat => 5000000000}, {Store, Session}),
+    ?assertMatch([{_, 1, 1, 0, _}], seen(frames())),
+    lose(Session),
+    [Watcher] = kept(me()),
+    [] = kept(<<"somebody else">>),
+    set(<<"x/b">>, 2, <<"2">>, Store),
+    remove(<<"x/a">>, 3, Store),
+    nothing(),
+    Again = come_back(Store, Watcher),
+    ?assertEqual([{<<"$KV/b/b">>, 2, 2, 1, <<"2">>}, {<<"$KV/b/a">>, 3, 3, 0, <<>>}], seen(frames())),
+    set(<<"x/c">>, 4, <<"4">>, Store),
+    ?assertEqual([{<<"$KV/b/c">>, 4, 4, 0, <<"4">>}], seen(frames())),
+    ask(<<"$JS.API.CONSUMER.INFO.KV_b.", Name/binary>>, <<>>, Again),
+    ?assertMatch(#{<<"name">> := Name, <<"delivered">> := #{<<"consumer_seq">> := 4}}, answer()),
+    %% and a second time
+    lose(element(2, Again)),
+    [Watcher] = kept(me()),
+    _ = come_back(Store, Watcher),
+    %% A heartbeat tells the client at once whether it has lost something.
+    [{inbox, undefined, Heartbeat, <<>>}] = frames(),
+    ?assertNotEqual(nomatch, binary:match(Heartbeat, <<"Nats-Last-Consumer: 4\r\n">>)).
+
+%% What the connection has not taken is for the next one.
+nothing_of_a_lost_connection_twice() ->
+    {Store, Session} = start(),
+    _ = watch(#{inactive_threshold => 300000000000, flow_control => true}, {Store, Session}),
+    [] = feed(yes),
+    set(<<"x/a">>, 1, <<"1">>, Store),
+    receive
+        {'$gen_cast', {feed, <<"d">>, [_], _}} -> ok
+    end,
+    set(<<"x/b">>, 2, <<"2">>, Store),
+    lose(Session),
+    [Watcher] = kept(me()),
+    _ = come_back(Store, Watcher),
+    %% It may come before the subscription.
+    ?assertEqual([{<<"$KV/b/a">>, 1, 1, 0, <<"1">>}], seen(feed(no))),
+    ?assertEqual([{<<"$KV/b/a">>, 1, 1, 0, <<"1">>}], seen(frames())),
+    ?assertEqual([{<<"$KV/b/b">>, 2, 2, 0, <<"2">>}], seen(frames())),
+    nothing().
+
+another_login() ->
+    {Store, Session} = start(),
+    _ = watch(#{inactive_threshold => 300000000000}, {Store, Session}),
+    Monitor = monitor(process, element(1, Session)),
+    ok = nats_gateway_kv_session:stop(Session),
+    receive {'DOWN', Monitor, process, _, _} -> ok end,
+    until_none(<<"d">>, 100),
+    %% nobody had subscribed to the subject any more
+    {_, Other} = start(),
+    _ = watch(#{inactive_threshold => 300000000000, deliver_subject => <<"e">>}, {Store, Other}),
+    [_] = nats_gateway_kv_kept:find(me(), <<"e">>),
+    lose(Other),
+    until_none(<<"e">>, 100).
+
+until_none(Topic, Left) ->
+    case nats_gateway_kv_kept:find(me(), Topic) of
+        [] ->
+            ok;
+        [_ | _] when Left > 0 ->
+            ok = timer:sleep(10),
+            until_none(Topic, Left - 1)
+    end.
+
+a_client_that_stays_away() ->
+    {Store, Session} = start(),
+    _ = watch(#{inactive_threshold => 200000000}, {Store, Session}),
+    lose(Session),
+    [Watcher] = kept(me()),
+    gone(Watcher),
+    until_none(<<"d">>, 100),
+    %% too late
+    Again = come_back(Store, Watcher),
+    ask(<<"$JS.API.CONSUMER.NAMES.KV_b">>, <<>>, Again),
+    ?assertMatch(#{<<"consumers">> := []}, answer()).
+
+gone(Watcher) ->
+    Monitor = monitor(process, Watcher),
+    receive {'DOWN', Monitor, process, _, _} -> ok after 2000 -> error(alive) end.
+
+the_application_ends() ->
+    Scope = scope(),
+    {Store, Session} = start(),
+    _ = watch(#{inactive_threshold => 300000000000}, {Store, Session}),
+    lose(Session),
+    [Watcher] = kept(me()),
+    true = unlink(Scope),
+    ok = gen_server:stop(Scope),
+    gone(Watcher).
+
+%% The limit of one client is also that of one identity.
+too_many_that_wait() ->
+    {Store, Session} = start(),
+    [watch(#{inactive_threshold => 300000000000}, {Store, Session}) || _ <- lists:seq(1, 19)],
+    lose(Session),
+    {_, Other} = start(),
+    [watch(#{inactive_threshold => 300000000000}, {Store, Other}) || _ <- [20, 21]],
+    ?assertEqual(21, length(kept(me()))),
+    lose(Other),
+    ?assertEqual(20, length(kept(me()))),
+    Kept = nats_gateway_kv_kept:enter(<<"nobody">>, <<"d">>),
+    ?assertEqual(full, nats_gateway_kv_kept:keep(Kept, 0)),
+    ?assertEqual(ok, nats_gateway_kv_kept:keep(Kept, 1)).
+
+%% The client may be there again before the end of its connection is seen.
+a_client_that_is_back_early() ->
+    {Store, Session} = start(),
+    _ = watch(#{deliver_policy => new, inactive_threshold => 300000000000}, {Store, Session}),
+    [] = feed(yes),
+    [Watcher] = kept(me()),
+    Test = self(),
+    Client = spawn_link(fun() ->
+        Next = new_session(Store, term_to_binary(Test)),
+        ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Next),
+        _ = sys:get_state(element(1, Next)),
+        Test ! asked,
+        Test ! {seen, seen(frames())},
+        receive stop -> ok end
+    end),
+    receive asked -> ok end,
+    %% It is still that of the first connection.
+    set(<<"x/a">>, 1, <<"1">>, Store),
+    ?assertMatch([{_, 1, 1, 0, _}], seen(frames())),
+    lose(Session),
+    set(<<"x/b">>, 2, <<"2">>, Store),
+    receive {seen, Seen} -> ?assertMatch([{<<"$KV/b/b">>, 2, 2, 0, _}], Seen) after 2000 -> error(nothing) end,
+    Client ! stop.
+
+a_watcher_that_was_made_again() ->
+    {Store, Session} = start(),
+    Config = #{inactive_threshold => 300000000000, name => <<"w">>},
+    _ = watch(Config, {Store, Session}),
+    lose(Session),
+    [Watcher] = kept(me()),
+    Again = {_, Next} = {Store, new_session(Store, me())},
+    #{<<"name">> := <<"w">>} = watch(Config, Again),
+    ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Next),
+    gone(Watcher),
+    ask(<<"$JS.API.CONSUMER.NAMES.KV_b">>, <<>>, Again),
+    ?assertMatch(#{<<"consumers">> := [<<"w">>]}, answer()).
+
+%% As for a client that is slow: 256 changes, and then the last one of each key.
+what_waits_is_bounded() ->
+    {Store, Session} = start(),
+    _ = watch(#{deliver_policy => new, inactive_threshold => 300000000000}, {Store, Session}),
+    [] = feed(yes),
+    lose(Session),
+    [Watcher] = kept(me()),
+    Value = binary:copy(<<"v">>, 100),
+    [set(<<"x/", (integer_to_binary(R rem 10))/binary>>, R, Value, Store) || R <- lists:seq(1, 5000)],
+    _ = sys:get_state(Watcher),
+    _ = come_back(Store, Watcher),
+    All = collect(266, []),
+    ?assertEqual(lists:seq(1, 256) ++ lists:seq(4991, 5000), [Revision || {_, _, Revision, _, _} <- All]),
+    ?assertEqual(lists:seq(1, 266), [Sequence || {_, Sequence, _, _, _} <- All]),
+    nothing().
