@@ -11,7 +11,7 @@
 
 % Each in a process of its own, which is the client: what it started ends with it.
 all_test_() ->
-    [
+    {setup, fun() -> ok end, fun(_) -> ok = stop_scope() end, [
         {atom_to_list(Name), {spawn, {timeout, 30, fun() -> ?MODULE:Name() end}}}
      || Name <- [
             requests_in_order,
@@ -45,7 +45,7 @@ all_test_() ->
             a_watcher_that_was_made_again,
             what_waits_is_bounded
         ]
-    ].
+    ]}.
 
 start() -> start(nats_gateway_kv_store_fake:new()).
 
@@ -448,6 +448,13 @@ scope() ->
             Scope;
         Scope ->
             Scope
+    end.
+
+%% The application would not start with it.
+stop_scope() ->
+    case whereis(nats_gateway_kv_kept) of
+        undefined -> ok;
+        Scope -> gen_server:stop(Scope)
     end.
 
 lose(Session = {Pid, _}) ->
