@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import report
+from bench import kv, report
 from bench.peers import EmqxPeers, MeasurementFailed, Peer, standalone_peers
 from bench.scenarios import (
     BARE,
@@ -29,6 +29,8 @@ from bench.scenarios import (
     GROWTH_MESSAGES,
     IDLE_STEPS,
     IDLE_STEPS_QUICK,
+    KV_KEYS,
+    KV_REQUESTS,
     MQTT,
     OURS,
     PUBLISHED,
@@ -95,6 +97,7 @@ class Bench:
         self.results: dict[str, Any] = {
             "nodes": [],
             "measurements": [],
+            "kv": [],
             "microbenchmarks": {},
             "failures": [],
             "seconds_per_part": {},
@@ -108,6 +111,7 @@ class Bench:
             self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
         if self._only is None:
             self._part("standalone", self._standalone)
+            self._part("key/value store", self._kv)
             self._part("microbenchmarks", self._microbenchmarks)
 
     def _part(self, name: str, run) -> None:
@@ -245,6 +249,17 @@ class Bench:
                     for name in STANDALONE_PEERS:
                         if name in peers:
                             self._measure(peers[name], self.results, scenario, turn)
+
+    # --- The key/value store -----------------------------------------------------------------------------------------
+
+    def _kv(self) -> None:
+        requests, keys = (50, 1000) if self._quick else (KV_REQUESTS, KV_KEYS)
+        with tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory, kv.peers(Path(directory)) as peers:
+            for turn in range(min(self._rounds, ROUNDS_AT_LEAST)):
+                for name, url in peers.items():
+                    outcome = kv.measure(url, turn, requests, keys)
+                    self.results["kv"].append({"peer": name, "round": turn, "keys": keys, "outcome": outcome})
+                    self._say(f"  key/value store {name:24} put {outcome['put']:8.0f} µs")
 
     # --- Microbenchmarks ---------------------------------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         *chain.from_iterable(map(_emqx_tables, nodes(results))),
         ("Messages per second, standalone", _rate_rows(standalone, STANDALONE_SCENARIOS, STANDALONE_PEERS)),
         ("Round trip, standalone, µs", _round_trip_rows(standalone, STANDALONE_PEERS)),
+        ("Key/value store with nats-py, standalone", _kv_rows(results)),
         *((title, rows) for node in nodes(results)[:1] for title, rows in _tables_of_the_first(node)),
         ("Decode and encode, ns per operation", _micro_rows(results)),
     ]
@@ -222,6 +223,18 @@ def _round_trip_rows(table: Table, peers: tuple[str, ...]) -> list[list[str]]:
         cells = [list(table.values("round trip", peer, name).values()) for name in ("p50", "p99", "p999")]
         if all(cells):
             rows.append([peer, *(f"{median(values):.0f}" for values in cells)])
+    return rows
+
+
+def _kv_rows(results: Results) -> list[list[str]]:
+    kinds = {"put": 1, "get": 1, "create": 1, "watch": 1, "keys": 1e3}
+    size = results["kv"][0]["keys"] if results["kv"] else 0
+    rows = [["", "put, µs", "get, µs", "create, µs", "put until a watcher has it, µs", f"list of keys, {size:,} more each round, ms"]]
+    by_peer: dict[str, list[dict[str, float]]] = {}
+    for one in results["kv"]:
+        by_peer.setdefault(one["peer"], []).append(one["outcome"])
+    for peer, outcomes in by_peer.items():
+        rows.append([peer, *(f"{median([one[kind] for one in outcomes]) * factor:,.0f}" for kind, factor in kinds.items())])
     return rows
 
 

@@ -89,6 +89,9 @@ IDLE_STEPS = (1000, 10_000)
 IDLE_STEPS_QUICK = (500,)
 CONNECTS = 1000
 
+# Of the key/value store: requests of each kind, one at a time; and keys that are listed.
+KV_REQUESTS, KV_KEYS = 500, 10_000
+
 
 @dataclass(frozen=True)
 class Budget:
