@@ -74,11 +74,8 @@ read(Topics, Context) ->
 %% thirds of the messages for 256 subscriptions, 64 KiB each. So what is missing is asked for again
 %% until nothing more comes.
 found(Topics, Before, Context = #{link := Link}) ->
-    Found = maps:from_list([
-        {Topic, {ok, value(Packet, Context)}}
-     || Packet = #publish{topic = Topic, payload = Payload} <- ask(read, Link, Topics),
-        Payload =/= <<>>
-    ]),
+    Value = fun(Packet = #publish{topic = Topic}) -> {Topic, {ok, value(Packet, Context)}} end,
+    Found = maps:from_list(ask(read, Link, {Topics, Value})),
     All = maps:merge(Before, Found),
     case [Topic || Topic <- Topics, not is_map_key(Topic, Found)] of
         Missing = [_ | _] when map_size(Found) > 0 -> found(Missing, All, Context);
@@ -87,7 +84,7 @@ found(Topics, Before, Context = #{link := Link}) ->
 
 ask(Function, Link, Request) ->
     try nats_gateway_mqtt_link:Function(Link, Request) of
-        {ok, Packets} -> Packets;
+        {ok, Found} -> Found;
         {error, Failure} -> fail(Failure)
     catch
         exit:_ -> fail(<<"the broker cannot be reached">>)
@@ -192,7 +189,7 @@ fold(Filter, Fun, Acc, #{link := Link}) ->
     lists:foldl(
         fun({Topic, Summary}, Inner) -> Fun(Topic, Summary, Inner) end,
         Acc,
-        ask(look, Link, {Filter, fun summary/1})
+        ask(read, Link, {[Filter], fun summary/1})
     ).
 
 %% Called for each message when it comes. The topic is a part of many bytes from the socket, which it

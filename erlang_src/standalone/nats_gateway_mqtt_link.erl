@@ -10,7 +10,6 @@
 
 -export([start_link/1]).
 -export([read/2]).
--export([look/2]).
 -export([publish/2]).
 -export([watch/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -31,20 +30,17 @@
 
 -type failure() :: {refused, Reason :: byte()}.
 
--type summarize() :: fun((#publish{}) -> term()).
+%% Filters, and what becomes of each message.
+-type read() :: {[Filter :: binary()], fun((#publish{}) -> term())}.
 
--type request() ::
-    {read, [Filter :: binary()]}
-    | {look, {Filter :: binary(), summarize()}}
-    | {publish, #publish{}}
-    | {watch, Filter :: binary()}.
+-type request() :: {read, read()} | {publish, #publish{}} | {watch, Filter :: binary()}.
 
 -record(state, {
     owner :: pid(),
     client :: nats_gateway_mqtt_client:client(),
     %% the request under way, what it has found, latest first, and why it failed
     current = none :: none | {gen_server:from(), request()},
-    found = [] :: [#publish{} | term()],
+    found = [] :: [term()],
     failure = none :: none | failure(),
     waiting = queue:new() :: queue:queue({gen_server:from(), request()}),
     watches = false :: boolean()
@@ -59,13 +55,10 @@
 -spec start_link(login()) -> {ok, pid()} | {error, term()}.
 start_link(Login) -> nats_gateway_guard:start_link(?MODULE, {self(), Login}).
 
-%% The messages that are retained for these filters.
--spec read(pid(), [Filter :: binary()]) -> {ok, [#publish{}]} | {error, failure()}.
-read(Pid, Filters) -> gen_server:call(Pid, {read, Filters}, infinity).
-
-%% What the function makes of the messages that are retained for the filter. They are not kept.
--spec look(pid(), {Filter :: binary(), summarize()}) -> {ok, [term()]} | {error, failure()}.
-look(Pid, Look) -> gen_server:call(Pid, {look, Look}, infinity).
+%% What the function makes of each message that is retained for the filters, when it comes. The messages
+%% themselves are not kept.
+-spec read(pid(), read()) -> {ok, [term()]} | {error, failure()}.
+read(Pid, Read) -> gen_server:call(Pid, {read, Read}, infinity).
 
 %% The packet has QoS 1.
 -spec publish(pid(), #publish{}) -> {ok, []} | {error, failure()}.
@@ -148,10 +141,8 @@ format_status(Status = #{state := #state{waiting = Waiting, watches = Watches}})
 start(From, Request, State = #state{client = Client}) ->
     Items =
         case Request of
-            {read, Filters} ->
+            {read, {Filters, _}} ->
                 [{#subscribe{filters = [{Filter, 0, false, ?SEND_RETAINED}]}, asked} || Filter <- Filters];
-            {look, {Filter, _}} ->
-                [{#subscribe{filters = [{Filter, 0, false, ?SEND_RETAINED}]}, asked}];
             {publish, Packet} ->
                 [{Packet, asked}];
             {watch, Filter} ->
@@ -190,12 +181,10 @@ message(Packet = #publish{retain = {Retain, _, _}}, State) ->
 message(Packet, State = #state{watches = true, owner = Owner}) ->
     Owner ! {?MODULE, Packet},
     State;
-message(Packet = #publish{retain = true}, State = #state{current = {_, {read, _}}, found = Found}) ->
-    State#state{found = [Packet | Found]};
 message(#publish{retain = true, payload = <<>>}, State) ->
     State;
-message(Packet = #publish{retain = true}, State = #state{current = {_, {look, {_, Summarize}}}, found = Found}) ->
-    State#state{found = [Summarize(Packet) | Found]};
+message(Packet = #publish{retain = true}, State = #state{current = {_, {read, {_, Fun}}}, found = Found}) ->
+    State#state{found = [Fun(Packet) | Found]};
 %% published while its topic is read, or read for a request that is done
 message(_, State) ->
     State.
@@ -203,9 +192,11 @@ message(_, State) ->
 done(State = #state{current = {From, Request}, found = Found, failure = Failure, client = Client}) ->
     NClient =
         case Request of
-            {read, Filters} -> unsubscribe(Filters, Client);
-            {look, {Filter, _}} -> unsubscribe([Filter], Client);
-            _ -> Client
+            {read, {Filters, _}} ->
+                Items = [{#unsubscribe{filters = [Filter]}, ended} || Filter <- Filters],
+                nats_gateway_mqtt_client:send(Items, Client);
+            _ ->
+                Client
         end,
     ok =
         case Failure of
@@ -213,9 +204,6 @@ done(State = #state{current = {From, Request}, found = Found, failure = Failure,
             _ -> gen_server:reply(From, {error, Failure})
         end,
     next(State#state{client = NClient, current = none, found = []}).
-
-unsubscribe(Filters, Client) ->
-    nats_gateway_mqtt_client:send([{#unsubscribe{filters = [Filter]}, ended} || Filter <- Filters], Client).
 
 next(State = #state{waiting = Waiting}) ->
     case queue:out(Waiting) of
