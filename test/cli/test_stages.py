@@ -73,10 +73,13 @@ def test_a_stage_waits_for_what_it_names_and_the_last_ones_run_alone(stages: Cal
     status, output = ended(stages(
         "--lanes", "4", "a", "b:a", "c:a,b", "d", "--", "e", "f",
         a="sleep 0.3; touch a", b="[ -e a ] || exit 1; sleep 0.3; touch b", c="[ -e a -a -e b ] || exit 1; touch c",
-        d="sleep 1; touch d", e="[ -e c -a -e d ] || exit 1; sleep 0.3; touch e", f="[ -e e ] || exit 1",
+        d="sleep 0.5; touch d", e="[ -e c -a -e d ] || exit 1; sleep 0.3; touch e", f="[ -e e ] || exit 1",
     ))
     assert status == 0, output
-    assert re.findall(r"^--- (\w): passed", output, re.MULTILINE) == ["a", "b", "c", "d", "e", "f"]
+    passed = re.findall(r"^--- (\w): passed", output, re.MULTILINE)
+    # Nothing orders d and the others: a busy machine decides which ends first.
+    assert sorted(passed) == ["a", "b", "c", "d", "e", "f"] and passed[4:] == ["e", "f"], output
+    assert [name for name in passed if name in "abc"] == ["a", "b", "c"], output
 
 
 def test_the_first_that_fails_ends_the_others(stages: Callable, tmp_path: Path):
