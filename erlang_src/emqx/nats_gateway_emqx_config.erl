@@ -389,7 +389,7 @@ tls(#{id := Id, conf := #{ssl_options := Ssl}}, Key, Options, Plugin) ->
             options => [
                 {log_level, log_level(proplists:get_value(log_level, Options))}
                 | lists:filter(
-                    fun(Option) -> not lists:member(element(1, Option), ?OURS) end,
+                    fun({Option, _}) -> not lists:member(Option, ?OURS) end,
                     proplists:unfold(Options)
                 )
             ]

@@ -873,11 +873,11 @@ ask_store(_, _, Host) ->
 
 refused_right([], Host) ->
     {none, Host};
-refused_right([Right = {Kind, Topic} | Rights], Host) ->
+refused_right([{Kind, Topic} | Rights], Host) ->
     {Decision, NHost} = timed(fun() -> {store_right(Kind, Topic, Host), Host} end),
     case Decision of
         allow -> refused_right(Rights, NHost);
-        _ -> {{Kind, unmount(element(2, Right), Host)}, NHost}
+        _ -> {{Kind, unmount(Topic, Host)}, NHost}
     end.
 
 store_right(subscribe, Filter, Host) ->
@@ -910,7 +910,9 @@ continue_watcher(Watcher, Topic, Host) ->
             Host;
         Filters ->
             case refused_right([{subscribe, Filter} || Filter <- Filters], Host) of
-                {none, NHost} -> element(2, pass_to_store({adopt, Watcher, Topic}, undefined, NHost));
+                {none, NHost} ->
+                    {pass, Adopting} = pass_to_store({adopt, Watcher, Topic}, undefined, NHost),
+                    Adopting;
                 {_, NHost} -> NHost
             end
     end.

@@ -8,6 +8,7 @@
 -export([read/5]).
 -export([deny/2]).
 -export([type_of/1]).
+-export([needs_store/1]).
 
 -export_type([action/0, right/0, consumer/0, which/0]).
 
@@ -107,6 +108,16 @@ type_of({write, Bucket, _, _, _}) -> {publish, nats_gateway_kv_bucket:stream(Buc
 type_of({purge, _, _, _}) -> <<"stream_purge">>;
 type_of({create_consumer, _, _}) -> <<"consumer_create">>;
 type_of(_) -> <<"error">>.
+
+%% Whether the broker is asked.
+-spec needs_store(action()) -> boolean().
+needs_store({stream_list, _, _}) -> true;
+needs_store({stream_info, _, _}) -> true;
+needs_store({get, _, _, _}) -> true;
+needs_store({write, _, _, _, _}) -> true;
+needs_store({purge, _, _, _}) -> true;
+needs_store({create_consumer, _, _}) -> true;
+needs_store(_) -> false.
 
 request(<<?API, Name/binary>>, _, Payload, Where) ->
     case byte_size(Payload) > ?MAX_REQUEST of
@@ -248,9 +259,9 @@ all(Bucket) ->
 
 %% The buckets are those of the settings. Whoever creates one that is there gets it, as in a
 %% nats-server, unless it is to keep a history.
-configure(Kind, Name, Stream, Payload, Where) ->
+configure(Kind, Name, Stream, Payload, {Mountpoint, Buckets}) ->
     Config = json(Name, Payload),
-    case nats_gateway_kv_bucket:of_stream(Stream, element(1, Where), element(2, Where)) of
+    case nats_gateway_kv_bucket:of_stream(Stream, Mountpoint, Buckets) of
         error when Kind =:= update -> fail(type(Name), stream_not_found);
         error -> fail(type(Name), {not_allowed, stream_create});
         {ok, Bucket} ->

@@ -175,12 +175,8 @@ try_to_do(Action, State = #state{opened = Opened, store = {Module, Context}}) ->
             {{error, nats_gateway_kv_request:type_of(Action), Failure}, State}
     end.
 
-needs_store(Action) when is_tuple(Action) ->
-    lists:member(element(1, Action), [
-        stream_list, stream_info, get, write, purge, create_consumer, adopt
-    ]);
-needs_store(_) ->
-    false.
+needs_store({adopt, _, _}) -> true;
+needs_store(Action) -> nats_gateway_kv_request:needs_store(Action).
 
 do(account_info, State = #state{consumers = Consumers}) ->
     {{account_info, 0, map_size(Consumers)}, State};
@@ -275,7 +271,10 @@ create_consumer(Bucket, Consumer = #{name := Given, deliver_topic := Topic}, Sta
             _ -> Given
         end,
     Key = {nats_gateway_kv_bucket:stream(Bucket), Name},
-    _ = is_map_key(Key, Consumers) andalso nats_gateway_kv_consumer:stop(element(1, maps:get(Key, Consumers))),
+    case Consumers of
+        #{Key := {Replaced, _}} -> nats_gateway_kv_consumer:stop(Replaced);
+        #{} -> ok
+    end,
     Others = maps:remove(Key, Consumers),
     case map_size(Others) >= State#state.max_consumers of
         true ->

@@ -259,7 +259,8 @@ linked(Pid) ->
     end.
 
 -spec is_secured(socket()) -> boolean().
-is_secured(Socket) -> element(1, Socket) =:= ssl.
+is_secured({ssl, _, _}) -> true;
+is_secured(_) -> false.
 
 %% The client's certificate in DER, or what a proxy says about it.
 -spec peercert(socket()) -> nossl | nats_gateway_certificate:peercert().

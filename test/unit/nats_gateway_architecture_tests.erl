@@ -47,6 +47,16 @@ no_circles_test_() ->
         ?assertEqual([], Circles -- ?KNOWN_CIRCLES)
     end}.
 
+%% A tuple is matched by its shape. Only what looks at any term at all asks for an element by its number.
+no_tuple_is_read_by_position_test() ->
+    Readers = [
+        filename:basename(File, ".erl")
+     || File <- filelib:wildcard("erlang_src/**/*.erl"),
+        {ok, Text} <- [file:read_file(File)],
+        re:run(Text, "\\belement\\([0-9]") =/= nomatch
+    ],
+    ?assertEqual(["nats_gateway_guard", "nats_gateway_reach"], lists:sort(Readers)).
+
 %% Comments cite docs/protocol.md by the numbers of its sections.
 cited_sections_exist_test() ->
     {ok, Protocol} = file:read_file("docs/protocol.md"),
