@@ -202,13 +202,16 @@ forget(Monitor, State = #state{clients = Clients, monitors = Monitors, topics = 
             State
     end.
 
-%% Only a process that was killed has not published itself.
+%% Only a process that was killed has not published itself. Why one has ended that was gone before it
+%% was monitored is not known: what is said twice is better than what is never said.
 ended(noconnection, Node, #client{gone = Gone, left = Left}, State) ->
     case Left =:= no orelse now_ms() - Left =< ?SAME_TIME_MS of
         true -> lose(Node, Gone, State);
         false -> State
     end;
-ended(killed, Node, #client{gone = Gone}, State) when Node =:= node() ->
+ended(Reason, Node, #client{gone = Gone}, State) when
+    Node =:= node(), Reason =:= killed orelse Reason =:= noproc
+->
     lose(here, Gone, State);
 ended(_, _, _, State) ->
     State.

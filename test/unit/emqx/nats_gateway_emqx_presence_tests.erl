@@ -25,7 +25,14 @@ presence_test_() ->
             ok = gen_server:stop(Scope),
             nats_gateway_fake_emqx:unload()
         end,
-        [fun comes_and_goes/1, fun killed/1, fun killed_and_back/1, fun node_lost/1, fun left_before/1]}.
+        [
+            fun comes_and_goes/1,
+            fun killed/1,
+            fun killed_before_it_is_watched/1,
+            fun killed_and_back/1,
+            fun node_lost/1,
+            fun left_before/1
+        ]}.
 
 comes_and_goes(_) ->
     fun() ->
@@ -52,6 +59,17 @@ killed(_) ->
             Other = client_here(<<"b">>),
             exit(Other, crash),
             ?assertEqual(nothing, published(1500))
+        end)
+    end.
+
+%% The watcher has other work, and learns of the client after its end.
+killed_before_it_is_watched(_) ->
+    fun() ->
+        watched(fun(Watcher) ->
+            ok = sys:suspend(Watcher),
+            kill(client_here(<<"a">>)),
+            ok = sys:resume(Watcher),
+            ?assertEqual({<<"presence/a">>, <<"offline">>, <<"c-a">>}, published(3000))
         end)
     end.
 
@@ -141,9 +159,9 @@ kill(Client) ->
 
 %% As when the node of this client is lost.
 lose(Client, Watcher) ->
+    Clients = element(3, sys:get_state(Watcher)),
     {monitors, Monitors} = process_info(Watcher, monitors),
     true = lists:member({process, Client}, Monitors),
-    Clients = element(3, sys:get_state(Watcher)),
     [Monitor] = [Reference || {Reference, Known} <- maps:to_list(Clients), element(2, Known) =:= Client],
     Watcher ! {'DOWN', Monitor, process, Client, noconnection},
     ok.
