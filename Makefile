@@ -1,5 +1,6 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
-.PHONY: help run build package package-here release check style test test-crates test-rust test-unit test-erlang test-cli \
+.PHONY: help run build package package-here release check style test test-crates test-rust test-unit unit-tests test-unit-waiting \
+        test-unit-others test-erlang test-cli \
         test-release test-wire test-clients test-brokers test-emqx test-hostile test-hostile-costs test-hostile-times lint check-types tools build-all fuzz bench clean
 
 CARGO_FLAGS := --release --locked
@@ -81,8 +82,8 @@ release: build
 	@bin/release
 
 # The inner loop: no broker, no client, no download.
-check: style
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-crates
+check: style unit-tests
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-unit-waiting test-unit-others test-crates
 
 # What measures runs alone, at the end. Two of cargo with one directory would wait for each other: lint comes after test-rust.
 test:
@@ -98,7 +99,7 @@ tools:
 build-all: package-here release
 
 test-crates:
-	cargo test --locked $(TESTED_CRATES)
+	+cargo test --locked $(TESTED_CRATES)
 
 test-rust: test-crates
 	@# Each microbenchmark once, so that they never rot; as it is built for the tests, which is enough.
@@ -116,10 +117,26 @@ test-erlang: $(call unless_built,build)
 	@$(EUNIT)
 
 # Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
-test-unit: build
-	@$(EUNIT) --module=$$(grep -rLE 'with_mosquitto|_(scaling|refusals)_tests\)' \
-	    --include='*_tests.erl' test/unit | \
-	    xargs -n 1 basename -s .erl | paste -sd,)
+UNIT_TESTS = $(shell grep -rLE 'with_mosquitto|^-module.*_(scaling|refusals)_tests' --include='*_tests.erl' test/unit | \
+    xargs -n 1 basename -s .erl)
+# These wait for timers most of the time, so they are a run of their own beside the others.
+WAITING_TESTS = $(patsubst %,nats_gateway_%_tests,connection emqx_presence emqx_stored host_mqtt kv_session mqtt_client \
+    passwords transport)
+comma := ,
+empty :=
+modules = $(subst $(empty) ,$(comma),$(strip $(1)))
+
+test-unit: unit-tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit-waiting test-unit-others
+
+unit-tests: build
+	@TERM=dumb rebar3 as test compile
+
+test-unit-waiting:
+	@$(EUNIT) --module=$(call modules,$(WAITING_TESTS))
+
+test-unit-others:
+	@$(EUNIT) --module=$(call modules,$(filter-out $(WAITING_TESTS),$(UNIT_TESTS)))
 
 # They wait most of the time, so several run side by side.
 test-cli: $(call unless_built,build)

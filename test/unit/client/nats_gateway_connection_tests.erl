@@ -444,9 +444,7 @@ a_ping_comes_after_the_interval_test_() ->
         _ = received(Client, <<"INFO ">>),
         First = pinged(Client, Start),
         Second = pinged_after_pong(Client),
-        ok = gen_tcp:send(Client, <<"PONG\r\n">>),
-        {error, timeout} = gen_tcp:recv(Client, 0, ?INTERVAL div 2),
-        Third = pinged_after_pong(Client),
+        Third = pinged_after_two_pongs(Client),
         %% Before it was between one interval and two.
         ?assertMatch([_, _, _], [T || T <- [First, Second, Third], T >= ?INTERVAL - 5]),
         ?assertMatch([_ | _], [T || T <- [First, Second, Third], T < ?INTERVAL + ?INTERVAL div 2]),
@@ -457,6 +455,20 @@ pinged_after_pong(Client) ->
     Before = erlang:monotonic_time(millisecond),
     ok = gen_tcp:send(Client, <<"PONG\r\n">>),
     pinged(Client, Before).
+
+pinged_after_two_pongs(Client) ->
+    Before = erlang:monotonic_time(millisecond),
+    ok = gen_tcp:send(Client, <<"PONG\r\n">>),
+    timer:sleep(?INTERVAL div 2),
+    case erlang:monotonic_time(millisecond) - Before < ?INTERVAL * 3 div 4 of
+        true ->
+            ?assertEqual({error, timeout}, gen_tcp:recv(Client, 0, 0)),
+            pinged_after_pong(Client);
+        %% A busy machine has let this process sleep too long: the PING may have been sent.
+        false ->
+            _ = pinged(Client, Before),
+            pinged_after_two_pongs(Client)
+    end.
 
 pinged(Client, Since) ->
     <<"PING\r\n">> = received(Client, <<"PING\r\n">>),
