@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import kv, report
+from bench import contention, kv, report
 from bench.peers import EmqxPeers, MeasurementFailed, Peer, standalone_peers
 from bench.scenarios import (
     BARE,
@@ -133,9 +133,9 @@ class Bench:
         self._say(f"EMQX: starting a node of {home.name}")
         with EmqxPeers(home, packages[-1]) as emqx:
             about = {"version": emqx.version(), "otp": emqx.otp()}
-            node: dict[str, Any] = {"emqx": about, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
+            node: dict[str, Any] = {"emqx": about, "measurements": [], "idle": [], "growth": [], "nif_calls": {}, "shared": []}
             self.results["nodes"].append(node)
-            for module in ("publish_loop", "nif_calls"):
+            for module in ("publish_loop", "nif_calls", "shared_state"):
                 emqx.load_module(SOURCES / f"{module}.erl")
             scenarios = [one for one in SCENARIOS if self._wanted(one)]
             began = time.monotonic()
@@ -149,6 +149,7 @@ class Bench:
                             self._emqx_measure(emqx, node, scenario, name, turn)
             if self._only is None:
                 self._idle(emqx, node)
+                node["shared"] = contention.measure(emqx)
                 if is_first:
                     self._nif_calls(emqx, node)
                 if is_first and not self._quick:

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bench import contention
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -154,6 +155,7 @@ def _emqx_tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         (f"Round trip in {place}, µs", _round_trip_rows(table, (OURS, MQTT, BUILT_IN))),
         (f"Idle connections with one subscription, bytes each, in {place}", _idle_rows(results)),
         (f"Connections opened per second in {place}", _connect_rows(table)),
+        (f"What all schedulers share: calls per message in {place}", _shared_rows(results)),
     ]
 
 
@@ -252,6 +254,13 @@ def _connect_rows(table: Table) -> list[list[str]]:
         values = table.values("connect", peer, "connected_per_second")
         if values:
             rows.append([peer, _rate(values)])
+    return rows
+
+
+def _shared_rows(results: Results) -> list[list[str]]:
+    rows = [["", *contention.KINDS]]
+    for one in results.get("shared", []):
+        rows.append([f"{one['peer']}, {one['case']}", *(f"{one[kind]:.2f}" for kind in contention.KINDS)])
     return rows
 
 
