@@ -416,7 +416,9 @@ subscribe(Key, Options, Host) -> timed(fun() -> ask(Key, Options, Host) end).
 ask(Key, Options = #{confirm := Confirm, no_local := NoLocal}, Host) ->
     QoS = qos(Confirm),
     case may_subscribe(Key, QoS, Host) of
-        allow -> subscribe(Key, QoS, NoLocal, sub_props(Options), continue_watchers(Key, Host));
+        allow ->
+            ok = continue_watchers(Key, Host),
+            subscribe(Key, QoS, NoLocal, sub_props(Options), Host);
         deny -> denied(permission_denied, Host);
         Refusal -> {Refusal, Host}
     end.
@@ -643,6 +645,8 @@ handle_info({?MODULE, joined, Key}, Host) ->
     {[{joined, Key}], Host};
 handle_info({?MODULE, unsubscribed, Key}, Host) ->
     unsubscribed(Key, Host);
+handle_info({nats_gateway_kv_consumer, filters, Watcher, Topic, Filters}, Host) ->
+    {[], continue_watcher(Watcher, Topic, Filters, Host)};
 handle_info(clean_authz_cache, Host) ->
     ok = emqx_authz_cache:empty_authz_cache(),
     {[], Host#host{authz = nats_gateway_emqx_authz:forget(Host#host.authz)}};
@@ -892,29 +896,25 @@ store_right(publish, Topic, #host{authz = Authz}) ->
     end.
 
 %% The watchers of an earlier connection, where the client has subscribed to the same subject again. Its
-%% rights may have changed.
-continue_watchers({undefined, Topic}, Host = #host{login = #login{identity = Identity}}) when
-    Identity =/= none
-->
-    lists:foldl(
-        fun(Watcher, Inner) -> continue_watcher(Watcher, Topic, Inner) end,
-        Host,
-        nats_gateway_kv_kept:find(Identity, Topic)
+%% rights may have changed. A watcher may be busy, so the client does not wait for what it says.
+continue_watchers({undefined, Topic}, #host{login = #login{identity = Identity}}) when Identity =/= none ->
+    lists:foreach(
+        fun nats_gateway_kv_consumer:ask_for_filters/1, nats_gateway_kv_kept:find(Identity, Topic)
     );
-continue_watchers(_, Host) ->
-    Host.
+continue_watchers(_, _) ->
+    ok.
 
-continue_watcher(Watcher, Topic, Host) ->
-    case nats_gateway_kv_consumer:filters(Watcher) of
-        gone ->
-            Host;
-        Filters ->
-            case refused_right([{subscribe, Filter} || Filter <- Filters], Host) of
-                {none, NHost} ->
-                    {pass, Adopting} = pass_to_store({adopt, Watcher, Topic}, undefined, NHost),
-                    Adopting;
-                {_, NHost} -> NHost
-            end
+%% The client may have ended the subscription since, or have another login.
+continue_watcher(Watcher, Topic, Filters, Host = #host{subs = Subs, login = #login{identity = Identity}}) ->
+    IsWanted =
+        Identity =/= none andalso is_map_key({undefined, Topic}, Subs) andalso
+            lists:member(Watcher, nats_gateway_kv_kept:find(Identity, Topic)),
+    case IsWanted andalso refused_right([{subscribe, Filter} || Filter <- Filters], Host) of
+        {none, NHost} ->
+            {pass, Claiming} = pass_to_store({claim, Watcher}, undefined, NHost),
+            Claiming;
+        {_, NHost} -> NHost;
+        false -> Host
     end.
 
 pass_to_store({answer, no_responders}, _, Host) ->

@@ -20,7 +20,8 @@
 -export([taken/2]).
 -export([stop/1]).
 -export([wait_for_client/2]).
--export([filters/1]).
+-export([ask_for_filters/1]).
+-export([claim/2]).
 -export([adopt/3]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 -export([terminate/2, format_status/1]).
@@ -132,12 +133,17 @@ stop(Pid) ->
 -spec wait_for_client(pid(), Most :: non_neg_integer()) -> yes | no.
 wait_for_client(Pid, Most) -> call(Pid, {wait_for_client, Most}, no).
 
-%% What a client must have the right to subscribe to, to take over a watcher that waits.
--spec filters(pid()) -> [Filter :: binary()] | gone.
-filters(Pid) -> call(Pid, filters, gone).
+%% What a client must have the right to subscribe to, to take over this watcher. The caller gets a
+%% message `{nats_gateway_kv_consumer, filters, Pid, DeliverTopic, [Filter]}' when the watcher has time.
+-spec ask_for_filters(pid()) -> ok.
+ask_for_filters(Pid) -> gen_server:cast(Pid, {ask_for_filters, self()}).
 
-%% The client is there again, with another process and the calling session. `later': the end of its
-%% earlier connection has not been seen yet. When it is, the session is told.
+%% The client is there again, with another process and the calling session. The watcher is offered to
+%% the session as soon as it waits: the end of the earlier connection may not have been seen yet.
+-spec claim(pid(), Client :: pid()) -> ok.
+claim(Pid, Client) -> gen_server:cast(Pid, {claim, self(), Client}).
+
+%% The calling session takes the watcher that was offered to it. `later': another one was faster.
 -spec adopt(pid(), Client :: pid(), nats_gateway_kv_store:store()) ->
     {ok, nats_gateway_kv_bucket:bucket(), Name :: binary()} | later | gone.
 adopt(Pid, Client, Store) -> call(Pid, {adopt, Client, Store}, gone).
@@ -221,15 +227,13 @@ handle_call(facts, _, State) ->
             bound => State#state.interest =:= yes
         },
         State};
-handle_call(filters, _, State = #state{consumer = #{filters := Filters}}) ->
-    {reply, [Filter || {_, Filter} <- Filters], State};
 handle_call({wait_for_client, Most}, {Session, _}, State) ->
-    #state{consumer = #{inactive := Inactive, deliver_topic := Topic}, kept = Kept, heir = Heir} = State,
+    #state{consumer = #{inactive := Inactive}, kept = Kept, heir = Heir} = State,
     case nats_gateway_kv_kept:keep(Kept, Most) of
         ok ->
             true = unlink(Session),
             Until = erlang:start_timer(min(Inactive, ?MAX_KEPT_MS), self(), kept),
-            _ = is_pid(Heir) andalso gen_server:cast(Heir, {offer, self(), Topic}),
+            _ = is_pid(Heir) andalso offer(Heir, State),
             {reply, yes, without_client({kept, Until}, State)};
         full ->
             {stop, normal, no, State}
@@ -259,8 +263,22 @@ handle_cast({taken, Token}, State = #state{asked = {Token, Bytes}, window = Wind
         })};
 handle_cast({taken, _}, State) ->
     {noreply, State};
+handle_cast({ask_for_filters, Pid}, State = #state{consumer = Consumer}) ->
+    #{filters := Filters, deliver_topic := Topic} = Consumer,
+    Pid ! {?MODULE, filters, self(), Topic, [Filter || {_, Filter} <- Filters]},
+    {noreply, State};
+handle_cast({claim, Session, _}, State = #state{client = {kept, _}}) ->
+    ok = offer(Session, State),
+    {noreply, State};
+handle_cast({claim, _, Client}, State = #state{client = Client}) ->
+    {noreply, State};
+handle_cast({claim, Session, _}, State) ->
+    {noreply, State#state{heir = Session}};
 handle_cast(stop, State) ->
     {stop, normal, State}.
+
+offer(Session, #state{consumer = #{deliver_topic := Topic}}) ->
+    gen_server:cast(Session, {offer, self(), Topic}).
 
 handle_info({timeout, Until, kept}, State = #state{client = {kept, Until}}) ->
     {stop, normal, State};

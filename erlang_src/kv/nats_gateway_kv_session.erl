@@ -17,8 +17,8 @@
 %% The client's own process starts the session, and counts what it has not done yet.
 -opaque session() :: {pid(), counters:counters_ref()}.
 
-%% The client has subscribed to the topic that this watcher has waited for.
--type adoption() :: {adopt, Watcher :: pid(), Topic :: binary()}.
+%% The client has subscribed to the topic of this watcher, which may be that of an earlier connection.
+-type claim() :: {claim, Watcher :: pid()}.
 
 -type options() :: #{
     client := pid(),
@@ -56,7 +56,7 @@ new(Options) ->
     {Pid, Waiting}.
 
 %% The answer goes to the client, unless it has no use for one.
--spec submit(nats_gateway_kv_request:action() | adoption(), ReplyTopic :: undefined | binary(), session()) ->
+-spec submit(nats_gateway_kv_request:action() | claim(), ReplyTopic :: undefined | binary(), session()) ->
     ok | gone.
 submit(Action, ReplyTopic, {Pid, Waiting}) ->
     IsAlive = is_process_alive(Pid),
@@ -107,7 +107,11 @@ handle_cast(stop, State) ->
 %% This watcher waits now. The client has subscribed to its topic already.
 handle_cast({offer, Watcher, Topic}, State) ->
     {Answer, NState} = try_to_do({adopt, Watcher, Topic}, State),
-    ok = started(Answer),
+    _ =
+        case Answer of
+            {adopted, Pid} -> nats_gateway_kv_consumer:start_delivery(Pid);
+            _ -> ok
+        end,
     {noreply, NState};
 handle_cast({leave, Topics}, State = #state{consumers = Consumers}) ->
     #state{max_consumers = Most} = State,
@@ -126,7 +130,6 @@ handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client,
     _ =
         case Answer of
             none -> ok;
-            {adopted, _} -> started(Answer);
             {started, Pid, Created} ->
                 ok = answer(Client, ReplyTopic, Created),
                 nats_gateway_kv_consumer:start_delivery(Pid);
@@ -134,9 +137,6 @@ handle_cast({request, Action, ReplyTopic, Size}, State = #state{client = Client,
                 answer(Client, ReplyTopic, Answer)
         end,
     {noreply, NState}.
-
-started({adopted, Pid}) -> nats_gateway_kv_consumer:start_delivery(Pid);
-started(_) -> ok.
 
 handle_info({'DOWN', _, process, Client, _}, State = #state{client = Client}) ->
     %% ends the watchers as well
@@ -239,6 +239,9 @@ do({taken, Name, Token}, State = #state{consumers = Consumers}) ->
         nats_gateway_kv_consumer:taken(Pid, Token)
      || {{_, Named}, {Pid, _}} <- maps:to_list(Consumers), Named =:= Name
     ],
+    {none, State};
+do({claim, Pid}, State = #state{client = Client}) ->
+    ok = nats_gateway_kv_consumer:claim(Pid, Client),
     {none, State};
 do({adopt, Pid, Topic}, State) ->
     adopt(Pid, Topic, State);

@@ -886,7 +886,7 @@ continue_watchers({undefined, Topic}, Host = #host{settings = #settings{identity
 ->
     lists:foldl(
         fun(Watcher, Inner) ->
-            {pass, NInner} = pass_to_store({adopt, Watcher, Topic}, undefined, Inner),
+            {pass, NInner} = pass_to_store({claim, Watcher}, undefined, Inner),
             NInner
         end,
         Host,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 
 import kv_scenarios
@@ -77,14 +78,19 @@ def test_watcher_after_a_lost_connection(store: Gateway):
     asyncio.run(kv_scenarios.reconnect(url(store), BUCKET))
 
 
+def watch(client: Nats, subject: str) -> None:
+    """Watches the bucket with a subject that the client has chosen."""
+    watcher = {"config": {"ack_policy": "none", "deliver_policy": "new", "inactive_threshold": 20_000_000_000}}
+    watcher["config"]["deliver_subject"] = subject
+    client.subscribe(subject, sid="1")
+    answer = request(client, f"$JS.API.CONSUMER.CREATE.KV_{BUCKET}", json.dumps(watcher).encode())
+    assert "error" not in answer
+
+
 def lose_a_watcher(store: Gateway, subject: str, user: str) -> None:
-    """A client that watches a bucket with its own subject, and loses its connection."""
-    watch = {"config": {"ack_policy": "none", "deliver_policy": "new", "inactive_threshold": 20_000_000_000}}
-    watch["config"]["deliver_subject"] = subject
+    """A client that watches, and loses its connection."""
     with store.nats(user=user) as client:
-        client.subscribe(subject, sid="1")
-        answer = request(client, f"$JS.API.CONSUMER.CREATE.KV_{BUCKET}", json.dumps(watch).encode())
-        assert "error" not in answer
+        watch(client, subject)
 
 
 def values_after(store: Gateway, subject: str, user: str, key: str) -> list[bytes]:
@@ -112,6 +118,25 @@ def test_who_gets_the_watcher_of_a_lost_connection(store: Gateway):
     with file_rules(store, f'{{deny, {{username, "blind"}}, subscribe, ["{TOPIC}/#"]}}'):
         assert values_after(store, "denied", "blind", "k") == []
     assert b"2" in values_after(store, "restricted", "blind", "k")
+    with store.mqtt() as mqtt:
+        mqtt.publish(f"{TOPIC}/k", b"", retain=True)
+
+
+def test_a_busy_watcher_holds_up_nobody(store: Gateway):
+    """Who subscribes to its subject goes on at once, and gets it when the earlier connection has ended."""
+    watchers = 'pg:get_local_members(nats_gateway_kv_kept, {topic, <<"busy">>})'
+    with store.nats(user="seeing") as earlier, store.nats(user="seeing") as client, store.nats() as writer:
+        watch(earlier, "busy")
+        assert store.node.eval(f"[sys:suspend(Pid) || Pid <- {watchers}]") == "[ok]"
+        began = time.monotonic()
+        client.subscribe("busy")
+        assert "error" not in request(client, f"$JS.API.STREAM.INFO.KV_{BUCKET}")
+        assert time.monotonic() - began < 2.0
+        assert store.node.eval(f"[sys:resume(Pid) || Pid <- {watchers}]") == "[ok]"
+        earlier.close()
+        assert request(writer, f"$KV.{BUCKET}.k", b"2")["seq"] > 0
+        message = client.message()
+        assert (message.subject, message.payload) == (f"$KV.{BUCKET}.k", b"2")
     with store.mqtt() as mqtt:
         mqtt.publish(f"{TOPIC}/k", b"", retain=True)
 

@@ -39,6 +39,7 @@ all_test_() ->
             nothing_of_a_lost_connection_twice,
             another_login,
             a_client_that_is_back_early,
+            a_busy_watcher_holds_up_nobody,
             a_client_that_stays_away,
             the_application_ends,
             too_many_that_wait,
@@ -466,7 +467,7 @@ kept(Identity) -> nats_gateway_kv_kept:find(Identity, <<"d">>).
 
 come_back(Store, Watcher) ->
     Session = new_session(Store, me()),
-    ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Session),
+    ok = nats_gateway_kv_session:submit({claim, Watcher}, undefined, Session),
     {Store, Session}.
 
 %% It goes on where it was: the numbers, what changed and was deleted meanwhile, in order.
@@ -587,7 +588,7 @@ a_client_that_is_back_early() ->
     Test = self(),
     Client = spawn_link(fun() ->
         Next = new_session(Store, term_to_binary(Test)),
-        ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Next),
+        ok = nats_gateway_kv_session:submit({claim, Watcher}, undefined, Next),
         _ = sys:get_state(element(1, Next)),
         Test ! asked,
         Test ! {seen, seen(frames())},
@@ -602,6 +603,25 @@ a_client_that_is_back_early() ->
     receive {seen, Seen} -> ?assertMatch([{<<"$KV/b/b">>, 2, 2, 0, _}], Seen) after 2000 -> error(nothing) end,
     Client ! stop.
 
+%% Neither the client that comes for it, nor what that asks meanwhile.
+a_busy_watcher_holds_up_nobody() ->
+    {Store, Session} = start(),
+    _ = watch(#{inactive_threshold => 300000000000}, {Store, Session}),
+    lose(Session),
+    [Watcher] = kept(me()),
+    ok = sys:suspend(Watcher),
+    ok = nats_gateway_kv_consumer:ask_for_filters(Watcher),
+    Again = come_back(Store, Watcher),
+    ask(<<"$JS.API.CONSUMER.NAMES.KV_b">>, <<>>, Again),
+    ?assertMatch(#{<<"consumers">> := []}, answer()),
+    ok = sys:resume(Watcher),
+    receive
+        {nats_gateway_kv_consumer, filters, Watcher, <<"d">>, Filters} -> ?assertEqual([<<"x/#">>], Filters)
+    after 2000 -> error(nothing)
+    end,
+    set(<<"x/a">>, 1, <<"1">>, Store),
+    ?assertMatch([{_, 1, 1, 0, _}], seen(frames())).
+
 a_watcher_that_was_made_again() ->
     {Store, Session} = start(),
     Config = #{inactive_threshold => 300000000000, name => <<"w">>},
@@ -610,7 +630,7 @@ a_watcher_that_was_made_again() ->
     [Watcher] = kept(me()),
     Again = {_, Next} = {Store, new_session(Store, me())},
     #{<<"name">> := <<"w">>} = watch(Config, Again),
-    ok = nats_gateway_kv_session:submit({adopt, Watcher, <<"d">>}, undefined, Next),
+    ok = nats_gateway_kv_session:submit({claim, Watcher}, undefined, Next),
     gone(Watcher),
     ask(<<"$JS.API.CONSUMER.NAMES.KV_b">>, <<>>, Again),
     ?assertMatch(#{<<"consumers">> := [<<"w">>]}, answer()).
