@@ -95,9 +95,10 @@ apply_settings(_, Old, undefined) when map_size(Old) > 0 ->
     nats_gateway_emqx_takeover:settings_stored(saved);
 apply_settings(_, _, undefined) ->
     nats_gateway_emqx_takeover:settings_stored(found);
-apply_settings(Settings, _, _) ->
+apply_settings(Settings, Old, _) ->
     case nats_gateway_emqx:check_page(Settings) of
         ok ->
+            ok = nats_gateway_emqx_page:note_save(map_size(Old) > 0),
             ok = nats_gateway_emqx_page:put(Settings),
             ok = nats_gateway_emqx:settings_changed(),
             nats_gateway_emqx_takeover:settings_changed();

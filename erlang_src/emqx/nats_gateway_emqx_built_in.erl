@@ -11,6 +11,7 @@
 
 -export([may_serve/0]).
 -export([judge/0]).
+-export([is_bar_left/1]).
 -export([adapt_bar/1]).
 %% For tests
 -export([unknown/2]).
@@ -18,6 +19,10 @@
 
 -include_lib("kernel/include/logger.hrl").
 -include_lib("public_key/include/public_key.hrl").
+
+%% How long after the page was saved a bar may still be there that is to be removed. EMQX changes its
+%% settings on one node after the other.
+-define(LEFT_MS, 5000).
 
 %% Whether the built-in may serve in place of this plugin with the current settings.
 -spec may_serve() -> true | {false, Unknown :: [Text :: binary()]}.
@@ -44,6 +49,14 @@ judge() ->
 judge(Bar, Gateway, Page) when Bar =:= add; Bar =:= cannot -> {open, unknown(Gateway, Page)};
 judge(remove, _, _) -> logins_lost;
 judge(ok, _, _) -> ok.
+
+%% Whether a client whom nobody else asks for a login meets a bar that is about to go: the page has just
+%% been saved without logins. Later, the settings of the logins may have been lost.
+-spec is_bar_left(nats_gateway_emqx_client:clientinfo()) -> boolean().
+is_bar_left(ClientInfo) ->
+    nats_gateway_emqx_page:was_saved_within(?LEFT_MS) andalso
+        not has_logins(nats_gateway_emqx_page:get()) andalso judge() =:= logins_lost andalso
+        nats_gateway_emqx_authn:is_only_barred(ClientInfo).
 
 %% Adds the bar where it is needed, and removes it where it is not. The bar is removed only when
 %% somebody has saved the page: otherwise the settings may have been lost. This changes EMQX's

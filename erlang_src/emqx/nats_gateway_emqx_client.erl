@@ -187,7 +187,7 @@ authenticate(#{login := _}, ClientInfo, _) ->
     {ok, ClientInfo#{mountpoint := emqx_mountpoint:replvar(Mountpoint, ClientInfo)}, #{}};
 authenticate(Client, ClientInfo, #{ctx := Ctx}) ->
     Before = proven_user(Client, ClientInfo),
-    case emqx_gateway_ctx:authenticate(Ctx, ClientInfo) of
+    case asked(Ctx, ClientInfo, nats_gateway_emqx_built_in:is_bar_left(ClientInfo)) of
         {ok, Admitted} ->
             %% Authenticators may come and go meanwhile.
             case proven_user(Client, ClientInfo) of
@@ -196,6 +196,14 @@ authenticate(Client, ClientInfo, #{ctx := Ctx}) ->
             end;
         {error, Reason} ->
             {error, Reason}
+    end.
+
+asked(Ctx, ClientInfo, false) ->
+    emqx_gateway_ctx:authenticate(Ctx, ClientInfo);
+asked(Ctx, ClientInfo, true) ->
+    case emqx_gateway_ctx:authenticate(Ctx, ClientInfo#{enable_authn := false}) of
+        {ok, Admitted} -> {ok, Admitted#{enable_authn := maps:get(enable_authn, ClientInfo)}};
+        {error, Reason} -> {error, Reason}
     end.
 
 %% The name was proven if EMQX has checked just what the client has sent: `clientinfo_override' may have

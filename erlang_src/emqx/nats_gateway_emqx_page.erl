@@ -10,6 +10,8 @@
 -export([name_vsn/0]).
 -export([get/0]).
 -export([put/1]).
+-export([note_save/1]).
+-export([was_saved_within/1]).
 -export([in_force/1]).
 -export([forget/0]).
 
@@ -62,6 +64,9 @@
 
 %% EMQX gives a plugin 10 s to stop, on every node.
 -define(MAX_DRAIN_TIME_MS, 8000).
+
+%% When somebody saved them, if that was since the start.
+-define(SAVED, {?MODULE, saved}).
 
 %% These settings decide who is let in. If one of them is missing, the page has not saved the
 %% settings: the file was cut, or somebody sent settings without thinking of it.
@@ -210,6 +215,21 @@ get() ->
 -spec put(settings()) -> ok.
 put(Settings) -> persistent_term:put(?MODULE, Settings).
 
+%% Whether somebody has just saved the settings, or they were found stored and may have lost some.
+-spec note_save(IsSaved :: boolean()) -> ok.
+note_save(true) ->
+    persistent_term:put(?SAVED, erlang:monotonic_time(millisecond));
+note_save(false) ->
+    _ = persistent_term:erase(?SAVED),
+    ok.
+
+-spec was_saved_within(Ms :: pos_integer()) -> boolean().
+was_saved_within(Ms) ->
+    case persistent_term:get(?SAVED, never) of
+        never -> false;
+        At -> erlang:monotonic_time(millisecond) - At < Ms
+    end.
+
 %% Settings that are not valid or cannot be read may have demanded a login from everybody. So nobody
 %% is let in.
 -spec in_force({ok, Stored :: map()} | {error, Text :: binary()}) -> settings().
@@ -236,4 +256,4 @@ lets_built_in(_) -> false.
 -spec forget() -> ok.
 forget() ->
     _ = persistent_term:erase(?MODULE),
-    ok.
+    note_save(false).

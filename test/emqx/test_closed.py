@@ -188,6 +188,26 @@ def test_wherever_the_built_in_is_loaded_it_lets_nobody_in(demanding: Gateway, n
     assert is_demanded(demanding)
 
 
+def test_without_the_logins_clients_are_let_in_at_once(demanding: Gateway, node: Node, page: Page):
+    """EMQX may need a while until the bar is gone, on all nodes. Some clients give up when they are refused."""
+    assert node.eval("sys:suspend(nats_gateway_emqx_takeover).") == "ok"
+    try:
+        page.change()
+        wait_until(lambda: lets_in(demanding.address), "clients are let in", deadline=2.0)
+        assert barred(demanding)
+        # Whoever saves logins again means them.
+        page.change(**LOGINS)
+        wait_until(lambda: is_shut(demanding), "the logins hold", deadline=2.0)
+        page.change()
+        time.sleep(5.5)
+        # Nobody has just saved the page, so its settings may be lost.
+        assert barred(demanding) and is_shut(demanding)
+    finally:
+        assert node.eval("sys:resume(nats_gateway_emqx_takeover).") == "ok"
+    wait_until(lambda: not barred(demanding), "the bar is gone")
+    assert lets_in(demanding.address)
+
+
 def test_the_built_in_may_serve_where_the_page_says_so(demanding: Gateway, node: Node, package: Path, page: Page):
     page.change(**LOGINS, built_in_may_serve=True)
     wait_until(lambda: authenticator(demanding) is None, "the bar is gone")

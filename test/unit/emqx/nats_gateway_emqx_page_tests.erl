@@ -460,6 +460,7 @@ on_config_changed_test_() ->
             fun what_was_saved_while_stopped_was_not_just_found/0,
             fun a_started_plugin_keeps_its_library/0,
             fun a_started_plugin_puts_them_in_force/0,
+            fun a_started_plugin_knows_when_somebody_saved_them/0,
             fun no_error_tells_a_secret/0
         ]}.
 
@@ -506,6 +507,27 @@ a_started_plugin_puts_them_in_force() ->
             change(Defaults#{<<"max_subscriptions">> := -1})
         ),
         ?assertMatch(#{max_subscriptions := 7}, nats_gateway_emqx_page:get())
+    after
+        unregister(nats_gateway_emqx_takeover)
+    end.
+
+a_started_plugin_knows_when_somebody_saved_them() ->
+    true = register(nats_gateway_emqx_takeover, self()),
+    Defaults = nats_gateway_fake_emqx:page_defaults(),
+    Changed = fun(Old) ->
+        ok = nats_gateway_app:on_config_changed(Old, Defaults),
+        nats_gateway_emqx_page:was_saved_within(5000)
+    end,
+    try
+        ?assertNot(nats_gateway_emqx_page:was_saved_within(5000)),
+        ?assertNot(Changed(#{})),
+        ?assert(Changed(?LOGINS)),
+        ok = timer:sleep(30),
+        ?assertNot(nats_gateway_emqx_page:was_saved_within(20)),
+        ?assertNot(Changed(#{})),
+        ?assert(Changed(?LOGINS)),
+        ok = nats_gateway_emqx_page:forget(),
+        ?assertNot(nats_gateway_emqx_page:was_saved_within(5000))
     after
         unregister(nats_gateway_emqx_takeover)
     end.
