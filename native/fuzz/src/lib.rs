@@ -13,6 +13,7 @@ mod encode;
 mod headers;
 pub mod input;
 mod jwt;
+mod mapping;
 mod mqtt;
 mod names;
 #[path = "../../protocol/tests/common/mod.rs"]
@@ -24,6 +25,7 @@ pub use decode::decode;
 pub use encode::encode;
 pub use headers::headers;
 pub use jwt::jwt;
+pub use mapping::mapping;
 pub use mqtt::mqtt;
 pub use names::names;
 pub use websocket::websocket;
@@ -32,12 +34,13 @@ pub use websocket::websocket;
 pub type Target = fn(&[u8]);
 
 /// All targets, under the names of their folders in `corpus/`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("connect", connect),
     ("decode", decode),
     ("encode", encode),
     ("headers", headers),
     ("jwt", jwt),
+    ("mapping", mapping),
     ("mqtt", mqtt),
     ("names", names),
     ("websocket", websocket),

@@ -41,6 +41,18 @@ left_and_forgotten_test() ->
     Forgotten = ?KEYS:forget(1, Again),
     ?assertEqual([undefined, ?PLAIN], [?KEYS:key(Id, Forgotten) || Id <- [1, 2]]).
 
+%% Those that are subscribed now, and not those of groups.
+plain_filters_test() ->
+    Plain = fun(Keys) -> lists:sort(?KEYS:plain_filters(Keys)) end,
+    ?assertEqual([], Plain(?KEYS:new(1))),
+    ?assertEqual([], Plain(keys([?GROUP, ?GROUP_TOO]))),
+    All = keys([?PLAIN, ?GROUP, ?OTHER, ?GROUP_TOO, {undefined, <<"t/a">>}]),
+    ?assertEqual([<<"t/#">>, <<"t/+">>, <<"t/a">>], Plain(All)),
+    {1, Left} = ?KEYS:leave(?PLAIN, All),
+    ?assertEqual([<<"t/+">>, <<"t/a">>], Plain(Left)),
+    {added, 6, Again} = ?KEYS:add(?PLAIN, Left),
+    ?assertEqual([<<"t/#">>, <<"t/+">>, <<"t/a">>], Plain(?KEYS:forget(1, Again))).
+
 identifiers_begin_again_test() ->
     {added, 268435455, One} = ?KEYS:add(?PLAIN, ?KEYS:new(268435455)),
     {added, 1, Two} = ?KEYS:add(?OTHER, One),
