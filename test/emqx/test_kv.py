@@ -15,6 +15,7 @@ from emqx.gateway import NAMED, Gateway, file_rules, rest_change
 from emqx.nats import Nats, NatsFailure
 from emqx.node import wait_until
 from emqx.page import Page
+from hostile.measure import Usage
 
 pytestmark = pytest.mark.plugin
 
@@ -139,6 +140,31 @@ def test_a_busy_watcher_holds_up_nobody(store: Gateway):
         assert (message.subject, message.payload) == (f"$KV.{BUCKET}.k", b"2")
     with store.mqtt() as mqtt:
         mqtt.publish(f"{TOPIC}/k", b"", retain=True)
+
+
+@pytest.fixture
+def fast_retainer(store: Gateway) -> Iterator[None]:
+    """It retains as fast as it can."""
+    with rest_change(store.rest, "/mqtt/retainer", {"max_publish_rate": "1000000/s"}):
+        # EMQX 5.10 takes the rate that held before the change.
+        store.node.eval("emqx_retainer_limiter:update().")
+        yield
+    store.node.eval("emqx_retainer_limiter:update().")
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_a_large_bucket(store: Gateway, fast_retainer: None):
+    """The number of 100 000 keys is exact, and the node never has their values, 100 MB, once more."""
+    count, size, more_megabytes = 100_000, 1024, 150
+    kv_scenarios.retain(store.node.mqtt, (f"plain/{number % 100}/k{number}" for number in range(count)), bytes(size))
+    try:
+        usage = Usage.of_session(store.node.session)
+        before = usage.rss()
+        usage.begin_peak()
+        asyncio.run(kv_scenarios.large(url(store), "plain", count, size, watch=True))
+        assert usage.peak() < before + more_megabytes * 1_000_000
+    finally:
+        store.node.eval("emqx_retainer:clean().")
 
 
 def test_off(gateway: Gateway, page: Page):
