@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--docs]`: measures, judges, and writes results.json, chart.svg and tables.md.
+"""`python -m bench [--quick] [--docs] [--only ... | --kv]`: measures, judges, and writes results.json, chart.svg and tables.md.
 
 Everything that is compared is measured in this run, in turns, several times; what counts is the median of the ratios of
 each turn.
@@ -62,8 +62,9 @@ def main() -> int:
     parser.add_argument("--docs", action="store_true", help="write docs/performance.* and README.md's ratios, too")
     parser.add_argument("--rounds", type=int, help="how often each measurement is made")
     parser.add_argument("--only", help="a regular expression: scenarios of EMQX to measure, and nothing else")
+    parser.add_argument("--kv", action="store_true", help="the key/value store, and nothing else")
     arguments = parser.parse_args()
-    if arguments.docs and (arguments.quick or arguments.only):
+    if arguments.docs and (arguments.quick or arguments.only or arguments.kv):
         parser.error("--docs needs all measurements")
     began = time.monotonic()
     bench = Bench(arguments)
@@ -91,6 +92,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace):
         self._quick = arguments.quick
         self._only = re.compile(arguments.only) if arguments.only else None
+        self._kv_alone = arguments.kv
         self._rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
         self.rounds = 0
         # Of each EMQX, and what has nothing to do with one.
@@ -107,11 +109,14 @@ class Bench:
         homes = sorted(emqx_homes())
         if not homes:
             self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
+        if self._kv_alone:
+            self._part("key/value store", lambda: self._kv(homes))
+            return
         for home in homes:
             self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
         if self._only is None:
             self._part("standalone", self._standalone)
-            self._part("key/value store", self._kv)
+            self._part("key/value store", lambda: self._kv(homes))
             self._part("microbenchmarks", self._microbenchmarks)
 
     def _part(self, name: str, run) -> None:
@@ -127,11 +132,8 @@ class Bench:
 
     def _emqx(self, home: Path, is_first: bool) -> None:
         """What grows with a quantity, and the calls of the NIFs, are the same in each version."""
-        packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
-        if not packages:
-            sys.exit("no package: run `make package-here`")
         self._say(f"EMQX: starting a node of {home.name}")
-        with EmqxPeers(home, packages[-1]) as emqx:
+        with EmqxPeers(home, package()) as emqx:
             about = {"version": emqx.version(), "otp": emqx.otp()}
             node: dict[str, Any] = {"emqx": about, "measurements": [], "idle": [], "growth": [], "nif_calls": {}, "shared": []}
             self.results["nodes"].append(node)
@@ -253,10 +255,15 @@ class Bench:
 
     # --- The key/value store -----------------------------------------------------------------------------------------
 
-    def _kv(self) -> None:
+    def _kv(self, homes: list[Path]) -> None:
         requests, keys = (50, 1000) if self._quick else (KV_REQUESTS, KV_KEYS)
-        with tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory, kv.peers(Path(directory)) as peers:
-            for turn in range(min(self._rounds, ROUNDS_AT_LEAST)):
+        with (
+            tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory,
+            kv.peers(Path(directory), homes, package() if homes else None) as peers,
+        ):
+            rounds = self._rounds if self._kv_alone else min(self._rounds, ROUNDS_AT_LEAST)
+            self.rounds = self.rounds or rounds
+            for turn in range(rounds):
                 for name, url in peers.items():
                     outcome = kv.measure(url, turn, requests, keys)
                     self.results["kv"].append({"peer": name, "round": turn, "keys": keys, "outcome": outcome})
@@ -283,6 +290,13 @@ class Bench:
             nanoseconds = json.loads(estimates.read_text())["median"]["point_estimate"]
             self.results["microbenchmarks"][f"{group}/{name}"] = nanoseconds
         self.results["nats_server_parser"] = nats_server_parser() if not self._quick else None
+
+
+def package() -> Path:
+    packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
+    if not packages:
+        sys.exit("no package: run `make package-here`")
+    return packages[-1]
 
 
 def _settled(emqx: EmqxPeers, seconds: float) -> dict[str, int]:

@@ -1,4 +1,6 @@
-"""NATS's key/value store with nats-py: the gateway before Mosquitto, and a nats-server that keeps the bucket in memory."""
+"""NATS's key/value store with nats-py: the gateway before Mosquitto, the plugin in each EMQX, and a nats-server that
+keeps the bucket in memory.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from nats.js.api import KeyValueConfig, StorageType
 from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KeyValue
 
-from bench.scenarios import NATS_SERVER, STANDALONE
+from bench.peers import EmqxPeers
+from bench.scenarios import NATS_SERVER, OURS, STANDALONE
 from clients.stack import Stack, gateway_in_front_of, mosquitto, nats_server
+from emqx.node import name_vsn
+from emqx.page import Page
 from wire.servers import nats_server_path
 
 BUCKET = "bench"
@@ -26,18 +31,32 @@ DEADLINE = 60.0
 
 
 @contextmanager
-def peers(directory: Path) -> Iterator[dict[str, str]]:
-    """The address of each."""
+def peers(directory: Path, homes: list[Path], package: Path | None) -> Iterator[dict[str, str]]:
+    """The address of each. They all run at the same time, and one of them is measured."""
     with ExitStack() as stack:
         broker = mosquitto(directory / "broker", "allow_anonymous true\n")
         settings = {"kv": {"enable": True, "buckets": [BUCKET]}}
         gateway = stack.enter_context(Stack(gateway_in_front_of(broker.address, directory, settings), broker))
         found = {STANDALONE: gateway.url}
+        for home in homes:
+            emqx = stack.enter_context(EmqxPeers(home, package))
+            found[f"{OURS} in EMQX {emqx.version()}"] = _store_of(emqx, package)
         if nats_server_path() is not None:
             store = json.dumps(str(directory / "jetstream"))
             server = nats_server(directory / "server", f"jetstream {{ store_dir: {store} }}\n")
             found[NATS_SERVER] = stack.enter_context(Stack(server, None)).url
         yield found
+
+
+def _store_of(emqx: EmqxPeers, package: Path) -> str:
+    # EMQX would retain 1000 messages per second, and drop the others.
+    retainer = emqx.node.rest.get("/mqtt/retainer")
+    emqx.node.rest.put("/mqtt/retainer", retainer | {"max_publish_rate": "1000000/s"})
+    # EMQX 5.10 takes the rate that held before the change.
+    emqx.node.eval("emqx_retainer_limiter:update().")
+    host, port = emqx.peer(OURS).address
+    Page(emqx.node, name_vsn(package)).change(kv_enable=True, kv_buckets=[BUCKET])
+    return f"nats://{host}:{port}"
 
 
 def measure(url: str, turn: int, requests: int, keys: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ from bench.scenarios import (
     BUILT_IN,
     DELIVERED,
     MQTT,
+    NATS_SERVER,
     OURS,
     PUBLISHED,
     SCENARIOS,
@@ -140,7 +141,7 @@ def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         *chain.from_iterable(map(_emqx_tables, nodes(results))),
         ("Messages per second, standalone", _rate_rows(standalone, STANDALONE_SCENARIOS, STANDALONE_PEERS)),
         ("Round trip, standalone, µs", _round_trip_rows(standalone, STANDALONE_PEERS)),
-        ("Key/value store with nats-py, standalone", _kv_rows(results)),
+        ("Key/value store with nats-py", _kv_rows(results)),
         *((title, rows) for node in nodes(results)[:1] for title, rows in _tables_of_the_first(node)),
         ("Decode and encode, ns per operation", _micro_rows(results)),
     ]
@@ -229,14 +230,23 @@ def _round_trip_rows(table: Table, peers: tuple[str, ...]) -> list[list[str]]:
 
 
 def _kv_rows(results: Results) -> list[list[str]]:
+    """With the median of the ratios of each round, because the rounds of a machine that has other work differ."""
     kinds = {"put": 1, "get": 1, "create": 1, "watch": 1, "keys": 1e3}
     size = results["kv"][0]["keys"] if results["kv"] else 0
-    rows = [["", "put, µs", "get, µs", "create, µs", "put until a watcher has it, µs", f"list of keys, {size:,} more each round, ms"]]
+    rows = [["and its ratio to nats-server", "put, µs", "get, µs", "create, µs", "put until a watcher has it, µs", f"list of keys, {size:,} more each round, ms"]]
     by_peer: dict[str, list[dict[str, float]]] = {}
     for one in results["kv"]:
         by_peer.setdefault(one["peer"], []).append(one["outcome"])
+    yardstick = by_peer.get(NATS_SERVER, [])
     for peer, outcomes in by_peer.items():
-        rows.append([peer, *(f"{median([one[kind] for one in outcomes]) * factor:,.0f}" for kind, factor in kinds.items())])
+        cells = []
+        for kind, factor in kinds.items():
+            cell = f"{median([one[kind] for one in outcomes]) * factor:,.0f}"
+            if peer != NATS_SERVER and yardstick:
+                ratios = [one[kind] / other[kind] for one, other in zip(outcomes, yardstick, strict=True)]
+                cell += f" ({median(ratios):.1f})"
+            cells.append(cell)
+        rows.append([peer, *cells])
     return rows
 
 
