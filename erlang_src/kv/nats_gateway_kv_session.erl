@@ -176,6 +176,7 @@ try_to_do(Action, State = #state{opened = Opened, store = {Module, Context}}) ->
     end.
 
 needs_store({adopt, _, _}) -> true;
+needs_store({claim, _}) -> false;
 needs_store(Action) -> nats_gateway_kv_request:needs_store(Action).
 
 do(account_info, State = #state{consumers = Consumers}) ->
