@@ -59,6 +59,8 @@ class Standalone:
     def stop(self) -> None:
         if "neighbour" in self.__dict__:
             self.neighbour.stop()
+        # To end in order takes the runtime a second, and the next test starts a gateway of its own.
+        self.kill()
         self._stack.stop()
 
     def kill(self) -> None:
