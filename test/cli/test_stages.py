@@ -69,6 +69,25 @@ def test_no_more_run_at_once_than_there_are_lanes(stages: Callable, tmp_path: Pa
     assert status == 0, output
 
 
+def test_one_lane_more_is_for_those_that_wait(stages: Callable, tmp_path: Path):
+    heavy = "mkdir heavy || exit 1; touch {0}; until [ -e waited1 ]; do sleep 0.02; done; rmdir heavy"
+    light = "mkdir light || exit 1; until [ -e a ]; do sleep 0.02; done; sleep 0.1; touch {0}; rmdir light"
+    # `a` and `w1` run at once, each of which waits for the other; neither `b` nor `w2` runs beside them.
+    status, output = ended(stages(
+        "--lanes", "1", "--waiting", "w1,w2", "a", "b", "w1", "w2",
+        a=heavy.format("a"), b=heavy.format("b"), w1=light.format("waited1"), w2="mkdir light || exit 1; rmdir light",
+    ))
+    assert status == 0, output
+
+
+def test_those_that_wait_take_a_lane_that_the_others_leave(stages: Callable):
+    meet = "touch {0}; until [ -e {1} ]; do sleep 0.02; done"
+    status, output = ended(stages(
+        "--lanes", "1", "--waiting", "w1,w2", "w1", "w2", "a", w1=meet.format("w1", "w2"), w2=meet.format("w2", "w1"), a="[ -e w2 ]",
+    ))
+    assert status == 0, output
+
+
 def test_a_stage_waits_for_what_it_names_and_the_last_ones_run_alone(stages: Callable, tmp_path: Path):
     status, output = ended(stages(
         "--lanes", "4", "a", "b:a", "c:a,b", "d", "--", "e", "f",
@@ -126,7 +145,9 @@ def test_an_interrupt_ends_all_that_was_started(stages: Callable, tmp_path: Path
         assert has_ended(int((tmp_path / file).read_text()))
 
 
-@pytest.mark.parametrize("arguments", [["a:b"], ["a:b", "b"], ["--lanes", "0", "a"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["a:b"], ["a:b", "b"], ["--lanes", "0", "a"], ["--waiting", "b", "a"]], ids=" ".join)
 def test_what_cannot_run_is_refused(stages: Callable, arguments: list[str]):
     status, output = ended(stages(*arguments, a="echo never", b="echo never"))
-    assert status == 2 and "never" not in output and ("--lanes" in output or "waits for b" in output)
+    assert status == 2 and "never" not in output and any(
+        said in output for said in ("--lanes must be", "waits for b", "--waiting names b")
+    )
