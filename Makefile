@@ -1,7 +1,7 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
 .PHONY: help run build package package-here release check style test test-crates test-rust test-unit unit-tests test-unit-waiting \
-        test-unit-others test-erlang test-cli \
-        test-release test-wire test-clients test-brokers test-emqx test-hostile test-hostile-costs test-hostile-times lint check-types tools build-all fuzz bench clean
+        test-unit-others test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx test-hostile \
+        test-hostile-costs test-hostile-times lint check-types tools client-programs build-all fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -85,16 +85,22 @@ release: build
 check: style unit-tests
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-unit-waiting test-unit-others test-crates
 
-# What measures runs alone, at the end. Two of cargo with one directory would wait for each other: lint comes after test-rust.
+# The longest first, what measures alone at the end. Those of --waiting leave the processors to the others most of the time.
+# Two of cargo with one directory would wait for each other: test-rust, client-programs and lint come one after the other.
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
-	    build-all tools test-rust test-clients:build-all,tools test-erlang:build-all test-brokers:build-all,tools \
-	    test-cli:build-all,tools lint:tools,test-rust test-release:build-all,tools test-wire:build-all,tools \
-	    test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
+	    --waiting test-erlang,test-brokers,test-hostile-costs \
+	    build-all tools test-rust client-programs:test-rust test-clients:build-all,tools,client-programs \
+	    test-brokers:build-all,tools test-erlang:build-all test-cli:build-all,tools test-wire:build-all,tools \
+	    test-hostile-costs:build-all,tools test-release:build-all,tools lint:tools,client-programs -- test-emqx test-hostile-times
 
 tools:
 	@bin/install-missing test
+
+# Of test-clients, what takes long to compile; it shares crates with our own tests.
+client-programs:
+	cargo build --locked --manifest-path test/clients/async_nats/Cargo.toml --target-dir target
 
 build-all: package-here release
 
