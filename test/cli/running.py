@@ -96,3 +96,17 @@ class Running:
         nats = Nats((HOST, self.port)).connect(**fields)
         nats.ping()
         return nats
+
+
+@contextmanager
+def started_gateway(directory: Path, broker: int, **settings: object) -> Iterator[Running]:
+    """One that several tests use, because none of them changes it."""
+    gateway = Running(directory, broker)
+    gateway.write(**settings)
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        if gateway.process is not None:
+            gateway.process.kill()
+            gateway.process.wait()

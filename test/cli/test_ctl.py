@@ -10,13 +10,13 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from certificates import Authority
-from cli.running import GATEWAY, Running
+from cli.running import GATEWAY, Running, started_gateway, started_mosquitto
 from emqx.nats import Nats
 from monitoring import answers
 from ports import HOST, free_port
@@ -59,6 +59,19 @@ def started(controlled: Controlled) -> Controlled:
     controlled.gateway.start()
     controlled.gateway.until(controlled.path.exists, "it has a control socket")
     return controlled
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    """For what does nothing to it."""
+    directory = tmp_path_factory.mktemp("shared")
+    socket_of_it = directory / "control.sock"
+    with (
+        started_mosquitto(directory) as mosquitto,
+        started_gateway(directory, mosquitto, control={"socket": str(socket_of_it)}) as gateway,
+    ):
+        gateway.until(socket_of_it.exists, "it has a control socket")
+        yield Controlled(gateway, directory)
 
 
 def lines(text: str) -> dict[str, str]:
@@ -394,23 +407,23 @@ def test_what_is_no_socket_stays(controlled: Controlled, make: Callable[[Path], 
     "sent",
     [b"\0\0\0\4\xff\xfe\xfd\xfc", b"", b"\0\0\0\0", b"\0\0\0\1\0", b"\xff\xff\xff\xff", b"\0\1\0\1" + b"a" * 65537, b"\0\0\0\7status\0", b"GET / HTTP/1.1\r\n\r\n"],
 )
-def test_nonsense_does_not_disturb_it(started: Controlled, sent: bytes):
+def test_nonsense_does_not_disturb_it(shared: Controlled, sent: bytes):
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(started.path))
+            client.connect(str(shared.path))
             try:
                 client.sendall(sent)
             except OSError:
                 pass
-    assert started("status").returncode == 0
-    assert "crash" not in started.gateway.log and "control_failed" not in started.gateway.log
+    assert shared("status").returncode == 0
+    assert "crash" not in shared.gateway.log and "control_failed" not in shared.gateway.log
 
 
 @pytest.mark.parametrize(("size", "answered"), [(0, True), (65536, True), (65537, False)])
-def test_the_size_of_a_command(started: Controlled, size: int, answered: bool):
+def test_the_size_of_a_command(shared: Controlled, size: int, answered: bool):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
-        client.connect(str(started.path))
+        client.connect(str(shared.path))
         try:
             client.sendall(size.to_bytes(4, "big") + b"a" * size)
             answer = client.recv(5)
@@ -420,14 +433,14 @@ def test_the_size_of_a_command(started: Controlled, size: int, answered: bool):
     assert answer[4:] == (b"\x40" if answered else b"")
 
 
-def test_many_that_say_nothing(started: Controlled):
+def test_many_that_say_nothing(shared: Controlled):
     """They have 5 s each; then it is another's turn."""
     silent = []
     for _ in range(8):
         client = socket.socket(socket.AF_UNIX)
-        client.connect(str(started.path))
+        client.connect(str(shared.path))
         silent.append(client)
-    assert started("status").returncode == 0
+    assert shared("status").returncode == 0
     for client in silent:
         client.close()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import nats as nats_py
 import pytest
 
-from cli.running import GATEWAY, Running
+from cli.running import GATEWAY, Running, started_gateway, started_mosquitto
 from emqx.mqtt import Mqtt
 from emqx.nats import Nats
 from mappings import both_ways, published, rules, subscribed
@@ -66,20 +66,28 @@ class Server:
         return client
 
 
-@pytest.fixture(params=TARGETS)
-def server(request: pytest.FixtureRequest, tmp_path: Path, gateway: Running) -> Iterator[Server]:
-    port = free_port()
+@pytest.fixture(scope="module")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the broker of all tests here, which leave nothing in it."""
+    with started_mosquitto(tmp_path_factory.mktemp("mosquitto")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mosquitto: int) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("server")
     if request.param == "gateway":
-        gateway.write(listeners={"default": port}, users=USERS, mappings={"publish": SHARED})
-        command = [str(GATEWAY), "-c", str(gateway.file)]
-    else:
-        file = tmp_path / "nats-server.conf"
-        file.write_text(nats_server_text(port))
-        command = [nats_server_path() or pytest.skip("no nats-server"), "-c", str(file)]
-    log = (tmp_path / "server.log").open("wb")
+        with started_gateway(directory, mosquitto, users=USERS, mappings={"publish": SHARED}) as gateway:
+            yield Server(gateway.port)
+        return
+    port = free_port()
+    file = directory / "nats-server.conf"
+    file.write_text(nats_server_text(port))
+    command = [nats_server_path() or pytest.skip("no nats-server"), "-c", str(file)]
+    log = (directory / "server.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        until_accepts(port, tmp_path / "server.log")
+        until_accepts(port, directory / "server.log")
         yield Server(port)
     finally:
         process.terminate()
@@ -188,11 +196,11 @@ def mqtt(mosquitto: int) -> Iterator[Mqtt]:
         yield client
 
 
-@pytest.fixture(params=["", "site/"])
-def served(request: pytest.FixtureRequest, gateway: Running) -> Running:
-    gateway.write(mountpoint=request.param, mappings={"publish": rules("n"), "subscribe": rules("n")})
-    gateway.start()
-    return gateway
+@pytest.fixture(scope="module", params=["", "site/"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mosquitto: int) -> Iterator[Running]:
+    mappings = {"publish": rules("n"), "subscribe": rules("n")}
+    with started_gateway(tmp_path_factory.mktemp("served"), mosquitto, mountpoint=request.param, mappings=mappings) as gateway:
+        yield gateway
 
 
 def test_publishes(gateway: Running, mqtt: Mqtt):

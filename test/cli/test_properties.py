@@ -14,7 +14,7 @@ import nats as nats_py
 import pytest
 from paho.mqtt.client import MQTTMessage
 
-from cli.running import Running, started_mosquitto
+from cli.running import Running, started_gateway, started_mosquitto
 from clients.mqtt import Mqtt, user_properties
 from emqx.nats import Nats, headers
 from ports import HOST
@@ -32,11 +32,18 @@ WRONG = {
 }
 
 
-@pytest.fixture
-def served(gateway: Running) -> Running:
-    gateway.write(publish_properties=True, show_properties=True, retained_on_subscribe=True)
-    gateway.start()
-    return gateway
+@pytest.fixture(scope="module")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the broker of all tests here, each of which has topics of its own."""
+    with started_mosquitto(tmp_path_factory.mktemp("mosquitto")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, mosquitto: int) -> Iterator[Running]:
+    settings = {"publish_properties": True, "show_properties": True, "retained_on_subscribe": True}
+    with started_gateway(tmp_path_factory.mktemp("served"), mosquitto, **settings) as gateway:
+        yield gateway
 
 
 @pytest.fixture
@@ -177,15 +184,8 @@ def test_a_payload_that_is_not_utf_8(served: Running, mqtt: Mqtt):
 def before_mosquitto(directory: Path, settings: str) -> Iterator[Nats]:
     """A client of a gateway in front of a Mosquitto with these settings."""
     with started_mosquitto(directory, f"allow_anonymous true\n{settings}\n") as broker:
-        gateway = Running(directory, broker)
-        gateway.write(publish_properties=True)
-        gateway.start()
-        try:
-            with gateway.client() as nats:
-                yield nats
-        finally:
-            gateway.process.kill()
-            gateway.process.wait()
+        with started_gateway(directory, broker, publish_properties=True) as gateway, gateway.client() as nats:
+            yield nats
 
 
 @pytest.mark.parametrize(
