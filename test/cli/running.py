@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,3 +111,31 @@ def started_gateway(directory: Path, broker: int, **settings: object) -> Iterato
         if gateway.process is not None:
             gateway.process.kill()
             gateway.process.wait()
+
+
+# What the program does before it starts anything; it would write the text behind its name and end with the status.
+READ_SETTINGS = """
+    lists:foreach(
+        fun(File) ->
+            {Status, Text} =
+                try nats_gateway_settings:read(#{file => File}) of
+                    _ -> {0, []}
+                catch
+                    throw:{stop, Refused, Why} -> {Refused, Why}
+                end,
+            io:format("~b ~s~n", [Status, base64:encode(iolist_to_binary(Text))])
+        end,
+        init:get_plain_arguments()
+    ),
+    halt().
+"""
+
+
+def read_settings(files: Iterable[Path]) -> list[tuple[int, str]]:
+    """For each of these settings files the exit status and the text with which the program refuses it, or 0: in one process for all."""
+    ebin = REPOSITORY / "_build" / "default" / "lib" / "nats_gateway" / "ebin"
+    command = ["erl", "-noinput", "-boot", "no_dot_erlang", "-pa", ebin, "-eval", READ_SETTINGS, "-extra", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.partition(" ") for line in done.stdout.splitlines()]
+    return [(int(status), base64.b64decode(text).decode()) for status, _, text in rows]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
-from cli.running import GATEWAY, started_mosquitto
+from cli.running import GATEWAY, read_settings, started_mosquitto
 from emqx.nats import Nats
 from ports import HOST, free_port
 from wire.servers import accepts
@@ -267,9 +267,27 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> dict[str, tuple[int, str]]:
+    """Status and text for those that the program refuses when it has read them, before it opens anything."""
+    directory, certificate = tmp_path_factory.mktemp("wrong"), authority.server()
+    files = {}
+    for number, toml in enumerate(toml for toml, _ in WRONG if not any(name in toml for name in ("{taken}", "{free}", "{broker}"))):
+        files[toml] = directory / f"{number}.toml"
+        files[toml].write_text(toml.format(cert=certificate.certfile, key=certificate.keyfile, a108="a" * 107))
+    return {toml: done for toml, done in zip(files, read_settings(files.values()), strict=True) if done[0]}
+
+
 @pytest.mark.parametrize(("toml", "setting"), WRONG, ids=[f"{number}-{setting}" for number, (_, setting) in enumerate(WRONG)])
-def test_every_error_of_a_start_names_its_setting(toml: str, setting: str, tmp_path: Path, mosquitto: int, authority: Authority):
-    certificate = authority.server()
+def test_every_error_of_a_start_names_its_setting(
+    toml: str, setting: str, tmp_path: Path, refused: dict[str, tuple[int, str]], request: pytest.FixtureRequest
+):
+    if toml in refused:
+        status, text = refused[toml]
+        [said] = text.splitlines()
+        assert status in (69, 78) and setting in said, (status, said)
+        return
+    certificate, mosquitto = request.getfixturevalue("authority").server(), request.getfixturevalue("mosquitto")
     with socket.create_server((HOST, 0)) as taken:
         settings = tmp_path / "gateway.toml"
         settings.write_text(toml.format(
@@ -280,3 +298,15 @@ def test_every_error_of_a_start_names_its_setting(toml: str, setting: str, tmp_p
     assert done.returncode in (69, 78), (done.returncode, done.stdout, done.stderr)
     [said] = done.stderr.splitlines()
     assert said.startswith("nats_gateway: ") and setting in said, said
+
+
+def test_the_program_says_what_was_read(tmp_path: Path, refused: dict[str, tuple[int, str]]):
+    """So that what the test above takes from a process of its own is what a start says."""
+    toml, (status, text) = next(iter(refused.items()))
+    settings = tmp_path / "gateway.toml"
+    settings.write_text(toml)
+    done = run("-c", settings)
+    assert len(refused) > 10
+    assert (done.returncode, done.stdout) == (status, "")
+    # The text begins with the name of the file.
+    assert done.stderr.startswith(f"nats_gateway: {settings}: ") and done.stderr.endswith(text.partition(".toml: ")[2] + "\n")

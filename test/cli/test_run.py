@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
+from cli.running import read_settings
 from ports import HOST, free_port
 from wire.servers import REPOSITORY
 
@@ -237,6 +238,7 @@ def test_the_files_of_tls_are_checked(tmp_path: Path, authority: Authority):
     text = tmp_path / "text.pem"
     text.write_text("no certificate")
     missing = str(tmp_path / "missing.pem")
+    cases: dict[Path, str | None] = {}
     for options, said in (
         ({"certfile": good.certfile, "keyfile": good.keyfile}, None),
         ({"certfile": locked.certfile, "keyfile": locked.keyfile, "password": "open sesame"}, None),
@@ -262,15 +264,18 @@ def test_the_files_of_tls_are_checked(tmp_path: Path, authority: Authority):
             f"cacertfile: {missing}: no such file or directory",
         ),
     ):
-        config = tmp_path / "gateway.toml"
+        config = tmp_path / f"{len(cases)}.toml"
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
         config.write_text(f"[listeners.ssl.default.ssl_options]\n{lines}")
-        # The start says the same as the check, before it looks for a broker.
-        for arguments in (["--check"],) if said is None else (["--check"], []):
-            done = gateway("-c", str(config), *arguments)
-            assert done.returncode == (78 if said else 0), done.stderr
-            if said:
-                assert f"{config}: listeners.ssl.default.ssl_options.{said}" in one_line(done.stderr, "nats_gateway")
+        cases[config] = said and f"{config}: listeners.ssl.default.ssl_options.{said}"
+    for said, (status, text) in zip(cases.values(), read_settings(cases), strict=True):
+        assert (status, len(text.splitlines())) == ((78, 1) if said else (0, 0)) and (said or "") in text, text
+    right, *_, wrong = cases
+    assert gateway("-c", str(right), "--check").returncode == 0
+    # The start says the same as the check, before it looks for a broker.
+    for arguments in ["--check"], []:
+        done = gateway("-c", str(wrong), *arguments)
+        assert done.returncode == 78 and cases[wrong] in one_line(done.stderr, "nats_gateway")
 
 
 def test_a_missing_settings_file_is_named(tmp_path: Path):
