@@ -85,15 +85,16 @@ release: build
 check: style unit-tests
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-unit-waiting test-unit-others test-crates
 
-# The longest first, what measures alone at the end. Those of --waiting leave the processors to the others most of the time.
+# What measures runs alone, at the end. Those of --waiting leave the processors to the others most of the time; they stand
+# behind the others, so that a lane which becomes free goes to one that computes.
 # Two of cargo with one directory would wait for each other: test-rust, client-programs and lint come one after the other.
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
 	    --waiting test-erlang,test-brokers,test-hostile-costs \
 	    build-all tools test-rust client-programs:test-rust test-clients:build-all,tools,client-programs \
-	    test-brokers:build-all,tools test-erlang:build-all test-cli:build-all,tools test-wire:build-all,tools \
-	    test-hostile-costs:build-all,tools test-release:build-all,tools lint:tools,client-programs -- test-emqx test-hostile-times
+	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,client-programs \
+	    test-erlang:build-all test-brokers:build-all,tools test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
 
 tools:
 	@bin/install-missing test
