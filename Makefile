@@ -1,7 +1,7 @@
 # `make run` and `make test` do everything on a fresh Debian machine. `make help` lists the rest.
 .PHONY: help run build package package-here release check style test test-crates test-rust test-unit unit-tests test-unit-waiting \
         test-unit-others test-erlang test-cli test-release test-wire test-clients test-brokers test-emqx test-hostile \
-        test-hostile-costs test-hostile-times lint check-types tools client-programs build-all fuzz bench clean
+        test-hostile-costs test-hostile-times lint check-types tools test-programs build-all fuzz bench clean
 
 CARGO_FLAGS := --release --locked
 NIFS := nats_gateway_nif nats_gateway_mqtt_nif
@@ -87,21 +87,22 @@ check: style unit-tests
 
 # What measures runs alone, at the end. Those of --waiting leave the processors to the others most of the time; they stand
 # behind the others, so that a lane which becomes free goes to one that computes.
-# Two of cargo with one directory would wait for each other: test-rust, client-programs and lint come one after the other.
+# Two of cargo with one directory would wait for each other: test-rust, test-programs and lint come one after the other.
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
 	    --waiting test-erlang,test-brokers,test-hostile-costs \
-	    build-all tools test-rust client-programs:test-rust test-clients:build-all,tools,client-programs \
-	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,client-programs \
-	    test-erlang:build-all test-brokers:build-all,tools test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
+	    build-all tools test-rust test-programs:test-rust test-clients:build-all,tools,test-programs \
+	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,test-programs \
+	    test-erlang:build-all test-brokers:build-all,tools,test-programs test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
 
 tools:
 	@bin/install-missing test
 
-# Of test-clients, what takes long to compile; it shares crates with our own tests.
-client-programs:
+# The programs in Rust of test-clients and test-brokers, which take long to compile and share crates with our own tests.
+test-programs:
 	cargo build --locked --manifest-path test/clients/async_nats/Cargo.toml --target-dir target
+	cargo build --locked --manifest-path test/brokers/rumqttd/Cargo.toml --target-dir target
 
 build-all: package-here release
 

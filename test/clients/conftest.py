@@ -247,7 +247,7 @@ def nats_js_ws(
 @pytest.fixture(scope="session")
 def async_nats() -> Program:
     directory = HERE / "async_nats"
-    # That of our own tests: a third of the crates are the same. `make client-programs` builds it, too.
+    # That of our own tests: a third of the crates are the same. `make test-programs` builds it, too.
     target = REPOSITORY / "target"
     _build(["cargo", "build", "--locked", "--quiet", "--target-dir", str(target)], directory)
     return Program([str(target / "debug" / "async-nats-clients")], directory)
