@@ -24,6 +24,50 @@
 
 -define(TLS_APPS, [asn1, public_key, ssl]).
 
+%% Modules of the runtime that the gateway never calls, not even to write an error into the log:
+%% those of the shell, of compilation and archives, of tables and logs on disk, and of SCTP.
+-define(NEVER_CALLED, [
+    dets,
+    dets_server,
+    dets_sup,
+    dets_utils,
+    dets_v9,
+    digraph,
+    digraph_utils,
+    disk_log,
+    disk_log_1,
+    disk_log_server,
+    disk_log_sup,
+    edlin,
+    edlin_expand,
+    erl_compile,
+    erl_expand_records,
+    erl_lint,
+    erl_tar,
+    escript,
+    file_sorter,
+    gen_sctp,
+    group,
+    inet_sctp,
+    inet6_sctp,
+    log_mf_h,
+    ms_transform,
+    otp_internal,
+    peer,
+    pool,
+    qlc,
+    qlc_pt,
+    random,
+    shell,
+    shell_default,
+    shell_docs,
+    slave,
+    sofs,
+    user_drv,
+    wrap_log_reader,
+    zip
+]).
+
 -spec main() -> no_return() | ok.
 main() ->
     try
@@ -139,7 +183,9 @@ is_needed(nats_gateway_host_emqx) -> false;
 is_needed(nats_gateway_ctl) -> false;
 is_needed(nats_gateway_broker_check) -> false;
 is_needed(nats_gateway_broker_report) -> false;
-is_needed(Module) -> not lists:prefix("nats_gateway_emqx", atom_to_list(Module)).
+is_needed(Module) ->
+    not (lists:prefix("nats_gateway_emqx", atom_to_list(Module)) orelse
+        lists:member(Module, ?NEVER_CALLED)).
 
 await({Pid, Monitor}) ->
     receive
