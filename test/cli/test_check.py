@@ -302,11 +302,11 @@ def test_every_error_of_a_start_names_its_setting(
 
 def test_the_program_says_what_was_read(tmp_path: Path, refused: dict[str, tuple[int, str]]):
     """So that what the test above takes from a process of its own is what a start says."""
-    toml, (status, text) = next(iter(refused.items()))
-    settings = tmp_path / "gateway.toml"
-    settings.write_text(toml)
-    done = run("-c", settings)
     assert len(refused) > 10
-    assert (done.returncode, done.stdout) == (status, "")
-    # The text begins with the name of the file.
-    assert done.stderr.startswith(f"nats_gateway: {settings}: ") and done.stderr.endswith(text.partition(".toml: ")[2] + "\n")
+    settings = tmp_path / "gateway.toml"
+    for toml, (status, text) in list(refused.items())[::6]:
+        settings.write_text(toml)
+        done = run("-c", settings)
+        assert (done.returncode, done.stdout) == (status, "")
+        # The text begins with the name of the file.
+        assert done.stderr.startswith(f"nats_gateway: {settings}: ") and done.stderr.endswith(text.partition(".toml: ")[2] + "\n")
