@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--docs]`: measures, judges, and writes results.json, chart.svg and tables.md.
+"""`python -m bench [--quick] [--docs] [--only GROUPS]`: measures, judges, and writes results.json, chart.svg and tables.md.
 
 Everything that is compared is measured in this run, in turns, several times; what counts is the median of the ratios of
 each turn.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import kv, report
+from bench.group import Run
 from bench.peers import EmqxPeers, MeasurementFailed, Peer, standalone_peers
 from bench.scenarios import (
     BARE,
@@ -56,14 +57,27 @@ QUICK_SHARE = 0.3
 ROUNDS, ROUNDS_AT_LEAST, ROUNDS_SECONDS = 5, 3, 200.0
 
 
+# What has nothing to do with a group is in one run, because its ratios are.
+PARTS = (COMPARISON := "comparison", KV := "kv", MICROBENCHMARKS := "microbenchmarks", *report.GROUPS)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}, only {', '.join(PARTS)}")
+    return parts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
     parser.add_argument("--docs", action="store_true", help="write docs/performance.* and README.md's ratios, too")
     parser.add_argument("--rounds", type=int, help="how often each measurement is made")
-    parser.add_argument("--only", help="a regular expression: scenarios of EMQX to measure, and nothing else")
+    parser.add_argument("--scenarios", help="a regular expression: scenarios of EMQX to measure, and nothing else")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"one or more of {','.join(PARTS)}, and nothing else")
     arguments = parser.parse_args()
-    if arguments.docs and (arguments.quick or arguments.only):
+    if arguments.docs and (arguments.quick or arguments.scenarios):
         parser.error("--docs needs all measurements")
     began = time.monotonic()
     bench = Bench(arguments)
@@ -73,13 +87,14 @@ def main() -> int:
         "quick": arguments.quick,
         "rounds": bench.rounds,
         "seconds": round(time.monotonic() - began),
+        "only": arguments.only,
         **bench.results,
     }
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, OUT)
     if arguments.docs:
-        report.write_docs(results, REPOSITORY)
+        report.write_docs(results, REPOSITORY, arguments.only)
     print(report.text(results))
     print(f"\nin {results['seconds']} s; written: {OUT.relative_to(REPOSITORY)}/results.json, tables.md, chart.svg")
     for failure in bench.results["failures"]:
@@ -90,7 +105,8 @@ def main() -> int:
 class Bench:
     def __init__(self, arguments: argparse.Namespace):
         self._quick = arguments.quick
-        self._only = re.compile(arguments.only) if arguments.only else None
+        self._scenarios = re.compile(arguments.scenarios) if arguments.scenarios else None
+        self._parts = (COMPARISON,) if arguments.scenarios else arguments.only
         self._rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
         self.rounds = 0
         # Of each EMQX, and what has nothing to do with one.
@@ -99,6 +115,7 @@ class Bench:
             "measurements": [],
             "kv": [],
             "microbenchmarks": {},
+            "groups": {},
             "failures": [],
             "seconds_per_part": {},
         }
@@ -107,12 +124,26 @@ class Bench:
         homes = sorted(emqx_homes())
         if not homes:
             self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
-        for home in homes:
-            self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
-        if self._only is None:
-            self._part("standalone", self._standalone)
+        if COMPARISON in self._parts:
+            for home in homes:
+                self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
+            if self._scenarios is None:
+                self._part("standalone", self._standalone)
+        if KV in self._parts:
             self._part("key/value store", self._kv)
+        for name, group in report.GROUPS.items():
+            if name in self._parts:
+                self._part(name, lambda: self._group(name, group, homes[0] if homes else None))
+        if MICROBENCHMARKS in self._parts:
             self._part("microbenchmarks", self._microbenchmarks)
+
+    def _group(self, name: str, group: Any, home: Path | None) -> None:
+        self._say(f"{group.TITLE}:")
+        run = Run(home, _package(), self._quick, min(self._rounds, ROUNDS_AT_LEAST), self.results["failures"])
+        began = time.monotonic()
+        group.measure(run)
+        about = {"rounds": run.rounds_made, "seconds": round(time.monotonic() - began), "emqx": home.name if home else None}
+        self.results["groups"][name] = run.results | about | {"machine": machine()}
 
     def _part(self, name: str, run) -> None:
         began = time.monotonic()
@@ -127,11 +158,9 @@ class Bench:
 
     def _emqx(self, home: Path, is_first: bool) -> None:
         """What grows with a quantity, and the calls of the NIFs, are the same in each version."""
-        packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
-        if not packages:
-            sys.exit("no package: run `make package-here`")
+        package = _package()
         self._say(f"EMQX: starting a node of {home.name}")
-        with EmqxPeers(home, packages[-1]) as emqx:
+        with EmqxPeers(home, package) as emqx:
             about = {"version": emqx.version(), "otp": emqx.otp()}
             node: dict[str, Any] = {"emqx": about, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
             self.results["nodes"].append(node)
@@ -147,7 +176,7 @@ class Bench:
                     for scenario in scenarios:
                         for name in names:
                             self._emqx_measure(emqx, node, scenario, name, turn)
-            if self._only is None:
+            if self._scenarios is None:
                 self._idle(emqx, node)
                 if is_first:
                     self._nif_calls(emqx, node)
@@ -155,8 +184,8 @@ class Bench:
                     self._growth(emqx, node)
 
     def _wanted(self, scenario: Scenario) -> bool:
-        if self._only is not None:
-            return self._only.search(scenario.name) is not None
+        if self._scenarios is not None:
+            return self._scenarios.search(scenario.name) is not None
         return scenario.quick or not self._quick
 
     def _emqx_measure(self, emqx: EmqxPeers, node: dict[str, Any], scenario: Scenario, name: str, turn: int) -> None:
@@ -282,6 +311,13 @@ class Bench:
             nanoseconds = json.loads(estimates.read_text())["median"]["point_estimate"]
             self.results["microbenchmarks"][f"{group}/{name}"] = nanoseconds
         self.results["nats_server_parser"] = nats_server_parser() if not self._quick else None
+
+
+def _package() -> Path:
+    packages = sorted((REPOSITORY / "_build" / "package").glob("nats_gateway-*.tar.gz"))
+    if not packages:
+        sys.exit("no package: run `make package-here`")
+    return packages[-1]
 
 
 def _settled(emqx: EmqxPeers, seconds: float) -> dict[str, int]:

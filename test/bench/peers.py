@@ -34,9 +34,15 @@ class Peer:
     address: tuple[str, int]
     # Leaders of the sessions of its processes.
     sessions: tuple[int, ...]
+    # As the load generator is told; else TCP.
+    transport: dict[str, Any] | None = None
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"protocol": self.protocol, "address": "%s:%d" % self.address}
+        return about | ({"transport": self.transport} if self.transport else {})
 
     def measure(self, specification: dict[str, Any]) -> dict[str, float]:
-        about = {"protocol": self.protocol, "address": "%s:%d" % self.address}
+        about = self._about()
         if specification["measure"] == "flow":
             about["pids"] = [pid for session in self.sessions for pid in processes(session)]
         done = subprocess.run(
@@ -51,10 +57,10 @@ class Peer:
         return json.loads(done.stdout)
 
     @contextmanager
-    def connections(self) -> Iterator[Connections]:
-        specification = {"measure": "connections", "protocol": self.protocol, "address": "%s:%d" % self.address}
+    def connections(self, **specification: Any) -> Iterator[Connections]:
+        about = {"measure": "connections", "subscribe": True} | self._about()
         with subprocess.Popen(
-            [str(LOAD), json.dumps(specification | {"subscribe": True})],
+            [str(LOAD), json.dumps(about | specification)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -105,7 +111,7 @@ def _resident(pid: int) -> int:
 class EmqxPeers:
     """One node, in which the plugin and the built-in gateway take turns on one port."""
 
-    def __init__(self, home: Path, package: Path):
+    def __init__(self, home: Path, package: Path, settings: str = ""):
         self._package = package
         self._plugin_runs: bool | None = None
         port = free_port()
@@ -114,7 +120,7 @@ class EmqxPeers:
         self.node = Node(
             home,
             f'gateway.nats.listeners.tcp.default {{ bind = "{HOST}:{port}", max_connections = 100000, max_conn_rate = 100000 }}\n'
-            "force_shutdown.enable = false\n",
+            f"force_shutdown.enable = false\n{settings}\n",
         )
         self._address = (HOST, port)
 
@@ -131,9 +137,12 @@ class EmqxPeers:
     def __exit__(self, *_) -> None:
         self.node.remove()
 
+    @property
+    def gateway(self) -> Gateway:
+        return Gateway(self.node, self._address)
+
     def _settings(self) -> None:
-        gateway = Gateway(self.node, self._address)
-        gateway.settings(default_heartbeat_interval="300s", idle_timeout="300s")
+        self.gateway.settings(default_heartbeat_interval="300s", idle_timeout="300s")
 
     def peer(self, name: str) -> Peer:
         sessions = (self.node.session,)

@@ -1,6 +1,6 @@
 //! Sends messages from publishers to subscribers as fast as possible.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -9,8 +9,9 @@ use std::{io, thread};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received};
+use crate::connection::{Connection, Inbox, Login, Message, Outgoing, Protocol, Received};
 use crate::payload::{Expected, STAMP, blank, stamp};
+use crate::transport::{Connector, Transport, Writer};
 use crate::{Failure, cpu_seconds};
 
 /// What to measure. Every subscriber gets every message.
@@ -21,6 +22,9 @@ pub struct Flow {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
+    /// How the bytes travel.
+    #[serde(default)]
+    pub transport: Transport,
     /// The peer's processes. Their processor time is reported.
     #[serde(default)]
     pub pids: Vec<u32>,
@@ -124,14 +128,16 @@ pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
         (_, 1) => &wildcard,
         _ => &names,
     };
+    let connector = Connector::new(flow.protocol, flow.address, &flow.transport)?;
+    let open = |id: &str, verbose| Connection::open(&connector, &Login { id, verbose });
     let mut subscribers = Vec::new();
     for number in 0..flow.subscribers {
-        let mut connection = open(flow, &format!("load-{run}-s{number}"), false)?;
+        let mut connection = open(&format!("load-{run}-s{number}"), false)?;
         connection.subscribe(subscribed)?;
         subscribers.push(connection);
     }
     let publishers = (0..flow.publishers)
-        .map(|number| open(flow, &format!("load-{run}-p{number}"), flow.acknowledged))
+        .map(|number| open(&format!("load-{run}-p{number}"), flow.acknowledged))
         .collect::<Result<Vec<_>, _>>()?;
     let published_names = names[..flow.subjects as usize].to_vec();
     let threads = flow.subscribers + 2 * flow.publishers + 1;
@@ -196,10 +202,6 @@ fn check(flow: &Flow) -> Result<(), Failure> {
     Err(Failure::BadSpecification(wrong))
 }
 
-fn open(flow: &Flow, id: &str, verbose: bool) -> Result<Connection, Failure> {
-    Connection::open(flow.address, flow.protocol, &Login { id, verbose })
-}
-
 fn cpu(flow: &Flow) -> io::Result<(f64, f64)> {
     let mut peer = 0.0;
     for pid in &flow.pids {
@@ -219,10 +221,6 @@ fn transfer(
     publishers: Vec<Connection>,
     subscribers: Vec<Connection>,
 ) -> Result<(Instant, Instant, Instant), Failure> {
-    let mut writers = Vec::new();
-    for connection in &publishers {
-        writers.push(connection.stream()?);
-    }
     thread::scope(|scope| {
         let receiving: Vec<_> = subscribers
             .into_iter()
@@ -235,7 +233,8 @@ fn transfer(
             })
             .collect();
         let mut publishing = Vec::new();
-        for (number, (mut connection, writer)) in (0..).zip(publishers.into_iter().zip(writers)) {
+        for (number, connection) in (0..).zip(publishers) {
+            let (mut inbox, writer) = connection.split();
             scope.spawn(move || {
                 let batch = Batch::new(number, shared);
                 shared.start.wait();
@@ -243,7 +242,7 @@ fn transfer(
             });
             publishing.push(scope.spawn(move || {
                 shared.start.wait();
-                shared.note(acknowledgements(&mut connection, shared))
+                shared.note(acknowledgements(&mut inbox, shared))
             }));
         }
         shared.start.wait();
@@ -379,8 +378,7 @@ impl Batch {
     }
 }
 
-fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Result<(), Failure> {
-    use std::io::Write;
+fn publisher(mut batch: Batch, mut writer: Writer, shared: &Shared<'_>) -> Result<(), Failure> {
     let flow = shared.flow;
     let mut sent = 0;
     while sent < flow.messages {
@@ -395,14 +393,14 @@ fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Re
         }
         let (bytes, count) = batch.next(sent, size);
         shared.published.fetch_add(count, Ordering::Relaxed);
-        stream.write_all(bytes)?;
+        writer.write_all(bytes)?;
         sent += count;
     }
-    Ok(stream.write_all(flow.protocol.barrier())?)
+    Ok(writer.write_all(flow.protocol.barrier())?)
 }
 
 /// Reads the peer's answers to a publisher, up to the answer to the barrier.
-fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<Instant, Failure> {
+fn acknowledgements(inbox: &mut Inbox, shared: &Shared<'_>) -> Result<Instant, Failure> {
     let expected = if shared.flow.acknowledged {
         shared.flow.messages
     } else {
@@ -410,7 +408,7 @@ fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<
     };
     let mut acknowledged = 0;
     loop {
-        while let Some((received, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((received, used)) = inbox.next()? {
             match received {
                 Received::Acknowledged => acknowledged += 1,
                 Received::Barrier if acknowledged == expected => return Ok(Instant::now()),
@@ -422,9 +420,9 @@ fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<
                 }
                 _ => {}
             }
-            connection.consume(used);
+            inbox.consume(used);
         }
-        if !connection.fill()? {
+        if !inbox.fill()? {
             shared.aborted()?;
         }
     }
@@ -443,7 +441,7 @@ fn subscriber(
     while received < total {
         let before = received;
         let mut ping = false;
-        while let Some((event, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((event, used)) = connection.inbox.next()? {
             match event {
                 Received::Message(message) => {
                     verify(&message, &mut expected, shared)?;
@@ -452,7 +450,7 @@ fn subscriber(
                 Received::Ping => ping = true,
                 _ => {}
             }
-            connection.consume(used);
+            connection.inbox.consume(used);
         }
         if received > before {
             shared.received[index].store(received, Ordering::Relaxed);
@@ -463,7 +461,7 @@ fn subscriber(
         if received == total {
             break;
         }
-        if connection.fill()? {
+        if connection.inbox.fill()? {
             heard = Instant::now();
         } else {
             shared.aborted()?;

@@ -14,12 +14,14 @@ mod mqtt;
 mod nats;
 mod payload;
 pub mod round_trip;
+mod transport;
 
 use std::fs;
 use std::io;
 use std::time::Duration;
 
 pub use connection::Protocol;
+pub use transport::Transport;
 
 /// Why a measurement does not count.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received};
 use crate::payload::{Expected, STAMP, blank, stamp};
+use crate::transport::{Connector, Transport};
 use crate::{Failure, mqtt};
 
 /// What to measure. One client sends requests, and another one answers with the payload that it
@@ -20,6 +21,9 @@ pub struct RoundTrip {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
+    /// How the bytes travel.
+    #[serde(default)]
+    pub transport: Transport,
     /// The number of requests that count.
     pub requests: u64,
     /// The number of requests before those. They do not count.
@@ -52,6 +56,7 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     let RoundTrip {
         protocol,
         address,
+        ref transport,
         requests,
         warm_up,
         payload,
@@ -65,9 +70,10 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     let run = std::process::id();
     let service = format!("load.{run}.service");
     let inbox = format!("_INBOX.load{run}.reply");
+    let connector = Connector::new(protocol, address, transport)?;
     let open = |id: &str| {
         let login = Login { id, verbose: false };
-        Connection::open(address, protocol, &login)
+        Connection::open(&connector, &login)
     };
     let mut requester = open(&format!("load-{run}-requester"))?;
     let mut responder = open(&format!("load-{run}-responder"))?;
@@ -130,25 +136,25 @@ fn receive(
     mut take: impl FnMut(&Message<'_>) -> Result<(), Failure>,
 ) -> Result<bool, Failure> {
     loop {
-        while let Some((received, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((received, used)) = connection.inbox.next()? {
             let mut taken = false;
             if let Received::Message(message) = &received {
                 take(message)?;
                 taken = true;
             }
-            connection.consume(used);
+            connection.inbox.consume(used);
             if taken {
                 return Ok(true);
             }
         }
-        if !connection.fill()? && stop() {
+        if !connection.inbox.fill()? && stop() {
             return Ok(false);
         }
     }
 }
 
 fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure> {
-    let protocol = connection.protocol;
+    let protocol = connection.inbox.protocol;
     loop {
         let mut reply = Vec::new();
         let asked = receive(
