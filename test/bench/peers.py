@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Peer:
 
     def measure(self, specification: dict[str, Any]) -> dict[str, float]:
         about = self._about()
-        if specification["measure"] == "flow":
+        if specification["measure"] in ("flow", "closed_loop"):
             about["pids"] = [pid for session in self.sessions for pid in processes(session)]
         done = subprocess.run(
             [str(LOAD), json.dumps(specification | about)],
@@ -57,8 +57,8 @@ class Peer:
         return json.loads(done.stdout)
 
     @contextmanager
-    def connections(self, **specification: Any) -> Iterator[Connections]:
-        about = {"measure": "connections", "subscribe": True} | self._about()
+    def connections(self, measure: str = "connections", **specification: Any) -> Iterator[Connections]:
+        about = {"measure": measure} | ({"subscribe": True} if measure == "connections" else {}) | self._about()
         with subprocess.Popen(
             [str(LOAD), json.dumps(about | specification)],
             stdin=subprocess.PIPE,
@@ -86,6 +86,15 @@ class Connections:
         if not line:
             raise MeasurementFailed(f"{self._name}: no {count} connections")
         return json.loads(line)
+
+
+def cpu_seconds(peer: Peer) -> float:
+    """Processor time of its processes until now."""
+    ticks = 0
+    for pid in (pid for session in peer.sessions for pid in processes(session)):
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def processes(session: int) -> list[int]:

@@ -115,6 +115,8 @@ pub struct Login<'a> {
     pub id: &'a str,
     /// NATS: the peer answers every operation with +OK.
     pub verbose: bool,
+    /// MQTT: seconds of silence that the client promises to end; 0 is none.
+    pub keep_alive: u16,
 }
 
 /// How long a read may take before its caller looks at other things.
@@ -184,17 +186,18 @@ impl Connection {
         self.wait_for("PONG", |received| matches!(received, Received::Barrier))
     }
 
-    /// Subscribes, and returns when the subscriptions are there. Sids count from 1.
-    pub fn subscribe(&mut self, subjects: &[String]) -> Result<(), Failure> {
+    /// Subscribes, as a member of a queue group (shared subscription) if there is one, and returns
+    /// when the subscriptions are there. Sids count from 1.
+    pub fn subscribe(&mut self, subjects: &[String], group: Option<&str>) -> Result<(), Failure> {
         match self.inbox.protocol {
             Protocol::Nats => {
-                self.send(&nats::subscribe(subjects))?;
+                self.send(&nats::subscribe(subjects, group))?;
                 self.barrier()
             }
             Protocol::Mqtt => {
                 // Brokers limit the number of filters in a packet.
                 for some in subjects.chunks(100) {
-                    self.send(&mqtt::subscribe(some))?;
+                    self.send(&mqtt::subscribe(some, group))?;
                     self.wait_for("SUBACK", |received| {
                         matches!(received, Received::Subscribed)
                     })?;

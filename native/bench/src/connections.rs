@@ -114,10 +114,11 @@ fn connect_one(
     let login = Login {
         id: &format!("load-{run}-{number}"),
         verbose: false,
+        keep_alive: 0,
     };
     let mut connection = Connection::open(connector, &login)?;
     if specification.subscribe {
-        connection.subscribe(&[format!("load.{run}.c{number}")])?;
+        connection.subscribe(&[format!("load.{run}.c{number}")], None)?;
     }
     connection.inbox.forget_buffers();
     Ok(connection)

@@ -7,6 +7,7 @@
 // A measurement or a test that panics has failed.
 #![allow(clippy::restriction)]
 
+pub mod closed_loop;
 mod connection;
 pub mod connections;
 pub mod flow;

@@ -72,13 +72,17 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     let inbox = format!("_INBOX.load{run}.reply");
     let connector = Connector::new(protocol, address, transport)?;
     let open = |id: &str| {
-        let login = Login { id, verbose: false };
+        let login = Login {
+            id,
+            verbose: false,
+            keep_alive: 0,
+        };
         Connection::open(&connector, &login)
     };
     let mut requester = open(&format!("load-{run}-requester"))?;
     let mut responder = open(&format!("load-{run}-responder"))?;
-    requester.subscribe(std::slice::from_ref(&inbox))?;
-    responder.subscribe(std::slice::from_ref(&service))?;
+    requester.subscribe(std::slice::from_ref(&inbox), None)?;
+    responder.subscribe(std::slice::from_ref(&service), None)?;
 
     let mut request = protocol.frame(&Outgoing {
         name: &service,
@@ -153,14 +157,13 @@ fn receive(
     }
 }
 
-fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure> {
+/// Answers all requests of a read with one write.
+pub fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure> {
     let protocol = connection.inbox.protocol;
+    let mut replies = Vec::new();
     loop {
-        let mut reply = Vec::new();
-        let asked = receive(
-            &mut connection,
-            || done.load(Ordering::Relaxed),
-            |message| {
+        while let Some((received, used)) = connection.inbox.next()? {
+            if let Received::Message(message) = &received {
                 let name = match protocol {
                     Protocol::Nats => String::from_utf8_lossy(message.reply).into_owned(),
                     Protocol::Mqtt => mqtt::response_topic(message).unwrap_or_default(),
@@ -168,21 +171,23 @@ fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure>
                 if name.is_empty() {
                     return Err(Failure::Damaged("reply"));
                 }
-                reply = protocol
-                    .frame(&Outgoing {
-                        name: &name,
-                        reply: None,
-                        headers: false,
-                        acknowledged: false,
-                        payload: message.payload,
-                    })
-                    .bytes;
-                Ok(())
-            },
-        )?;
-        if !asked {
+                let reply = protocol.frame(&Outgoing {
+                    name: &name,
+                    reply: None,
+                    headers: false,
+                    acknowledged: false,
+                    payload: message.payload,
+                });
+                replies.extend_from_slice(&reply.bytes);
+            }
+            connection.inbox.consume(used);
+        }
+        if !replies.is_empty() {
+            connection.send(&replies)?;
+            replies.clear();
+        }
+        if !connection.inbox.fill()? && done.load(Ordering::Relaxed) {
             return Ok(());
         }
-        connection.send(&reply)?;
     }
 }

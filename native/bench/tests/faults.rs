@@ -43,6 +43,39 @@ fn small_writes() {
 }
 
 #[test]
+fn wildcards_of_their_own() {
+    let outcome = measure(Fault::None, |flow| {
+        flow.subjects = 100;
+        flow.subscriptions = 300;
+        flow.wildcards = true;
+    })
+    .unwrap();
+    assert_eq!(outcome.delivered, MESSAGES);
+}
+
+#[test]
+fn a_queue_group() {
+    let group = |flow: &mut Flow| {
+        flow.publishers = 2;
+        flow.messages = MESSAGES / 2;
+        flow.subscribers = 3;
+        flow.queue = true;
+    };
+    let outcome = measure(Fault::None, group).unwrap();
+    assert_eq!((outcome.published, outcome.delivered), (MESSAGES, MESSAGES));
+    let lost = measure(Fault::Loses, group).unwrap_err();
+    assert!(
+        matches!(lost, Failure::Silence { received, expected, .. }
+            if received == MESSAGES - 1 && expected == MESSAGES),
+        "{lost}"
+    );
+    let twice = measure(Fault::Repeats, group).unwrap_err();
+    assert!(matches!(twice, Failure::Again { .. }), "{twice}");
+    let both = measure(Fault::GivesToTwo, group).unwrap_err();
+    assert!(matches!(both, Failure::Again { .. }), "{both}");
+}
+
+#[test]
 fn large_messages() {
     let outcome = measure(Fault::None, |flow| {
         flow.payload = 1_000_000;
@@ -151,6 +184,8 @@ fn specifications_without_sense() {
         |flow| flow.messages = 0,
         |flow| flow.publishers = 0,
         |flow| (flow.subjects, flow.subscriptions) = (3, 2),
+        |flow| (flow.subjects, flow.wildcards) = (2, true),
+        |flow| (flow.subscribers, flow.queue) = (0, true),
         |flow| (flow.subjects, flow.per_write) = (3, Some(2)),
     ] {
         let wrong = measure(Fault::None, change).unwrap_err();

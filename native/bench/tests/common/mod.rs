@@ -1,5 +1,8 @@
 //! A small server that loses, repeats, swaps or changes one of many messages.
 
+// Each test uses a part of it.
+#![allow(dead_code)]
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -21,6 +24,8 @@ pub enum Fault {
     Repeats,
     RepeatsTheLast,
     Swaps,
+    /// Two members of a queue group get the same message.
+    GivesToTwo,
     Changes,
     Renames,
     DropsHeaders,
@@ -29,9 +34,15 @@ pub enum Fault {
     Closes,
 }
 
+struct Subscriber {
+    stream: TcpStream,
+    subject: String,
+    in_group: bool,
+}
+
 #[derive(Default)]
 struct Server {
-    subscribers: Vec<(TcpStream, String)>,
+    subscribers: Vec<Subscriber>,
     count: u64,
     kept: Vec<u8>,
 }
@@ -69,7 +80,11 @@ fn serve(mut stream: TcpStream, fault: Fault, server: &Mutex<Server>) -> io::Res
                 Op::Sub(sub) => {
                     let subject = String::from_utf8(sub.subject.to_vec()).unwrap();
                     let mut server = server.lock().unwrap();
-                    server.subscribers.push((stream.try_clone()?, subject));
+                    server.subscribers.push(Subscriber {
+                        stream: stream.try_clone()?,
+                        subject,
+                        in_group: sub.queue.is_some(),
+                    });
                 }
                 Op::Pub(message) => {
                     let number = publish(&message, fault, &mut server.lock().unwrap())?;
@@ -107,11 +122,14 @@ fn publish(
             _ => {}
         }
     }
+    let reply = message.reply.map_or(String::new(), |reply| {
+        format!("{} ", String::from_utf8_lossy(reply))
+    });
     let mut frame = if headers.is_empty() {
-        format!("MSG {name} 1 {}\r\n", payload.len()).into_bytes()
+        format!("MSG {name} 1 {reply}{}\r\n", payload.len()).into_bytes()
     } else {
         let total = headers.len() + payload.len();
-        format!("HMSG {name} 1 {} {total}\r\n", headers.len()).into_bytes()
+        format!("HMSG {name} 1 {reply}{} {total}\r\n", headers.len()).into_bytes()
     };
     frame.extend_from_slice(headers);
     frame.extend_from_slice(&payload);
@@ -128,16 +146,26 @@ fn publish(
         }
         Fault::Swaps if number == VICTIM + 1 => [frame, std::mem::take(&mut server.kept)].concat(),
         Fault::Closes if number == VICTIM => {
-            for (stream, _) in &server.subscribers {
-                stream.shutdown(std::net::Shutdown::Both)?;
+            for subscriber in &server.subscribers {
+                subscriber.stream.shutdown(std::net::Shutdown::Both)?;
             }
             Vec::new()
         }
         _ => frame,
     };
-    for (stream, wanted) in &mut server.subscribers {
-        if *wanted == *subject || wanted.ends_with('*') {
-            stream.write_all(&bytes)?;
+    let members = server.subscribers.iter().filter(|one| one.in_group).count();
+    let mut member = 0;
+    for subscriber in &mut server.subscribers {
+        let wanted = match subscriber.subject.strip_suffix('*') {
+            Some(prefix) => subject.starts_with(prefix),
+            None => subscriber.subject == *subject,
+        };
+        let chosen = !subscriber.in_group
+            || member == number as usize % members
+            || fault == Fault::GivesToTwo && number == VICTIM;
+        member += usize::from(subscriber.in_group);
+        if wanted && chosen {
+            subscriber.stream.write_all(&bytes)?;
         }
     }
     Ok(number)
@@ -157,6 +185,8 @@ pub fn measure(fault: Fault, change: impl FnOnce(&mut Flow)) -> Result<Outcome, 
         acknowledged: false,
         subjects: 1,
         subscriptions: 1,
+        wildcards: false,
+        queue: false,
         per_write: None,
         patience_ms: 300,
     };
