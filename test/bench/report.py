@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench import many, transports
+from bench import connections, many, transports
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -26,7 +26,7 @@ from bench.scenarios import (
 Results = dict[str, Any]
 
 # Each has its own place in docs/performance.md, and is measured alone by `make bench ONLY=name`.
-GROUPS = {"transports": transports, "many": many}
+GROUPS = {"transports": transports, "many": many, "connections": connections}
 
 NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 

@@ -10,6 +10,7 @@
 pub mod closed_loop;
 mod connection;
 pub mod connections;
+pub mod crowd;
 pub mod flow;
 mod mqtt;
 mod nats;

@@ -6,7 +6,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use nats_gateway_bench::{Failure, closed_loop, connections, flow, round_trip};
+use nats_gateway_bench::{Failure, closed_loop, connections, crowd, flow, round_trip};
 use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
@@ -17,6 +17,8 @@ enum Measurement {
     ClosedLoop(closed_loop::ClosedLoop),
     /// Steps are read from standard input.
     Connections(connections::Connections),
+    /// Steps are read from standard input.
+    Crowd(crowd::Crowd),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,9 @@ fn measure(measurement: &Measurement) -> Result<(), Failure> {
         Measurement::Flow(flow) => print(&flow::run(flow)?),
         Measurement::RoundTrip(round_trip) => print(&round_trip::run(round_trip)?),
         Measurement::ClosedLoop(closed_loop) => print(&closed_loop::run(closed_loop)?),
+        Measurement::Crowd(crowd) => {
+            crowd::run(crowd, io::BufReader::new(io::stdin()), print)?;
+        }
         Measurement::Connections(connections) => {
             connections::run(connections, io::stdin().lock(), print)?;
         }
