@@ -34,6 +34,8 @@ SPARE_FILES = 1000
 # Sockets that a connection takes in the process that has the most.
 SOCKETS = {STANDALONE: 2}
 ROUNDS_SECONDS = 40.0
+# A client whose first packets were dropped tries again after 1, 3, 7, 15, 31 and 63 seconds.
+PATIENCE_SECONDS = 120
 
 CONNECT, AT_ONCE, HELD = "rate", "storm", "idle"
 
@@ -83,9 +85,10 @@ def _memory(peer: Peer, emqx: EmqxPeers | None) -> dict[str, int]:
 
 
 def _crowd(peer: Peer, at_once: int, watch: bool = False):
-    return peer.connections(
-        "crowd", at_once=at_once, sources=SOURCES, watch=watch, **({"keep_alive": HEARTBEAT_SECONDS} if peer.protocol == "mqtt" else {})
-    )
+    how = {"at_once": at_once, "sources": SOURCES, "watch": watch, "patience_ms": 1000 * PATIENCE_SECONDS}
+    if peer.protocol == "mqtt":
+        how["keep_alive"] = HEARTBEAT_SECONDS
+    return peer.connections("crowd", **how)
 
 
 def _raise_limit() -> int:

@@ -199,6 +199,7 @@ enum State {
     Connecting,
     LoggingIn,
     Served,
+    Lost,
 }
 
 struct Members<'a> {
@@ -208,6 +209,13 @@ struct Members<'a> {
     served: usize,
     retries: u64,
     heartbeats: u64,
+    /// Clients that begin again, and since when they know that they have to.
+    again: Vec<(usize, Instant)>,
+    /// Why the last of them has to.
+    cut_off: Option<Failure>,
+    /// When the last PINGREQ was sent, and which client is the next.
+    pinged: Instant,
+    next_to_ping: usize,
     piece: Vec<u8>,
 }
 
@@ -226,6 +234,10 @@ impl<'a> Members<'a> {
             served: 0,
             retries: 0,
             heartbeats: 0,
+            again: Vec::new(),
+            cut_off: None,
+            pinged: Instant::now(),
+            next_to_ping: 0,
             piece: vec![0; 64 * 1024],
         })
     }
@@ -245,25 +257,19 @@ impl<'a> Members<'a> {
         {
             thread::sleep(PAUSE);
         }
-        let mut pinged = Instant::now();
-        let mut next_to_ping = 0;
         loop {
             match steps.try_recv() {
                 Ok(Some(target)) => {
                     watch.longest.store(0, Ordering::Relaxed);
                     let outcome = self.open(target, watch)?;
                     report(&outcome);
-                    pinged = Instant::now();
                 }
                 Ok(None) => {
                     return Err(Failure::BadSpecification(
                         "a step is a number of connections",
                     ));
                 }
-                Err(TryRecvError::Empty) => {
-                    self.turn(&mut Vec::new())?;
-                    self.ping(&mut pinged, &mut next_to_ping)?;
-                }
+                Err(TryRecvError::Empty) => self.turn()?,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
@@ -274,7 +280,6 @@ impl<'a> Members<'a> {
         let first = self.all.len();
         let retries = self.retries;
         let began = Instant::now();
-        let mut refused: Vec<(usize, Instant)> = Vec::new();
         while self.served < target {
             while self.all.len() < target
                 && self.all.len() - self.served < self.specification.at_once
@@ -283,22 +288,15 @@ impl<'a> Members<'a> {
                 let member = self.connect(number)?;
                 self.all.push(member);
             }
-            let mut cut_off = Vec::new();
-            self.turn(&mut cut_off)?;
-            refused.extend(cut_off.into_iter().map(|number| (number, Instant::now())));
-            let (ready, waiting): (Vec<_>, Vec<_>) = refused
-                .into_iter()
-                .partition(|(_, since)| since.elapsed() >= AGAIN);
-            refused = waiting;
-            for (number, _) in ready {
-                self.retries += 1;
-                self.all[number] = self.connect(number)?;
-            }
+            self.turn()?;
             if began.elapsed() > patience {
-                return Err(Failure::Silence {
-                    what: "connections",
-                    received: self.served as u64,
-                    expected: target as u64,
+                // A refusal says more than the time.
+                if let Some(refused @ Failure::Refused(_)) = self.cut_off.take() {
+                    return Err(refused);
+                }
+                return Err(Failure::Unserved {
+                    served: self.served,
+                    expected: target,
                     patience,
                 });
             }
@@ -351,34 +349,57 @@ impl<'a> Members<'a> {
         })
     }
 
-    /// Handles what has come. Connections that ended before they were served are added to
-    /// `cut_off`; one that ends later is a failure.
-    fn turn(&mut self, cut_off: &mut Vec<usize>) -> Result<(), Failure> {
+    /// Handles what has come, and what is due.
+    fn turn(&mut self) -> Result<(), Failure> {
         let mut events = Events::with_capacity(1024);
         match self.poll.poll(&mut events, Some(TURN)) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             polled => polled?,
         }
         for event in &events {
             let number = event.token().0;
             if let Err(failure) = self.handle(number) {
-                let lost = matches!(&failure, Failure::Io(_));
-                if !lost || self.all[number].state == State::Served {
-                    return Err(failure);
-                }
-                // Its events end; the stream itself is replaced.
-                let _ = self
-                    .poll
-                    .registry()
-                    .deregister(&mut self.all[number].stream);
-                cut_off.push(number);
+                self.lose(number, failure);
             }
+        }
+        self.begin_again()?;
+        self.ping();
+        Ok(())
+    }
+
+    /// A client that was refused or cut off begins again, as clients do.
+    fn lose(&mut self, number: usize, failure: Failure) {
+        let member = &mut self.all[number];
+        if member.state == State::Lost {
+            return;
+        }
+        if member.state == State::Served {
+            self.served -= 1;
+        }
+        member.state = State::Lost;
+        // There are no events any more, whatever this says.
+        let _ = self.poll.registry().deregister(&mut member.stream);
+        self.cut_off = Some(failure);
+        self.again.push((number, Instant::now()));
+    }
+
+    fn begin_again(&mut self) -> Result<(), Failure> {
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.again)
+            .into_iter()
+            .partition(|(_, since)| since.elapsed() >= AGAIN);
+        self.again = waiting;
+        for (number, _) in ready {
+            self.retries += 1;
+            self.all[number] = self.connect(number)?;
         }
         Ok(())
     }
 
     fn handle(&mut self, number: usize) -> Result<(), Failure> {
         let member = &mut self.all[number];
+        if member.state == State::Lost {
+            return Ok(());
+        }
         if member.state == State::Connecting {
             if let Some(error) = member.stream.take_error()? {
                 return Err(error.into());
@@ -427,20 +448,25 @@ impl<'a> Members<'a> {
     }
 
     /// MQTT's heartbeats: each client in its turn, evenly over the time.
-    fn ping(&mut self, pinged: &mut Instant, next: &mut usize) -> Result<(), Failure> {
+    fn ping(&mut self) {
         let interval = f64::from(self.specification.keep_alive);
         if self.specification.protocol != Protocol::Mqtt || interval == 0.0 || self.all.is_empty() {
-            return Ok(());
+            return;
         }
-        let due = (self.all.len() as f64 * pinged.elapsed().as_secs_f64() / interval) as usize;
-        if due > 0 {
-            *pinged = Instant::now();
+        let due = self.all.len() as f64 * self.pinged.elapsed().as_secs_f64() / interval;
+        if due < 1.0 {
+            return;
         }
-        for _ in 0..due {
-            *next = (*next + 1) % self.all.len();
-            self.all[*next].stream.write_all(Protocol::Mqtt.barrier())?;
+        self.pinged = Instant::now();
+        for _ in 0..(due as usize).min(self.all.len()) {
+            self.next_to_ping = (self.next_to_ping + 1) % self.all.len();
+            let member = &mut self.all[self.next_to_ping];
+            if member.state == State::Served
+                && let Err(error) = member.stream.write_all(Protocol::Mqtt.barrier())
+            {
+                self.lose(self.next_to_ping, error.into());
+            }
         }
-        Ok(())
     }
 }
 

@@ -67,6 +67,16 @@ pub enum Failure {
         /// The time that was waited.
         patience: Duration,
     },
+    /// Some of the clients that came at once were not served in time.
+    #[error("{served} of {expected} clients were served within {patience:?}")]
+    Unserved {
+        /// Clients that were logged in and subscribed.
+        served: usize,
+        /// Clients that came.
+        expected: usize,
+        /// The time that was waited.
+        patience: Duration,
+    },
     /// The measurement asked for makes no sense.
     #[error("{0}")]
     BadSpecification(&'static str),
