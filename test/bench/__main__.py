@@ -140,9 +140,10 @@ class Bench:
     def _group(self, name: str, group: Any, home: Path | None) -> None:
         self._say(f"{group.TITLE}:")
         run = Run(home, _package(), self._quick, min(self._rounds, ROUNDS_AT_LEAST), self.results["failures"])
-        began = time.monotonic()
+        began, load = time.monotonic(), os.getloadavg()[0]
         group.measure(run)
         about = {"rounds": run.rounds_made, "seconds": round(time.monotonic() - began), "emqx": home.name if home else None}
+        about["load_before"] = load
         self.results["groups"][name] = run.results | about | {"machine": machine()}
 
     def _part(self, name: str, run) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench import connections, many, transports
+from bench import connections, footprint, many, transports
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -26,7 +26,7 @@ from bench.scenarios import (
 Results = dict[str, Any]
 
 # Each has its own place in docs/performance.md, and is measured alone by `make bench ONLY=name`.
-GROUPS = {"transports": transports, "many": many, "connections": connections}
+GROUPS = {"transports": transports, "many": many, "connections": connections, "footprint": footprint}
 
 NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 
@@ -397,9 +397,12 @@ def _machine_text(results: Results) -> str:
 def _group_text(name: str, found: Results) -> str:
     machine = found["machine"]
     emqx = f", {found['emqx']}" if found["emqx"] else ""
+    # Above one there was other work than this.
+    load = found["load_before"]
+    busy = f" The machine was shared with other work (load {load:.0f} before it), so only large differences count." if load > 1 else ""
     return (
         f"`make bench ONLY={name}`: {machine['date']}, commit {machine['commit']}, {machine['processor']}, {machine['cores']} cores, "
-        f"load {machine['load_before']:.1f} before it{emqx}; {found['rounds']} rounds, {found['seconds']} seconds."
+        f"{machine['system']}{emqx}; rounds: {found['rounds']}, {found['seconds']} seconds.{busy}"
     )
 
 
