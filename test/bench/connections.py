@@ -33,7 +33,7 @@ SOURCES = 4
 SPARE_FILES = 1000
 # Sockets that a connection takes in the process that has the most.
 SOCKETS = {STANDALONE: 2}
-ROUNDS_SECONDS = 40.0
+ROUNDS_SECONDS = 20.0
 # A client whose first packets were dropped tries again after 1, 3, 7, 15, 31 and 63 seconds.
 PATIENCE_SECONDS = 120
 

@@ -25,7 +25,7 @@ CONNECTIONS, CONNECTIONS_QUICK = 1000, 100
 WARM_UP = 200
 # After that the standalone gateway's and nats-server's idle connections have given back what their beginning took.
 SETTLE_SECONDS = 7.0
-ROUNDS_SECONDS = 110.0
+ROUNDS_SECONDS = 60.0
 
 TRANSPORTS: dict[str, dict[str, Any]] = {
     "TCP": {"kind": "tcp"},
