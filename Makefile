@@ -44,8 +44,9 @@ help:
 	@echo "make check-types  dialyzer; the first time some minutes, for the types of Erlang/OTP"
 	@echo "make fuzz     look for input that the native code mistakes: FUZZ_SECONDS=60 for each target, or"
 	@echo "              for FUZZ_TARGET=decode alone; see docs/development.md"
-	@echo "make bench    measure against EMQX (EMQX_HOME, else each /opt/emqx-*), Mosquitto and nats-server: a quarter of an hour, and more for a second EMQX"
-	@echo "              BENCH=quick: a minute; BENCH=kv: the key/value store alone; DOCS=1: writes docs/performance.* and README.md's ratios"
+	@echo "make bench    measure against EMQX (EMQX_HOME, else each /opt/emqx-*), Mosquitto and nats-server: about 25 minutes, and more for a second EMQX"
+	@echo "              BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
+	@echo "              ONLY=transports: one group of measurements alone; docs/performance.md names them"
 
 run:
 	@bin/install-missing $(if $(EMQX_HOME),build,run)
@@ -206,7 +207,7 @@ check-types:
 bench: package-here
 	@bin/install-missing test
 	cargo build $(CARGO_FLAGS) -p nats_gateway_bench
-	@cd test && ../.tools/venv/bin/python -m bench $(addprefix --,$(filter quick kv,$(BENCH))) $(if $(DOCS),--docs)
+	@cd test && ../.tools/venv/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick) $(if $(DOCS),--docs) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf target _build priv/*/ .tools

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--docs] [--only ... | --kv]`: measures, judges, and writes results.json, chart.svg and tables.md.
+"""`python -m bench [--quick] [--docs] [--only GROUPS]`: measures, judges, and writes results.json, chart.svg and tables.md.
 
 Everything that is compared is measured in this run, in turns, several times; what counts is the median of the ratios of
 each turn.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import contention, kv, report
+from bench.group import Run
 from bench.peers import EmqxPeers, MeasurementFailed, Peer, standalone_peers
 from bench.scenarios import (
     BARE,
@@ -56,15 +57,27 @@ QUICK_SHARE = 0.3
 ROUNDS, ROUNDS_AT_LEAST, ROUNDS_SECONDS = 5, 3, 200.0
 
 
+# What has nothing to do with a group is in one run, because its ratios are.
+PARTS = (COMPARISON := "comparison", KV := "kv", MICROBENCHMARKS := "microbenchmarks", *report.GROUPS)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}, only {', '.join(PARTS)}")
+    return parts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
     parser.add_argument("--docs", action="store_true", help="write docs/performance.* and README.md's ratios, too")
     parser.add_argument("--rounds", type=int, help="how often each measurement is made")
-    parser.add_argument("--only", help="a regular expression: scenarios of EMQX to measure, and nothing else")
-    parser.add_argument("--kv", action="store_true", help="the key/value store, and nothing else")
+    parser.add_argument("--scenarios", help="a regular expression: scenarios of EMQX to measure, and nothing else")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"one or more of {','.join(PARTS)}, and nothing else")
     arguments = parser.parse_args()
-    if arguments.docs and (arguments.quick or arguments.only or arguments.kv):
+    if arguments.docs and (arguments.quick or arguments.scenarios):
         parser.error("--docs needs all measurements")
     began = time.monotonic()
     bench = Bench(arguments)
@@ -74,13 +87,14 @@ def main() -> int:
         "quick": arguments.quick,
         "rounds": bench.rounds,
         "seconds": round(time.monotonic() - began),
+        "only": arguments.only,
         **bench.results,
     }
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, OUT)
     if arguments.docs:
-        report.write_docs(results, REPOSITORY)
+        report.write_docs(results, REPOSITORY, arguments.only)
     print(report.text(results))
     print(f"\nin {results['seconds']} s; written: {OUT.relative_to(REPOSITORY)}/results.json, tables.md, chart.svg")
     for failure in bench.results["failures"]:
@@ -91,8 +105,8 @@ def main() -> int:
 class Bench:
     def __init__(self, arguments: argparse.Namespace):
         self._quick = arguments.quick
-        self._only = re.compile(arguments.only) if arguments.only else None
-        self._kv_alone = arguments.kv
+        self._scenarios = re.compile(arguments.scenarios) if arguments.scenarios else None
+        self._parts = (COMPARISON,) if arguments.scenarios else arguments.only
         self._rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
         self.rounds = 0
         # Of each EMQX, and what has nothing to do with one.
@@ -101,6 +115,7 @@ class Bench:
             "measurements": [],
             "kv": [],
             "microbenchmarks": {},
+            "groups": {},
             "failures": [],
             "seconds_per_part": {},
         }
@@ -109,15 +124,27 @@ class Bench:
         homes = sorted(emqx_homes())
         if not homes:
             self._say("EMQX: skipped with all its peers, there is no node (EMQX_HOME)")
-        if self._kv_alone:
+        if COMPARISON in self._parts:
+            for home in homes:
+                self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
+            if self._scenarios is None:
+                self._part("standalone", self._standalone)
+        if KV in self._parts:
             self._part("key/value store", lambda: self._kv(homes))
-            return
-        for home in homes:
-            self._part(home.name, lambda: self._emqx(home, is_first=home == homes[0]))
-        if self._only is None:
-            self._part("standalone", self._standalone)
-            self._part("key/value store", lambda: self._kv(homes))
+        for name, group in report.GROUPS.items():
+            if name in self._parts:
+                self._part(name, lambda: self._group(name, group, homes[0] if homes else None))
+        if MICROBENCHMARKS in self._parts:
             self._part("microbenchmarks", self._microbenchmarks)
+
+    def _group(self, name: str, group: Any, home: Path | None) -> None:
+        self._say(f"{group.TITLE}:")
+        run = Run(home, package(), self._quick, min(self._rounds, ROUNDS_AT_LEAST), self.results["failures"])
+        began, load = time.monotonic(), os.getloadavg()[0]
+        group.measure(run)
+        about = {"rounds": run.rounds_made, "seconds": round(time.monotonic() - began), "emqx": home.name if home else None}
+        about["load_before"] = load
+        self.results["groups"][name] = run.results | about | {"machine": machine()}
 
     def _part(self, name: str, run) -> None:
         began = time.monotonic()
@@ -149,7 +176,7 @@ class Bench:
                     for scenario in scenarios:
                         for name in names:
                             self._emqx_measure(emqx, node, scenario, name, turn)
-            if self._only is None:
+            if self._scenarios is None:
                 self._idle(emqx, node)
                 node["shared"] = contention.measure(emqx)
                 if is_first:
@@ -158,8 +185,8 @@ class Bench:
                     self._growth(emqx, node)
 
     def _wanted(self, scenario: Scenario) -> bool:
-        if self._only is not None:
-            return self._only.search(scenario.name) is not None
+        if self._scenarios is not None:
+            return self._scenarios.search(scenario.name) is not None
         return scenario.quick or not self._quick
 
     def _emqx_measure(self, emqx: EmqxPeers, node: dict[str, Any], scenario: Scenario, name: str, turn: int) -> None:
@@ -261,7 +288,7 @@ class Bench:
             tempfile.TemporaryDirectory(prefix="nats-gateway-bench-") as directory,
             kv.peers(Path(directory), homes, package() if homes else None) as peers,
         ):
-            rounds = self._rounds if self._kv_alone else min(self._rounds, ROUNDS_AT_LEAST)
+            rounds = self._rounds if self._parts == (KV,) else min(self._rounds, ROUNDS_AT_LEAST)
             self.rounds = self.rounds or rounds
             for turn in range(rounds):
                 for name, url in peers.items():

@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,16 @@ class Peer:
     address: tuple[str, int]
     # Leaders of the sessions of its processes.
     sessions: tuple[int, ...]
+    # As the load generator is told; else TCP.
+    transport: dict[str, Any] | None = None
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"protocol": self.protocol, "address": "%s:%d" % self.address}
+        return about | ({"transport": self.transport} if self.transport else {})
 
     def measure(self, specification: dict[str, Any]) -> dict[str, float]:
-        about = {"protocol": self.protocol, "address": "%s:%d" % self.address}
-        if specification["measure"] == "flow":
+        about = self._about()
+        if specification["measure"] in ("flow", "closed_loop"):
             about["pids"] = [pid for session in self.sessions for pid in processes(session)]
         done = subprocess.run(
             [str(LOAD), json.dumps(specification | about)],
@@ -51,10 +57,10 @@ class Peer:
         return json.loads(done.stdout)
 
     @contextmanager
-    def connections(self) -> Iterator[Connections]:
-        specification = {"measure": "connections", "protocol": self.protocol, "address": "%s:%d" % self.address}
+    def connections(self, measure: str = "connections", **specification: Any) -> Iterator[Connections]:
+        about = {"measure": measure} | ({"subscribe": True} if measure == "connections" else {}) | self._about()
         with subprocess.Popen(
-            [str(LOAD), json.dumps(specification | {"subscribe": True})],
+            [str(LOAD), json.dumps(about | specification)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -82,6 +88,15 @@ class Connections:
         return json.loads(line)
 
 
+def cpu_seconds(peer: Peer) -> float:
+    """Processor time of its processes until now."""
+    ticks = 0
+    for pid in (pid for session in peer.sessions for pid in processes(session)):
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def processes(session: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -105,7 +120,7 @@ def _resident(pid: int) -> int:
 class EmqxPeers:
     """One node, in which the plugin and the built-in gateway take turns on one port."""
 
-    def __init__(self, home: Path, package: Path):
+    def __init__(self, home: Path, package: Path, settings: str = ""):
         self._package = package
         self._plugin_runs: bool | None = None
         port = free_port()
@@ -114,7 +129,7 @@ class EmqxPeers:
         self.node = Node(
             home,
             f'gateway.nats.listeners.tcp.default {{ bind = "{HOST}:{port}", max_connections = 100000, max_conn_rate = 100000 }}\n'
-            "force_shutdown.enable = false\n",
+            f"force_shutdown.enable = false\n{settings}\n",
         )
         self._address = (HOST, port)
 
@@ -131,9 +146,12 @@ class EmqxPeers:
     def __exit__(self, *_) -> None:
         self.node.remove()
 
+    @property
+    def gateway(self) -> Gateway:
+        return Gateway(self.node, self._address)
+
     def _settings(self) -> None:
-        gateway = Gateway(self.node, self._address)
-        gateway.settings(default_heartbeat_interval="300s", idle_timeout="300s")
+        self.gateway.settings(default_heartbeat_interval="300s", idle_timeout="300s")
 
     def peer(self, name: str) -> Peer:
         sessions = (self.node.session,)

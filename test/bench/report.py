@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench import contention
+from bench import connections, contention, footprint, many, transports
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -25,6 +25,9 @@ from bench.scenarios import (
 )
 
 Results = dict[str, Any]
+
+# Each has its own place in docs/performance.md, and is measured alone by `make bench ONLY=name`.
+GROUPS = {"transports": transports, "many": many, "connections": connections, "footprint": footprint}
 
 NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 
@@ -118,17 +121,17 @@ def _bytes_per_second(side: tuple[str, str], results: Results, table: Table) -> 
 
 
 def text(results: Results) -> str:
-    return "\n\n".join(f"{title}\n{_aligned(rows)}" for title, rows in _tables(results) if len(rows) > 1)
+    return "\n\n".join(f"{title}\n{_aligned(rows)}" for title, rows in _tables(results) + _group_tables(results) if len(rows) > 1)
 
 
 def write(results: Results, directory: Path) -> None:
-    (directory / "tables.md").write_text(markdown(results))
+    (directory / "tables.md").write_text(markdown(_tables(results) + _group_tables(results)))
     (directory / "chart.svg").write_text(chart(results))
 
 
-def markdown(results: Results) -> str:
+def markdown(tables: list[tuple[str, list[list[str]]]]) -> str:
     parts = []
-    for title, rows in _tables(results):
+    for title, rows in tables:
         if len(rows) > 1:
             head, *body = (f"| {' | '.join(row)} |" for row in rows)
             parts.append("\n".join([f"### {title}", "", head, "|---" * len(rows[0]) + "|", *body]))
@@ -145,6 +148,10 @@ def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         *((title, rows) for node in nodes(results)[:1] for title, rows in _tables_of_the_first(node)),
         ("Decode and encode, ns per operation", _micro_rows(results)),
     ]
+
+
+def _group_tables(results: Results) -> list[tuple[str, list[list[str]]]]:
+    return [table for name, found in results["groups"].items() for table in GROUPS[name].tables(found)]
 
 
 def _emqx_tables(results: Results) -> list[tuple[str, list[list[str]]]]:
@@ -368,14 +375,21 @@ def chart(results: Results) -> str:
 # --- Documents -------------------------------------------------------------------------------------------------------
 
 
-def write_docs(results: Results, repository: Path) -> None:
+def write_docs(results: Results, repository: Path, parts: tuple[str, ...]) -> None:
+    """Of the parts that were measured: all that is compared with each other in a run, and each group for itself."""
     docs = repository / "docs"
-    docs.mkdir(exist_ok=True)
-    (docs / "performance.json").write_text(json.dumps(results, indent=1) + "\n")
-    (docs / "performance.svg").write_text(chart(results))
-    _replace(docs / "performance.md", "machine", _machine_text(results))
-    _replace(docs / "performance.md", "tables", markdown(results))
-    _replace(repository / "README.md", "ratios", _ratio_text(results))
+    page, stored = docs / "performance.md", docs / "performance.json"
+    before = json.loads(stored.read_text())
+    groups = before.get("groups", {}) | results["groups"]
+    if {"comparison", "kv", "microbenchmarks"} <= set(parts):
+        before = results
+        (docs / "performance.svg").write_text(chart(results))
+        _replace(page, "machine", _machine_text(results))
+        _replace(page, "tables", markdown(_tables(results)))
+        _replace(repository / "README.md", "ratios", _ratio_text(results))
+    for name, found in results["groups"].items():
+        _replace(page, name, f"{_group_text(name, found)}\n\n{markdown(GROUPS[name].tables(found))}")
+    stored.write_text(json.dumps(before | {"groups": groups}, indent=1) + "\n")
 
 
 def _replace(path: Path, name: str, content: str) -> None:
@@ -395,6 +409,18 @@ def _machine_text(results: Results) -> str:
         f"{machine['date']}, commit {machine['commit']}: {machine['processor']}, {machine['cores']} cores shared by server and "
         f"load generator, {machine['memory_gib']} GiB, {machine['system']}; {', '.join(map(where, nodes(results)))}; "
         f"{results['rounds']} rounds, {results['seconds']} seconds in all."
+    )
+
+
+def _group_text(name: str, found: Results) -> str:
+    machine = found["machine"]
+    emqx = f", {found['emqx']}" if found["emqx"] else ""
+    # Above one there was other work than this.
+    load = found["load_before"]
+    busy = f" The machine was shared with other work (load {load:.0f} before it), so only large differences count." if load > 1 else ""
+    return (
+        f"`make bench ONLY={name}`: {machine['date']}, commit {machine['commit']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['system']}{emqx}; rounds: {found['rounds']}, {found['seconds']} seconds.{busy}"
     )
 
 

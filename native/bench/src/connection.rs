@@ -1,11 +1,11 @@
 //! One connection of either protocol.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use crate::transport::{Connector, Reader, Writer};
 use crate::{Failure, mqtt, nats};
 
 /// The protocol of a connection.
@@ -115,40 +115,47 @@ pub struct Login<'a> {
     pub id: &'a str,
     /// NATS: the peer answers every operation with +OK.
     pub verbose: bool,
+    /// MQTT: seconds of silence that the client promises to end; 0 is none.
+    pub keep_alive: u16,
 }
 
 /// How long a read may take before its caller looks at other things.
-const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(100);
 
 const BUFFER: usize = 256 * 1024;
 
 /// The time for answers that should come at once.
-const ANSWER: Duration = Duration::from_secs(20);
+pub const ANSWER: Duration = Duration::from_secs(20);
 
-pub struct Connection {
+/// What comes from the peer.
+pub struct Inbox {
     pub protocol: Protocol,
-    stream: TcpStream,
+    reader: Reader,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
+pub struct Connection {
+    pub inbox: Inbox,
+    writer: Writer,
+}
+
 impl Connection {
     /// Connects and logs in.
-    pub fn open(
-        address: SocketAddr,
-        protocol: Protocol,
-        login: &Login<'_>,
-    ) -> Result<Self, Failure> {
+    pub fn open(connector: &Connector, login: &Login<'_>) -> Result<Self, Failure> {
+        let (reader, writer) = connector.connect()?;
+        let protocol = connector.protocol;
         let mut connection = Self {
-            protocol,
-            stream: TcpStream::connect(address)?,
-            buffer: Vec::new(),
-            start: 0,
-            end: 0,
+            inbox: Inbox {
+                protocol,
+                reader,
+                buffer: Vec::new(),
+                start: 0,
+                end: 0,
+            },
+            writer,
         };
-        connection.stream.set_nodelay(true)?;
-        connection.stream.set_read_timeout(Some(TICK))?;
         match protocol {
             Protocol::Nats => {
                 connection.send(&nats::connect(login))?;
@@ -164,31 +171,33 @@ impl Connection {
         Ok(connection)
     }
 
-    pub fn stream(&self) -> io::Result<TcpStream> {
-        self.stream.try_clone()
+    /// Both directions, for two threads.
+    pub fn split(self) -> (Inbox, Writer) {
+        (self.inbox, self.writer)
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.writer.write_all(bytes)
     }
 
     /// Returns when the peer has handled all that was sent before.
     pub fn barrier(&mut self) -> Result<(), Failure> {
-        self.send(self.protocol.barrier())?;
+        self.send(self.inbox.protocol.barrier())?;
         self.wait_for("PONG", |received| matches!(received, Received::Barrier))
     }
 
-    /// Subscribes, and returns when the subscriptions are there. Sids count from 1.
-    pub fn subscribe(&mut self, subjects: &[String]) -> Result<(), Failure> {
-        match self.protocol {
+    /// Subscribes, as a member of a queue group (shared subscription) if there is one, and returns
+    /// when the subscriptions are there. Sids count from 1.
+    pub fn subscribe(&mut self, subjects: &[String], group: Option<&str>) -> Result<(), Failure> {
+        match self.inbox.protocol {
             Protocol::Nats => {
-                self.send(&nats::subscribe(subjects))?;
+                self.send(&nats::subscribe(subjects, group))?;
                 self.barrier()
             }
             Protocol::Mqtt => {
                 // Brokers limit the number of filters in a packet.
                 for some in subjects.chunks(100) {
-                    self.send(&mqtt::subscribe(some))?;
+                    self.send(&mqtt::subscribe(some, group))?;
                     self.wait_for("SUBACK", |received| {
                         matches!(received, Received::Subscribed)
                     })?;
@@ -205,17 +214,17 @@ impl Connection {
     ) -> Result<(), Failure> {
         let until = Instant::now() + ANSWER;
         loop {
-            while let Some((received, used)) = self.protocol.parse(self.unread())? {
+            while let Some((received, used)) = self.inbox.next()? {
                 let found = is_it(&received);
                 if let Received::Message(_) = received {
                     return Err(Failure::Refused(format!("a message instead of {what}")));
                 }
-                self.consume(used);
+                self.inbox.consume(used);
                 if found {
                     return Ok(());
                 }
             }
-            if !self.fill()? && Instant::now() > until {
+            if !self.inbox.fill()? && Instant::now() > until {
                 return Err(Failure::Silence {
                     what,
                     received: 0,
@@ -225,9 +234,12 @@ impl Connection {
             }
         }
     }
+}
 
-    pub fn unread(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
+impl Inbox {
+    /// The first item that has not been consumed, and its length.
+    pub fn next(&self) -> Result<Option<(Received<'_>, usize)>, Failure> {
+        self.protocol.parse(&self.buffer[self.start..self.end])
     }
 
     pub fn consume(&mut self, used: usize) {
@@ -249,7 +261,7 @@ impl Connection {
         } else if self.end == self.buffer.len() {
             self.buffer.resize(self.buffer.len() * 2, 0);
         }
-        match self.stream.read(&mut self.buffer[self.end..]) {
+        match self.reader.read(&mut self.buffer[self.end..]) {
             Ok(0) => Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
             Ok(size) => {
                 self.end += size;
@@ -263,7 +275,8 @@ impl Connection {
     }
 
     /// Gives the memory of an idle connection back.
-    pub fn forget_buffer(&mut self) {
+    pub fn forget_buffers(&mut self) {
+        self.reader.forget_buffers();
         self.buffer = Vec::new();
         self.start = 0;
         self.end = 0;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::connection::{Connection, Login, Protocol};
+use crate::transport::{Connector, Transport};
 
 /// What to open.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Connections {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
+    /// How the bytes travel.
+    #[serde(default)]
+    pub transport: Transport,
     /// Each connection has one subscription.
     #[serde(default)]
     pub subscribe: bool,
@@ -47,6 +51,11 @@ pub fn run(
     steps: impl BufRead,
     mut report: impl FnMut(&Outcome),
 ) -> Result<(), Failure> {
+    let connector = Connector::new(
+        specification.protocol,
+        specification.address,
+        &specification.transport,
+    )?;
     let mut open = Vec::new();
     for step in steps.lines() {
         let target = step?
@@ -55,7 +64,7 @@ pub fn run(
             .map_err(|_| Failure::BadSpecification("a step is a number of connections"))?;
         let first = open.len();
         let began = Instant::now();
-        open.extend(connect(specification, first, target)?);
+        open.extend(connect(specification, &connector, first, target)?);
         report(&Outcome {
             connections: open.len(),
             connected_per_second: (open.len() - first) as f64 / began.elapsed().as_secs_f64(),
@@ -66,6 +75,7 @@ pub fn run(
 
 fn connect(
     specification: &Connections,
+    connector: &Connector,
     first: usize,
     target: usize,
 ) -> Result<Vec<Connection>, Failure> {
@@ -77,7 +87,7 @@ fn connect(
             if number >= target {
                 return Ok(some);
             }
-            some.push(connect_one(specification, number)?);
+            some.push(connect_one(specification, connector, number)?);
         }
     };
     thread::scope(|scope| {
@@ -95,16 +105,21 @@ fn connect(
     })
 }
 
-fn connect_one(specification: &Connections, number: usize) -> Result<Connection, Failure> {
+fn connect_one(
+    specification: &Connections,
+    connector: &Connector,
+    number: usize,
+) -> Result<Connection, Failure> {
     let run = std::process::id();
     let login = Login {
         id: &format!("load-{run}-{number}"),
         verbose: false,
+        keep_alive: 0,
     };
-    let mut connection = Connection::open(specification.address, specification.protocol, &login)?;
+    let mut connection = Connection::open(connector, &login)?;
     if specification.subscribe {
-        connection.subscribe(&[format!("load.{run}.c{number}")])?;
+        connection.subscribe(&[format!("load.{run}.c{number}")], None)?;
     }
-    connection.forget_buffer();
+    connection.inbox.forget_buffers();
     Ok(connection)
 }

@@ -1,6 +1,6 @@
 //! Sends messages from publishers to subscribers as fast as possible.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -9,11 +9,12 @@ use std::{io, thread};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received};
+use crate::connection::{Connection, Inbox, Login, Message, Outgoing, Protocol, Received};
 use crate::payload::{Expected, STAMP, blank, stamp};
+use crate::transport::{Connector, Transport, Writer};
 use crate::{Failure, cpu_seconds};
 
-/// What to measure. Every subscriber gets every message.
+/// What to measure. Every subscriber gets every message, unless they are a queue group.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flow {
@@ -21,6 +22,9 @@ pub struct Flow {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
+    /// How the bytes travel.
+    #[serde(default)]
+    pub transport: Transport,
     /// The peer's processes. Their processor time is reported.
     #[serde(default)]
     pub pids: Vec<u32>,
@@ -47,6 +51,13 @@ pub struct Flow {
     /// subjects.
     #[serde(default = "one")]
     pub subscriptions: u32,
+    /// Whether each subscription has a wildcard of its own.
+    #[serde(default)]
+    pub wildcards: bool,
+    /// Whether the subscribers are a queue group (a shared subscription): each message goes to one
+    /// of them.
+    #[serde(default)]
+    pub queue: bool,
     /// The most messages of one write. If it is absent, a write has about 64 KiB.
     #[serde(default)]
     pub per_write: Option<usize>,
@@ -107,6 +118,8 @@ struct Shared<'a> {
     published: AtomicU64,
     /// Messages that each subscriber has got.
     received: Vec<AtomicU64>,
+    /// Of a queue group: the messages that a member has got, of each publisher.
+    taken: Mutex<Vec<Vec<bool>>>,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
 }
@@ -115,23 +128,40 @@ struct Shared<'a> {
 pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
     check(flow)?;
     let run = std::process::id();
-    let names: Vec<String> = (0..flow.subjects.max(flow.subscriptions))
-        .map(|number| format!("load.{run}.s{number}"))
-        .collect();
+    let named = |last: &str| -> Vec<String> {
+        (0..flow.subjects.max(flow.subscriptions))
+            .map(|number| format!("load.{run}.s{number}{last}"))
+            .collect()
+    };
+    let names = named(if flow.wildcards { ".m" } else { "" });
+    let own_wildcards = named(".*");
     let wildcard = [format!("load.{run}.*")];
     let subscribed = match (flow.subjects, flow.subscriptions) {
+        _ if flow.wildcards => &own_wildcards[..],
         (1, 1) => &names[..],
         (_, 1) => &wildcard,
         _ => &names,
     };
+    let connector = Connector::new(flow.protocol, flow.address, &flow.transport)?;
+    let open = |id: &str, verbose| {
+        Connection::open(
+            &connector,
+            &Login {
+                id,
+                verbose,
+                keep_alive: 0,
+            },
+        )
+    };
+    let group = flow.queue.then_some("load");
     let mut subscribers = Vec::new();
     for number in 0..flow.subscribers {
-        let mut connection = open(flow, &format!("load-{run}-s{number}"), false)?;
-        connection.subscribe(subscribed)?;
+        let mut connection = open(&format!("load-{run}-s{number}"), false)?;
+        connection.subscribe(subscribed, group)?;
         subscribers.push(connection);
     }
     let publishers = (0..flow.publishers)
-        .map(|number| open(flow, &format!("load-{run}-p{number}"), flow.acknowledged))
+        .map(|number| open(&format!("load-{run}-p{number}"), flow.acknowledged))
         .collect::<Result<Vec<_>, _>>()?;
     let published_names = names[..flow.subjects as usize].to_vec();
     let threads = flow.subscribers + 2 * flow.publishers + 1;
@@ -151,6 +181,11 @@ pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
         start: Barrier::new(threads as usize),
         published: AtomicU64::new(0),
         received: subscribers.iter().map(|_| AtomicU64::new(0)).collect(),
+        taken: Mutex::new(if flow.queue {
+            vec![vec![false; flow.messages as usize]; flow.publishers as usize]
+        } else {
+            Vec::new()
+        }),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
@@ -163,7 +198,11 @@ pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
     let publish_seconds = (published - began).as_secs_f64();
     let deliver_seconds = (delivered - began).as_secs_f64();
     let published = u64::from(flow.publishers) * flow.messages;
-    let delivered = u64::from(flow.subscribers) * published;
+    let delivered = if flow.queue {
+        published
+    } else {
+        u64::from(flow.subscribers) * published
+    };
     Ok(Outcome {
         publish_seconds,
         deliver_seconds,
@@ -179,8 +218,12 @@ pub fn run(flow: &Flow) -> Result<Outcome, Failure> {
 fn check(flow: &Flow) -> Result<(), Failure> {
     let wrong = if flow.payload < STAMP {
         "a payload has at least 16 bytes, which make it unique"
+    } else if flow.queue && flow.subscribers == 0 {
+        "a queue group without members"
     } else if flow.publishers == 0 || flow.messages == 0 || flow.subjects == 0 {
         "nothing to publish"
+    } else if flow.wildcards && flow.subscriptions < flow.subjects {
+        "fewer wildcards than subjects"
     } else if flow.subscriptions == 0
         || flow.subscriptions > 1 && flow.subscriptions < flow.subjects
     {
@@ -194,10 +237,6 @@ fn check(flow: &Flow) -> Result<(), Failure> {
         return Ok(());
     };
     Err(Failure::BadSpecification(wrong))
-}
-
-fn open(flow: &Flow, id: &str, verbose: bool) -> Result<Connection, Failure> {
-    Connection::open(flow.address, flow.protocol, &Login { id, verbose })
 }
 
 fn cpu(flow: &Flow) -> io::Result<(f64, f64)> {
@@ -219,10 +258,6 @@ fn transfer(
     publishers: Vec<Connection>,
     subscribers: Vec<Connection>,
 ) -> Result<(Instant, Instant, Instant), Failure> {
-    let mut writers = Vec::new();
-    for connection in &publishers {
-        writers.push(connection.stream()?);
-    }
     thread::scope(|scope| {
         let receiving: Vec<_> = subscribers
             .into_iter()
@@ -235,7 +270,8 @@ fn transfer(
             })
             .collect();
         let mut publishing = Vec::new();
-        for (number, (mut connection, writer)) in (0..).zip(publishers.into_iter().zip(writers)) {
+        for (number, connection) in (0..).zip(publishers) {
+            let (mut inbox, writer) = connection.split();
             scope.spawn(move || {
                 let batch = Batch::new(number, shared);
                 shared.start.wait();
@@ -243,7 +279,7 @@ fn transfer(
             });
             publishing.push(scope.spawn(move || {
                 shared.start.wait();
-                shared.note(acknowledgements(&mut connection, shared))
+                shared.note(acknowledgements(&mut inbox, shared))
             }));
         }
         shared.start.wait();
@@ -283,12 +319,34 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn received_by_slowest(&self) -> u64 {
-        self.received
+    /// Messages that are not under way any more.
+    fn arrived(&self) -> u64 {
+        let received = self
+            .received
             .iter()
-            .map(|received| received.load(Ordering::Relaxed))
-            .min()
-            .unwrap_or(u64::MAX)
+            .map(|received| received.load(Ordering::Relaxed));
+        if self.flow.queue {
+            received.sum()
+        } else {
+            received.min().unwrap_or(u64::MAX)
+        }
+    }
+
+    /// Notes that a member of the queue group has got a message, which no other may have.
+    fn take(&self, publisher: u32, sequence: u64) -> Result<(), Failure> {
+        let again = || Failure::Again {
+            publisher,
+            found: sequence,
+        };
+        let mut taken = self.taken.lock().map_err(|_| again())?;
+        let place = taken
+            .get_mut(publisher as usize)
+            .and_then(|taken| taken.get_mut(sequence as usize))
+            .ok_or(Failure::Damaged("sequence number"))?;
+        if std::mem::replace(place, true) {
+            return Err(again());
+        }
+        Ok(())
     }
 
     fn silence(&self, what: &'static str, received: u64, expected: u64) -> Failure {
@@ -379,8 +437,7 @@ impl Batch {
     }
 }
 
-fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Result<(), Failure> {
-    use std::io::Write;
+fn publisher(mut batch: Batch, mut writer: Writer, shared: &Shared<'_>) -> Result<(), Failure> {
     let flow = shared.flow;
     let mut sent = 0;
     while sent < flow.messages {
@@ -388,21 +445,21 @@ fn publisher(mut batch: Batch, mut stream: TcpStream, shared: &Shared<'_>) -> Re
         // One batch may always be under way, whatever its size.
         let room = shared.window.max(size);
         while shared.published.load(Ordering::Relaxed) + size
-            > shared.received_by_slowest().saturating_add(room)
+            > shared.arrived().saturating_add(room)
         {
             shared.aborted()?;
             thread::sleep(PAUSE);
         }
         let (bytes, count) = batch.next(sent, size);
         shared.published.fetch_add(count, Ordering::Relaxed);
-        stream.write_all(bytes)?;
+        writer.write_all(bytes)?;
         sent += count;
     }
-    Ok(stream.write_all(flow.protocol.barrier())?)
+    Ok(writer.write_all(flow.protocol.barrier())?)
 }
 
 /// Reads the peer's answers to a publisher, up to the answer to the barrier.
-fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<Instant, Failure> {
+fn acknowledgements(inbox: &mut Inbox, shared: &Shared<'_>) -> Result<Instant, Failure> {
     let expected = if shared.flow.acknowledged {
         shared.flow.messages
     } else {
@@ -410,7 +467,7 @@ fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<
     };
     let mut acknowledged = 0;
     loop {
-        while let Some((received, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((received, used)) = inbox.next()? {
             match received {
                 Received::Acknowledged => acknowledged += 1,
                 Received::Barrier if acknowledged == expected => return Ok(Instant::now()),
@@ -422,9 +479,9 @@ fn acknowledgements(connection: &mut Connection, shared: &Shared<'_>) -> Result<
                 }
                 _ => {}
             }
-            connection.consume(used);
+            inbox.consume(used);
         }
-        if !connection.fill()? {
+        if !inbox.fill()? {
             shared.aborted()?;
         }
     }
@@ -440,10 +497,13 @@ fn subscriber(
     let mut expected = Expected::new(flow.payload, flow.publishers);
     let mut received = 0;
     let mut heard = Instant::now();
-    while received < total {
+    let mut complete = Instant::now();
+    let mut arrived_before = 0;
+    // A member of a queue group waits until all have come to any member.
+    loop {
         let before = received;
         let mut ping = false;
-        while let Some((event, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((event, used)) = connection.inbox.next()? {
             match event {
                 Received::Message(message) => {
                     verify(&message, &mut expected, shared)?;
@@ -452,27 +512,36 @@ fn subscriber(
                 Received::Ping => ping = true,
                 _ => {}
             }
-            connection.consume(used);
+            connection.inbox.consume(used);
         }
         if received > before {
             shared.received[index].store(received, Ordering::Relaxed);
+            complete = Instant::now();
         }
         if ping {
             connection.send(b"PONG\r\n")?;
         }
-        if received == total {
+        let arrived = if flow.queue {
+            shared.arrived()
+        } else {
+            received
+        };
+        if arrived == total {
             break;
         }
-        if connection.fill()? {
+        if arrived > arrived_before {
+            arrived_before = arrived;
+            heard = Instant::now();
+        }
+        if connection.inbox.fill()? {
             heard = Instant::now();
         } else {
             shared.aborted()?;
             if heard.elapsed() > shared.patience() {
-                return Err(shared.silence("messages", received, total));
+                return Err(shared.silence("messages", arrived, total));
             }
         }
     }
-    let complete = Instant::now();
     // A message that came twice would come before the answer.
     connection.barrier()?;
     Ok(complete)
@@ -483,7 +552,13 @@ fn verify(
     expected: &mut Expected,
     shared: &Shared<'_>,
 ) -> Result<(), Failure> {
-    let sequence = expected.check(message.payload)?;
+    let sequence = if shared.flow.queue {
+        let (publisher, sequence) = expected.check_member(message.payload)?;
+        shared.take(publisher, sequence)?;
+        sequence
+    } else {
+        expected.check(message.payload)?
+    };
     let names = &shared.wire_names;
     if message.name != names[(sequence % names.len() as u64) as usize] {
         return Err(Failure::Damaged("name"));

@@ -7,19 +7,23 @@
 // A measurement or a test that panics has failed.
 #![allow(clippy::restriction)]
 
+pub mod closed_loop;
 mod connection;
 pub mod connections;
+pub mod crowd;
 pub mod flow;
 mod mqtt;
 mod nats;
 mod payload;
 pub mod round_trip;
+mod transport;
 
 use std::fs;
 use std::io;
 use std::time::Duration;
 
 pub use connection::Protocol;
+pub use transport::Transport;
 
 /// Why a measurement does not count.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,16 @@ pub enum Failure {
         received: u64,
         /// The number that should have come.
         expected: u64,
+        /// The time that was waited.
+        patience: Duration,
+    },
+    /// Some of the clients that came at once were not served in time.
+    #[error("{served} of {expected} clients were served within {patience:?}")]
+    Unserved {
+        /// Clients that were logged in and subscribed.
+        served: usize,
+        /// Clients that came.
+        expected: usize,
         /// The time that was waited.
         patience: Duration,
     },

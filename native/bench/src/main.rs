@@ -6,7 +6,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use nats_gateway_bench::{Failure, connections, flow, round_trip};
+use nats_gateway_bench::{Failure, closed_loop, connections, crowd, flow, round_trip};
 use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 enum Measurement {
     Flow(flow::Flow),
     RoundTrip(round_trip::RoundTrip),
+    ClosedLoop(closed_loop::ClosedLoop),
     /// Steps are read from standard input.
     Connections(connections::Connections),
+    /// Steps are read from standard input.
+    Crowd(crowd::Crowd),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,10 @@ fn measure(measurement: &Measurement) -> Result<(), Failure> {
     match measurement {
         Measurement::Flow(flow) => print(&flow::run(flow)?),
         Measurement::RoundTrip(round_trip) => print(&round_trip::run(round_trip)?),
+        Measurement::ClosedLoop(closed_loop) => print(&closed_loop::run(closed_loop)?),
+        Measurement::Crowd(crowd) => {
+            crowd::run(crowd, io::BufReader::new(io::stdin()), print)?;
+        }
         Measurement::Connections(connections) => {
             connections::run(connections, io::stdin().lock(), print)?;
         }

@@ -29,16 +29,22 @@ pub fn connect(login: &Login<'_>) -> Vec<u8> {
         Connect::builder()
             .client_id(login.id)?
             .clean_start(true)
-            .keep_alive(0)
+            .keep_alive(login.keep_alive)
             .build()
     };
     packet().expect("a valid client id").to_continuous_buffer()
 }
 
-pub fn subscribe(subjects: &[String]) -> Vec<u8> {
+pub fn subscribe(subjects: &[String], group: Option<&str>) -> Vec<u8> {
+    let share = group.map_or(String::new(), |group| format!("$share/{group}/"));
     let entries = subjects
         .iter()
-        .map(|subject| SubEntry::new(topic(subject), SubOpts::new().set_qos(Qos::AtMostOnce)))
+        .map(|subject| {
+            SubEntry::new(
+                format!("{share}{}", topic(subject)),
+                SubOpts::new().set_qos(Qos::AtMostOnce),
+            )
+        })
         .collect::<Result<Vec<_>, _>>()
         .expect("valid topic filters");
     Subscribe::builder()

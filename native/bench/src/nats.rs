@@ -16,11 +16,12 @@ pub fn connect(login: &Login<'_>) -> Vec<u8> {
     .into_bytes()
 }
 
-pub fn subscribe(subjects: &[String]) -> Vec<u8> {
+pub fn subscribe(subjects: &[String], group: Option<&str>) -> Vec<u8> {
+    let group = group.map_or(String::new(), |group| format!("{group} "));
     subjects
         .iter()
         .zip(1..)
-        .flat_map(|(subject, sid)| format!("SUB {subject} {sid}\r\n").into_bytes())
+        .flat_map(|(subject, sid)| format!("SUB {subject} {group}{sid}\r\n").into_bytes())
         .collect()
 }
 

@@ -37,6 +37,26 @@ impl Expected {
 
     /// Checks a payload; returns its sequence number.
     pub fn check(&mut self, payload: &[u8]) -> Result<u64, Failure> {
+        let (publisher, expected, found) = self.place(payload)?;
+        if found > expected {
+            return Err(Failure::Missing {
+                publisher,
+                expected,
+                found,
+            });
+        }
+        Ok(found)
+    }
+
+    /// As `check`, where other subscribers get some of the messages; returns the publisher, too.
+    pub fn check_member(&mut self, payload: &[u8]) -> Result<(u32, u64), Failure> {
+        let (publisher, _, found) = self.place(payload)?;
+        Ok((publisher, found))
+    }
+
+    /// The publisher, the sequence number that is next in turn, and the one that has come, which is
+    /// not below it.
+    fn place(&mut self, payload: &[u8]) -> Result<(u32, u64, u64), Failure> {
         let (stamp, rest) = payload
             .split_first_chunk::<STAMP>()
             .ok_or(Failure::Damaged("size"))?;
@@ -51,17 +71,11 @@ impl Expected {
             .next
             .get_mut(publisher as usize)
             .ok_or(Failure::Damaged("publisher"))?;
-        match found.cmp(next) {
-            std::cmp::Ordering::Less => Err(Failure::Again { publisher, found }),
-            std::cmp::Ordering::Greater => Err(Failure::Missing {
-                publisher,
-                expected: *next,
-                found,
-            }),
-            std::cmp::Ordering::Equal => {
-                *next += 1;
-                Ok(found)
-            }
+        let expected = *next;
+        if found < expected {
+            return Err(Failure::Again { publisher, found });
         }
+        *next = found.saturating_add(1);
+        Ok((publisher, expected, found))
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, Login, Message, Outgoing, Protocol, Received};
 use crate::payload::{Expected, STAMP, blank, stamp};
+use crate::transport::{Connector, Transport};
 use crate::{Failure, mqtt};
 
 /// What to measure. One client sends requests, and another one answers with the payload that it
@@ -20,6 +21,9 @@ pub struct RoundTrip {
     pub protocol: Protocol,
     /// The peer's address.
     pub address: SocketAddr,
+    /// How the bytes travel.
+    #[serde(default)]
+    pub transport: Transport,
     /// The number of requests that count.
     pub requests: u64,
     /// The number of requests before those. They do not count.
@@ -52,6 +56,7 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     let RoundTrip {
         protocol,
         address,
+        ref transport,
         requests,
         warm_up,
         payload,
@@ -65,14 +70,19 @@ pub fn run(specification: &RoundTrip) -> Result<Outcome, Failure> {
     let run = std::process::id();
     let service = format!("load.{run}.service");
     let inbox = format!("_INBOX.load{run}.reply");
+    let connector = Connector::new(protocol, address, transport)?;
     let open = |id: &str| {
-        let login = Login { id, verbose: false };
-        Connection::open(address, protocol, &login)
+        let login = Login {
+            id,
+            verbose: false,
+            keep_alive: 0,
+        };
+        Connection::open(&connector, &login)
     };
     let mut requester = open(&format!("load-{run}-requester"))?;
     let mut responder = open(&format!("load-{run}-responder"))?;
-    requester.subscribe(std::slice::from_ref(&inbox))?;
-    responder.subscribe(std::slice::from_ref(&service))?;
+    requester.subscribe(std::slice::from_ref(&inbox), None)?;
+    responder.subscribe(std::slice::from_ref(&service), None)?;
 
     let mut request = protocol.frame(&Outgoing {
         name: &service,
@@ -130,31 +140,30 @@ fn receive(
     mut take: impl FnMut(&Message<'_>) -> Result<(), Failure>,
 ) -> Result<bool, Failure> {
     loop {
-        while let Some((received, used)) = connection.protocol.parse(connection.unread())? {
+        while let Some((received, used)) = connection.inbox.next()? {
             let mut taken = false;
             if let Received::Message(message) = &received {
                 take(message)?;
                 taken = true;
             }
-            connection.consume(used);
+            connection.inbox.consume(used);
             if taken {
                 return Ok(true);
             }
         }
-        if !connection.fill()? && stop() {
+        if !connection.inbox.fill()? && stop() {
             return Ok(false);
         }
     }
 }
 
-fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure> {
-    let protocol = connection.protocol;
+/// Answers all requests of a read with one write.
+pub fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure> {
+    let protocol = connection.inbox.protocol;
+    let mut replies = Vec::new();
     loop {
-        let mut reply = Vec::new();
-        let asked = receive(
-            &mut connection,
-            || done.load(Ordering::Relaxed),
-            |message| {
+        while let Some((received, used)) = connection.inbox.next()? {
+            if let Received::Message(message) = &received {
                 let name = match protocol {
                     Protocol::Nats => String::from_utf8_lossy(message.reply).into_owned(),
                     Protocol::Mqtt => mqtt::response_topic(message).unwrap_or_default(),
@@ -162,21 +171,23 @@ fn respond(mut connection: Connection, done: &AtomicBool) -> Result<(), Failure>
                 if name.is_empty() {
                     return Err(Failure::Damaged("reply"));
                 }
-                reply = protocol
-                    .frame(&Outgoing {
-                        name: &name,
-                        reply: None,
-                        headers: false,
-                        acknowledged: false,
-                        payload: message.payload,
-                    })
-                    .bytes;
-                Ok(())
-            },
-        )?;
-        if !asked {
+                let reply = protocol.frame(&Outgoing {
+                    name: &name,
+                    reply: None,
+                    headers: false,
+                    acknowledged: false,
+                    payload: message.payload,
+                });
+                replies.extend_from_slice(&reply.bytes);
+            }
+            connection.inbox.consume(used);
+        }
+        if !replies.is_empty() {
+            connection.send(&replies)?;
+            replies.clear();
+        }
+        if !connection.inbox.fill()? && done.load(Ordering::Relaxed) {
             return Ok(());
         }
-        connection.send(&reply)?;
     }
 }
