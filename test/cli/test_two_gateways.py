@@ -86,6 +86,9 @@ class Balancer:
         with (directory / "haproxy.log").open("wb") as log:
             self.process = subprocess.Popen([HAPROXY, "-db", "-f", config], stdout=log, stderr=log)
 
+    def is_ready(self) -> bool:
+        return self._admin.exists()
+
     def status(self, name: str) -> str:
         """UP, DOWN, or what HAProxy says otherwise."""
         with socket.socket(socket.AF_UNIX) as admin:
@@ -137,7 +140,8 @@ def both(members: list[Member], tmp_path: Path, mosquitto: int) -> Iterator[Both
     balancer = Balancer(tmp_path, members)
     try:
         both = Both(*members, balancer, mosquitto)
-        both.until(lambda: accepts(balancer.address), "HAProxy listens")
+        # HAProxy gives the socket for its administration its name last.
+        both.until(lambda: accepts(balancer.address) and balancer.is_ready(), "HAProxy listens")
         both.until(lambda: all(balancer.status(one.name) == "UP" for one in members), "both are up")
         yield both
     finally:
