@@ -95,6 +95,9 @@
 %% The number of such chunks that the socket may send in a row. The binaries of more would make the
 %% heap be collected.
 -define(FEW_CHUNKS, 4).
+
+%% If the socket may send so many chunks or fewer, it may be let send more.
+-define(LOW, 16).
 %% A large heap is given back after this time.
 -define(BUSY_MS, 5000).
 
@@ -463,10 +466,12 @@ introduce(Host, Client, State) ->
 open(State = #state{socket = Socket, channel = Channel, options = Options}) ->
     #{config := Config = #{default_heartbeat_interval := Heartbeat, idle_timeout := Idle}} =
         Options,
-    case activate(?FEW_CHUNKS, State) of
+    First = chunks(?FEW_CHUNKS, Options),
+    case activate(First, State) of
         ok ->
             Opened = State#state{
                 phase = open,
+                input = nats_gateway_input:resume(First, State#state.input),
                 channel = identify(Socket, Options, Channel),
                 heartbeat = nats_gateway_heartbeat:start(now_ms(), State#state.heartbeat)
             },
@@ -542,12 +547,13 @@ input(Event, State = #state{inbox = Inbox}) ->
     end.
 
 handle_input({data, Data}, State) ->
-    #state{heartbeat = Heartbeat, inbox = Inbox} = Answered = stop_awaiting_pong(State),
+    #state{heartbeat = Heartbeat, inbox = Inbox, input = Input} = Answered = stop_awaiting_pong(State),
     received(
         Data,
         report_later((enlarge_heap(byte_size(Data) >= ?BUSY_CHUNK, Answered))#state{
             heartbeat = nats_gateway_heartbeat:heard(now_ms(), Heartbeat),
-            inbox = nats_gateway_inbox:heard(Inbox)
+            inbox = nats_gateway_inbox:heard(Inbox),
+            input = nats_gateway_input:arrived(Input)
         })
     );
 handle_input(passive, State = #state{input = Input}) ->
@@ -707,7 +713,7 @@ reactivate(State = #state{input = Input, channel = Channel, next = {Next, _}}) -
         false ->
             case nats_gateway_input:is_paused(Input) of
                 true -> reactivate_socket(State);
-                false -> {noreply, State}
+                false -> {noreply, replenish(State)}
             end;
         Ended when Next =:= ready ->
             result(nats_gateway_channel:handle_ops([Ended], Channel), State);
@@ -716,9 +722,9 @@ reactivate(State = #state{input = Input, channel = Channel, next = {Next, _}}) -
     end.
 
 reactivate_socket(State = #state{input = Input, outbox = Outbox, next = {ready, _}}) ->
-    case activate(State) of
+    case activate(chunks(State), State) of
         ok ->
-            {noreply, State#state{input = nats_gateway_input:resume(Input)}};
+            {noreply, State#state{input = nats_gateway_input:resume(chunks(State), Input)}};
         {error, _} ->
             case nats_gateway_outbox:is_mute(Outbox) of
                 true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});
@@ -729,14 +735,32 @@ reactivate_socket(State) ->
     paused(State).
 
 %% If the input comes in large chunks, it waits in the kernel rather than in the mailbox.
-activate(State = #state{heap = Heap}) ->
+chunks(#state{heap = Heap, options = Options}) ->
     case nats_gateway_heap:is_large(Heap) of
-        true -> activate(?FEW_CHUNKS, State);
-        false -> activate(nats_gateway_transport:max_active_n(), State)
+        true -> chunks(?FEW_CHUNKS, Options);
+        false -> chunks(nats_gateway_transport:max_active_n(), Options)
     end.
 
-activate(Chunks, #state{socket = Socket, options = Options}) ->
-    nats_gateway_transport:activate(min(Chunks, maps:get(active_n, Options, Chunks)), Socket).
+chunks(Most, Options) -> min(Most, maps:get(active_n, Options, Most)).
+
+activate(Chunks, #state{socket = Socket}) -> nats_gateway_transport:activate(Chunks, Socket).
+
+%% The socket stays active while the client sends little at a time.
+replenish(State = #state{input = Input, next = {ready, _}, heap = Heap}) ->
+    case nats_gateway_input:left(Input) =< ?LOW andalso not nats_gateway_heap:is_large(Heap) of
+        true -> replenish(chunks(State) div 2, State);
+        false -> State
+    end;
+replenish(State) ->
+    State.
+
+replenish(Chunks, State = #state{socket = Socket, input = Input}) ->
+    case Chunks > 0 andalso nats_gateway_input:left(Input) =< Chunks andalso
+        nats_gateway_transport:replenish(Chunks, Socket) of
+        ok -> State#state{input = nats_gateway_input:replenish(Chunks, Input)};
+        %% The end of a socket comes as a message.
+        _ -> State
+    end.
 
 %% The input waits for the host. The socket is asked whether the client is gone, because little of
 %% the input of a client that is gone is worth the work.
@@ -1035,7 +1059,7 @@ widen(State = #state{input = Input, socket = Socket}) ->
             ok = nats_gateway_transport:widen(Socket),
             Wide = nats_gateway_input:widen(Input),
             case nats_gateway_transport:activate(1, Socket) of
-                ok -> State#state{input = nats_gateway_input:resume(Wide)};
+                ok -> State#state{input = nats_gateway_input:resume(1, Wide)};
                 %% The end of the connection comes up when the input is read again.
                 {error, _} -> State#state{input = Wide}
             end;

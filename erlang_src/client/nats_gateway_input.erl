@@ -15,7 +15,10 @@
 -export([size/1]).
 -export([need/1]).
 -export([pause/1]).
--export([resume/1]).
+-export([resume/2]).
+-export([arrived/1]).
+-export([replenish/2]).
+-export([left/1]).
 -export([is_paused/1]).
 -export([widen/1]).
 -export([is_wide/1]).
@@ -36,6 +39,8 @@
     farewell = none :: none | iodata(),
     %% the socket has delivered all chunks that it may, until it is activated again
     paused = false :: boolean(),
+    %% how many it may still deliver
+    left = 0 :: non_neg_integer(),
     %% whether the kernel may keep much input that is not read yet
     wide = false :: boolean(),
     %% whether the next call of the decoder is timed
@@ -90,10 +95,22 @@ size(#input{size = Size}) -> Size.
 need(#input{need = Need}) -> Need.
 
 -spec pause(input()) -> input().
-pause(Input) -> Input#input{paused = true}.
+pause(Input) -> Input#input{paused = true, left = 0}.
 
--spec resume(input()) -> input().
-resume(Input) -> Input#input{paused = false}.
+%% The socket delivers so many chunks.
+-spec resume(pos_integer(), input()) -> input().
+resume(Chunks, Input) -> Input#input{paused = false, left = Chunks}.
+
+%% The socket has delivered a chunk.
+-spec arrived(input()) -> input().
+arrived(Input = #input{left = Left}) -> Input#input{left = max(0, Left - 1)}.
+
+%% The socket delivers so many chunks more.
+-spec replenish(pos_integer(), input()) -> input().
+replenish(Chunks, Input = #input{left = Left}) -> Input#input{left = Left + Chunks}.
+
+-spec left(input()) -> non_neg_integer().
+left(#input{left = Left}) -> Left.
 
 -spec is_paused(input()) -> boolean().
 is_paused(#input{paused = Paused}) -> Paused.

@@ -109,6 +109,8 @@
     phase = login :: login | open | handed_over | closed,
     keepalive :: #keepalive{},
     input :: nats_gateway_mqtt_input:input(),
+    %% how many chunks the socket may still send
+    chunks :: non_neg_integer(),
     %% requests without an answer, how many more the broker takes, and what waits behind them
     requests = #{} :: #{nats_gateway_mqtt_nif:packet_id() => tag() | exchange()},
     %% how many of them are messages with QoS 2
@@ -141,6 +143,9 @@
 -define(LINGER, 5000).
 
 -define(SEGMENT, 1460).
+
+%% The socket may send more chunks when it may still send so many.
+-define(LOW, 16).
 
 %% The limit is far below the 65535 packet identifiers for three reasons: a free identifier is found
 %% soon, the broker's answers to all of them come soon, and all are encoded within the time of one
@@ -181,6 +186,7 @@ start(Socket, Connect, Options) ->
                         socket = Socket,
                         keepalive = #keepalive{seconds = Seconds},
                         input = nats_gateway_mqtt_input:new(Max),
+                        chunks = nats_gateway_transport:max_active_n(),
                         suspects = nats_gateway_suspects:new(Watched)
                     })};
                 Error ->
@@ -559,10 +565,10 @@ handle_info(Message, Client = #client{socket = Socket}) ->
         {data, Bytes} ->
             %% Larger chunks are acknowledged anyway.
             _ = byte_size(Bytes) < ?SEGMENT andalso nats_gateway_transport:acknowledge(Socket),
-            input(Bytes, has_heard(Client));
+            input(Bytes, replenish(has_heard(Client)));
         passive ->
             case nats_gateway_transport:activate(Socket) of
-                ok -> {[], Client};
+                ok -> {[], Client#client{chunks = nats_gateway_transport:max_active_n()}};
                 {error, _} -> ended(socket_failed, [], Client)
             end;
         closed ->
@@ -571,6 +577,16 @@ handle_info(Message, Client = #client{socket = Socket}) ->
             ended(closed, [], Client);
         other ->
             ignore
+    end.
+
+%% A chunk has come. The socket stays active.
+replenish(Client = #client{chunks = Left}) when Left > ?LOW ->
+    Client#client{chunks = Left - 1};
+replenish(Client = #client{socket = Socket, chunks = Left}) ->
+    case nats_gateway_transport:replenish(?LOW, Socket) of
+        ok -> Client#client{chunks = Left - 1 + ?LOW};
+        %% The end of a socket comes as a message.
+        _ -> Client#client{chunks = max(1, Left - 1)}
     end.
 
 input(Bytes, Client = #client{input = Input}) ->

@@ -17,6 +17,7 @@
 -export([recv/2]).
 -export([activate/1]).
 -export([activate/2]).
+-export([replenish/2]).
 -export([max_active_n/0]).
 -export([keep_alive/2]).
 -export([has_left/1]).
@@ -294,6 +295,13 @@ activate(Socket) -> activate(?ACTIVE_N, Socket).
 -spec activate(pos_integer(), socket()) -> ok | {error, term()}.
 activate(Count, {ssl, Ssl, _}) -> ssl:setopts(Ssl, [{active, Count}]);
 activate(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
+
+%% Lets a socket that is active send so many chunks more. A socket that becomes passive leaves the
+%% poll set of the schedulers, and for its next ten chunks or so a thread more has to wake up. With TLS
+%% another process reads the socket.
+-spec replenish(pos_integer(), socket()) -> ok | has_no_use | {error, inet:posix()}.
+replenish(_, {ssl, _, _}) -> has_no_use;
+replenish(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
 
 %% Messages in the mailbox have already been read from the socket, and nothing else limits their
 %% number.

@@ -430,6 +430,87 @@ the_end_of_a_client_is_seen_while_it_is_behind_test_() ->
     end}.
 
 %% -------------------------------------------------------------------------------------------
+%% How much the socket sends to the mailbox
+
+%% How many chunks have come, and how often the socket became passive.
+chunks_seen(Port) -> chunks_seen(Port, {0, 0}).
+
+chunks_seen(Port, {Chunks, Passive}) ->
+    receive
+        {trace, _, 'receive', {tcp, Port, _}} -> chunks_seen(Port, {Chunks + 1, Passive});
+        {trace, _, 'receive', {tcp_passive, Port}} -> chunks_seen(Port, {Chunks, Passive + 1});
+        {trace, _, 'receive', _} -> chunks_seen(Port, {Chunks, Passive})
+    after 200 -> {Chunks, Passive}
+    end.
+
+ping_one_by_one(Client, Count) ->
+    lists:foreach(
+        fun(_) ->
+            ok = gen_tcp:send(Client, <<"PING\r\n">>),
+            {ok, <<"PONG\r\n">>} = gen_tcp:recv(Client, 0, ?WAIT)
+        end,
+        lists:seq(1, Count)
+    ).
+
+%% A passive socket would cost a thread more for the next chunks.
+a_socket_with_little_input_stays_active_test() ->
+    {Pid, Port, Client} = connected(#{}),
+    greeted(Client),
+    1 = erlang:trace(Pid, true, ['receive']),
+    ping_one_by_one(Client, 100),
+    ?assertEqual({100, 0}, chunks_seen(Port)),
+    ok = gen_tcp:close(Client).
+
+active_n_is_the_most_that_comes_in_a_row_test_() ->
+    [
+        {integer_to_list(N), fun() ->
+            {Pid, Port, Client} = connected(#{active_n => N}),
+            greeted(Client),
+            1 = erlang:trace(Pid, true, ['receive']),
+            ping_one_by_one(Client, 100),
+            ?assertEqual({100, Passive}, chunks_seen(Port)),
+            ok = gen_tcp:close(Client)
+        end}
+     || {N, Passive} <- [{1, 100}, {8, 0}, {31, 0}, {32, 0}]
+    ].
+
+%% Input that waits for the host stays in the socket.
+a_socket_becomes_passive_when_the_host_takes_no_input_test_() ->
+    {timeout, 30, fun() ->
+        {Pid, Port, Client} = connected(#{}),
+        greeted(Client),
+        ping_one_by_one(Client, 40),
+        1 = erlang:trace(Pid, true, ['receive']),
+        ok = persistent_term:put({?MODULE, behind}, true),
+        try
+            _ = [
+                begin
+                    ok = gen_tcp:send(Client, <<"PUB a 1\r\n1\r\n">>),
+                    timer:sleep(2)
+                end
+             || _ <- lists:seq(1, 100)
+            ],
+            {Chunks, Passive} = chunks_seen(Port),
+            ?assert(Passive >= 1),
+            %% One more comes when the kernel is told to keep more.
+            ?assert(Chunks =< nats_gateway_transport:max_active_n() + 1)
+        after
+            persistent_term:erase({?MODULE, behind})
+        end,
+        Pid ! ready,
+        ?assertEqual(100, payloads(0)),
+        ok = gen_tcp:close(Client)
+    end}.
+
+payloads(100) ->
+    100;
+payloads(Count) ->
+    case published() of
+        nothing -> Count;
+        Payloads -> payloads(Count + length(Payloads))
+    end.
+
+%% -------------------------------------------------------------------------------------------
 %% Heartbeat
 
 -define(INTERVAL, 400).
