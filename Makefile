@@ -88,13 +88,13 @@ check: style unit-tests
 
 # What measures runs alone, at the end. Those of --waiting leave the processors to the others most of the time; they stand
 # behind the others, so that a lane which becomes free goes to one that computes.
-# Two of cargo with one directory would wait for each other: test-rust, test-programs and lint come one after the other.
+# Two of cargo with one directory would wait for each other: test-programs, test-rust and lint come one after the other.
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
 	    --waiting test-erlang,test-brokers,test-hostile-costs \
-	    build-all tools test-rust test-programs:test-rust test-clients:build-all,tools,test-programs \
-	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,test-programs \
+	    build-all tools test-programs test-clients:build-all,tools,test-programs test-rust:test-programs \
+	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,test-rust \
 	    test-erlang:build-all test-brokers:build-all,tools,test-programs test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
 
 tools:
