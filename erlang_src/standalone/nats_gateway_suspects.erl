@@ -66,7 +66,8 @@ suspect(Packet) ->
     {nats_gateway_hangups:packet(Kind, Name), label(Name)}.
 
 topic(#publish{topic = Name}) -> {publish, Name};
-topic(#subscribe{filters = [{Filter, _QoS, _NoLocal, _RetainHandling}]}) -> {subscribe, Filter}.
+topic(#subscribe{filters = [{Filter, _, _, _}]}) -> {subscribe, Filter};
+topic(#subscribe{filters = [{Filter, _, _, _, _RetainAsPublished}]}) -> {subscribe, Filter}.
 
 %% The beginning of a topic, for the log.
 -spec label(Topic :: binary()) -> binary().

@@ -27,6 +27,10 @@ one_or_many_test_() ->
             {[[Unsubscribe]], none},
             {[[publish(<<"a">>)]], {closed, suspect(publish, <<"a">>)}},
             {[[Unsubscribe, subscribe(<<"a">>)]], {closed, suspect(subscribe, <<"a">>)}},
+            {
+                [[#subscribe{filters = [{<<"a">>, 1, false, 2, true}]}]],
+                {closed, suspect(subscribe, <<"a">>)}
+            },
             {[[publish(<<"a">>), publish(<<"b">>)]], {closed, unknown}},
             {[[publish(<<"a">>)], [publish(<<"b">>)]], {closed, unknown}},
             {[[publish(<<"a">>)], [Unsubscribe]], {closed, suspect(publish, <<"a">>)}}
