@@ -184,7 +184,8 @@ def test_a_lost_request_has_no_responders(server: Server):
         client.subscribe("_INBOX.*")
         for n in range(5):
             client.publish("lost", reply=f"_INBOX.{n}")
-        assert [client.message().subject for _ in range(5)] == [f"_INBOX.{n}" for n in range(5)]
+        # One of a hundred is not lost, and its answer comes from the broker, behind the others.
+        assert sorted(client.message().subject for _ in range(5)) == [f"_INBOX.{n}" for n in range(5)]
 
 
 # --- In front of a broker --------------------------------------------------------------------------------------------
