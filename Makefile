@@ -128,9 +128,8 @@ test-erlang: $(call unless_built,build)
 # Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
 UNIT_TESTS = $(shell grep -rLE 'with_mosquitto|^-module.*_(scaling|refusals)_tests' --include='*_tests.erl' test/unit | \
     xargs -n 1 basename -s .erl)
-# These wait for timers most of the time, so they are a run of their own beside the others.
-WAITING_TESTS = $(patsubst %,nats_gateway_%_tests,connection emqx_presence emqx_stored host_mqtt kv_session mqtt_client \
-    passwords transport)
+# These wait for timers most of the time, and take half of the time of all: a run of their own beside the others.
+WAITING_TESTS = $(patsubst %,nats_gateway_%_tests,connection emqx_presence emqx_stored passwords)
 comma := ,
 empty :=
 modules = $(subst $(empty) ,$(comma),$(strip $(1)))
