@@ -722,9 +722,10 @@ reactivate(State = #state{input = Input, channel = Channel, next = {Next, _}}) -
     end.
 
 reactivate_socket(State = #state{input = Input, outbox = Outbox, next = {ready, _}}) ->
-    case activate(chunks(State), State) of
+    Chunks = chunks(State),
+    case activate(Chunks, State) of
         ok ->
-            {noreply, State#state{input = nats_gateway_input:resume(chunks(State), Input)}};
+            {noreply, State#state{input = nats_gateway_input:resume(Chunks, Input)}};
         {error, _} ->
             case nats_gateway_outbox:is_mute(Outbox) of
                 true -> reactivate(State#state{input = nats_gateway_input:finish(eof, Input)});

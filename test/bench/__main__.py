@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import contention, kv, report
@@ -361,7 +362,7 @@ def nats_server_parser() -> dict[str, float] | None:
     found: dict[str, list[float]] = {}
     for size, nanoseconds in re.findall(r"^BenchmarkParser/(\d+)\S*\s+\d+\s+([\d.]+) ns/op", done.stdout, re.M):
         found.setdefault(size, []).append(float(nanoseconds) / report.OPS)
-    return {size: report.median(values) for size, values in found.items()} or None
+    return {size: median(values) for size, values in found.items()} or None
 
 
 def machine() -> dict[str, Any]:

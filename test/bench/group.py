@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.peers import MeasurementFailed, Peer
@@ -41,6 +42,11 @@ class Run:
     def measure(self, peer: Peer, work: str, specification: dict[str, Any], turn: int = 0, where: str = "") -> None:
         with self.failing(f"{work} {where}"):
             self.keep(peer.name, work, peer.measure(specification), turn, where)
+
+    def smaller(self, specification: dict[str, Any]) -> dict[str, Any]:
+        """A tenth of the messages or requests, where it is only shown that it works."""
+        counted = "messages" if "messages" in specification else "requests"
+        return specification | ({counted: max(10, specification[counted] // 10)} if self.quick else {})
 
     def keep(self, peer: str, work: str, outcome: dict[str, Any], turn: int = 0, where: str = "") -> None:
         one = {"scenario": key(work, where), "peer": peer, "round": turn, "outcome": outcome}
@@ -93,12 +99,6 @@ def cpu_per_message(outcome: dict[str, float]) -> float | None:
     """Microseconds of the peer's processors per delivery, or per message if nobody subscribes."""
     moved = outcome.get("delivered") or outcome.get("published")
     return outcome["peer_cpu_seconds"] / moved * 1e6 if moved and "peer_cpu_seconds" in outcome else None
-
-
-def median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def cell(values: list[float], form: str = ",.0f", spread: bool = False) -> str:

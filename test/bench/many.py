@@ -41,11 +41,7 @@ def measure(run: Run) -> None:
         for turn in run.another_round(ROUNDS_SECONDS):
             for work, specification in WORKS.items():
                 for peer in peers:
-                    run.measure(peer, work, {"payload": 128} | _smaller(specification, run.quick), turn)
-
-
-def _smaller(specification: dict[str, Any], quick: bool) -> dict[str, Any]:
-    return specification | ({"messages": max(10, specification["messages"] // 10)} if quick else {})
+                    run.measure(peer, work, {"payload": 128} | run.smaller(specification), turn)
 
 
 def tables(results: dict[str, Any]) -> list[tuple[str, Rows]]:

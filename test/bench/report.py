@@ -6,6 +6,7 @@ import json
 import re
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import connections, contention, footprint, many, transports
@@ -34,12 +35,6 @@ NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_call
 # Operations in one buffer of the microbenchmarks.
 OPS = 64
 DECODE = "decode/64 x PUB of 128 B"
-
-
-def median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 class Table:

@@ -60,16 +60,11 @@ def measure(run: Run) -> None:
             for transport in TRANSPORTS:
                 for work, specification in WORKS.items():
                     for found in peers.values():
-                        run.measure(found[transport], work, _smaller(specification, run.quick), turn, transport)
+                        run.measure(found[transport], work, run.smaller(specification), turn, transport)
         for name, found in peers.items():
             for transport, peer in found.items():
                 with run.failing(f"connections {transport}"):
                     run.keep(name, CONNECT, _connections(run, peer, emqx if name in (OURS, MQTT) else None), 0, transport)
-
-
-def _smaller(specification: dict[str, Any], quick: bool) -> dict[str, Any]:
-    counted = "messages" if "messages" in specification else "requests"
-    return specification | ({counted: max(10, specification[counted] // 10)} if quick else {})
 
 
 def _connections(run: Run, peer: Peer, emqx: EmqxPeers | None) -> dict[str, float]:

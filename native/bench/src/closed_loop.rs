@@ -1,7 +1,7 @@
 //! Many pairs of clients, each of which has a fixed number of messages under way.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, Frame, Inbox, Login, Outgoing, Protocol, Received};
+use crate::connections::open_side_by_side;
 use crate::payload::{Expected, STAMP, blank, stamp};
 use crate::round_trip::respond;
 use crate::transport::{Connector, Transport, Writer};
@@ -63,7 +64,7 @@ pub struct Outcome {
 }
 
 /// Connections that are opened at the same time.
-const OPENED_AT_ONCE: u32 = 16;
+const OPENED_AT_ONCE: usize = 16;
 
 /// A thread of a pair calls little.
 const STACK: usize = 256 * 1024;
@@ -155,29 +156,8 @@ fn open_all(specification: &ClosedLoop) -> Result<Vec<Pair>, Failure> {
         specification.address,
         &specification.transport,
     )?;
-    let next = AtomicU32::new(0);
-    let open_some = || {
-        let mut some = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= specification.pairs {
-                return Ok(some);
-            }
-            some.push(open(specification, &connector, number)?);
-        }
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..OPENED_AT_ONCE)
-            .map(|_| scope.spawn(open_some))
-            .collect();
-        let mut all = Vec::new();
-        for thread in threads {
-            let some: Result<Vec<_>, Failure> = thread
-                .join()
-                .unwrap_or(Err(Failure::BadSpecification("a thread panicked")));
-            all.extend(some?);
-        }
-        Ok(all)
+    open_side_by_side(OPENED_AT_ONCE, 0..specification.pairs as usize, |number| {
+        open(specification, &connector, number as u32)
     })
 }
 
@@ -241,19 +221,16 @@ fn transfer(
         subject
     };
     let name = specification.protocol.name(&name).into_bytes();
+    let mut exchange = || {
+        let (writer, inbox) = (&mut pair.writer, &mut pair.inbox);
+        exchange(specification, &frame, &name, writer, inbox, failed)
+    };
     match pair.other {
         Other::Responder(responder) => {
             let done = AtomicBool::new(false);
             thread::scope(|scope| {
                 let answering = scope.spawn(|| respond(responder, &done));
-                let asked = exchange(
-                    specification,
-                    &frame,
-                    &name,
-                    &mut pair.writer,
-                    &mut pair.inbox,
-                    failed,
-                );
+                let asked = exchange();
                 done.store(true, Ordering::Relaxed);
                 match answering.join() {
                     Ok(answered) => answered.and(asked),
@@ -261,14 +238,7 @@ fn transfer(
                 }
             })
         }
-        Other::Publisher(_) => exchange(
-            specification,
-            &frame,
-            &name,
-            &mut pair.writer,
-            &mut pair.inbox,
-            failed,
-        ),
+        Other::Publisher(_) => exchange(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::BufRead;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -79,21 +80,30 @@ fn connect(
     first: usize,
     target: usize,
 ) -> Result<Vec<Connection>, Failure> {
-    let next = AtomicUsize::new(first);
-    let connect_some = || {
+    open_side_by_side(specification.at_once, first..target, |number| {
+        connect_one(specification, connector, number)
+    })
+}
+
+/// Opens one for each number, so many at the same time.
+pub(crate) fn open_side_by_side<T: Send>(
+    at_once: usize,
+    numbers: Range<usize>,
+    open: impl Fn(usize) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    let next = AtomicUsize::new(numbers.start);
+    let open_some = || {
         let mut some = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= target {
+            if number >= numbers.end {
                 return Ok(some);
             }
-            some.push(connect_one(specification, connector, number)?);
+            some.push(open(number)?);
         }
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..specification.at_once)
-            .map(|_| scope.spawn(connect_some))
-            .collect();
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(open_some)).collect();
         let mut all = Vec::new();
         for thread in threads {
             let some: Result<Vec<_>, Failure> = thread
