@@ -44,8 +44,8 @@ help:
 	@echo "make check-types  dialyzer; the first time some minutes, for the types of Erlang/OTP"
 	@echo "make fuzz     look for input that the native code mistakes: FUZZ_SECONDS=60 for each target, or"
 	@echo "              for FUZZ_TARGET=decode alone; see docs/development.md"
-	@echo "make bench    measure against EMQX (EMQX_HOME, else each /opt/emqx-*), Mosquitto and nats-server: about 25 minutes, and more for a second EMQX"
-	@echo "              BENCH=quick: a minute; DOCS=1: writes docs/performance.* and README.md's ratios"
+	@echo "make bench    measure against EMQX (EMQX_HOME, else each /opt/emqx-*), Mosquitto and nats-server; it takes long"
+	@echo "              BENCH=quick: less of everything; DOCS=1: writes docs/performance.* and README.md's ratios"
 	@echo "              ONLY=transports: one group of measurements alone; docs/performance.md names them"
 
 run:
