@@ -11,6 +11,8 @@ GLIBC := 2.17
 # Stages of `make test` that run side by side find everything built: BUILT is of this make alone, not of what tests run.
 unexport BUILT
 unless_built = $(if $(BUILT),,$(1))
+# AGAIN=1: a test that fails is run a second time, at most five of a stage; the output shows both runs.
+PYTEST = .tools/venv/bin/pytest$(if $(AGAIN), --reruns 1 --reruns-delay 2 --max-suite-reruns 5 --rerun-show-tracebacks -rR)
 # The others link with a running Erlang only.
 TESTED_CRATES := -p nats-protocol -p nats_gateway_bench -p nats_gateway_fuzz
 
@@ -28,7 +30,7 @@ help:
 	@echo "make check    while you work: style, and the tests that need no broker; needs Rust and Erlang only"
 	@echo "make style    the formats and the linters alone: bin/check-text, cargo fmt, clippy, xref, ruff"
 	@echo "make test     install what is missing, build, run every test: what follows, side by side"
-	@echo "              KEEP_GOING=1: also what comes after a failure"
+	@echo "              KEEP_GOING=1: also what comes after a failure; AGAIN=1: a test that fails is run a second time"
 	@echo "  lint          style (formats, clippy, xref, ruff), the licences and sources of crates (deny.toml), and the"
 	@echo "                types where make check-types has run before"
 	@echo "  test-rust     cargo test (test-crates), and each microbenchmark once"
@@ -123,7 +125,7 @@ fuzz:
 EUNIT = TERM=dumb ERL_FLAGS="+sbwt none +sbwtdcpu none +sbwtdio none" rebar3 eunit
 
 test-erlang: $(call unless_built,build)
-	@$(EUNIT)
+	@$(EUNIT)$(if $(AGAIN), || { echo "--- once more, because AGAIN is set ---"; $(EUNIT); })
 
 # Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
 UNIT_TESTS = $(shell grep -rLE 'with_mosquitto|^-module.*_(scaling|refusals)_tests' --include='*_tests.erl' test/unit | \
@@ -148,34 +150,34 @@ test-unit-others:
 
 # They wait most of the time, so several run side by side.
 test-cli: $(call unless_built,build)
-	.tools/venv/bin/pytest -n 3 --dist loadfile test/cli
+	$(PYTEST) -n 3 --dist loadfile test/cli
 
 test-release: $(call unless_built,release package-here)
-	.tools/venv/bin/pytest test/release
+	$(PYTEST) test/release
 
 test-wire: $(call unless_built,build)
-	.tools/venv/bin/pytest -n 4 --dist worksteal test/wire
+	$(PYTEST) -n 4 --dist worksteal test/wire
 
 test-clients: $(call unless_built,build)
-	.tools/venv/bin/pytest -n 3 --dist loadfile test/clients
+	$(PYTEST) -n 3 --dist loadfile test/clients
 
 test-brokers: $(call unless_built,build)
-	.tools/venv/bin/pytest test/brokers
+	$(PYTEST) test/brokers
 
 # Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
 test-emqx: $(call unless_built,package-here)
-	.tools/venv/bin/pytest test/emqx
+	$(PYTEST) test/emqx
 
 # HOSTILE=long: the full sizes.
 test-hostile: $(call unless_built,package-here)
-	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest test/hostile
+	HOSTILE=$(HOSTILE) $(PYTEST) test/hostile
 
 # The same in two parts: what is judged by memory and CPU time, and what is by the clock.
 test-hostile-costs: $(call unless_built,package-here)
-	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest -m 'not by_the_clock' test/hostile
+	HOSTILE=$(HOSTILE) $(PYTEST) -m 'not by_the_clock' test/hostile
 
 test-hostile-times: $(call unless_built,package-here)
-	HOSTILE=$(HOSTILE) .tools/venv/bin/pytest -m by_the_clock test/hostile
+	HOSTILE=$(HOSTILE) $(PYTEST) -m by_the_clock test/hostile
 
 style:
 	@bin/check-text

@@ -191,7 +191,7 @@ barrier_test() ->
     <<16#C0, 0>> = packet(Broker),
     %% the answers that are missing are waited for as well
     ok = gen_tcp:send(Broker, <<16#D0, 0>>),
-    {[], Ponged} = quiet(Waiting),
+    {[], Ponged} = taken(Waiting),
     ok = gen_tcp:send(Broker, <<16#30, 5, 0, 1, "a", 0, "1", 16#90, 4, 1:16, 0, 0>>),
     {[#publish{}, {answer, a, 0}, barrier], Done} = events(3, Ponged),
     {ok, _} = ?CLIENT:barrier(own, Done),
@@ -229,7 +229,7 @@ exactly_once_test() ->
     <<16#34, _, 0, 1, "a", 1:16, 0>> = packet(Broker),
     ?assertEqual({error, timeout}, gen_tcp:recv(Broker, 0, 50)),
     ok = gen_tcp:send(Broker, <<16#50, 3, 1:16, 16#10>>),
-    {[], Received} = quiet(Waiting),
+    {[], Received} = taken(Waiting),
     <<16#62, 2, 1:16>> = packet(Broker),
     ?assertEqual({error, timeout}, gen_tcp:recv(Broker, 0, 50)),
     ok = gen_tcp:send(Broker, <<16#70, 2, 1:16>>),
@@ -252,7 +252,7 @@ exactly_once_many_test() ->
     Sent = ?CLIENT:send([{publish(<<"a">>, 2), N} || N <- Numbers], Client),
     [<<16#34, _, 0, 1, "a", N:16, 0>> = packet(Broker) || N <- Numbers],
     ok = gen_tcp:send(Broker, [<<16#50, 2, N:16>> || N <- lists:reverse(Numbers)]),
-    {[], Received} = quiet(Sent),
+    {[], Received} = taken(Sent),
     [<<16#62, 2, N:16>> = packet(Broker) || N <- lists:reverse(Numbers)],
     ok = gen_tcp:send(Broker, [<<16#70, 2, N:16>> || N <- Numbers]),
     {Events, Done} = events(100, Received),
@@ -267,7 +267,7 @@ exchange_faults_test_() ->
             Sent = ?CLIENT:send([{publish(<<"a">>, QoS), a}], Client),
             _ = packet(Broker),
             ok = gen_tcp:send(Broker, Answers),
-            {Events, _} = quiet(Sent),
+            {Events, _} = taken(Sent),
             ?assertEqual({closed, {fault, protocol_error}, none}, lists:last(Events))
         end)
      || {QoS, Answers} <- [
@@ -289,7 +289,7 @@ barrier_of_a_broker_whose_answers_overtake_test() ->
     <<16#30, _, 0, 1, "a", 0>> = packet(Broker),
     <<16#C0, 0>> = packet(Broker),
     ok = gen_tcp:send(Broker, <<16#D0, 0>>),
-    {[], Ponged} = quiet(Waiting),
+    {[], Ponged} = taken(Waiting),
     <<16#C0, 0>> = packet(Broker),
     ok = gen_tcp:send(Broker, <<16#30, 5, 0, 1, "a", 0, "1", 16#D0, 0>>),
     {[#publish{}, barrier], Done} = events(2, Ponged),
@@ -333,7 +333,7 @@ taken_over_too_soon_test() ->
     {wait, Waiting} = ?CLIENT:barrier(all, Taken),
     <<16#C0, 0>> = packet(Broker),
     ok = gen_tcp:send(Broker, <<16#D0, 0>>),
-    {[], Late} = quiet(Waiting),
+    {[], Late} = taken(Waiting),
     ok = gen_tcp:send(Broker, <<16#D0, 0>>),
     {[barrier], Done} = events(1, Late),
     over(Done, Broker).
@@ -387,7 +387,7 @@ watched_test() ->
     [<<16#30, _/binary>>, <<16#C0, 0>>, <<16#30, _/binary>>, <<16#C0, 0>>] =
         [packet(Broker) || _ <- [1, 2, 3, 4]],
     ok = gen_tcp:send(Broker, <<16#D0, 0>>),
-    {[], Answered} = quiet(Sent),
+    {[], Answered} = taken(Sent),
     Again = ?CLIENT:send([{publish(<<"a">>, 0), none}], Answered),
     <<16#30, _, 0, 1, "a", 0>> = packet(Broker),
     ok = gen_tcp:close(Broker),
@@ -548,6 +548,15 @@ events(Count, Events, Client) ->
                 {New, NClient} -> events(Count, Events ++ New, NClient)
             end
     after ?WAIT -> error({missing, Events})
+    end.
+
+%% What the broker has just sent is taken, however late it comes; the events of it and of the moment behind it.
+taken(Client) ->
+    receive
+        Message ->
+            {Events, NClient} = ?CLIENT:handle_info(Message, Client),
+            quiet(Events, NClient)
+    after ?WAIT -> error(nothing_came)
     end.
 
 %% The events of the next moment.
