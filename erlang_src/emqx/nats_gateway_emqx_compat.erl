@@ -16,8 +16,6 @@
 -export([publish_limits/0]).
 -export([authz_cache/0]).
 -export([send_retained/2]).
--export([read_retained/1]).
--export([fold_retained/3]).
 
 -define(BUILT_IN, emqx_gateway_nats).
 
@@ -26,11 +24,6 @@
 -define(RETAINED_BATCH, 100).
 -define(MAX_WAITING, 1000).
 -define(TAKING_MS, 10).
-
-%% The table of the retainer. It is there once the retainer was on.
--define(RETAINED, emqx_retainer_message).
--define(RETAINER_SHARD, emqx_retainer_shard).
--define(CORE_MS, 5000).
 
 -define(MIN_OTP, 25).
 -define(MAX_OTP, 28).
@@ -198,42 +191,3 @@ is_taking(Client) ->
         undefined ->
             false
     end.
-
-%% The retained message of a topic, as a core node has it: a replicant may have an older one.
--spec read_retained(Topic :: binary()) -> {ok, Message :: tuple()} | none.
-read_retained(Topic) ->
-    case mria_rlog:role() of
-        core ->
-            read_here(Topic);
-        replicant ->
-            case mria_status:upstream_node(?RETAINER_SHARD) of
-                {ok, Core} -> read(erpc:call(Core, emqx_retainer, read_message, [Topic], ?CORE_MS));
-                disconnected -> read_here(Topic)
-            end
-    end.
-
-read_here(Topic) -> read(emqx_retainer:read_message(Topic)).
-
-read({ok, [Message | _]}) -> {ok, Message};
-read(_) -> none.
-
-%% Folds over the retained messages of a filter. The functions of the retainer either read all of
-%% them at once, or the messages and not only what is asked for, so its table is read: it has been
-%% the same in all supported versions.
--spec fold_retained(Filter :: binary(), fun((Message :: tuple(), Acc) -> Acc), Acc) -> Acc when
-    Acc :: term().
-fold_retained(Filter, Fun, Acc) ->
-    Now = erlang:system_time(millisecond),
-    Topic = emqx_retainer_index:condition(emqx_topic:words(Filter)),
-    Spec = [
-        {{retained_message, Topic, '$1', '$2'}, [{'orelse', {'=:=', '$2', 0}, {'>', '$2', Now}}], ['$1']}
-    ],
-    case ets:whereis(?RETAINED) of
-        undefined -> Acc;
-        _ -> fold_retained_batch(ets:select(?RETAINED, Spec, ?RETAINED_BATCH), Fun, Acc)
-    end.
-
-fold_retained_batch('$end_of_table', _, Acc) ->
-    Acc;
-fold_retained_batch({Messages, Continuation}, Fun, Acc) ->
-    fold_retained_batch(ets:select(Continuation), Fun, lists:foldl(Fun, Acc, Messages)).

@@ -20,6 +20,8 @@
 -export([fold/4]).
 -export([subscribe/2]).
 -export([change/2]).
+%% For the core node of a replicant.
+-export([entry/1]).
 
 %% Message headers of the client, and its name.
 -type context() :: #{clientid := binary(), headers := map(), mountpoint := binary()}.
@@ -46,7 +48,7 @@ open(_, Context) -> {Context, none}.
 hand_over(OfSession, _) -> OfSession.
 
 -spec read([Topic :: binary()], context()) -> [{ok, nats_gateway_kv_store:value()} | none].
-read(Topics, _) -> [found(nats_gateway_emqx_compat:read_retained(Topic)) || Topic <- Topics].
+read(Topics, _) -> [found(nats_gateway_emqx_retained:read(Topic)) || Topic <- Topics].
 
 found(none) -> none;
 found({ok, Message}) -> {ok, value(Message)}.
@@ -57,13 +59,6 @@ value(Message) ->
         at => emqx_message:timestamp(Message),
         headers => put_headers(nats_gateway_emqx_message:headers(emqx_message:get_headers(Message))),
         payload => iolist_to_binary(emqx_message:payload(Message))
-    }.
-
-summary(Message) ->
-    #{
-        revision => revision(Message),
-        at => emqx_message:timestamp(Message),
-        size => iolist_size(emqx_message:payload(Message))
     }.
 
 revision(Message) ->
@@ -113,7 +108,7 @@ locked(Topic, Until, Fun) ->
 
 write_alone(Topic, Expected, Write, Context) ->
     Last =
-        case nats_gateway_emqx_compat:read_retained(Topic) of
+        case nats_gateway_emqx_retained:read(Topic) of
             {ok, Message} -> revision(Message);
             none -> 0
         end,
@@ -153,12 +148,12 @@ later(Message, Last) ->
 
 %% EMQX does not say whether it has retained a message: its limits may forbid it, and hooks may.
 stored({delete, _}, Message) ->
-    case nats_gateway_emqx_compat:read_retained(emqx_message:topic(Message)) of
+    case nats_gateway_emqx_retained:read(emqx_message:topic(Message)) of
         none -> {ok, revision(Message)};
         {ok, Found} -> stored_later(Found, Message)
     end;
 stored({put, _, _, _}, Message) ->
-    case nats_gateway_emqx_compat:read_retained(emqx_message:topic(Message)) of
+    case nats_gateway_emqx_retained:read(emqx_message:topic(Message)) of
         none -> not_retained();
         {ok, Found} -> stored_later(Found, Message)
     end.
@@ -183,11 +178,20 @@ not_retained() ->
 when
     Acc :: term().
 fold(Filter, Fun, Acc, _) ->
-    nats_gateway_emqx_compat:fold_retained(
+    nats_gateway_emqx_retained:fold(
         Filter,
-        fun(Message, Inner) -> Fun(emqx_message:topic(Message), summary(Message), Inner) end,
+        fun ?MODULE:entry/1,
+        fun({Topic, Summary}, Inner) -> Fun(Topic, Summary, Inner) end,
         Acc
     ).
+
+-spec entry(Message :: tuple()) -> {Topic :: binary(), nats_gateway_kv_store:summary()}.
+entry(Message) ->
+    {emqx_message:topic(Message), #{
+        revision => revision(Message),
+        at => emqx_message:timestamp(Message),
+        size => iolist_size(emqx_message:payload(Message))
+    }}.
 
 %% The process needs a name of its own for EMQX. The retained messages are read in another way.
 -spec subscribe(Filter :: binary(), context()) -> ok.
