@@ -277,6 +277,29 @@ async def reconnect(url: str, bucket: str) -> None:
             await own.delete(key)
 
 
+async def written_elsewhere(writes_at: str, reads_at: str, bucket: str) -> None:
+    """What is acknowledged at one node is read, listed and watched at another at once."""
+    async with connected(writes_at) as writing, connected(reads_at) as reading:
+        own = await writing.jetstream().key_value(bucket)
+        kv = await reading.jetstream().key_value(bucket)
+        for number in range(250):
+            key = f"elsewhere.{number}"
+            revision = await own.put(key, b"1")
+            if number % 10 == 0:
+                assert (await kv.get(key)).revision == revision
+                assert len(await kv.keys()) == number + 1
+        watcher = await kv.watch("elsewhere.>")
+        found = await initial(watcher)
+        await watcher.stop()
+        assert {entry.key for entry in found} == {f"elsewhere.{number}" for number in range(250)} and len(found) == 250
+        for number in range(250):
+            await own.delete(f"elsewhere.{number}")
+            if number % 50 == 0:
+                assert len(await kv.keys()) == 249 - number
+        with pytest.raises(NoKeysError):
+            await kv.keys()
+
+
 async def writers(urls: list[str], bucket: str) -> None:
     """Each adds to one number, and tries again when somebody else was first. No addition is lost."""
 

@@ -16,7 +16,7 @@ from emqx.gateway import BUILT_IN_DATABASE, NAMED, Gateway
 from emqx.nats import Nats
 from emqx.node import Node, name_vsn, wait_until
 from emqx.page import Page
-from emqx.test_kv import has_a_store
+from emqx.test_kv import has_a_store, url
 from emqx.test_closed import LOGINS, barred, is_demanded, is_shut, lets_in, load_the_built_in
 from nats_keys import Key, account_jwt, user_jwt
 from ports import HOST, free_port
@@ -29,15 +29,8 @@ pytestmark = pytest.mark.timeout(60, func_only=True)
 @pytest.fixture(scope="module")
 def cluster(home: Path, package: Path) -> Iterator[tuple[Gateway, Gateway]]:
     cookie = secrets.token_hex(8)
-    nodes, gateways = [], []
-    for _ in range(2):
-        port = free_port()
-        # The listener is the same on all nodes of a cluster, but these share one host. More than one node needs a
-        # licence; `evaluation` is EMQX's own for trying it out.
-        bind = {"EMQX_GATEWAY__NATS__LISTENERS__TCP__DEFAULT__BIND": f"{HOST}:{port}"}
-        nodes.append(Node(home, cookie=cookie, EMQX_LICENSE__KEY="evaluation", **bind))
-        gateways.append(Gateway(nodes[-1], (HOST, port)))
-    first, second = nodes
+    gateways = [a_gateway(home, cookie) for _ in range(2)]
+    nodes = first, second = [gateway.node for gateway in gateways]
     try:
         for node in nodes:
             node.launch()
@@ -62,13 +55,21 @@ def cluster(home: Path, package: Path) -> Iterator[tuple[Gateway, Gateway]]:
             node.remove()
 
 
+def a_gateway(home: Path, cookie: str, **environment: str) -> Gateway:
+    """The listener is the same on all nodes of a cluster, but these share one host. More than one node needs a licence;
+    `evaluation` is EMQX's own for trying it out."""
+    port = free_port()
+    bind = {"EMQX_GATEWAY__NATS__LISTENERS__TCP__DEFAULT__BIND": f"{HOST}:{port}"}
+    return Gateway(Node(home, cookie=cookie, EMQX_LICENSE__KEY="evaluation", **bind, **environment), (HOST, port))
+
+
 def running_nodes(node: Node) -> list[str]:
     return [one["node"] for one in node.rest.get("/nodes") if one["node_status"] == "running"]
 
 
-def runs_everywhere(node: Node) -> bool:
+def runs_everywhere(node: Node, nodes: int = 2) -> bool:
     plugins = [one for one in node.rest.get("/plugins") if one["name"] == "nats_gateway"]
-    return bool(plugins) and [one["status"] for one in plugins[0]["running_status"]] == ["running", "running"]
+    return bool(plugins) and [one["status"] for one in plugins[0]["running_status"]] == ["running"] * nodes
 
 
 def serves(gateway: Gateway) -> bool:
@@ -321,7 +322,7 @@ def test_writers_of_a_key_on_both_nodes(cluster: tuple[Gateway, Gateway], packag
     page = Page(cluster[0].node, name_vsn(package))
     page.change(kv_enable=True, kv_buckets=["shared"])
     try:
-        urls = ["nats://{}:{}".format(*gateway.address) for gateway in cluster]
+        urls = [url(gateway) for gateway in cluster]
         for gateway in cluster:
             wait_until(lambda gateway=gateway: has_a_store(gateway), "both nodes have the store")
         asyncio.run(kv_scenarios.writers(urls, "shared"))
@@ -426,3 +427,41 @@ def test_a_node_that_leaves_takes_its_clients_with_it(cluster: tuple[Gateway, Ga
     with first.nats() as client:
         client.subscribe(name).publish(name, b"x")
         assert client.message().payload == b"x"
+
+
+@pytest.fixture
+def replicant(cluster: tuple[Gateway, Gateway], home: Path) -> Iterator[Gateway]:
+    """A third node, without tables of its own, as long as the test takes: the last of this file."""
+    first, second = cluster
+    seeds = f"[{first.node.name},{second.node.name}]"
+    settings = {"NODE__ROLE": "replicant", "CLUSTER__DISCOVERY_STRATEGY": "static", "CLUSTER__STATIC__SEEDS": seeds}
+    third = a_gateway(home, first.node.cookie, **{f"EMQX_{name}": value for name, value in settings.items()})
+    try:
+        try:
+            third.node.start()
+        except RuntimeError as error:
+            pytest.skip(f"this EMQX cannot run replicants: {str(error)[-300:]}")
+        wait_until(lambda: runs_everywhere(first.node, 3), "the plugin runs on all three nodes", deadline=60)
+        wait_until(lambda: serves(third), "the replicant serves NATS", deadline=30)
+        yield third
+    finally:
+        third.node.remove()
+
+
+@pytest.mark.plugin
+@pytest.mark.timeout(240, func_only=True)
+def test_the_store_on_a_replicant(cluster: tuple[Gateway, Gateway], replicant: Gateway, package: Path):
+    """It has what the core nodes have, at once."""
+    first, _ = cluster
+    page = Page(first.node, name_vsn(package))
+    page.change(kv_enable=True, kv_buckets=["shared", "devices=site/state"])
+    try:
+        for gateway in (*cluster, replicant):
+            wait_until(lambda gateway=gateway: has_a_store(gateway), "all nodes have the store")
+        urls = [url(gateway) for gateway in (first, replicant)]
+        asyncio.run(kv_scenarios.everything(urls[1], "shared"))
+        asyncio.run(kv_scenarios.written_elsewhere(*urls, "shared"))
+        asyncio.run(kv_scenarios.writers(urls, "shared"))
+        asyncio.run(kv_scenarios.no_gap(urls[1], "devices", "site/state", first.mqtt))
+    finally:
+        page.change()
