@@ -110,6 +110,8 @@ class Bench:
         self._parts = (COMPARISON,) if arguments.scenarios else arguments.only
         self._rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
         self.rounds = 0
+        # Before a later group it is that of the earlier ones.
+        self._load = os.getloadavg()[0]
         # Of each EMQX, and what has nothing to do with one.
         self.results: dict[str, Any] = {
             "nodes": [],
@@ -141,10 +143,10 @@ class Bench:
     def _group(self, name: str, group: Any, home: Path | None) -> None:
         self._say(f"{group.TITLE}:")
         run = Run(home, package(), self._quick, min(self._rounds, ROUNDS_AT_LEAST), self.results["failures"])
-        began, load = time.monotonic(), os.getloadavg()[0]
+        began = time.monotonic()
         group.measure(run)
         about = {"rounds": run.rounds_made, "seconds": round(time.monotonic() - began), "emqx": home.name if home else None}
-        about["load_before"] = load
+        about["load_before"] = self._load
         self.results["groups"][name] = run.results | about | {"machine": machine()}
 
     def _part(self, name: str, run) -> None:
