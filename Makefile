@@ -125,7 +125,7 @@ fuzz:
 EUNIT = TERM=dumb ERL_FLAGS="+sbwt none +sbwtdcpu none +sbwtdio none" rebar3 eunit
 
 test-erlang: $(call unless_built,build)
-	@$(EUNIT)$(if $(AGAIN), || { echo "--- once more, because AGAIN is set ---"; $(EUNIT); })
+	@$(EUNIT)$(if $(AGAIN), || { echo "--- EUnit has failed: once more ---"; $(EUNIT); })
 
 # Without the modules that start a Mosquitto, measure CPU time, or wait for half a minute by the clock.
 UNIT_TESTS = $(shell grep -rLE 'with_mosquitto|^-module.*_(scaling|refusals)_tests' --include='*_tests.erl' test/unit | \
