@@ -905,8 +905,8 @@ check_pending(Behind, State = #state{socket = Socket, channel = Channel, outbox 
             #state{options = #{config := #{max_pending := MaxPending}}} = State,
             {message_queue_len, Mailbox} = process_info(self(), message_queue_len),
             Waiting = Pending + Behind + nats_gateway_channel:unsent(Channel),
-            Handled = handled_messages(State),
-            case nats_gateway_outbox:judge_pending(Waiting, Mailbox, Handled, MaxPending, Outbox) of
+            {Handled, Most} = handled_messages(State),
+            case nats_gateway_outbox:judge_pending(Waiting, {Mailbox, Most}, Handled, MaxPending, Outbox) of
                 {slow_consumer, NOutbox} -> {error, slow_consumer, State#state{outbox = NOutbox}};
                 {ok, NOutbox} when Pending > 0 ->
                     {ok, watch_progress(Gone, State#state{outbox = NOutbox})};
@@ -916,11 +916,11 @@ check_pending(Behind, State = #state{socket = Socket, channel = Channel, outbox 
             {ok, mute(State)}
     end.
 
-%% The mailbox holds the broker's messages one by one, or in chunks of many messages.
+%% The mailbox holds the broker's messages one by one, or in chunks: of many messages, or of a part of one.
 handled_messages(#state{inbox = Inbox, channel = Channel}) ->
     case nats_gateway_inbox:collects(Inbox) of
-        true -> nats_gateway_channel:fanned_out(Channel);
-        false -> nats_gateway_channel:sent(Channel)
+        true -> {nats_gateway_channel:fanned_out(Channel), infinity};
+        false -> {nats_gateway_channel:sent(Channel), nats_gateway_transport:max_chunk()}
     end.
 
 %% Bytes wait. From now on a timer checks whether some of them leave.

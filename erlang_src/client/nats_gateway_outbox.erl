@@ -62,17 +62,19 @@ sent(Bytes, Outbox = #outbox{unchecked = Unchecked}) ->
 
 %% nats-server's bound of the bytes that may wait for a client (`max_pending'). `Waiting' are the
 %% bytes in the socket or before it. The messages in the mailbox will become such bytes, and each is
-%% taken to become as many as the messages did that were handled since the last time.
+%% taken to become as many as the messages did that were handled since the last time, but at most
+%% `Most': a mailbox with chunks of a broker's bytes has many of them for one large message.
 -spec judge_pending(
     Waiting :: non_neg_integer(),
-    Mailbox :: non_neg_integer(),
+    {Mailbox :: non_neg_integer(), Most :: pos_integer() | infinity},
     Handled :: non_neg_integer(),
     MaxPending :: non_neg_integer() | infinity,
     outbox()
 ) -> {ok | slow_consumer, outbox()}.
-judge_pending(Waiting, Mailbox, Handled, MaxPending, Outbox) ->
+judge_pending(Waiting, {Mailbox, Most}, Handled, MaxPending, Outbox) ->
     NOutbox = #outbox{each = Each} = measured(Handled, Outbox),
-    case Waiting + Mailbox * (Each + ?MESSAGE_OVERHEAD) > MaxPending of
+    %% any number is less than `infinity'
+    case Waiting + Mailbox * (min(Each, Most) + ?MESSAGE_OVERHEAD) > MaxPending of
         true -> {slow_consumer, NOutbox};
         false -> {ok, NOutbox}
     end.

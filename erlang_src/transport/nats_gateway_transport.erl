@@ -19,6 +19,7 @@
 -export([activate/2]).
 -export([replenish/2]).
 -export([max_active_n/0]).
+-export([max_chunk/0]).
 -export([keep_alive/2]).
 -export([has_left/1]).
 -export([widen/1]).
@@ -307,6 +308,10 @@ replenish(Count, Socket) -> inet:setopts(port(Socket), [{active, Count}]).
 %% number.
 -spec max_active_n() -> pos_integer().
 max_active_n() -> ?ACTIVE_N.
+
+%% The most bytes that a message of an active TCP socket has.
+-spec max_chunk() -> pos_integer().
+max_chunk() -> ?READ_BUFFER.
 
 %% The kernel probes a peer that has been silent for `Idle' seconds, and again every `Interval'
 %% seconds, until `Count' probes had no answer. On other systems than Linux, the system's own

@@ -203,3 +203,15 @@ def test_a_slow_reader_that_goes_on_reading_gets_everything(hosts: Hosts, watch:
             seen.notes["received"] = f"{reader.received / MB:.0f} MB"
     seen.stays_below(2 * MAX_PENDING)
     seen.neighbour_is_well()
+
+
+def test_large_messages_that_take_long_make_no_slow_consumer(hosts: Hosts):
+    """Less than max_pending is under way at any time; but the broker is faster than what compresses."""
+    host = hosts()
+    with Client(host.address("ws-deflate"), "ws-deflate") as subscriber, Client(host.address()) as publisher:
+        subscriber.send(b"SUB big 1\r\n")
+        subscriber.ping()
+        for _ in range(5):
+            publisher.send(pub("big", b"x" * MB) * 16)
+            publisher.ping()
+            subscriber.ping()

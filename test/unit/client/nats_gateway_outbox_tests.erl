@@ -10,19 +10,30 @@
 the_socket_is_asked_when_much_was_sent_test() ->
     {ok, Outbox} = sent(65535, new()),
     {check, Checked} = sent(1, Outbox),
-    {ok, Judged} = judge_pending(0, 0, 0, 100, Checked),
+    {ok, Judged} = judge_pending(0, {0, infinity}, 0, 100, Checked),
     ?assertMatch({ok, _}, sent(65535, Judged)).
 
 more_than_max_pending_is_too_much_test() ->
-    ?assertMatch({ok, _}, judge_pending(100, 0, 0, 100, new())),
-    ?assertMatch({slow_consumer, _}, judge_pending(101, 0, 0, 100, new())).
+    ?assertMatch({ok, _}, judge_pending(100, {0, infinity}, 0, 100, new())),
+    ?assertMatch({slow_consumer, _}, judge_pending(101, {0, infinity}, 0, 100, new())).
 
 %% Ten messages became 10000 bytes each: so will those in the mailbox.
 the_mailbox_counts_test() ->
     {check, Outbox} = sent(100000, new()),
-    {ok, Judged} = judge_pending(0, 9, 10, 100000, Outbox),
-    ?assertMatch({slow_consumer, _}, judge_pending(0, 10, 10, 100000, Judged)),
-    ?assertMatch({ok, _}, judge_pending(0, 10, 10, 102560, Judged)).
+    {ok, Judged} = judge_pending(0, {9, infinity}, 10, 100000, Outbox),
+    ?assertMatch({slow_consumer, _}, judge_pending(0, {10, infinity}, 10, 100000, Judged)),
+    ?assertMatch({ok, _}, judge_pending(0, {10, infinity}, 10, 102560, Judged)).
+
+%% A message of a megabyte was handled, and 64 chunks of 64 KiB wait: they are four more such messages, not 64.
+the_mailbox_has_chunks_of_large_messages_test() ->
+    {check, Outbox} = sent(1048576, new()),
+    Bytes = 64 * (65536 + 256),
+    ?assertMatch({ok, _}, judge_pending(0, {64, 65536}, 1, Bytes, Outbox)),
+    ?assertMatch({slow_consumer, _}, judge_pending(0, {64, 65536}, 1, Bytes - 1, Outbox)),
+    %% chunks of many small messages
+    {check, Small} = sent(100000, new()),
+    ?assertMatch({ok, _}, judge_pending(0, {64, 65536}, 1000, 64 * (100 + 256), Small)),
+    ?assertMatch({slow_consumer, _}, judge_pending(0, {64, 65536}, 1000, 64 * (100 + 256) - 1, Small)).
 
 who_takes_nothing_for_four_checks_is_a_slow_consumer_test() ->
     {stuck, One} = check_progress(7, watch_progress(7, new())),
