@@ -151,3 +151,13 @@ def test_what_cannot_run_is_refused(stages: Callable, arguments: list[str]):
     assert status == 2 and "never" not in output and any(
         said in output for said in ("--lanes must be", "waits for b", "--waiting names b")
     )
+
+
+@pytest.mark.parametrize("more", [[], ["AGAIN=1"]], ids=["once", "again"])
+def test_the_stages_of_make_test_are_commands(more: list[str]):
+    """What make would run, read by a shell and not run."""
+    for name in ("test-erlang", "test-cli", "test-release", "test-wire", "test-clients", "test-brokers", "test-emqx", "test-hostile"):
+        commands = subprocess.run(["make", "-n", "BUILT=1", *more, name], cwd=REPOSITORY, capture_output=True, text=True)
+        assert commands.returncode == 0, commands.stderr
+        read = subprocess.run(["sh", "-n"], input=commands.stdout, capture_output=True, text=True)
+        assert read.returncode == 0, f"{name}: {read.stderr}"
