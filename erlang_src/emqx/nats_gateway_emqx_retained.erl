@@ -21,7 +21,7 @@
 %% Throws `{store, nats_gateway_kv_answer:failure()}' if the core node does not answer.
 -spec read(Topic :: binary()) -> {ok, Message :: tuple()} | none.
 read(Topic) ->
-    case at_core(emqx_retainer, read_message, [Topic]) of
+    case at(core(), emqx_retainer, read_message, [Topic]) of
         {ok, [Message | _]} -> {ok, Message};
         _ -> none
     end.
@@ -65,8 +65,6 @@ select(start, Spec) ->
 %% One that was at another node meanwhile has lost its compiled match specification.
 select(Continuation, Spec) ->
     ets:select(ets:repair_continuation(Continuation, Spec)).
-
-at_core(Module, Function, Arguments) -> at(core(), Module, Function, Arguments).
 
 core() ->
     case mria_rlog:role() of
