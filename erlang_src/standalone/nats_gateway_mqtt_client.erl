@@ -111,6 +111,9 @@
     input :: nats_gateway_mqtt_input:input(),
     %% how many chunks the socket may still send
     chunks :: non_neg_integer(),
+    %% whether the broker must be told that its last bytes have arrived, and the message that does it
+    %% is in the mailbox; what was sent since then has told it already
+    acknowledgement = none :: none | due | carried,
     %% requests without an answer, how many more the broker takes, and what waits behind them
     requests = #{} :: #{nats_gateway_mqtt_nif:packet_id() => tag() | exchange()},
     %% how many of them are messages with QoS 2
@@ -497,11 +500,14 @@ write(Bytes, Client = #client{socket = Socket, backlog = Backlog, keepalive = Ke
         end,
     case Sent of
         {ok, NBacklog} ->
-            look_later(Client#client{keepalive = has_sent(KeepAlive), backlog = NBacklog});
+            look_later(carried(Client#client{keepalive = has_sent(KeepAlive), backlog = NBacklog}));
         {error, _} ->
             self() ! {?MODULE, Socket, broken},
             Client#client{broken = true}
     end.
+
+carried(Client = #client{acknowledgement = due}) -> Client#client{acknowledgement = carried};
+carried(Client) -> Client.
 
 has_sent(KeepAlive = #keepalive{sent = true}) -> KeepAlive;
 has_sent(KeepAlive) -> KeepAlive#keepalive{sent = true}.
@@ -554,6 +560,11 @@ handle_info({?MODULE, Socket, ping_again}, Client = #client{socket = Socket}) wh
     Socket =/= undefined
 ->
     {[], ping_again(Client)};
+handle_info({?MODULE, Socket, acknowledge}, Client = #client{socket = Socket}) when
+    Socket =/= undefined
+->
+    _ = Client#client.acknowledgement =:= due andalso nats_gateway_transport:acknowledge(Socket),
+    {[], Client#client{acknowledgement = none}};
 handle_info({?MODULE, Look, look}, Client = #client{looking = Look}) ->
     look_at_socket(Client);
 handle_info({?MODULE, _, _}, _) ->
@@ -563,9 +574,7 @@ handle_info(_, #client{socket = undefined}) ->
 handle_info(Message, Client = #client{socket = Socket}) ->
     case nats_gateway_transport:classify(Message, Socket) of
         {data, Bytes} ->
-            %% Larger chunks are acknowledged anyway.
-            _ = byte_size(Bytes) < ?SEGMENT andalso nats_gateway_transport:acknowledge(Socket),
-            input(Bytes, replenish(has_heard(Client)));
+            input(Bytes, acknowledge_soon(Bytes, replenish(has_heard(Client))));
         passive ->
             case nats_gateway_transport:activate(Socket) of
                 ok -> {[], Client#client{chunks = nats_gateway_transport:max_active_n()}};
@@ -578,6 +587,17 @@ handle_info(Message, Client = #client{socket = Socket}) ->
         other ->
             ignore
     end.
+
+%% The acknowledgement takes three system calls and a packet. So the client gets what has come first: this
+%% process acknowledges when it has handled all messages that are in its mailbox by now. The kernel
+%% acknowledges larger chunks without delay, and so does any packet that is sent to the broker.
+acknowledge_soon(Bytes, Client) when byte_size(Bytes) >= ?SEGMENT ->
+    Client;
+acknowledge_soon(_, Client = #client{acknowledgement = none, socket = Socket}) ->
+    self() ! {?MODULE, Socket, acknowledge},
+    Client#client{acknowledgement = due};
+acknowledge_soon(_, Client) ->
+    Client#client{acknowledgement = due}.
 
 %% A chunk has come. The socket stays active.
 replenish(Client = #client{chunks = Left}) when Left > ?LOW ->

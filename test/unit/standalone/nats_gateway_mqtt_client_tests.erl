@@ -79,6 +79,39 @@ answers_test() ->
     ?assertEqual([{answer, second, 16#87}, {answer, first, 16#10}, {answer, third, 0}], Events),
     over(Answered, Broker).
 
+%% A broker without TCP_NODELAY keeps a small packet back until the one before it is acknowledged. When both
+%% sides send in turn, the kernel delays that by 40 ms.
+small_packets_are_acknowledged_soon_test() ->
+    {Client, Broker} = connected(<<>>),
+    ok = inet:setopts(Broker, [{nodelay, false}]),
+    InTurn = lists:foldl(
+        fun(_, Acc) ->
+            Sent = ?CLIENT:send([{publish(<<"a">>, 0), none}], Acc),
+            <<16#30, _/binary>> = packet(Broker),
+            ok = gen_tcp:send(Broker, <<16#30, 4, 0, 1, "a", 0>>),
+            {[#publish{}], NAcc} = events(1, Sent),
+            NAcc
+        end,
+        Client,
+        lists:seq(1, 30)
+    ),
+    {Times, Done} = lists:mapfoldl(
+        fun(_, Acc) ->
+            Sent = ?CLIENT:send([{publish(<<"a">>, 0), none}], Acc),
+            <<16#30, _/binary>> = packet(Broker),
+            Began = erlang:monotonic_time(millisecond),
+            ok = gen_tcp:send(Broker, <<16#30, 4, 0, 1, "b", 0>>),
+            ok = gen_tcp:send(Broker, <<16#30, 4, 0, 1, "c", 0>>),
+            {[#publish{topic = <<"b">>}, #publish{topic = <<"c">>}], NAcc} = events(2, Sent),
+            {erlang:monotonic_time(millisecond) - Began, NAcc}
+        end,
+        InTurn,
+        lists:seq(1, 5)
+    ),
+    %% Another process may have the processor for a moment, but not each time.
+    ?assert(lists:min(Times) < 20, Times),
+    over(Done, Broker).
+
 %% All or nothing.
 what_the_codec_refuses_test() ->
     {Client, Broker} = connected(<<>>),
