@@ -94,18 +94,18 @@ check: style unit-tests
 test:
 	@bin/install-missing test-packages
 	@BUILT=1 MAKE='$(MAKE)' bin/stages $(if $(KEEP_GOING),--keep-going) \
-	    --waiting test-erlang,test-brokers,test-hostile-costs \
+	    --waiting test-erlang,test-brokers,test-hostile-costs,test-release \
 	    build-all tools test-programs test-clients:build-all,tools,test-programs test-rust:test-programs \
-	    test-cli:build-all,tools test-wire:build-all,tools test-release:build-all,tools lint:tools,test-rust \
-	    test-erlang:build-all test-brokers:build-all,tools,test-programs test-hostile-costs:build-all,tools -- test-emqx test-hostile-times
+	    test-cli:build-all,tools test-wire:build-all,tools lint:tools,test-rust \
+	    test-brokers:build-all,tools,test-programs test-erlang:build-all test-release:build-all,tools test-hostile-costs:build-all,tools \
+	    -- test-emqx test-hostile-times
 
 tools:
 	@bin/install-missing test
 
 # The programs in Rust of test-clients and test-brokers, which take long to compile and share crates with our own tests.
 test-programs:
-	cargo build --locked --manifest-path test/clients/async_nats/Cargo.toml --target-dir target
-	cargo build --locked --manifest-path test/brokers/rumqttd/Cargo.toml --target-dir target
+	cargo build --locked --manifest-path test/Cargo.toml --target-dir target
 
 build-all: package-here release
 

@@ -19,6 +19,7 @@ from brokers.nats import Client, Closed, message
 from clients.stack import AGAINST_NATS_SERVER, Address, Server, Stack, gateway_in_front_of, mosquitto
 from emqx.node import Node, emqx_homes
 from ports import HOST, free_port
+from rust_programs import rust_program
 from wire.servers import REPOSITORY, accepts
 
 HOMES = emqx_homes()
@@ -50,10 +51,7 @@ def _mochi(directory: Path) -> Server:
 
 
 def _rumqttd(directory: Path) -> Server:
-    # That of our own tests: many of the crates are the same. `make test-programs` builds it, too.
-    target = REPOSITORY / "target"
-    _build(["cargo", "build", "--quiet", "--locked"], HERE / "rumqttd", CARGO_TARGET_DIR=str(target))
-    return _server("rumqttd", [str(target / "debug" / "rumqttd-broker")], directory)
+    return _server("rumqttd", [str(rust_program("rumqttd-broker"))], directory)
 
 
 class _Emqx:

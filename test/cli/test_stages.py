@@ -69,13 +69,13 @@ def test_no_more_run_at_once_than_there_are_lanes(stages: Callable, tmp_path: Pa
     assert status == 0, output
 
 
-def test_one_lane_more_is_for_those_that_wait(stages: Callable, tmp_path: Path):
-    heavy = "mkdir heavy || exit 1; touch {0}; until [ -e waited1 ]; do sleep 0.02; done; rmdir heavy"
-    light = "mkdir light || exit 1; until [ -e a ]; do sleep 0.02; done; sleep 0.1; touch {0}; rmdir light"
-    # `a` and `w1` run at once, each of which waits for the other; neither `b` nor `w2` runs beside them.
+def test_two_lanes_more_are_for_those_that_wait(stages: Callable, tmp_path: Path):
+    heavy = "mkdir heavy || exit 1; touch {0}; until [ -e w1 -a -e w2 ]; do sleep 0.02; done; rmdir heavy"
+    light = "until [ -e a ]; do sleep 0.02; done; sleep 0.1; [ ! -e w3 ] || exit 1; touch {0}"
+    # `a`, `w1` and `w2` run at once, each of which waits for others of them; neither `b` nor `w3` runs beside them.
     status, output = ended(stages(
-        "--lanes", "1", "--waiting", "w1,w2", "a", "b", "w1", "w2",
-        a=heavy.format("a"), b=heavy.format("b"), w1=light.format("waited1"), w2="mkdir light || exit 1; rmdir light",
+        "--lanes", "1", "--waiting", "w1,w2,w3", "a", "b", "w1", "w2", "w3",
+        a=heavy.format("a"), b=heavy.format("b"), w1=light.format("w1"), w2=light.format("w2"), w3="[ -e w1 -o -e w2 ] || exit 1; touch w3",
     ))
     assert status == 0, output
 
@@ -83,7 +83,8 @@ def test_one_lane_more_is_for_those_that_wait(stages: Callable, tmp_path: Path):
 def test_those_that_wait_take_a_lane_that_the_others_leave(stages: Callable):
     meet = "touch {0}; until [ -e {1} ]; do sleep 0.02; done"
     status, output = ended(stages(
-        "--lanes", "1", "--waiting", "w1,w2", "w1", "w2", "a", w1=meet.format("w1", "w2"), w2=meet.format("w2", "w1"), a="[ -e w2 ]",
+        "--lanes", "1", "--waiting", "w1,w2,w3", "w1", "w2", "w3", "a",
+        w1=meet.format("w1", "w2"), w2=meet.format("w2", "w3"), w3=meet.format("w3", "w1"), a="[ -e w1 -o -e w2 -o -e w3 ]",
     ))
     assert status == 0, output
 

@@ -35,6 +35,7 @@ from clients.stack import (
     tls_stack,
     websocket_stack,
 )
+from rust_programs import rust_program
 from wire.transports import authority, server_certificate
 
 HERE = Path(__file__).resolve().parent
@@ -246,11 +247,7 @@ def nats_js_ws(
 
 @pytest.fixture(scope="session")
 def async_nats() -> Program:
-    directory = HERE / "async_nats"
-    # That of our own tests: a third of the crates are the same. `make test-programs` builds it, too.
-    target = REPOSITORY / "target"
-    _build(["cargo", "build", "--locked", "--quiet", "--target-dir", str(target)], directory)
-    return Program([str(target / "debug" / "async-nats-clients")], directory)
+    return Program([str(rust_program("async-nats-clients"))], HERE / "async_nats")
 
 
 @pytest.fixture(scope="session")

@@ -31,14 +31,24 @@ def hashed_token(place: object) -> dict[str, object]:
 
 
 @contextmanager
+def among(sockets: set[socket.socket], sock: socket.socket) -> Iterator[None]:
+    sockets.add(sock)
+    try:
+        yield
+    finally:
+        sockets.discard(sock)
+
+
+@contextmanager
 def guessing(host: Host, source: str) -> Iterator[list[int]]:
     """Counts the guesses so far."""
     stop = threading.Event()
     counts = [0]
+    connected: set[socket.socket] = set()
 
     def guess() -> None:
         while not stop.is_set():
-            with suppress(OSError), socket.create_connection(host.address(), DEADLINE, (source, 0)) as sock:
+            with suppress(OSError), socket.create_connection(host.address(), DEADLINE, (source, 0)) as sock, among(connected, sock):
                 sock.recv(4096)
                 sock.sendall(b'CONNECT {"auth_token":"wrong"}\r\n')
                 sock.recv(4096)
@@ -51,8 +61,12 @@ def guessing(host: Host, source: str) -> Iterator[list[int]]:
         yield counts
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        # Nobody waits for the guesses whose turn has not come.
+        while any(thread.is_alive() for thread in threads):
+            for sock in list(connected):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            time.sleep(0.01)
 
 
 @pytest.mark.by_the_clock
@@ -90,7 +104,8 @@ def test_guessers_lock_nobody_out_at_the_first_login(hosts: Hosts, note: Callabl
     users = [{"user": f"user{number}", "password": text} for number, text in enumerate(HASHES)]
     host = hosts(auth_token=HASH, users=users)
     with guessing(host, source) as guesses:
-        wait_until(lambda: guesses[0] >= GUESSERS, "guesses", 60.0)
+        # By now all of them wait for their turns.
+        wait_until(lambda: guesses[0] >= GUESSERS // 3, "guesses", 60.0)
         times = []
         for user in users:
             began = time.monotonic()
