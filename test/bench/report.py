@@ -15,11 +15,13 @@ from bench.scenarios import (
     BUDGETS,
     BUILT_IN,
     DELIVERED,
+    MOSQUITTO,
     MQTT,
     NATS_SERVER,
     OURS,
     PUBLISHED,
     SCENARIOS,
+    STANDALONE,
     STANDALONE_PEERS,
     STANDALONE_SCENARIOS,
     Budget,
@@ -317,9 +319,16 @@ def _aligned(rows: list[list[str]]) -> str:
 # --- Chart -----------------------------------------------------------------------------------------------------------
 
 BARS = [("publish", PUBLISHED, "publish only"), ("1:1", DELIVERED, "1 to 1"), ("1:8", DELIVERED, "1 to 8")]
-COLORS = {OURS: "#2f6fdb", MQTT: "#8a94a6", BUILT_IN: "#c9a25b"}
-LABELS = {OURS: "this plugin", MQTT: "EMQX's MQTT listener", BUILT_IN: "EMQX's built-in NATS gateway"}
-WIDTH, LEFT, BAR, GAP = 720, 130, 20, 22
+# What each line of the chart shows, and how its values are written.
+LINES = [*((scenario, figure, title, "{:,.0f}/s") for scenario, figure, title in BARS), ("round trip", "p50", "round trip", "{:,.0f} µs")]
+COLORS = {
+    OURS: "#2f6fdb", MQTT: "#8a94a6", BUILT_IN: "#c9a25b", STANDALONE: "#2f6fdb", MOSQUITTO: "#8a94a6", NATS_SERVER: "#6aa37a",
+}
+LABELS = {
+    OURS: "this plugin", MQTT: "EMQX's MQTT listener", BUILT_IN: "EMQX's built-in NATS gateway",
+    STANDALONE: "this gateway, Mosquitto", MOSQUITTO: "Mosquitto, MQTT clients", NATS_SERVER: "nats-server",
+}
+WIDTH, LEFT, RIGHT, BAR, GAP = 720, 100, 90, 18, 12
 
 
 def _release(node: Results) -> str:
@@ -328,43 +337,41 @@ def _release(node: Results) -> str:
 
 
 def chart(results: Results) -> str:
-    """Messages of 128 B per second, as multiples of the built-in gateway."""
-    rows = []
-    for node in nodes(results):
-        table = Table(node)
-        for scenario, figure, title in BARS:
-            bars = {}
-            for peer in COLORS:
-                ratios = table.ratios((scenario, peer), (scenario, BUILT_IN), figure)
-                if ratios:
-                    bars[peer] = median(ratios)
-            if bars:
-                rows.append((f"{_release(node)}, {title}", bars))
-    longest = max((value for _, bars in rows for value in bars.values()), default=1.0)
-    scale = (WIDTH - LEFT - 70) / longest
-    parts, y = [], 44
-    for index, (peer, color) in enumerate(COLORS.items()):
-        x = LEFT + (0, 120, 310)[index]
-        parts.append(f'<rect x="{x}" y="14" width="12" height="12" rx="2" fill="{color}"/>')
-        parts.append(f'<text x="{x + 18}" y="24">{LABELS[peer]}</text>')
-    for title, bars in rows:
-        middle = y + len(bars) * BAR / 2
-        parts.append(f'<text x="{LEFT - 12}" y="{middle + 4:.0f}" text-anchor="end">{title}</text>')
-        for peer, value in bars.items():
-            length = value * scale
-            parts.append(
-                f'<rect x="{LEFT}" y="{y + 2}" width="{length:.1f}" height="{BAR - 4}" rx="2" fill="{COLORS[peer]}"/>'
-            )
-            parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 14}">{value:.1f}x</text>')
-            y += BAR
-        y += GAP
+    """Messages of 128 B per second and round trips, in each place, with the peers there. Each line has a scale of its own."""
+    places = [(f"In EMQX {_release(node)}", Table(node), (OURS, MQTT, BUILT_IN)) for node in nodes(results) if node["emqx"]]
+    places.append(("Standalone", Table(results), STANDALONE_PEERS))
+    parts, y = ['<text x="0" y="16">Messages of 128 B per second (longer is better), and the time of a request and its reply (shorter is better)</text>'], 30
+    for place, table, peers in places:
+        lines = [(line, found) for line in LINES if (found := _medians(table, line, peers))]
+        if not lines:
+            continue
+        parts.append(f'<text x="0" y="{y + 24}" style="font-weight: bold">{place}</text>')
+        x = LEFT
+        for peer in peers:
+            parts.append(f'<rect x="{x}" y="{y + 13}" width="12" height="12" rx="2" fill="{COLORS[peer]}"/>')
+            parts.append(f'<text x="{x + 18}" y="{y + 24}">{LABELS[peer]}</text>')
+            x += 200
+        y += 38
+        for (_, _, title, form), found in lines:
+            parts.append(f'<text x="{LEFT - 12}" y="{y + len(found) * BAR / 2 + 4:.0f}" text-anchor="end">{title}</text>')
+            for peer, value in found.items():
+                length = value / max(found.values()) * (WIDTH - LEFT - RIGHT)
+                parts.append(f'<rect x="{LEFT}" y="{y + 2}" width="{length:.1f}" height="{BAR - 4}" rx="2" fill="{COLORS[peer]}"/>')
+                parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 13}">{form.format(value)}</text>')
+                y += BAR
+            y += GAP
     style = "text { font: 13px sans-serif; fill: #24292f } @media (prefers-color-scheme: dark) { text { fill: #d0d7de } }"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" role="img" '
-        f'aria-label="Messages per second, as multiples of the built-in gateway">\n<style>{style}</style>\n'
+        f'aria-label="Messages per second and round trips">\n<style>{style}</style>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )
+
+
+def _medians(table: Table, line: tuple[str, str, str, str], peers: tuple[str, ...]) -> dict[str, float]:
+    scenario, figure, _, _ = line
+    return {peer: median(values.values()) for peer in peers if (values := table.values(scenario, peer, figure))}
 
 
 # --- Documents -------------------------------------------------------------------------------------------------------
