@@ -90,8 +90,10 @@ impl Connector {
             }
             None => None,
         };
+        // A clone would take a second file descriptor.
+        let socket = Arc::new(socket);
         let mut reader = Reader {
-            socket: socket.try_clone()?,
+            socket: Arc::clone(&socket),
             tls: tls.clone(),
             frames: None,
             raw: Vec::new(),
@@ -217,7 +219,7 @@ fn begin_websocket(
 
 /// The direction from the peer. A read returns bytes of the protocol.
 pub struct Reader {
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     tls: Option<Tls>,
     frames: Option<FramesIn>,
     raw: Vec<u8>,
@@ -239,7 +241,7 @@ impl Reader {
     /// is false at the end of the stream.
     fn advance(&mut self) -> io::Result<bool> {
         self.raw.resize(PIECE, 0);
-        let size = self.socket.read(&mut self.raw)?;
+        let size = (&*self.socket).read(&mut self.raw)?;
         let mut plain = std::mem::take(self.ready.get_mut());
         plain.clear();
         match &self.tls {
@@ -259,7 +261,7 @@ impl Reader {
 impl Read for Reader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.tls.is_none() && self.frames.is_none() {
-            return self.socket.read(into);
+            return (&*self.socket).read(into);
         }
         loop {
             let size = self.ready.read(into)?;
@@ -287,7 +289,7 @@ fn decrypt(session: &mut ClientConnection, mut raw: &[u8], plain: &mut Vec<u8>) 
 
 /// The direction to the peer. It may be used by another thread than the reader.
 pub struct Writer {
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     tls: Option<Tls>,
     frames: Option<FramesOut>,
 }
@@ -306,7 +308,7 @@ impl Writer {
 
     fn write_below(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(tls) = &self.tls else {
-            return self.socket.write_all(bytes);
+            return (&*self.socket).write_all(bytes);
         };
         let mut records = Vec::with_capacity(bytes.len() + bytes.len() / 128 + 64);
         let mut session = lock(tls)?;
@@ -316,7 +318,7 @@ impl Writer {
         }
         // The peer may have to send before it takes these.
         drop(session);
-        self.socket.write_all(&records)
+        (&*self.socket).write_all(&records)
     }
 }
 
