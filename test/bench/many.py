@@ -17,6 +17,12 @@ WORKS: dict[str, dict[str, Any]] = {
     "1000 publishers, each with a subscriber, 4 messages of each under way": {
         "measure": "closed_loop", "pairs": 1000, "messages": 30, "under_way": 4,
     },
+    **{
+        f"{pairs} publisher{'s, each' if pairs > 1 else ''} with a subscriber, 4 messages of each under way": {
+            "measure": "closed_loop", "pairs": pairs, "messages": 20_000 // pairs, "under_way": 4,
+        }
+        for pairs in (1, 10, 100)
+    },
     "1 publisher, 1000 subscribers": {"measure": "flow", "messages": 100, "subscribers": 1000},
     "1:1, the subscriber has 10,000 subscriptions with a wildcard": {
         "measure": "flow", "messages": 20_000, "subscribers": 1, "subjects": 1000, "subscriptions": 10_000, "wildcards": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import connections, contention, footprint, many, transports
+from bench import connections, contention, footprint, locks, many, round_trip, transports
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -30,7 +30,7 @@ from bench.scenarios import (
 Results = dict[str, Any]
 
 # Each has its own place in docs/performance.md, and is measured alone by `make bench ONLY=name`.
-GROUPS = {"transports": transports, "many": many, "connections": connections, "footprint": footprint}
+GROUPS = {"transports": transports, "many": many, "connections": connections, "footprint": footprint, "round_trip": round_trip, "locks": locks}
 
 NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 
@@ -382,14 +382,17 @@ def write_docs(results: Results, repository: Path, parts: tuple[str, ...]) -> No
     docs = repository / "docs"
     page, stored = docs / "performance.md", docs / "performance.json"
     before = json.loads(stored.read_text())
-    groups = before.get("groups", {}) | results["groups"]
+    groups = before.get("groups", {}) | {name: found for name, found in results["groups"].items() if found["measurements"]}
     if {"comparison", "kv", "microbenchmarks"} <= set(parts):
         before = results
         (docs / "performance.svg").write_text(chart(results))
         _replace(page, "machine", _machine_text(results))
         _replace(page, "tables", markdown(_tables(results)))
-        _replace(repository / "README.md", "ratios", _ratio_text(results))
+    _replace(repository / "README.md", "ratios", _ratio_text(before, groups))
     for name, found in results["groups"].items():
+        if not found["measurements"]:
+            # What could not be measured here keeps its place.
+            continue
         _replace(page, name, f"{_group_text(name, found)}\n\n{markdown(GROUPS[name].tables(found))}")
     stored.write_text(json.dumps(before | {"groups": groups}, indent=1) + "\n")
 
@@ -426,7 +429,7 @@ def _group_text(name: str, found: Results) -> str:
     )
 
 
-def _ratio_text(results: Results) -> str:
+def _ratio_text(results: Results, groups: dict[str, Results]) -> str:
     found = [(_release(node), Table(node)) for node in nodes(results) if node["emqx"]]
     peers = ((MQTT, "to its MQTT listener"), (BUILT_IN, "to its built-in NATS gateway"))
     head = [f"{title}, {release}" for release, _ in found for _, title in peers]
@@ -435,4 +438,7 @@ def _ratio_text(results: Results) -> str:
     for title, scenario, figure, form in [*figures, ("time of a request and its reply", "round trip", "p50", ".2f")]:
         ratios = [table.ratios((scenario, OURS), (scenario, peer), figure) for _, table in found for peer, _ in peers]
         rows.append([title, *(format(median(values), form) if values else "" for values in ratios)])
+    if "round_trip" in groups:
+        one_core = [round_trip.ratio(groups["round_trip"], release, peer) for release, _ in found for peer, _ in peers]
+        rows.append(["the same, where no idle core has to be woken up", *(format(value, ".2f") if value else "" for value in one_core)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
