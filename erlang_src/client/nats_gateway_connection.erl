@@ -596,7 +596,7 @@ deliver({wait, NInbox}, _, State) ->
     {noreply, State#state{inbox = NInbox}}.
 
 hand_over_collected(State = #state{channel = Channel, inbox = Inbox}) ->
-    {Messages, NInbox} = nats_gateway_inbox:take(Inbox),
+    {Messages, NInbox} = nats_gateway_inbox:take(erlang:monotonic_time(microsecond), Inbox),
     deliver({take, Messages, NInbox}, Channel, State).
 
 enlarge_heap(true, State = #state{heap = Heap}) ->
@@ -1242,7 +1242,7 @@ leave(Reason, State = #state{socket = Socket, channel = Channel, report_times = 
             true -> nats_gateway_channel:report(Octets, Channel);
             false -> Channel
         end,
-    {Messages, NInbox} = nats_gateway_inbox:take(State#state.inbox),
+    {Messages, NInbox} = nats_gateway_inbox:take(erlang:monotonic_time(microsecond), State#state.inbox),
     ok = nats_gateway_channel:terminate(Reason, Messages, Last),
     State#state{channel = undefined, inbox = NInbox}.
 

@@ -7,7 +7,7 @@
 -export([new/1]).
 -export([collects/1]).
 -export([put/3]).
--export([take/1]).
+-export([take/2]).
 -export([is_empty/1]).
 -export([heard/1]).
 
@@ -38,31 +38,32 @@ collects(#inbox{collects = Collects}) -> Collects.
 %% only one.
 -spec put(Message :: term(), at_once | NowUs :: integer(), inbox()) ->
     {take, [term()], inbox()} | {first | wait, inbox()}.
-put(Message, at_once, Inbox) ->
-    take_with([Message], Inbox);
+put(Message, at_once, Inbox = #inbox{pace = Pace}) ->
+    take_with(Message, nats_gateway_pace:heard(Pace), Inbox);
 put(Message, Now, Inbox = #inbox{pace = Pace, messages = Messages, count = Count}) ->
     case nats_gateway_pace:next(Now, Pace) of
         {at_once, NPace} ->
-            take_with([Message], Inbox#inbox{pace = NPace});
+            take_with(Message, NPace, Inbox);
         {collect, NPace} when Count =:= 0 ->
             {first, Inbox#inbox{pace = NPace, messages = [Message], count = 1}};
         {collect, NPace} when Count < ?MAX_COUNT ->
             {wait, Inbox#inbox{pace = NPace, messages = [Message | Messages], count = Count + 1}};
         {collect, NPace} ->
-            take_with([Message], Inbox#inbox{pace = NPace})
+            take_with(Message, nats_gateway_pace:collected(Count + 1, Now, NPace), Inbox)
     end.
 
--spec take(inbox()) -> {[term()], inbox()}.
-take(Inbox) ->
-    {take, Messages, NInbox} = take_with([], Inbox),
-    {Messages, NInbox}.
+-spec take(NowUs :: integer(), inbox()) -> {[term()], inbox()}.
+take(_, Inbox = #inbox{messages = []}) ->
+    {[], Inbox};
+take(Now, Inbox = #inbox{count = Count, pace = Pace}) ->
+    take_all(nats_gateway_pace:collected(Count, Now, Pace), Inbox).
 
-take_with(More, Inbox = #inbox{messages = []}) ->
-    {take, More, Inbox};
-take_with(More, Inbox = #inbox{messages = Messages, count = Count, pace = Pace}) ->
-    {take, lists:reverse(Messages, More), Inbox#inbox{
-        messages = [], count = 0, pace = nats_gateway_pace:collected(Count, Pace)
-    }}.
+take_with(Message, Pace, Inbox) ->
+    {Waiting, NInbox} = take_all(Pace, Inbox),
+    {take, Waiting ++ [Message], NInbox}.
+
+take_all(Pace, Inbox = #inbox{messages = Messages}) ->
+    {lists:reverse(Messages), Inbox#inbox{messages = [], count = 0, pace = Pace}}.
 
 -spec is_empty(inbox()) -> boolean().
 is_empty(#inbox{messages = Messages}) -> Messages =:= [].

@@ -13,11 +13,16 @@ start() ->
     ok.
 
 %% Of each kind of lock: how often it was taken, how often somebody else had it, and how long was waited for it.
--spec stop() -> [{Name :: atom(), Tries :: non_neg_integer(), Collisions :: non_neg_integer(), WaitedNs :: non_neg_integer()}].
+-spec stop() -> [{Name :: atom(), Tries, Collisions, WaitedNs}] when
+    Tries :: non_neg_integer(), Collisions :: non_neg_integer(), WaitedNs :: non_neg_integer().
 stop() ->
     Locks = proplists:get_value(locks, erts_debug:lcnt_collect()),
     Kinds = lists:foldl(
-        fun({Name, _, _, Places}, Acc) -> lists:foldl(fun(Place, A) -> add(Name, Place, A) end, Acc, Places) end, #{}, Locks
+        fun({Name, _, _, Places}, Acc) ->
+            lists:foldl(fun(Place, Sums) -> add(Name, Place, Sums) end, Acc, Places)
+        end,
+        #{},
+        Locks
     ),
     [{Name, Tries, Collisions, Ns} || {Name, {Tries, Collisions, Ns}} <- maps:to_list(Kinds)].
 
