@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import connections, contention, footprint, locks, many, round_trip, transports
+from bench import connections, contention, footprint, locks, many, round_trip, schedulers, transports
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -30,7 +30,10 @@ from bench.scenarios import (
 Results = dict[str, Any]
 
 # Each has its own place in docs/performance.md, and is measured alone by `make bench ONLY=name`.
-GROUPS = {"transports": transports, "many": many, "connections": connections, "footprint": footprint, "round_trip": round_trip, "locks": locks}
+GROUPS = {
+    "transports": transports, "many": many, "connections": connections, "footprint": footprint, "round_trip": round_trip,
+    "schedulers": schedulers, "locks": locks,
+}
 
 NO_NODE = {"emqx": None, "measurements": [], "idle": [], "growth": [], "nif_calls": {}}
 
