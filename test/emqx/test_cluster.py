@@ -442,7 +442,7 @@ def replicant(cluster: tuple[Gateway, Gateway], home: Path) -> Iterator[Gateway]
             third.node.start()
         except RuntimeError as error:
             pytest.skip(f"this EMQX cannot run replicants: {str(error)[-300:]}")
-        wait_until(lambda: runs_everywhere(first.node, 3), "the plugin runs on all three nodes", deadline=60)
+        wait_until(lambda: runs_everywhere(first.node, 3), "the plugin runs on all three nodes", deadline=120)
         wait_until(lambda: serves(third), "the replicant serves NATS", deadline=30)
         yield third
     finally:
