@@ -62,8 +62,11 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
 def operator(connect: Callable[..., Nats], *subjects: str) -> Nats:
     client = connect("admin")
     for sid, subject in enumerate(subjects or ("$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT"), start=1):
-        client.subscribe(subject, sid=str(sid))
-    client.ping()
+        client.send(f"SUB {subject} {sid}\r\n")
+    client.send("PING\r\n")
+    # A nats-server tells it of its own CONNECT, some time after it.
+    while (operation := client.operation()) != b"PONG":
+        client.read(int(operation.split(b" ")[-1]) + len(b"\r\n"))
     return client
 
 
