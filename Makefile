@@ -164,9 +164,9 @@ test-clients: $(call unless_built,build)
 test-brokers: $(call unless_built,build)
 	$(PYTEST) test/brokers
 
-# Against real nodes, two side by side: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
+# Against real nodes: EMQX_HOME alone, else every /opt/emqx-*; where there is none it says so at the end.
 test-emqx: $(call unless_built,package-here)
-	$(PYTEST) -n 2 --dist loadgroup test/emqx
+	$(PYTEST) test/emqx
 
 # HOSTILE=long: the full sizes.
 test-hostile: $(call unless_built,package-here)

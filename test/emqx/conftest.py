@@ -37,9 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             # The node has deadlines of its own.
             item.add_marker(pytest.mark.timeout(TEST_DEADLINE, func_only=True))
-        if (place := getattr(item, "callspec", None) and item.callspec.params.get("home")) is not None:
-            # With several processes, all tests of an EMQX are run by the one that has started its node.
-            item.add_marker(pytest.mark.xdist_group(place.name))
         if BUILT_IN and item.get_closest_marker("plugin"):
             item.add_marker(pytest.mark.skip(reason="tests the plugin, not a gateway"))
 
