@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,7 +20,7 @@ BUILD_DEADLINE = 900.0
 def _build() -> subprocess.CompletedProcess[str]:
     """All of them, as `make test-programs` does: one alone would need some crates with other features."""
     command = ["cargo", "build", "--locked", "--quiet", "--target-dir", str(TARGET)]
-    return subprocess.run(command, cwd=HERE, env=os.environ, capture_output=True, text=True, timeout=BUILD_DEADLINE)
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=BUILD_DEADLINE)
 
 
 def rust_program(name: str) -> Path:

@@ -9,7 +9,7 @@ import re
 from statistics import median
 from typing import Any
 
-from bench.group import Rows, Run
+from bench.group import Outcomes, Rows, Run, cell, figure, table
 from bench.peers import EmqxPeers, Peer
 from bench.scenarios import BUILT_IN, MQTT, OURS
 from wire.servers import REPOSITORY
@@ -64,32 +64,25 @@ def _measure(run: Run, emqx: EmqxPeers, peer: Peer, work: str, specification: di
 
 
 def tables(results: dict[str, Any]) -> list[tuple[str, Rows]]:
-    head = ["", *(f"{peer}: {what}" for peer in PEERS for what in ("taken", "held by another", "waited, µs"))]
-    rows = []
-    for work in WORKS:
-        cells: list[str] = []
-        for peer in PEERS:
-            found = _outcomes(results, work, peer)
-            for name, factor, form in (("tries", 1, ".1f"), ("collisions", 1, ".3f"), ("waited_ns", 1e-3, ".2f")):
-                cells.append(format(median(one[name] * factor for one in found), form) if found else "")
-        rows.append([work, *cells])
-    kinds = [["", *PEERS]]
-    for work in WORKS:
-        shown = [
-            ", ".join(f"{name} {value:.0f}" for name, value in _worst(_outcomes(results, work, peer))) or "none" for peer in PEERS
-        ]
-        kinds.append([work, *shown])
+    found = Outcomes(results)
+    figures = {"taken": (figure("tries"), ".1f"), "held by another": (figure("collisions"), ".3f"), "waited, µs": (figure("waited_ns", 1e-3), ".2f")}
+    columns = [(peer, what) for peer in PEERS for what in figures]
     return [
-        ("Locks of the runtime per message (delivery)", [head, *rows]),
-        ("Locks that another thread held, by kind, in a thousand messages (deliveries)", kinds),
-    ] if results["measurements"] else []
+        (
+            "Locks of the runtime per message (delivery)",
+            table("", [f"{peer}: {what}" for peer, what in columns], [
+                (work, [cell(found.values(work, peer, figures[what][0]), figures[what][1]) for peer, what in columns]) for work in WORKS
+            ]),
+        ),
+        (
+            "Locks that another thread held, by kind, in a thousand messages (deliveries)",
+            table("", PEERS, [(work, [_worst(found.values(work, peer, lambda outcome: outcome["kinds"])) for peer in PEERS]) for work in WORKS]),
+        ),
+    ]
 
 
-def _outcomes(results: dict[str, Any], work: str, peer: str) -> list[dict[str, Any]]:
-    return [one["outcome"] for one in results["measurements"] if one["scenario"] == work and one["peer"] == peer]
-
-
-def _worst(outcomes: list[dict[str, Any]]) -> list[tuple[str, float]]:
-    names = {name for one in outcomes for name in one["kinds"]}
-    by_kind = {name: 1000 * median(one["kinds"].get(name, (0, 0, 0))[1] for one in outcomes) for name in names}
-    return sorted(((name, value) for name, value in by_kind.items() if value >= SHOWN_COLLISIONS), key=lambda one: -one[1])[:4]
+def _worst(rounds: list[dict[str, list[float]]]) -> str:
+    names = {name for kinds in rounds for name in kinds}
+    held = {name: 1000 * median(kinds.get(name, (0, 0, 0))[1] for kinds in rounds) for name in names}
+    worst = sorted(((name, value) for name, value in held.items() if value >= SHOWN_COLLISIONS), key=lambda one: (-one[1], one[0]))[:4]
+    return ", ".join(f"{name} {value:.0f}" for name, value in worst) or ("none" if rounds else "")

@@ -13,16 +13,19 @@ TITLE = "Many"
 PEERS = (OURS, MQTT, STANDALONE, MOSQUITTO, NATS_SERVER)
 ROUNDS_SECONDS = 60.0
 
+
+
+def pairs(count: int, messages: int) -> dict[str, dict[str, Any]]:
+    """`messages` of each publisher."""
+    title = f"{count} publisher{'s, each' if count > 1 else ''} with a subscriber, 4 messages of each under way"
+    return {title: {"measure": "closed_loop", "pairs": count, "messages": messages, "under_way": 4}}
+
+
 WORKS: dict[str, dict[str, Any]] = {
-    "1000 publishers, each with a subscriber, 4 messages of each under way": {
-        "measure": "closed_loop", "pairs": 1000, "messages": 30, "under_way": 4,
-    },
-    **{
-        f"{pairs} publisher{'s, each' if pairs > 1 else ''} with a subscriber, 4 messages of each under way": {
-            "measure": "closed_loop", "pairs": pairs, "messages": 20_000 // pairs, "under_way": 4,
-        }
-        for pairs in (1, 10, 100)
-    },
+    **pairs(1000, 30),
+    **pairs(1, 20_000),
+    **pairs(10, 2000),
+    **pairs(100, 200),
     "1 publisher, 1000 subscribers": {"measure": "flow", "messages": 100, "subscribers": 1000},
     "1:1, the subscriber has 10,000 subscriptions with a wildcard": {
         "measure": "flow", "messages": 20_000, "subscribers": 1, "subjects": 1000, "subscriptions": 10_000, "wildcards": True,

@@ -44,7 +44,7 @@ class Peer:
     def measure(self, specification: dict[str, Any]) -> dict[str, float]:
         about = self._about()
         if specification["measure"] in ("flow", "closed_loop"):
-            about["pids"] = [pid for session in self.sessions for pid in processes(session)]
+            about["pids"] = self.pids()
         done = subprocess.run(
             [str(LOAD), json.dumps(specification | about)],
             stdin=subprocess.DEVNULL,
@@ -68,9 +68,12 @@ class Peer:
             yield Connections(self.name, process)
             process.stdin.close()
 
+    def pids(self) -> list[int]:
+        return [pid for session in self.sessions for pid in processes(session)]
+
     def resident(self) -> int:
         """Bytes of memory that its processes have."""
-        return sum(_resident(pid) for session in self.sessions for pid in processes(session))
+        return sum(map(_resident, self.pids()))
 
 
 class Connections:
@@ -88,10 +91,15 @@ class Connections:
         return json.loads(line)
 
 
+def release(version: str) -> str:
+    """As people call it: 5.10."""
+    return ".".join(version.split(".")[:2])
+
+
 def cpu_seconds(peer: Peer) -> float:
     """Processor time of its processes until now."""
     ticks = 0
-    for pid in (pid for session in peer.sessions for pid in processes(session)):
+    for pid in peer.pids():
         with suppress(OSError):
             ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -184,6 +192,9 @@ class EmqxPeers:
             "[erlang:memory(total), erlang:memory(processes), erlang:system_info(process_count)])."
         ).split()[:3]
         return {"total": int(total), "processes": int(processes), "process_count": int(count)}
+
+    def release(self) -> str:
+        return release(self.version())
 
     def version(self) -> str:
         return self.node.rest.get("/nodes")[0]["version"]

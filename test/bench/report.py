@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from bench import connections, contention, footprint, locks, many, round_trip, schedulers, transports
+from bench.peers import release
 from bench.scenarios import (
     BARE,
     BUDGETS,
@@ -335,8 +336,7 @@ WIDTH, LEFT, RIGHT, BAR, GAP = 720, 100, 90, 18, 12
 
 
 def _release(node: Results) -> str:
-    """As people call it: 5.10."""
-    return ".".join(node["emqx"]["version"].split(".")[:2])
+    return release(node["emqx"]["version"])
 
 
 def chart(results: Results) -> str:
@@ -385,17 +385,16 @@ def write_docs(results: Results, repository: Path, parts: tuple[str, ...]) -> No
     docs = repository / "docs"
     page, stored = docs / "performance.md", docs / "performance.json"
     before = json.loads(stored.read_text())
-    groups = before.get("groups", {}) | {name: found for name, found in results["groups"].items() if found["measurements"]}
+    # What could not be measured here keeps its place.
+    measured = {name: found for name, found in results["groups"].items() if found["measurements"]}
+    groups = before.get("groups", {}) | measured
     if {"comparison", "kv", "microbenchmarks"} <= set(parts):
         before = results
         (docs / "performance.svg").write_text(chart(results))
         _replace(page, "machine", _machine_text(results))
         _replace(page, "tables", markdown(_tables(results)))
     _replace(repository / "README.md", "ratios", _ratio_text(before, groups))
-    for name, found in results["groups"].items():
-        if not found["measurements"]:
-            # What could not be measured here keeps its place.
-            continue
+    for name, found in measured.items():
         _replace(page, name, f"{_group_text(name, found)}\n\n{markdown(GROUPS[name].tables(found))}")
     stored.write_text(json.dumps(before | {"groups": groups}, indent=1) + "\n")
 

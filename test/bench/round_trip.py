@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from bench.group import Outcomes, Rows, Run, cell, figure, key, table
-from bench.peers import EmqxPeers, Peer, processes, standalone_peers
+from bench.peers import EmqxPeers, Peer, standalone_peers
 from bench.scenarios import BUILT_IN, MQTT, OURS
 from emqx.node import emqx_homes
 
@@ -40,8 +40,7 @@ def measure(run: Run) -> None:
         # One node at a time: two would wake up each other's cores.
         for home in sorted(emqx_homes()) if run.package else ():
             with EmqxPeers(home, run.package) as emqx:
-                release = ".".join(emqx.version().split(".")[:2])
-                names = {_in(release, name): name for name in (OURS, MQTT, BUILT_IN)}
+                names = {_in(emqx.release(), name): name for name in (OURS, MQTT, BUILT_IN)}
                 _rounds(run, {title: lambda name=name: emqx.peer(name) for title, name in names.items()}, places, cores)
         others = stack.enter_context(standalone_peers())
         _rounds(run, {name: lambda peer=peer: peer for name, peer in others.items()}, places, cores)
@@ -69,7 +68,7 @@ def _placed(peer: Peer, server: list[int], clients: list[int], cores: list[int])
 
 
 def _pin(peer: Peer, cores: list[int]) -> None:
-    for pid in (pid for session in peer.sessions for pid in processes(session)):
+    for pid in peer.pids():
         for thread in Path(f"/proc/{pid}/task").glob("*"):
             try:
                 os.sched_setaffinity(int(thread.name), cores)

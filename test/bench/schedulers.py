@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from bench.group import Outcomes, Rows, Run, cell, figure, table
+from bench.many import pairs
 from bench.peers import EmqxPeers, Peer
 from bench.scenarios import BUILT_IN, MQTT, OURS
 from wire.servers import REPOSITORY
@@ -18,12 +19,9 @@ ROUNDS_SECONDS = 40.0
 WORKS: dict[str, dict[str, Any]] = {
     "1:1": {"measure": "flow", "messages": 20_000, "subscribers": 1},
     "1:8": {"measure": "flow", "messages": 5000, "subscribers": 8},
-    **{
-        f"{pairs} publisher{'s, each' if pairs > 1 else ''} with a subscriber, 4 messages of each under way": {
-            "measure": "closed_loop", "pairs": pairs, "messages": 10_000 // pairs, "under_way": 4,
-        }
-        for pairs in (1, 10, 100)
-    },
+    **pairs(1, 10_000),
+    **pairs(10, 1000),
+    **pairs(100, 100),
     "requests and replies, 1 under way": {"measure": "closed_loop", "pairs": 1, "messages": 2000, "under_way": 1, "requests": True},
 }
 RUNS, MOVES = "scheduled", "moved"
